@@ -1,0 +1,71 @@
+# `make help` lists the targets. Each does its own set-up: a virtual environment in .venv/<Python version>.
+#
+#   make test PYTHON=python3.12      another Python, in an environment of its own beside the first
+#   make test ARGS="-k priority -x"  a part of the suite, without the coverage gate
+
+PYTHON ?= python3
+ARGS ?=
+
+VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
+VENV := .venv/$(or $(VERSION),none)
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs bench venv format lint types imports wheel clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo "make <target> [PYTHON=python3.12]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## a host application, a plugin and a second program over real Redis; about half a minute
+	@$(RUN) -m examples.meetings
+
+test: $(VENV)/.test ## the whole suite on real Redis, in parallel, with the coverage gate
+ifeq ($(ARGS),)
+	$(RUN) -m pytest --numprocesses=auto --cov --cov-report=term
+else
+	$(RUN) -m pytest $(ARGS)
+endif
+
+check: lint types imports wheel ## everything that needs no test: lint, types, imports, wheel
+	@echo "check: all good"
+
+docs: $(VENV)/.docs ## the documentation, into docs/_build/html; warnings are errors
+	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
+bench: $(VENV)/.demo ## measure dispatch against Whistle, and the bridge against redis-py
+	$(RUN) -m benchmarks.dispatch
+	$(RUN) -m benchmarks.redis_publish
+
+venv: $(VENV)/.dev ## one environment with every tool, for an editor
+
+format: $(VENV)/.check ## let ruff rewrite the code
+	$(RUN) -m ruff format
+	$(RUN) -m ruff check --fix
+
+lint: $(VENV)/.check ## ruff: format and rules
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+
+types: $(VENV)/.check ## mypy and pyright, on silbo/, tools/ and tests/typing/
+	$(RUN) -m mypy
+	$(RUN) -m basedpyright --warnings
+
+imports: $(VENV)/.check ## the arrows between modules (setup.cfg)
+	$(VENV)/bin/lint-imports
+
+wheel: $(VENV)/.check ## build sdist and wheel, then install and import that wheel
+	$(RUN) -m tools.check_wheel
+
+clean: ## remove the environments, the caches and everything built
+	rm -rf .venv build dist docs/_build *.egg-info .coverage .coverage.* .hypothesis
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# demo, test, check, docs or dev: the dependency group of that name in pyproject.toml.
+$(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py
+	@$(PYTHON) tools/make_venv.py $(VENV) $*
