@@ -1,0 +1,214 @@
+"""Every exception and warning that silbo raises: one root, and the builtin a caller would guess.
+
+Three errors answer for a publish: :class:`MessageRefused` (this message, for good),
+:class:`BrokerUnavailable` (not sent; safe to repeat) and :class:`DeliveryUnknown` (it may have arrived).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+__all__ = [
+    "AddressInvalid",
+    "BrokerUnavailable",
+    "DeliveryUnknown",
+    "DispatcherClosed",
+    "EnvelopeConflict",
+    "Gap",
+    "ListenerTimeout",
+    "MessageInvalid",
+    "MessageRefused",
+    "MissingExtra",
+    "NameInvalid",
+    "NotAnEvent",
+    "OwnMessagesUndecided",
+    "PublishError",
+    "RouteConflict",
+    "SilboError",
+]
+
+
+class SilboError(Exception):
+    """The root of silbo's exceptions."""
+
+
+class MissingExtra(SilboError, ImportError):
+    """A module of silbo was imported whose library is not installed."""
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        super().__init__(module, extra)
+        self.module, self.extra = module, extra
+
+    def __str__(self) -> str:
+        return f"{self.module} needs a library that is not installed: pip install 'silbo[{self.extra}]'"
+
+
+# -- events, names, dispatch --------------------------------------------------------------------------------
+
+
+class NameInvalid(SilboError, ValueError):
+    """A name with ``*`` was dispatched, or a pattern is not one."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"{self.name!r}: {self.problem}"
+
+
+class NotAnEvent(SilboError, TypeError):
+    """An object was dispatched that accepts none of the envelope's attributes."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(cls)
+        self.cls = cls
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cls.__qualname__} objects accept no attributes, so a dispatch can't write name, dispatcher and "
+            f"propagation_stopped on them; derive {self.cls.__qualname__} from silbo.Event"
+        )
+
+
+class EnvelopeConflict(SilboError, TypeError):
+    """An event class declares a payload field under a name that belongs to the envelope."""
+
+    def __init__(self, cls: type, field: str) -> None:
+        super().__init__(cls, field)
+        self.cls, self.field = cls, field
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cls.__qualname__}.{self.field} would be overwritten by the dispatch: {self.field!r} belongs to the "
+            f"envelope of an event. Rename the attribute and keep {self.field!r} on the wire: dataclass or attrs "
+            f"`{self.field}_: ... = field(metadata={{'wire': {self.field!r}}})`, msgspec "
+            f"`{self.field}_: ... = msgspec.field(name={self.field!r})`, pydantic "
+            f"`{self.field}_: ... = Field(alias={self.field!r})`"
+        )
+
+
+class ListenerTimeout(SilboError, TimeoutError):
+    """A listener ran longer than its ``timeout=``; it was cancelled."""
+
+    def __init__(self, listener: object, timeout: float) -> None:
+        super().__init__(listener, timeout)
+        self.listener, self.timeout = listener, timeout
+
+    def __str__(self) -> str:
+        return f"{self.listener!r} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
+
+
+class DispatcherClosed(SilboError, RuntimeError):
+    """The dispatcher was closed: it spawns nothing more and nobody can wait on it."""
+
+    def __str__(self) -> str:
+        return "the dispatcher is closed: no spawn() and no wait_for() after aclose()"
+
+
+# -- what leaves --------------------------------------------------------------------------------------------
+
+
+class AddressInvalid(SilboError, ValueError):
+    """Something is not an address: a channel's or stream's own part of the key, or a prefix or app."""
+
+    def __init__(self, address: object, what: str = "an address") -> None:
+        super().__init__(address, what)
+        self.address, self.what = address, what
+
+    def __str__(self) -> str:
+        return f"{self.address!r} is not {self.what}: use letters, digits and . _ - (no spaces, braces, colons or *)"
+
+
+class RouteConflict(SilboError, ValueError):
+    """Two routes claim one pattern."""
+
+    def __init__(self, pattern: str, taken: str, wanted: str) -> None:
+        super().__init__(pattern, taken, wanted)
+        self.pattern, self.taken, self.wanted = pattern, taken, wanted
+
+    def __str__(self) -> str:
+        return (
+            f"two routes for {self.pattern!r}: {self.taken} and {self.wanted}. The first would always win; drop one"
+        )
+
+
+class PublishError(SilboError):
+    """A publish that did not succeed: one of the three below."""
+
+
+class MessageRefused(PublishError, ValueError):
+    """This message can't be sent, now or later; others are not affected.
+
+    Attributes:
+        name: The event name.
+        field: The payload field at fault, where one is.
+    """
+
+    def __init__(self, name: Hashable, problem: str, *, field: str | None = None) -> None:
+        super().__init__(name, problem, field)
+        self.name, self.problem, self.field = name, problem, field
+
+    def __str__(self) -> str:
+        where = f", field {self.field!r}" if self.field else ""
+        return f"{self.name!r}{where}: {self.problem}"
+
+
+class BrokerUnavailable(PublishError, ConnectionError):
+    """The broker can't be reached or refuses everything; nothing of this call was sent. Safe to repeat."""
+
+
+class DeliveryUnknown(PublishError, ConnectionError):
+    """The message was sent, the answer did not come: it may have arrived. Repeating may double it."""
+
+
+# -- what arrives -------------------------------------------------------------------------------------------
+
+
+class MessageInvalid(SilboError, ValueError):
+    """Received bytes are no valid message, or don't fit the event class.
+
+    Attributes:
+        field: The part at fault, as ``payload.user_id`` or ``message_id``; None for the whole.
+    """
+
+    def __init__(self, problem: str, *, field: str | None = None) -> None:
+        super().__init__(problem, field)
+        self.problem, self.field = problem, field
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+class OwnMessagesUndecided(SilboError, RuntimeError):
+    """A consumer hears the app that its own dispatcher bridges, and does not say what to do with those messages."""
+
+    def __init__(self, app: str) -> None:
+        super().__init__(app)
+        self.app = app
+
+    def __str__(self) -> str:
+        return (
+            f"this program bridges and consumes as app {self.app!r}, so it would hear events again whose listeners "
+            'have already run where they were dispatched. Say which you want: Consumer(..., own="skip") drops '
+            'them (replicas that only need other apps\' events); own="handle" runs the listeners again (one program '
+            "that dispatches and is also its own background worker)"
+        )
+
+
+class Gap(SilboError):
+    """Messages may have been missed at an address: reported to ``on_error``, never raised.
+
+    Attributes:
+        address: The channel pattern or stream.
+        reason: What happened.
+        count: How many are missing, where that is known.
+    """
+
+    def __init__(self, address: str, reason: str, *, count: int | None = None) -> None:
+        super().__init__(address, reason, count)
+        self.address, self.reason, self.count = address, reason, count
+
+    def __str__(self) -> str:
+        many = "an unknown number of" if self.count is None else str(self.count)
+        return f"{self.address}: {many} messages may have been missed: {self.reason}"

@@ -1,0 +1,217 @@
+"""The envelope that listeners receive, and its three kinds.
+
+An event is any object that carries a host's data. ``silbo.Event`` adds no field, no slot, no metaclass and no
+``__init__``, so dataclasses, attrs classes, msgspec Structs and pydantic models can derive from it, frozen or not: what
+a dispatch writes (the *marks*: ``name``, ``dispatcher``, ``propagation_stopped``, ``origin``) goes into the instance's
+``__dict__``, past any freeze.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from inspect import getattr_static
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+from uuid import UUID, uuid4
+from weakref import WeakSet
+
+from silbo._whistle import WhistleEvent
+from silbo.errors import EnvelopeConflict, NotAnEvent
+
+if TYPE_CHECKING:
+    from silbo.message import Origin
+
+__all__ = ["ENVELOPE", "DomainEvent", "ECSTEvent", "Event", "Kind", "NotificationEvent", "declared_fields", "kind_of"]
+
+Kind = Literal["domain", "notification", "ecst"]
+ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin"})
+
+_T = TypeVar("_T")
+
+
+class Event(WhistleEvent):
+    """A plain event: it stays in the process unless a :class:`~silbo.Route` gives it a kind.
+
+    Attributes:
+        name: The name it was last dispatched under.
+        dispatcher: The dispatcher that last dispatched it.
+        propagation_stopped: Whether the last dispatch was stopped. It belongs to one dispatch: the next starts anew.
+        origin: The app and instance that sent it, for an event that a consumer dispatched; else None.
+
+    One object may be dispatched again, also from inside its own dispatch; in two *concurrent* dispatches it is
+    unsupported, for there is one place for the marks.
+    """
+
+    if TYPE_CHECKING:
+        origin: Origin | None
+        _silbo_running: bool | list[Exception]
+    else:  # no annotations at run time: pydantic would make fields of them
+        origin = None
+        _silbo_running = False  # in a dispatch: True, or the list of the errors collected so far
+
+    _silbo_direct = None  # this very class, once it is known to take plain attribute assignment
+
+    def stop_propagation(self) -> None:
+        """End this dispatch after the listener that is running."""
+        self.__dict__["propagation_stopped"] = True
+
+
+class DomainEvent(Event):
+    """Something that happened in the domain; it never leaves the process."""
+
+
+class _OnFirstRead(Generic[_T]):
+    """A value made when it is first read, or when the first dispatch starts, and kept in the instance's ``__dict__``.
+
+    A non-data descriptor, so that a class may declare the attribute as a field of its own.
+    """
+
+    def __init__(self, make: Callable[[], _T], doc: str) -> None:
+        self._make, self.__doc__ = make, doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> _OnFirstRead[_T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> _T: ...
+    def __get__(self, instance: object | None, owner: type) -> _OnFirstRead[_T] | _T:
+        if instance is None:
+            return self
+        value: _T = instance.__dict__.setdefault(self._name, self._make())
+        return value
+
+
+class _Outward(Event):
+    """What notification and ECST events have in common: they leave, so each names its fact and its time."""
+
+    if TYPE_CHECKING:
+        event_id: UUID
+        event_timestamp: datetime
+    else:
+        event_id = _OnFirstRead(uuid4, "Names the fact, however often it is sent.")
+        event_timestamp = _OnFirstRead(lambda: datetime.now(UTC), "When it happened: aware, UTC.")
+
+
+class NotificationEvent(_Outward):
+    """Tells the outside that something happened, by identifiers.
+
+    Attributes:
+        event_id: Names the fact; set at the latest when its first dispatch starts.
+        event_timestamp: When it happened, aware, in UTC; set at the latest when its first dispatch starts.
+    """
+
+
+class ECSTEvent(_Outward):
+    """Event-carried state transfer: tells the outside the new state itself.
+
+    Attributes:
+        event_id: Names the fact; set at the latest when its first dispatch starts.
+        event_timestamp: When it happened, aware, in UTC; set at the latest when its first dispatch starts.
+    """
+
+
+def kind_of(cls: type) -> Kind | None:
+    """The kind of a class; None for plain events and foreign classes."""
+    if issubclass(cls, NotificationEvent):
+        return "notification"
+    if issubclass(cls, ECSTEvent):
+        return "ecst"
+    return "domain" if issubclass(cls, DomainEvent) else None
+
+
+def declared_fields(cls: type) -> tuple[str, ...] | None:
+    """The payload attributes that a dataclass, attrs class, Struct or pydantic model declares; None for a plain class.
+
+    Found by the marks these libraries leave on a class, so none of them has to be installed.
+    """
+    if (fields := getattr(cls, "__struct_fields__", None)) is not None:
+        return tuple(fields)
+    if (fields := getattr(cls, "__pydantic_fields__", None)) is not None:
+        return tuple(fields)
+    if (fields := getattr(cls, "__attrs_attrs__", None)) is not None:
+        return tuple(field.name for field in fields)
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls))
+    return None
+
+
+# -- the marks ----------------------------------------------------------------------------------------------
+
+_foreign_running: dict[int, list[Exception]] = {}
+"""What ``_silbo_running`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
+
+
+def admit(event: Any) -> None:
+    """Check an event before a dispatch: its class when it comes first, its id and time when it is to leave.
+
+    Raises:
+        EnvelopeConflict: the class declares a payload field under one of the envelope's names.
+    """
+    if isinstance(event, _Outward):
+        _ = event.event_id, event.event_timestamp
+    cls = type(event)
+    if cls not in _admitted:
+        _check_fields(cls)
+        _admitted.add(cls)
+        if issubclass(cls, Event) and not issubclass(cls, _Outward) and cls.__setattr__ is object.__setattr__:
+            cls._silbo_direct = cls if _takes_assignment(cls) else None  # type: ignore[assignment]  # of the class
+
+
+_admitted: WeakSet[type] = WeakSet()
+
+
+def _check_fields(cls: type) -> None:
+    # A foreign class with an envelope of its own (Whistle's IEvent) declares those names on purpose.
+    if issubclass(cls, WhistleEvent) or not hasattr(cls, "stop_propagation"):
+        for field in declared_fields(cls) or ():
+            if field in ENVELOPE:
+                raise EnvelopeConflict(cls, field)
+
+
+def _takes_assignment(cls: type) -> bool:
+    """Whether ``event.name = ...`` does what writing into ``__dict__`` does: no property in the way."""
+    return not any(hasattr(type(getattr_static(cls, mark)), "__set__") for mark in ENVELOPE)
+
+
+def mark(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> None:
+    """Write the marks of a dispatch.
+
+    Raises:
+        NotAnEvent: a foreign object that accepts no attribute.
+    """
+    write(event, "name", name)
+    write(event, "dispatcher", dispatcher)
+    write(event, "propagation_stopped", stopped)
+
+
+def write(event: Any, attribute: str, value: object) -> None:
+    """Write one mark: into a silbo event's ``__dict__``; on a foreign object as Whistle does, else past its freeze."""
+    if not isinstance(event, Event):
+        try:
+            setattr(event, attribute, value)
+        except Exception:  # noqa: BLE001  # frozen classes raise errors of their own kinds
+            if not hasattr(event, "__dict__"):
+                raise NotAnEvent(type(event)) from None
+        else:
+            return
+    event.__dict__[attribute] = value
+
+
+def running(event: Any) -> bool | list[Exception]:
+    """False, or the event is in a dispatch: then the errors that it has collected so far, or True where it keeps none."""
+    if isinstance(event, Event):
+        return event._silbo_running
+    return _foreign_running.get(id(event), False)
+
+
+def set_running(event: Any, state: bool | list[Exception]) -> None:
+    """Remember that an event is in a dispatch, or with False that it no longer is."""
+    if isinstance(event, Event):
+        event.__dict__["_silbo_running"] = state
+    elif isinstance(state, list):
+        _foreign_running[id(event)] = state
+    else:
+        _foreign_running.pop(id(event), None)

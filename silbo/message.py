@@ -1,0 +1,105 @@
+"""What crosses the wire: an immutable :class:`Message`, and a :class:`Delivery` of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from silbo.protocols import Format
+
+__all__ = ["Delivery", "Message", "Origin", "instance", "new_publication"]
+
+
+class Origin(NamedTuple):
+    """Where a message comes from: a program's name, and one process of it."""
+
+    app: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The record that leaves: a snapshot, so that later changes to the event don't reach it.
+
+    Attributes:
+        message_type: ``notification_event`` or ``ecst_event``.
+        message_name: The event name.
+        message_id: The ``event_id``: it names the fact, however often it is sent.
+        payload: Plain JSON values; treat it as read-only.
+        headers: ``publication`` names this one sending and is what duplicates are recognised by; ``version`` is the
+            event's; ``app`` and ``instance`` are added by the broker; ``key`` is the routing key.
+        to: The address that a route chose; None is the broker's default.
+        class_name: The event's class, for formats that name it.
+    """
+
+    message_type: str
+    message_name: str
+    message_id: str
+    payload: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    to: str | None = None
+    class_name: str = ""
+
+    @property
+    def key(self) -> str | None:
+        """The routing key: messages with the same key keep their order. None when the event has none."""
+        return self.headers.get("key")
+
+    @property
+    def origin(self) -> Origin | None:
+        """Who sent it; None before the broker sent it, and in formats without headers."""
+        app = self.headers.get("app")
+        return None if app is None else Origin(app, self.headers.get("instance", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One received message, as bytes: every attempt decodes them anew, so that no attempt sees another's changes.
+
+    Attributes:
+        raw: The message as it came.
+        address: The channel or stream it came from.
+        id: What the broker calls it; what is acknowledged. Empty where nothing can be.
+        attempt: 1 at first; 2 or more is a redelivery.
+    """
+
+    raw: bytes
+    address: str
+    format: Format
+    id: str = ""
+    attempt: int = 1
+
+    def message(self) -> Message:
+        """Decode it.
+
+        Raises:
+            MessageInvalid: the bytes are no message; names the field.
+        """
+        return self.format.decode(self.raw)
+
+
+_instance = uuid4().hex
+_publications = count(1)
+
+
+def instance() -> str:
+    """The id of this process, another one in each: 32 hexadecimal digits."""
+    return _instance
+
+
+def new_publication() -> str:
+    """A name for one sending of a message, unique over all processes."""
+    return f"{_instance}-{next(_publications)}"
+
+
+def _renew() -> None:
+    global _instance, _publications
+    _instance, _publications = uuid4().hex, count(1)
+
+
+os.register_at_fork(after_in_child=_renew)

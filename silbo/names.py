@@ -1,0 +1,117 @@
+"""Event names, and patterns over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias
+
+from silbo.errors import NameInvalid
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from silbo._whistle import WhistleEvent
+    from silbo.event import Event
+
+    E = TypeVar("E", default=Event)
+else:
+    from typing import TypeVar
+
+    E = TypeVar("E")
+
+__all__ = ["EventName", "Key", "Name", "compile_pattern", "is_pattern"]
+
+Key: TypeAlias = "str | Callable[[Any], object]"
+"""Where a routing key comes from: an attribute's name, or a function of the event."""
+
+Name: TypeAlias = "str | int | float | bytes | tuple[object, ...] | frozenset[object] | Enum | type[object]"
+"""Any hashable is a name; an :class:`EventName` is typed apart."""
+
+
+if TYPE_CHECKING:
+
+    class EventName(Generic[E]):
+        """A name that knows its event class. See the run-time class below."""
+
+        cls: type[E] | None
+        key: Key | None
+        version: int
+        description: str
+        deprecated: str | None
+
+        def __init__(
+            self,
+            name: str,
+            cls: type[E] | None = None,
+            *,
+            key: Key | None = None,
+            version: int = 1,
+            description: str = "",
+            deprecated: str | None = None,
+        ) -> None: ...
+
+else:
+
+    class EventName(str):
+        """A ``str`` that knows its event class, routing key, version, description and deprecation.
+
+        To a type checker it is not a ``str``: that is how a listener or an event of the wrong class becomes an error in
+        mypy and pyright. Use ``str(name)`` where a string is asked for.
+
+        Args:
+            name: The dotted name, as ``user.joined``; no ``*``.
+            cls: The class of its events; a consumer rebuilds messages of this name as this class.
+            key: The routing key, an attribute's name or a function of the event: events with the same key stay in order.
+            version: The version of the payload, sent along as a header.
+            description: For people.
+            deprecated: What to use instead; registering a listener or dispatching gives a ``DeprecationWarning``.
+        """
+
+        __slots__ = ("cls", "deprecated", "description", "key", "version")
+
+        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: N804
+            if is_pattern(name):
+                raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
+            self = super().__new__(own, name)
+            self.cls, self.key, self.version = cls, key, version
+            self.description, self.deprecated = description, deprecated
+            return self
+
+        def __class_getitem__(cls, _item):
+            return cls
+
+        def __reduce__(self):
+            options = {slot: getattr(self, slot) for slot in self.__slots__}
+            return partial(EventName, str(self), **options), ()
+
+
+def is_pattern(name: object) -> bool:
+    """Whether a name is a pattern: it contains a ``*``."""
+    return isinstance(name, str) and "*" in name
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """What a pattern matches: ``*`` is one segment, ``**`` any number of them, none included.
+
+    Matched against the name with a dot behind it, so that each segment ends in one.
+
+    Raises:
+        NameInvalid: a ``*`` that is only a part of a segment.
+    """
+    parts: list[str] = []
+    for segment in pattern.split("."):
+        if segment == "**":
+            part = r"(?:[^.]*\.)*"
+            if parts and parts[-1] == part:
+                continue  # two in a row say no more than one, and backtrack more
+        elif segment == "*":
+            part = r"[^.]*\."
+        elif "*" in segment:
+            raise NameInvalid(pattern, "a '*' stands for a whole segment: 'user.*' or 'user.**', not 'user.jo*'")
+        else:
+            part = re.escape(segment) + r"\."
+        parts.append(part)
+    return re.compile("".join(parts), re.DOTALL)
