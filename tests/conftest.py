@@ -1,0 +1,128 @@
+"""A real Redis for every test that asks for one, and nothing left behind by any of them.
+
+    redis_url, redis, prefix    a server shared by the tests of one worker, a client on it, a fresh key prefix
+    own_redis                   a server that this test alone may kill, freeze and start again
+
+With `@pytest.mark.every_redis` a test runs once with each Redis version that this machine has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from tools.redis_binary import Binary, find_binaries
+from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
+
+SESSION = f"{os.getpid()}-{uuid.uuid4().hex}"
+SESSION_VARIABLE = "SILBO_TEST_SESSION"
+
+
+def pytest_report_header() -> list[str]:
+    url = external_url()
+    return [f"redis: {url} (SILBO_REDIS_URL)"] if url else [f"redis: {', '.join(map(str, find_binaries()))}"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("every_redis"):
+        for fixture in {"redis_server", "own_redis"} & set(metafunc.fixturenames):
+            binaries = [None] if external_url() and fixture == "redis_server" else find_binaries()
+            metafunc.parametrize(fixture, binaries, indirect=True, ids=str)
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | ExternalRedis]:
+    """Shared by this worker's tests: keep to `prefix`, and flush, kill or configure only `own_redis`."""
+    binary: Binary | None = getattr(request, "param", None)
+    with RedisServer(binary=binary) if binary else open_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer | ExternalRedis) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client with redis-py's defaults, as a user would make it."""
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def prefix(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """For keys and channels, different in every test; what it left in `redis_server` is deleted afterwards."""
+    fresh = f"test-{uuid.uuid4().hex[:12]}"
+    yield fresh
+    if "redis_server" in request.fixturenames:
+        async with Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            keys = [key async for key in client.scan_iter(match=f"*{fresh}*", count=1000)]
+            if keys:
+                await client.unlink(*keys)
+
+
+@pytest.fixture
+def own_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of this test's own on a unix socket, every write on disk before it is answered."""
+    with RedisServer(appendonly="always", binary=getattr(request, "param", None)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_task_left(request: pytest.FixtureRequest) -> None:
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_tasks_of_the_test")
+
+
+@pytest.fixture
+async def _tasks_of_the_test() -> AsyncIterator[None]:
+    """Set up before every other fixture of the test, so looked at when they are gone."""
+    yield
+    for _ in range(10):  # a task cancelled last takes a turn or two of the loop to end
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if not left:
+            return
+        await asyncio.sleep(0)
+    names = "\n".join(f"  {task!r}" for task in left)
+    pytest.fail(f"the test left tasks pending:\n{names}", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """Every process started by a test carries a mark in its environment, also when its parent is gone."""
+    os.environ[SESSION_VARIABLE] = SESSION
+    yield
+    deadline = time.monotonic() + 5  # a supervisor whose owner was killed needs a moment
+    while (left := _descendants()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    if left:
+        pytest.fail(f"the tests left processes running: {left}", pytrace=False)
+
+
+def _descendants() -> dict[int, str]:
+    """Those that carry the mark of this session; on Linux alone, where it can be read."""
+    if sys.platform != "linux":
+        return {}
+    mark = f"{SESSION_VARIABLE}={SESSION}".encode()
+    found: dict[int, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    found.pop(os.getpid(), None)
+    return found
