@@ -56,7 +56,7 @@ types: $(VENV)/.check ## mypy and pyright, on silbo/, tools/ and tests/typing/
 	$(RUN) -m basedpyright --warnings
 
 imports: $(VENV)/.check ## the arrows between modules (setup.cfg)
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 wheel: $(VENV)/.check ## build sdist and wheel, then install and import that wheel
 	$(RUN) -m tools.check_wheel

@@ -42,7 +42,7 @@ def main(folder: str, group: str) -> "str | None":
 
 def run(*command: str) -> None:
     """Run it with one short line for each package instead of pip's pages, which are shown when it fails."""
-    pages = []
+    pages: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
     ) as process:

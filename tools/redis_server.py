@@ -328,7 +328,9 @@ def main() -> int | str:
         with RedisServer(port=options.port, appendonly=options.appendonly) as server:
             print(f"{server.binary}, until Ctrl-C:", file=sys.stderr)
             print(server.url, flush=True)
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            ends = {signal.SIGINT, signal.SIGTERM}
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+            signal.sigwait(ends)
     except (RedisNotFound, RedisFailed) as error:
         return str(error)
     except KeyboardInterrupt:

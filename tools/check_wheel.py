@@ -1,0 +1,74 @@
+"""Builds sdist and wheel, then installs that wheel in an empty environment and imports it: what
+users get."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import venv
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+IMPORT = """
+import importlib.metadata, pathlib, silbo
+assert importlib.metadata.version("silbo") == silbo.__version__
+assert (pathlib.Path(silbo.__file__).parent / "py.typed").exists()
+for name in silbo.__all__:
+    getattr(silbo, name)
+print("installed and imported:", silbo.__file__)
+"""
+
+
+def main() -> str | None:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with tempfile.TemporaryDirectory(prefix="silbo-wheel-") as scratch:
+        # The wheel is built from the sdist, so an sdist that lacks a file fails here.
+        run(sys.executable, "-m", "build", "--outdir", scratch, str(ROOT))
+        wheel, sdist = next(Path(scratch).glob("*.whl")), next(Path(scratch).glob("*.tar.gz"))
+        wrong = look_into(wheel, sdist, project)
+        if wrong:
+            return wrong
+        venv.create(Path(scratch, "venv"), with_pip=True)
+        python = str(Path(scratch, "venv", "bin", "python"))
+        run(python, "-m", "pip", "install", "--disable-pip-version-check", str(wheel))
+        print(run(python, "-I", "-c", IMPORT).strip())
+        # What a user's own strict pyright would miss: anything public without a type.
+        run(sys.executable, "-m", "basedpyright", "--pythonpath", python, "--verifytypes", "silbo", "--ignoreexternal")
+    return None
+
+
+def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
+    """What is wrong with them, if anything."""
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
+        metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "silbo").rglob("*.py")} | {"silbo/py.typed"}
+    if missing := (wanted - names) | (wanted - packed):
+        return f"not in sdist or wheel: {sorted(missing)}"
+    if stray := {name for name in names if not name.startswith(("silbo/", f"{info}/"))}:
+        return f"strays in the wheel: {sorted(stray)}"
+    if not any(name.endswith("/LICENSE") for name in names) or metadata["License-Expression"] != project["license"]:
+        return "the wheel lacks its license"
+    return None
+
+
+def run(*command: str, cwd: str = tempfile.gettempdir()) -> str:
+    """Its output, shown only when it fails."""
+    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stdout}\nThis failed: {' '.join(command)}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
