@@ -30,7 +30,8 @@ else
 	$(RUN) -m pytest $(ARGS)
 endif
 
-check: lint types imports wheel ## everything that needs no test: lint, types, imports, wheel
+check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
+	@$(MAKE) --no-print-directory --keep-going lint types imports wheel
 	@echo "check: all good"
 
 docs: $(VENV)/.docs ## the documentation, into docs/_build/html; warnings are errors
