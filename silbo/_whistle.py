@@ -8,13 +8,30 @@ Source: whistle 2.1, ``whistle/event.py``, ``whistle/dispatchers/base.py``, ``wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-__all__ = ["IAsyncEventDispatcher", "WhistleDispatcher", "WhistleEvent"]
+__all__ = ["IAsyncEventDispatcher", "WhistleDispatcher", "WhistleEvent", "overridable"]
+
+_S = TypeVar("_S")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def overridable(
+    method: Callable[Concatenate[_S, _P], _R],
+) -> Callable[Concatenate[_S, _P], _R] | Callable[..., Any]:
+    """A method that a host may override with Whistle's narrower signature, and still type-check.
+
+    Callers have to satisfy every member of the union, so they are checked against the real signature; an override has to
+    satisfy one of them. At run time it is the method.
+    """
+    return method
+
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from typing import Any, Protocol
+    from typing import Protocol
 
     class WhistleEvent:
         """Whistle's event: what every dispatch writes on it."""

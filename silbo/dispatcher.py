@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack, overload
 
-from silbo._whistle import WhistleDispatcher
-from silbo.errors import DispatcherClosed, NameInvalid
+from silbo._whistle import WhistleDispatcher, overridable
+from silbo.background import Background
+from silbo.errors import NameInvalid
 from silbo.event import Event, admit, mark, running, set_running
-from silbo.guard import ErrorPolicy, Listener, Options, Wrapper, check_policy
+from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, run
 from silbo.listeners import CACHED_NAMES, LAST, ListenerRegistry, ListenerRow, Registration
-from silbo.names import EventName, is_pattern
+from silbo.names import E, EventName, Name, T, is_pattern
 from silbo.observers import Dispatch, Observer, watch
-from silbo.spawned import SpawnedTasks
 from silbo.subscriber import subscriptions
 
 __all__ = ["AsyncEventDispatcher"]
@@ -38,20 +37,19 @@ class AsyncEventDispatcher(WhistleDispatcher):
     def __init__(self, *, on_error: ErrorPolicy = "raise", observers: Sequence[Observer] = ()) -> None:
         check_policy(on_error)
         # What adispatch may run without asking anybody; empty where get_listeners or _adispatch is overridden.
-        self._ready: dict[Hashable, tuple[Listener, ...]] = {}
+        self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._observers = tuple(observers)
         self._listeners = ListenerRegistry(policy=on_error, on_change=self._ready.clear)
-        self._spawned = SpawnedTasks()
-        self._waiting: set[asyncio.Future[Any]] = set()
+        self._background = Background()
         self._subscribers: list[tuple[object, list[tuple[Hashable, Listener]]]] = []
-        self._closed = False
 
     # -- listeners ------------------------------------------------------------------------------------------
 
+    @overridable
     def add_listener(
         self,
-        name: Any,
-        listener: Listener,
+        name: EventName[E] | Name,
+        listener: Callable[[E], Awaitable[object]],
         /,
         *,
         priority: float = 0,
@@ -87,10 +85,16 @@ class AsyncEventDispatcher(WhistleDispatcher):
             options=Options(once=once, timeout=timeout, concurrent=concurrent, on_error=on_error),
         )
 
-    def listen(self, name: Any, /, **options: Any) -> Callable[[_L], _L]:
+    @overload
+    def listen(
+        self, name: EventName[E], /, **options: Unpack[ListenerOptions]
+    ) -> Callable[[Callable[[E], Awaitable[T]]], Callable[[E], Awaitable[T]]]: ...
+    @overload
+    def listen(self, name: Name, /, **options: Unpack[ListenerOptions]) -> Callable[[_L], _L]: ...
+    def listen(self, name: Any, /, **options: Any) -> Callable[[Any], Any]:
         """Register the decorated function; the options are those of :meth:`add_listener`."""
 
-        def register(listener: _L) -> _L:
+        def register(listener: Listener) -> Listener:
             self.add_listener(name, listener, **options)
             return listener
 
@@ -104,6 +108,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         """
         self._listeners.remove(name, listener)
 
+    @overridable
     def get_listeners(self, name: Any = None, /) -> Any:
         """What a dispatch of this name runs, in order: a tuple. Without a name a dict of tuples by name and pattern.
 
@@ -133,7 +138,11 @@ class AsyncEventDispatcher(WhistleDispatcher):
         for name, listener, options in found:
             self.add_listener(name, listener, **options)
         self._subscribers.append((subscriber, [(name, listener) for name, listener, _ in found]))
-        return Registration(lambda: self._forget(subscriber))
+
+        def remove() -> None:
+            self._forget(subscriber)
+
+        return Registration(remove)
 
     def remove_subscriber(self, subscriber: object, /) -> None:
         """Remove the listeners of an object.
@@ -154,12 +163,14 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     # -- dispatch -------------------------------------------------------------------------------------------
 
-    async def adispatch(self, name: Any, event: Any = None, /) -> Any:
+    @overridable
+    async def adispatch(self, name: EventName[E] | Name, event: E | None = None, /) -> E:
         """Run the listeners of a name on an event, one after another, until one stops it.
 
         Args:
             name: Any hashable; a string without ``*``.
-            event: The envelope; a new :class:`~silbo.Event` where none is given.
+            event: The envelope. Where none is given, a new one: of the class that the :class:`~silbo.EventName` knows, else a
+                plain :class:`~silbo.Event`.
 
         Returns:
             The same event.
@@ -170,28 +181,29 @@ class AsyncEventDispatcher(WhistleDispatcher):
             NotAnEvent: the event accepts no attributes.
             Exception: under ``on_error="raise"`` whatever a listener raised; under ``"collect"`` an ``ExceptionGroup``.
         """
-        if event is None:
-            event = Event()
+        envelope: Any = _new_event(name) if event is None else event
         listeners = self._ready.get(name)
         try:
-            direct = listeners is not None and event._silbo_direct is event.__class__ and not event._silbo_running
+            if envelope._silbo_direct is not type(envelope) or envelope._silbo_running:
+                listeners = None
         except AttributeError:  # not silbo's
-            direct = False
-        if not direct:
-            return await self._dispatch(name, event)
-        event.name, event.dispatcher, event.propagation_stopped = name, self, False
+            listeners = None
+        if listeners is None:
+            await self._dispatch(name, envelope)
+            return envelope  # type: ignore[no-any-return]  # it is the E that came in
+        envelope.name, envelope.dispatcher, envelope.propagation_stopped = name, self, False
         if listeners:
-            event._silbo_running = True
+            envelope._silbo_running = True
             try:
                 for listener in listeners:
-                    await listener(event)
-                    if event.propagation_stopped:
+                    await listener(envelope)
+                    if envelope.propagation_stopped:
                         break
             finally:
-                event._silbo_running = False
-        return event
+                envelope._silbo_running = False
+        return envelope  # type: ignore[no-any-return]
 
-    async def _dispatch(self, name: Hashable, event: Any) -> Any:
+    async def _dispatch(self, name: Any, event: Any) -> None:
         """The same with everything: overrides, observers, options, nesting, foreign events."""
         if is_pattern(name):
             raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
@@ -208,30 +220,31 @@ class AsyncEventDispatcher(WhistleDispatcher):
         try:
             if self._observers:
                 seen = Dispatch(name=name, event=event, listeners=listeners)
-                await watch(self._observers, seen, self._adispatch)
+                await watch(self._observers, seen, self._settle)
             else:
-                await self._adispatch(listeners, event)
-        except Exception as error:
-            if not errors:
-                raise
-            errors.append(error)
+                await self._settle(listeners, event)
         finally:
             set_running(event, outer)
             if before:
                 mark(event, before[0], before[1], stopped=before[2])
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} listeners of {name!r} failed", errors)
-        return event
 
-    async def _adispatch(self, listeners: Sequence[Listener], event: Any, /) -> None:
+    async def _settle(self, listeners: Iterable[Listener], event: Any) -> None:
+        """Run them, then raise what was collected, together with what ended the run."""
+        errors = running(event)
+        assert isinstance(errors, list)
+        try:
+            await self._adispatch(listeners, event)
+        except Exception as error:
+            if not errors:
+                raise
+            errors.append(error)
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} listeners of {event.name!r} failed", errors)
+
+    @overridable
+    async def _adispatch(self, listeners: Iterable[Listener], event: Any, /) -> None:
         """Run these listeners on an event. A host may override it, to log or to filter."""
-        for beside in _side_by_side(tuple(listeners)):
-            if len(beside) == 1:
-                await beside[0](event)
-            else:
-                await _run_together(beside, event)
-            if event.propagation_stopped:
-                break
+        await run(listeners, event)
 
     def _make_ready(self, name: Hashable, listeners: Any) -> None:
         """Let the next dispatch of this name run without asking, where nothing special is wanted."""
@@ -250,7 +263,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     # -- in the background, and the end ---------------------------------------------------------------------
 
-    def spawn(self, name: Any, event: Any = None, /) -> asyncio.Task[Any]:
+    def spawn(self, name: EventName[E] | Name, event: E | None = None, /) -> asyncio.Task[E]:
         """Dispatch in a task of its own, which is held until it is done.
 
         An error goes to ``on_error`` where that isolates, else to the log and to whoever awaits the task.
@@ -258,8 +271,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         Raises:
             DispatcherClosed: after :meth:`aclose`.
         """
-        self._check_open()
-        return self._spawned.spawn(self.adispatch(name, event))
+        return self._background.spawn(self.adispatch(name, event))
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # a deadline for several waits
         """Wait until no spawned dispatch runs; one that waits here itself is not waited for.
@@ -267,16 +279,16 @@ class AsyncEventDispatcher(WhistleDispatcher):
         Raises:
             TimeoutError: some still run after ``timeout`` seconds; they go on.
         """
-        await self._spawned.drain(timeout)
+        await self._background.drain(timeout)
 
     async def wait_for(
         self,
-        name: Any,
+        name: EventName[E] | Name,
         /,
         *,
-        where: Callable[[Any], object] | None = None,
+        where: Callable[[E], object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
-    ) -> Any:
+    ) -> E:
         """Wait for an event: its next dispatch for which ``where(event)`` is true, after its other listeners.
 
         Args:
@@ -288,25 +300,17 @@ class AsyncEventDispatcher(WhistleDispatcher):
             TimeoutError: none came in time.
             DispatcherClosed: the dispatcher is closed, or was while waiting.
         """
-        self._check_open()
-        heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        async def hear(event: Any) -> None:
-            if heard.done():
-                return
-            try:
-                if where is None or where(event):
-                    heard.set_result(event)
-            except Exception as error:
-                heard.set_exception(error)
-
+        heard, hear = self._background.ear(where)
         place = self.add_listener(name, hear, priority=LAST)
-        self._waiting.add(heard)
         try:
             async with asyncio.timeout(timeout):
                 return await heard
+        except TimeoutError as error:
+            if heard.done():  # where() raised it
+                raise
+            raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
         finally:
-            self._waiting.discard(heard)
+            heard.cancel()
             if isinstance(place, Registration):
                 place.remove()
             else:  # a host's add_listener gave Whistle's answer, None
@@ -314,11 +318,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     async def aclose(self) -> None:
         """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""
-        self._closed = True
-        for heard in self._waiting:
-            if not heard.done():
-                heard.set_exception(DispatcherClosed())
-        await self.drain()
+        await self._background.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -328,38 +328,9 @@ class AsyncEventDispatcher(WhistleDispatcher):
     ) -> None:
         await self.aclose()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise DispatcherClosed
 
-
-def _side_by_side(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
-    """The listeners in turns: neighbours of equal rank that are all concurrent take theirs together."""
-    if not any(isinstance(listener, Wrapper) and listener.concurrent for listener in listeners):
-        yield from zip(listeners, strict=True)
-        return
-    for (_, together), turn in groupby(enumerate(listeners), key=_turn):
-        beside = [listener for _, listener in turn]
-        if together:
-            yield beside
-        else:
-            yield from ([listener] for listener in beside)
-
-
-def _turn(numbered: tuple[int, Listener]) -> tuple[object, bool]:
-    listener = numbered[1]
-    together = isinstance(listener, Wrapper) and listener.concurrent
-    return (listener.rank if together else None), together  # type: ignore[attr-defined]
-
-
-async def _run_together(listeners: Sequence[Listener], event: Any) -> None:
-    """Run them at once; all have ended when this returns or raises, also when it is cancelled."""
-    results = await asyncio.gather(*(listener(event) for listener in listeners), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if len(errors) > 1:
-        raise BaseExceptionGroup(f"{len(errors)} concurrent listeners failed", errors)
-    for error in errors:
-        raise error
+def _new_event(name: object) -> Any:
+    return (isinstance(name, EventName) and name.cls or Event)()
 
 
 def _warn_deprecated(name: EventName[Any]) -> None:

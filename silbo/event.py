@@ -45,12 +45,13 @@ class Event(WhistleEvent):
 
     if TYPE_CHECKING:
         origin: Origin | None
+        _silbo_direct: type[Event] | None
         _silbo_running: bool | list[Exception]
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
+        _silbo_direct = None  # this very class, once it is known to take plain attribute assignment
         _silbo_running = False  # in a dispatch: True, or the list of the errors collected so far
 
-    _silbo_direct = None  # this very class, once it is known to take plain attribute assignment
 
     def stop_propagation(self) -> None:
         """End this dispatch after the listener that is running."""
@@ -157,7 +158,7 @@ def admit(event: Any) -> None:
         _check_fields(cls)
         _admitted.add(cls)
         if issubclass(cls, Event) and not issubclass(cls, _Outward) and cls.__setattr__ is object.__setattr__:
-            cls._silbo_direct = cls if _takes_assignment(cls) else None  # type: ignore[assignment]  # of the class
+            cls._silbo_direct = cls if _takes_assignment(cls) else None
 
 
 _admitted: WeakSet[type] = WeakSet()

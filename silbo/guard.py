@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
-from typing import Any, Literal, TypeAlias
+from itertools import groupby
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from silbo.errors import ListenerTimeout
 from silbo.event import running
 
-__all__ = ["ErrorHandler", "ErrorPolicy", "Guard", "Listener", "Options", "failures", "Wrapper", "check_policy", "is_async"]
+__all__ = ["ErrorHandler", "ErrorPolicy", "Guard", "Listener", "ListenerOptions", "Options", "Wrapper", "check_policy", "is_async", "run"]
 
 Listener: TypeAlias = Callable[[Any], Awaitable[object]]
 
@@ -21,6 +22,16 @@ ErrorHandler: TypeAlias = Callable[[Exception, Any, Listener], object]
 """``(error, event, listener)``, sync or async: isolates, so the dispatch goes on."""
 
 ErrorPolicy: TypeAlias = Literal["raise", "collect"] | ErrorHandler
+
+class ListenerOptions(TypedDict, total=False):
+    """What ``add_listener``, ``listen`` and ``on`` take besides the name."""
+
+    priority: float
+    once: bool
+    timeout: float | None
+    concurrent: bool
+    on_error: ErrorPolicy | None
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -90,14 +101,14 @@ class Guard(Wrapper):
         super().__init__(listener)
         self.concurrent, self.rank = options.concurrent, rank
         self.plain = not options.concurrent and policy != "collect"
-        self._options, self._policy, self._retire, self._spent = options, policy, retire, False
+        self._options, self._policy, self._retire, self.spent = options, policy, retire, False
 
     async def __call__(self, event: Any, *, listener: Listener | None = None) -> None:
         """Run it, or in its place another: what watches it runs inside of the options."""
         if self._options.once:
-            if self._spent:
+            if self.spent:
                 return
-            self._spent = True
+            self.spent = True
             self._retire()
         try:
             await self._run(listener or self.__wrapped__, event)
@@ -111,8 +122,9 @@ class Guard(Wrapper):
         if limit is None:
             await listener(event)
             return
+        scope = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as scope:
+            async with scope:
                 await listener(event)
         except TimeoutError:
             if scope.expired():
@@ -128,3 +140,41 @@ class Guard(Wrapper):
             collected.append(error)
         else:  # run by hand, outside of a dispatch
             raise error
+
+
+async def run(listeners: Iterable[Listener], event: Any) -> None:
+    """Run listeners in turn until one stops the event; neighbours of equal rank that are concurrent share a turn."""
+    for turn in _turns(tuple(listeners)):
+        if len(turn) == 1:
+            await turn[0](event)
+        else:
+            await _run_together(turn, event)
+        if event.propagation_stopped:
+            break
+
+
+def _turns(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
+    if not any(isinstance(listener, Wrapper) and listener.concurrent for listener in listeners):
+        yield from zip(listeners, strict=True)
+        return
+    for (_, concurrent), beside in groupby(listeners, key=_place):
+        if concurrent:
+            yield tuple(beside)
+        else:
+            yield from zip(beside, strict=True)
+
+
+def _place(listener: Listener) -> tuple[object, bool]:
+    if isinstance(listener, Wrapper) and listener.concurrent:
+        return listener.rank, True
+    return None, False
+
+
+async def _run_together(listeners: Sequence[Listener], event: Any) -> None:
+    """Run them at once; all have ended when this returns or raises, also when it is cancelled."""
+    results = await asyncio.gather(*(listener(event) for listener in listeners), return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if len(errors) > 1:
+        raise BaseExceptionGroup(f"{len(errors)} concurrent listeners failed", errors)
+    for error in errors:
+        raise error

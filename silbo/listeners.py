@@ -129,14 +129,15 @@ class ListenerRegistry:
     """
 
     def __init__(self, *, policy: ErrorPolicy = "raise", on_change: Callable[[], None] = lambda: None) -> None:
-        self._policy, self._on_change = policy, on_change
+        self._policy: ErrorPolicy = policy
+        self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
-        self._patterns: dict[str, list[_Entry]] = {}  # the part of it that is matched
+        self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of it that is matched
         self._numbers = count()
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
 
     def add(
-        self, name: Hashable, listener: Listener, /, *, priority: float = 0, options: Options = Options()
+        self, name: Any, listener: Listener, /, *, priority: float = 0, options: Options = Options()
     ) -> Registration:
         """Register a listener; it counts from the next dispatch on."""
         if not is_async(listener):
@@ -147,12 +148,12 @@ class ListenerRegistry:
         rank = _rank(priority)
         pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
         entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), listener, pattern)
-        policy = self._policy if options.on_error is None else options.on_error
+        policy = options.on_error or self._policy
         if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
             entry.run = Guard(listener, options, policy, rank=rank, retire=partial(self._discard, entry))
         insort(self._entries.setdefault(name, []), entry, key=_order)
         if pattern is not None:
-            self._patterns[str(name)] = self._entries[name]
+            self._patterns[name] = self._entries[name]
         self._changed()
         return Registration(partial(self._discard, entry))
 
@@ -212,7 +213,7 @@ class ListenerRegistry:
             entries.remove(entry)
             if not entries:
                 del self._entries[entry.name]
-                self._patterns.pop(entry.name, None)  # type: ignore[call-overload]  # absent for other hashables
+                self._patterns.pop(entry.name, None)
             self._changed()
 
     def _changed(self) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from silbo.event import Event
 
     E = TypeVar("E", default=Event)
+    T = TypeVar("T", default=object)
 else:
     from typing import TypeVar
 
-    E = TypeVar("E")
+    E, T = TypeVar("E"), TypeVar("T")
 
 __all__ = ["EventName", "Key", "Name", "compile_pattern", "is_pattern"]
 

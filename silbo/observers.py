@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -22,14 +22,7 @@ was isolated or collected."""
 
 
 @dataclass(slots=True, eq=False)
-class _Span:
-    duration: float = 0.0
-    outcome: Outcome = "running"
-    error: BaseException | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Dispatch(_Span):
+class Dispatch:
     """One dispatch, the same object before and after it.
 
     Attributes:
@@ -41,13 +34,16 @@ class Dispatch(_Span):
         error: What it raised, if it did.
     """
 
-    name: Hashable = None
-    event: Any = None
-    listeners: Sequence[Listener] = ()
+    name: Hashable
+    event: Any
+    listeners: Sequence[Listener]
+    duration: float = 0.0
+    outcome: Outcome = "running"
+    error: BaseException | None = None
 
 
 @dataclass(slots=True, eq=False)
-class Call(_Span):
+class Call:
     """One run of a listener, the same object before and after it.
 
     Attributes:
@@ -58,8 +54,11 @@ class Call(_Span):
         error: What the listener raised, also where the dispatch went on.
     """
 
-    dispatch: Dispatch | None = None
-    listener: Listener | None = None
+    dispatch: Dispatch
+    listener: Listener
+    duration: float = 0.0
+    outcome: Outcome = "running"
+    error: BaseException | None = None
 
 
 class Observer(Protocol):
@@ -113,7 +112,7 @@ class _Watched(Wrapper):
 
 
 @contextmanager
-def _observed(observers: Sequence[Observer], what: str, span: _Span, event: Any) -> Iterator[None]:
+def _observed(observers: Sequence[Observer], what: str, span: Dispatch | Call, event: Any) -> Generator[None]:
     _tell(observers, f"before_{what}", span)
     started = perf_counter()
     try:
@@ -131,7 +130,7 @@ def _observed(observers: Sequence[Observer], what: str, span: _Span, event: Any)
         _tell(observers, f"after_{what}", span)
 
 
-def _tell(observers: Sequence[Observer], hook: str, span: _Span) -> None:
+def _tell(observers: Sequence[Observer], hook: str, span: Dispatch | Call) -> None:
     for observer in observers:
         try:
             getattr(observer, hook)(span)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from silbo.guard import is_async
 
 if TYPE_CHECKING:
-    from silbo.guard import ErrorPolicy, Listener
+    from silbo.guard import Listener, ListenerOptions
     from silbo.names import EventName, Name
 
 __all__ = ["on", "subscriptions"]
@@ -16,31 +18,14 @@ _MARK = "__silbo_on__"
 _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
 
 
-def on(
-    name: Name | EventName[Any],
-    /,
-    *,
-    priority: float | None = None,
-    once: bool | None = None,
-    timeout: float | None = None,
-    concurrent: bool | None = None,
-    on_error: ErrorPolicy | None = None,
-) -> Callable[[_M], _M]:
+def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
     """Make a method a listener of its object, once the object is given to ``add_subscriber``.
 
     May be stacked, for several names. The options are those of ``add_listener``.
     """
-    given = {
-        "priority": priority,
-        "once": once,
-        "timeout": timeout,
-        "concurrent": concurrent,
-        "on_error": on_error,
-    }
-    options = {option: value for option, value in given.items() if value is not None}
 
     def mark(method: _M) -> _M:
-        if not inspect.iscoroutinefunction(method):
+        if not is_async(method):
             raise TypeError(f"a listener is an async method, not {method!r}; write 'async def'")
         marks = getattr(method, _MARK, ())
         setattr(method, _MARK, ((name, options), *marks))
@@ -49,7 +34,7 @@ def on(
     return mark
 
 
-def subscriptions(subscriber: object) -> Iterator[tuple[Any, Listener, dict[str, Any]]]:
+def subscriptions(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
     """The listeners of an object: name, bound method, options; in the order they are defined, base classes first.
 
     A method that a subclass overrides without ``@on`` is no listener any more.

@@ -1,32 +1,41 @@
-"""Tasks that run dispatches in the background: strongly held, waited for, never lost."""
+"""What a dispatcher does beside its callers: spawned dispatches, and those who wait for an event."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["SpawnedTasks"]
+from silbo.errors import DispatcherClosed
+
+__all__ = ["Background"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _lineage: ContextVar[tuple[asyncio.Task[Any], ...]] = ContextVar("silbo_spawned", default=())
 """The spawned tasks that this code runs in, the outermost first; child tasks inherit it."""
 
 
-class SpawnedTasks:
-    """Spawned dispatches, and a wait for their end that can be called from inside of one."""
+class Background:
+    """Spawned tasks, strongly held, with a wait for their end that can be called from inside of one; and ears."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining: Counter[asyncio.Task[Any]] = Counter()
         self._changed: set[asyncio.Future[None]] = set()
+        self._ears: set[asyncio.Future[Any]] = set()
+        self._closed = False
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Start it; a failure is logged, and raised to whoever awaits the task."""
+        if self._closed:
+            work.close()
+            raise DispatcherClosed
         task = asyncio.get_running_loop().create_task(_run(work))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -55,6 +64,35 @@ class SpawnedTasks:
             self._draining.subtract(lineage)
             self._draining += Counter()  # forget those at zero
 
+    def ear(
+        self, where: Callable[[_T], object] | None
+    ) -> tuple[asyncio.Future[_T], Callable[[_T], Coroutine[Any, Any, None]]]:
+        """A future, and the listener that fulfils it with the first event for which ``where`` is true."""
+        if self._closed:
+            raise DispatcherClosed
+        heard: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._ears.add(heard)
+        heard.add_done_callback(self._ears.discard)
+
+        async def hear(event: _T) -> None:
+            if heard.done():
+                return
+            try:
+                if where is None or where(event):
+                    heard.set_result(event)
+            except Exception as error:
+                heard.set_exception(error)
+
+        return heard, hear
+
+    async def aclose(self) -> None:
+        """Refuse new work, end the waits, and wait for the spawned tasks."""
+        self._closed = True
+        for heard in tuple(self._ears):
+            if not heard.done():
+                heard.set_exception(DispatcherClosed())
+        await self.drain(None)
+
     def _notify(self) -> None:
         """Another task began to wait here: who waits for it has to look again."""
         for changed in self._changed:
@@ -67,7 +105,7 @@ class SpawnedTasks:
             logger.error("spawned dispatch failed", exc_info=error)
 
 
-async def _run(work: Coroutine[Any, Any, Any]) -> Any:
+async def _run(work: Coroutine[Any, Any, _T]) -> _T:
     task = asyncio.current_task()
     assert task is not None
     _lineage.set((*_lineage.get(), task))  # the task's own context: nobody else sees it
