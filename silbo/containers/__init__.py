@@ -1,0 +1,1 @@
+"""Dependency-injection containers: one module for each, imported by who uses it."""
