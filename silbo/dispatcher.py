@@ -181,26 +181,27 @@ class AsyncEventDispatcher(WhistleDispatcher):
             NotAnEvent: the event accepts no attributes.
             Exception: under ``on_error="raise"`` whatever a listener raised; under ``"collect"`` an ``ExceptionGroup``.
         """
+        # Any: a silbo event of a checked class passes; everything else falls through to _dispatch.
         envelope: Any = _new_event(name) if event is None else event
-        listeners = self._ready.get(name)
         try:
-            if envelope._silbo_direct is not type(envelope) or envelope._silbo_running:
-                listeners = None
-        except AttributeError:  # not silbo's
-            listeners = None
-        if listeners is None:
+            listeners = self._ready[name]
+            direct = envelope._silbo_direct is envelope.__class__
+        except (KeyError, AttributeError):
+            listeners, direct = (), False
+        if not direct:
             await self._dispatch(name, envelope)
             return envelope  # type: ignore[no-any-return]  # it is the E that came in
-        envelope.name, envelope.dispatcher, envelope.propagation_stopped = name, self, False
-        if listeners:
-            envelope._silbo_running = True
-            try:
-                for listener in listeners:
-                    await listener(envelope)
-                    if envelope.propagation_stopped:
-                        break
-            finally:
-                envelope._silbo_running = False
+        envelope.name = name
+        envelope.dispatcher = self
+        envelope.propagation_stopped = False
+        envelope._silbo_direct = None  # a dispatch of the same object from inside is not direct
+        try:
+            for listener in listeners:
+                await listener(envelope)
+                if envelope.propagation_stopped:
+                    break
+        finally:
+            envelope._silbo_direct = envelope.__class__
         return envelope  # type: ignore[no-any-return]
 
     async def _dispatch(self, name: Any, event: Any) -> None:

@@ -46,12 +46,12 @@ class Event(WhistleEvent):
     if TYPE_CHECKING:
         origin: Origin | None
         _silbo_direct: type[Event] | None
-        _silbo_running: bool | list[Exception]
+        _silbo_errors: list[Exception] | None
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
-        _silbo_direct = None  # this very class, once it is known to take plain attribute assignment
-        _silbo_running = False  # in a dispatch: True, or the list of the errors collected so far
-
+        # On a class: itself, once it is known to take plain attribute assignment. On an object: None during a dispatch.
+        _silbo_direct = None
+        _silbo_errors = None  # during a dispatch that may collect: the errors so far
 
     def stop_propagation(self) -> None:
         """End this dispatch after the listener that is running."""
@@ -141,8 +141,8 @@ def declared_fields(cls: type) -> tuple[str, ...] | None:
 
 # -- the marks ----------------------------------------------------------------------------------------------
 
-_foreign_running: dict[int, list[Exception]] = {}
-"""What ``_silbo_running`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
+_foreign_errors: dict[int, list[Exception]] = {}
+"""What ``_silbo_errors`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
 
 
 def admit(event: Any) -> None:
@@ -202,17 +202,23 @@ def write(event: Any, attribute: str, value: object) -> None:
 
 
 def running(event: Any) -> bool | list[Exception]:
-    """False, or the event is in a dispatch: then the errors that it has collected so far, or True where it keeps none."""
-    if isinstance(event, Event):
-        return event._silbo_running
-    return _foreign_running.get(id(event), False)
+    """False, or the event is in a dispatch: then the errors collected so far, or True where none can be."""
+    if not isinstance(event, Event):
+        return _foreign_errors.get(id(event), False)
+    if event._silbo_errors is not None:
+        return event._silbo_errors
+    direct = type(event).__dict__.get("_silbo_direct")
+    return direct is not None and event._silbo_direct is None
 
 
 def set_running(event: Any, state: bool | list[Exception]) -> None:
     """Remember that an event is in a dispatch, or with False that it no longer is."""
+    errors = state if isinstance(state, list) else None
     if isinstance(event, Event):
-        event.__dict__["_silbo_running"] = state
-    elif isinstance(state, list):
-        _foreign_running[id(event)] = state
+        marks = event.__dict__
+        marks["_silbo_errors"] = errors
+        marks["_silbo_direct"] = type(event).__dict__.get("_silbo_direct") if state is False else None
+    elif errors is not None:
+        _foreign_errors[id(event)] = errors
     else:
-        _foreign_running.pop(id(event), None)
+        _foreign_errors.pop(id(event), None)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trace", "Traced"]
 
-NAMES: Final = 1000
-"""Distinct unheard names that are counted; names can be dynamic."""
+REMEMBERED: Final = 10_000
+"""Distinct unheard names and called listeners that are counted; both can be made without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,9 @@ class Trace:
     def after_listener(self, call: Call) -> None:
         """See :class:`~silbo.Observer`."""
         self._open[call.dispatch].append(call)
-        _, count = self._totals.get(id(call.listener), (call.listener, 0))
-        self._totals[id(call.listener)] = call.listener, count + 1
+        key = id(call.listener)
+        if key in self._totals or len(self._totals) < REMEMBERED:
+            self._totals[key] = call.listener, self._totals.get(key, (None, 0))[1] + 1
 
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """See :class:`~silbo.Observer`."""
@@ -96,7 +97,7 @@ class Trace:
                 not_called=tuple((getattr(one, "__wrapped__", one), why or _left_out(one)) for one in left),
             )
         )
-        if not dispatch.listeners and (dispatch.name in self.unheard or len(self.unheard) < NAMES):
+        if not dispatch.listeners and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
 
 
