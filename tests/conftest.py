@@ -15,29 +15,45 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from tools.redis_binary import Binary, find_binaries
+from tools.redis_binary import Binary, RedisNotFound, find_binaries
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
 SESSION = f"{os.getpid()}-{uuid.uuid4().hex}"
 SESSION_VARIABLE = "SILBO_TEST_SESSION"
 
 
-def pytest_report_header() -> list[str]:
+def pytest_configure() -> None:
+    try:
+        find_binaries()
+    except RedisNotFound as error:
+        if not external_url():  # with one, only the tests that kill a server fail
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header() -> str:
     url = external_url()
-    return [f"redis: {url} (SILBO_REDIS_URL)"] if url else [f"redis: {', '.join(map(str, find_binaries()))}"]
+    return f"redis: {f'SILBO_REDIS_URL={url}; for faults, ' if url else ''}{', '.join(map(str, binaries()))}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("every_redis"):
         for fixture in {"redis_server", "own_redis"} & set(metafunc.fixturenames):
-            binaries = [None] if external_url() and fixture == "redis_server" else find_binaries()
-            metafunc.parametrize(fixture, binaries, indirect=True, ids=str)
+            found = [None] if external_url() and fixture == "redis_server" else binaries()
+            metafunc.parametrize(fixture, found, indirect=True, ids=str)
+
+
+def binaries() -> Sequence[Binary | None]:
+    """All that can be had, or one None, with which a server's start says what is missing."""
+    try:
+        return find_binaries()
+    except RedisNotFound:
+        return [None]
 
 
 @pytest.fixture(scope="session")
