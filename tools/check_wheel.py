@@ -3,6 +3,8 @@ users get."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -39,9 +41,7 @@ def main() -> str | None:
         python = str(Path(scratch, "venv", "bin", "python"))
         run(python, "-m", "pip", "install", "--disable-pip-version-check", str(wheel))
         print(run(python, "-I", "-c", IMPORT).strip())
-        # What a user's own strict pyright would miss: anything public without a type.
-        run(sys.executable, "-m", "basedpyright", "--pythonpath", python, "--verifytypes", "silbo", "--ignoreexternal")
-    return None
+        return verify_types(python)
 
 
 def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
@@ -60,6 +60,23 @@ def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
     if not any(name.endswith("/LICENSE") for name in names) or metadata["License-Expression"] != project["license"]:
         return "the wheel lacks its license"
     return None
+
+
+def verify_types(python: str) -> str | None:
+    """Anything public whose type is unknown: what a user's own strict pyright would complain of."""
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--verifytypes", "silbo", "--ignoreexternal"]
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"  # the python that it asks is the first there
+    told = subprocess.run(
+        command, cwd=tempfile.gettempdir(), env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    report = json.loads(told.stdout)["typeCompleteness"]
+    symbols = report["symbols"]
+    # An attribute whose type is only inferred counts as ambiguous: nothing that a user would notice.
+    bad = [
+        symbol for symbol in symbols if symbol["isExported"] and not symbol["isTypeKnown"] | symbol["isTypeAmbiguous"]
+    ]
+    unknown = [symbol["name"] for symbol in bad]
+    return f"of unknown type: {unknown}" if unknown else None if symbols else "no public types were found"
 
 
 def run(*command: str, cwd: str = tempfile.gettempdir()) -> str:

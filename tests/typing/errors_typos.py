@@ -14,4 +14,3 @@ async def event(event: Event) -> None:
 
 async def dispatcher(dispatcher: AsyncEventDispatcher) -> None:
     dispatcher.add_listner("name", event)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    dispatcher.adispatch("name")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
