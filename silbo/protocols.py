@@ -37,11 +37,15 @@ class Format(Protocol):
         ...
 
     def channel(self, message: Message, prefix: str) -> str:
-        """The Pub/Sub channel of a message that no route sends elsewhere."""
+        """The Pub/Sub channel of a message: the address that a route chose, under the prefix, else the format's own."""
         ...
 
     def channels(self, pattern: str, prefix: str) -> Sequence[str]:
-        """The Redis patterns that together cover an event name or pattern: a few too many match, never too few."""
+        """The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
+
+        For PSUBSCRIBE; one without ``*?[\\`` in it is a channel as it is. What a route sent to an address is not
+        among them.
+        """
         ...
 
 
