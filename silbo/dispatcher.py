@@ -214,7 +214,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         listeners = self.get_listeners(name)
         self._make_ready(name, listeners)
         outer = running(event)
-        before = (event.name, event.dispatcher, event.propagation_stopped) if outer else ()
+        before = () if outer is False else (event.name, event.dispatcher, event.propagation_stopped)
         mark(event, name, self, stopped=False)
         errors: list[Exception] = []
         set_running(event, errors)

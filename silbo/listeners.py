@@ -42,6 +42,9 @@ class _Edge(float):
     def __eq__(self, other: object) -> bool:
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
