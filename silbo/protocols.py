@@ -59,7 +59,7 @@ class Publisher(Protocol):
         ...
 
     async def publish(self, *messages: Message) -> None:
-        """Send, in this order; returns when the broker has them all.
+        """Send, in this order; returns when the broker has them all. Calls keep their order, awaited in turn or not.
 
         Raises:
             MessageRefused: a message can't be sent; the others of the call were.
@@ -74,7 +74,7 @@ class Publisher(Protocol):
 
 
 class Receiver(Protocol):
-    """An open subscription, used by one consumer."""
+    """An open subscription, used by one consumer; it acknowledges while it waits for more."""
 
     @property
     def skips_own_instance(self) -> bool:

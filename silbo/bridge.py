@@ -1,0 +1,164 @@
+"""The listener that turns events into Messages."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+from silbo._whistle import IAsyncEventDispatcher
+from silbo.codec import to_message
+from silbo.errors import BrokerUnavailable, MessageRefused
+from silbo.event import kind_of, running
+from silbo.listeners import LAST
+from silbo.message import Message, Origin
+from silbo.names import EventName
+from silbo.protocols import Publisher
+from silbo.reporting import ErrorHook, Report
+from silbo.routing import Route, Routes, routing_key
+from silbo.subscriber import on
+
+__all__ = ["Bridge", "bridges"]
+
+logger = logging.getLogger(__name__)
+
+UNSENT_LIMIT: Final = 10_000
+"""Messages under way at most with ``wait=False``."""
+
+
+class Bridge:
+    """A subscriber that sends events on to a publisher, after every other listener.
+
+    Notification and ECST events leave, and what a route gives a kind; domain events never do. An event stays when a
+    listener stopped it, when its dispatch failed (under ``on_error="raise"`` or ``"collect"``; an isolated failure does
+    not hold it back), and when a consumer dispatched it: what came from outside is not sent out again.
+
+    Args:
+        publisher: A broker, or an outbox in front of one. Whoever opened it closes it, after the bridge.
+        routes: Which plain events leave, other addresses, routing keys; the first that matches a name wins.
+        wait: Whether a dispatch waits until the publisher has the message, so that an error goes to its caller. With
+            False it doesn't: up to 10,000 messages are under way, in order; what can't be sent, or comes on
+            top of them, goes to ``on_error``. Then leave the bridge through ``async with`` or :meth:`aclose`, or the
+            last messages are lost::
+
+                async with RedisStreams(client, app="web") as streams, Bridge(streams, wait=False) as bridge:
+                    dispatcher.add_subscriber(bridge)
+                    ...  # at the end the bridge has sent everything, then the streams are closed
+        on_error: ``(error, message)``, sync or async: gets the errors in place of the caller or, with ``wait=False``,
+            of the log. The message is None where none could be made of the event.
+
+    On a dispatcher of Whistle's own, which knows no patterns, add :meth:`forward` under each name, with a priority that
+    is higher than the others'.
+
+    Raises:
+        RouteConflict: two routes have the same pattern.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        routes: Iterable[Route] = (),
+        wait: bool = True,
+        on_error: ErrorHook | None = None,
+    ) -> None:
+        self.publisher: Final = publisher
+        self._routes, self._wait = Routes(routes), wait
+        self._hook, self._report = on_error, Report(on_error, logger)
+        self._sending: set[asyncio.Task[None]] = set()
+
+    @on("**", priority=LAST)
+    async def forward(self, event: Any) -> None:
+        """Send an event, if it is one that leaves.
+
+        Raises:
+            MessageRefused: it can't be made a message: a key or payload that can't be written.
+            PublishError: with ``wait``, whatever the publisher raised.
+        """
+        message = None
+        try:
+            message = self._message(event)  # a snapshot, before anybody else gets a turn
+            if message is not None and self._wait:
+                await self.publisher.publish(message)
+        except Exception as error:
+            if self._hook is None:
+                raise
+            await self._report("event not sent", error, message)
+            return
+        if message is not None and not self._wait:
+            await self._send_later(message)
+
+    async def aclose(self) -> None:
+        """Wait until everything is sent that was not waited for. Twice is fine; the publisher stays open."""
+        while others := self._sending - {asyncio.current_task()}:  # an error hook may close, too
+            await asyncio.wait(others)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _message(self, event: Any) -> Message | None:
+        """What to send of an event; None when it stays.
+
+        Raises:
+            MessageRefused: it should leave but can't.
+        """
+        kind = kind_of(type(event))
+        if kind == "domain" or isinstance(getattr(event, "origin", None), Origin):
+            return None
+        if isinstance(failures := running(event), list) and failures:
+            return None
+        name = event.name
+        if not isinstance(name, str):
+            raise MessageRefused(name, "only an event whose name is a string can leave the process")
+        route = self._routes.match(name)
+        kind = kind or (route and route.kind)
+        if kind is None:
+            return None
+        known = name if isinstance(name, EventName) else None
+        key = (route and route.key) or (known and known.key)
+        return to_message(
+            event,
+            name=str(name),
+            kind=kind,
+            key=routing_key(event, name, key),
+            to=route and route.to,
+            version=known.version if known else 1,
+        )
+
+    async def _send_later(self, message: Message) -> None:
+        if len(self._sending) >= UNSENT_LIMIT:
+            error = BrokerUnavailable(f"{UNSENT_LIMIT} messages are under way to the broker; this one was not sent")
+            await self._report("message not sent", error, message, event_name=message.message_name)
+            return
+        # One task each: publishers keep the order of their calls, and tell apart which message failed.
+        task = asyncio.get_running_loop().create_task(self._send(message))
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self.publisher.publish(message)
+        except Exception as error:
+            await self._report("message not sent", error, message, event_name=message.message_name)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if task.cancelled():
+            self._report.log.write("message not sent: the program ended before the bridge was closed")
+
+
+def bridges(dispatcher: IAsyncEventDispatcher) -> Iterator[Bridge]:
+    """The bridges among a dispatcher's listeners."""
+    for listeners in dispatcher.get_listeners().values():
+        for listener in listeners:
+            owner = getattr(inspect.unwrap(listener), "__self__", None)
+            if isinstance(owner, Bridge):
+                yield owner
