@@ -1,0 +1,162 @@
+"""The host: an HTTP service about meetings.
+
+Each change is an event. It is dispatched in this process first, where plugins may change or stop it; the bridges, which
+run last, pass it on to other programs.
+"""
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import rodi
+from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from examples.meetings import house_rules
+from examples.meetings.events import (
+    MEETING_JOINED,
+    MEETING_LEFT,
+    MEETING_RENAMED,
+    MeetingJoined,
+    MeetingLeft,
+    MeetingRenamed,
+)
+from examples.meetings.measure import Counting, Heard
+from examples.meetings.process import Settings, serve
+from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, IAsyncEventDispatcher, NotificationEvent
+from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.containers.rodi import register_dispatcher
+from silbo.errors import PublishError
+
+
+class Seat(msgspec.Struct):
+    """The body of join and leave."""
+
+    user_id: int
+
+
+class Title(msgspec.Struct):
+    """The body of rename."""
+
+    title: str
+
+
+class Members:
+    """Who is in which meeting, as the events tell it."""
+
+    def __init__(self, dispatcher: IAsyncEventDispatcher) -> None:
+        self._members: defaultdict[int, set[int]] = defaultdict(set)
+        dispatcher.add_listener(MEETING_JOINED, self._joined)
+        dispatcher.add_listener(MEETING_LEFT, self._left)
+
+    def has(self, meeting_id: int, user_id: int) -> bool:
+        """Whether this user is in this meeting."""
+        return user_id in self._members[meeting_id]
+
+    async def _joined(self, event: MeetingJoined) -> None:
+        self._members[event.meeting_id].add(event.user_id)
+
+    async def _left(self, event: MeetingLeft) -> None:
+        self._members[event.meeting_id].discard(event.user_id)
+
+
+class Endpoints:
+    """What clients can ask for. Made by the container, which hands it what its constructor names."""
+
+    def __init__(self, dispatcher: AsyncEventDispatcher, members: Members) -> None:
+        self._dispatcher = dispatcher
+        self._members = members
+
+    async def join(self, request: Request) -> JSONResponse:
+        """`POST /meetings/7/join {"user_id": 1}`."""
+        seat = msgspec.json.decode(await request.body(), type=Seat)
+        return await self._happen(MEETING_JOINED, MeetingJoined(request.path_params["meeting_id"], seat.user_id))
+
+    async def leave(self, request: Request) -> JSONResponse:
+        """`POST /meetings/7/leave {"user_id": 1}`."""
+        seat = msgspec.json.decode(await request.body(), type=Seat)
+        event = MeetingLeft(request.path_params["meeting_id"], seat.user_id)
+        if not self._members.has(event.meeting_id, event.user_id):
+            return JSONResponse({"error": "not in this meeting"}, 409)
+        return await self._happen(MEETING_LEFT, event)
+
+    async def rename(self, request: Request) -> JSONResponse:
+        """`POST /meetings/7/rename {"title": "Planning"}`."""
+        body = msgspec.json.decode(await request.body(), type=Title)
+        return await self._happen(MEETING_RENAMED, MeetingRenamed(request.path_params["meeting_id"], body.title))
+
+    async def _happen(self, name: EventName[Any], event: NotificationEvent | ECSTEvent) -> JSONResponse:
+        await self._dispatcher.adispatch(name, event)
+        if event.propagation_stopped:
+            return JSONResponse({"error": "refused"}, 403)
+        return JSONResponse({"event_id": str(event.event_id)})
+
+
+async def bad_json(request: Request, error: Exception) -> JSONResponse:
+    """The body is no JSON."""
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def wrong_fields(request: Request, error: Exception) -> JSONResponse:
+    """The body is not what the endpoint takes."""
+    return JSONResponse({"error": str(error)}, 422)
+
+
+async def try_again(request: Request, error: Exception) -> JSONResponse:
+    """The event did not leave: the bridge's error comes to whoever dispatched."""
+    return JSONResponse({"error": str(error)}, 503)
+
+
+def application(settings: Settings) -> Starlette:
+    """Put it together."""
+    container = rodi.Container()
+    dispatcher = register_dispatcher(container)
+    container.add_singleton(Members)
+    container.add_singleton(Endpoints)
+    endpoints = container.resolve(Endpoints)
+    house_rules.install(dispatcher)
+    dispatcher.add_subscriber(heard := Heard())
+    sent: dict[str, Counting] = {}
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        async with (
+            Redis.from_url(settings.redis_url) as client,
+            RedisStreams(client, app="meetings", prefix=settings.prefix) as streams,
+            RedisPubSub(client, app="meetings", prefix=settings.prefix) as pubsub,
+            dispatcher,
+        ):
+            sent.update(streams=Counting(streams), pubsub=Counting(pubsub))
+            # In this order: nothing can come between a change of the members and its place in the stream, so what
+            # is read from the stream ends in the same state, however many requests run at once.
+            for publisher in sent.values():
+                dispatcher.add_subscriber(Bridge(publisher))
+            yield
+
+    async def figures(request: Request) -> JSONResponse:
+        """For the demo's table."""
+        return JSONResponse({"dispatched": len(heard.event_ids)} | {name: one.sent for name, one in sent.items()})
+
+    return Starlette(
+        routes=[
+            Route("/meetings/{meeting_id:int}/join", endpoints.join, methods=["POST"]),
+            Route("/meetings/{meeting_id:int}/leave", endpoints.leave, methods=["POST"]),
+            Route("/meetings/{meeting_id:int}/rename", endpoints.rename, methods=["POST"]),
+            Route("/figures", figures),
+        ],
+        exception_handlers={
+            msgspec.DecodeError: bad_json,
+            msgspec.ValidationError: wrong_fields,
+            PublishError: try_again,
+        },
+        lifespan=lifespan,
+    )
+
+
+if __name__ == "__main__":
+    serve(application(Settings.from_environment()))

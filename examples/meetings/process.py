@@ -1,0 +1,65 @@
+"""What every program here does as a process: read its settings, say when it is ready, end when its starter does.
+
+A program ends when its standard input does. So its starter ends it by closing a pipe, and when the starter is killed the
+system closes that pipe: either way nothing is left behind.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+SECONDS_TO_END = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where Redis is, and the prefix of this application's keys and channels there."""
+
+    redis_url: str
+    prefix: str
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """From the environment, not the command line: a URL may hold a password, and `ps` shows command lines."""
+        return cls(os.environ["SILBO_REDIS_URL"], os.environ.get("MEETINGS_PREFIX", "meetings"))
+
+
+def ready(**facts: object) -> None:
+    """Tell the starter, as the first line of output."""
+    with suppress(BrokenPipeError):  # it is gone already
+        print(json.dumps(facts), flush=True)
+
+
+def when_input_ends(stop: Callable[[], object]) -> None:
+    """Call `stop` (in another thread) when standard input ends; and end here and now if the program does not follow."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        stop()
+        time.sleep(SECONDS_TO_END)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(app: Callable[..., object]) -> None:
+    """Serve an ASGI application on a free port of this machine."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready(url=f"http://127.0.0.1:{port}")
+
+    config = uvicorn.Config(app, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    server = Server(config)
+    when_input_ends(lambda: setattr(server, "should_exit", True))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        server.run(sockets=[listening])

@@ -1,0 +1,131 @@
+"""The demo's clients: many requests, some of them bad, and what must have become of it all in the end."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from examples.meetings.billing import Account
+from examples.meetings.events import MEETING_JOINED, MEETING_LEFT, MEETING_RENAMED
+from examples.meetings.house_rules import BANNED
+
+MEETINGS = 32
+"""So many at once: the requests about one meeting are sent one after another, so their outcome is known beforehand."""
+
+USERS = [user_id for user_id in range(1, 60) if user_id not in BANNED]
+TITLES = {"sales": "Weekly numbers", "r&d": "Ünïcode 🚀 review", "legal": 'The "small" print', "people": "面談"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One POST, and the status that it must be answered with."""
+
+    path: str
+    body: bytes
+    status: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    request: Request
+    status: int
+    event_id: str | None
+
+
+class Plan:
+    """The requests of each meeting in their order, and what follows from them.
+
+    The same seed gives the same plan.
+    """
+
+    def __init__(self, requests: int, seed: int) -> None:
+        self._dice = random.Random(seed)
+        self._accounts = {meeting_id: Account() for meeting_id in range(1, MEETINGS + 1)}
+        self.requests: dict[int, list[Request]] = {meeting_id: [] for meeting_id in self._accounts}
+        self.names: Counter[str] = Counter()
+        """How often each event leaves the host."""
+
+        steps = {self._come_or_go: 64, self._rename: 16, self._banned: 6, self._leave_unseen: 4}
+        steps |= {self._no_json: 4, self._wrong_fields: 3, self._unknown: 3}
+        for number in range(requests):
+            [step] = self._dice.choices([*steps], weights=[*steps.values()])
+            step(number % MEETINGS + 1)
+
+    @property
+    def accounts(self) -> dict[str, dict[str, Any]]:
+        """Billing's read model at the end."""
+        known = {str(meeting_id): asdict(account) for meeting_id, account in self._accounts.items()}
+        return {meeting_id: account for meeting_id, account in known.items() if account != asdict(Account())}
+
+    def _come_or_go(self, meeting_id: int) -> None:
+        account, user_id = self._accounts[meeting_id], self._dice.choice(USERS)
+        if user_id in account.members:
+            account.members.remove(user_id)
+            self._add(meeting_id, "leave", {"user_id": user_id}, event=MEETING_LEFT)
+        else:
+            account.members.append(user_id)
+            account.seats_taken += 1
+            self._add(meeting_id, "join", {"user_id": user_id}, event=MEETING_JOINED)
+
+    def _rename(self, meeting_id: int) -> None:
+        account = self._accounts[meeting_id]
+        account.cost_centre, subject = self._dice.choice([*TITLES.items()])
+        account.title = f"[{account.cost_centre}] {subject} {self._dice.randrange(1000)}"
+        self._add(meeting_id, "rename", {"title": account.title}, event=MEETING_RENAMED)
+
+    def _banned(self, meeting_id: int) -> None:
+        self._add(meeting_id, "join", {"user_id": self._dice.choice([*BANNED])}, status=403)
+
+    def _leave_unseen(self, meeting_id: int) -> None:
+        self._add(meeting_id, "leave", {"user_id": 1000}, status=409)
+
+    def _no_json(self, meeting_id: int) -> None:
+        self._add(meeting_id, "join", self._dice.choice([b"", b'{"user_id": ', b"user 7", b"\xff\xfe"]), status=400)
+
+    def _wrong_fields(self, meeting_id: int) -> None:
+        self._add(meeting_id, "join", self._dice.choice([{"user": 7}, {"user_id": "7"}, [7], None]), status=422)
+
+    def _unknown(self, meeting_id: int) -> None:
+        where: Any = self._dice.choice([meeting_id, "everywhere", -1])
+        action = "dance" if where == meeting_id else "join"
+        self.requests[meeting_id].append(Request(f"/meetings/{where}/{action}", b'{"user_id":7}', 404))
+
+    def _add(self, meeting_id: int, action: str, body: Any, *, event: Any = None, status: int = 200) -> None:
+        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        self.requests[meeting_id].append(Request(f"/meetings/{meeting_id}/{action}", raw, status))
+        if event is not None:
+            self.names[str(event)] += 1
+
+
+async def send(plan: Plan, url: str, on_answer: Callable[[], object]) -> list[Answer]:
+    """Send it all, over as many connections as there are meetings.
+
+    Raises:
+        httpx.TransportError: the host does not answer any more.
+    """
+    answers: list[Answer] = []
+    failures: list[httpx.TransportError] = []
+
+    async def about_one_meeting(requests: list[Request]) -> None:
+        try:
+            for request in requests:
+                response = await client.post(request.path, content=request.body)
+                event_id = response.json()["event_id"] if response.status_code == 200 else None
+                answers.append(Answer(request, response.status_code, event_id))
+                on_answer()
+        except httpx.TransportError as error:
+            failures.append(error)
+
+    async with httpx.AsyncClient(base_url=url, timeout=10) as client, asyncio.TaskGroup() as meetings:
+        for requests in plan.requests.values():
+            meetings.create_task(about_one_meeting(requests))
+    if failures:
+        raise failures[0]
+    return answers

@@ -1,0 +1,273 @@
+"""`make demo`: what it counts, what it notices, and that nothing is left of it however it ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = [sys.executable, "-m", "examples.meetings"]
+FAULTY = [
+    *(sys.executable, "-c"),
+    "import sys; from examples.meetings import demo; demo.HOST = 'tests.examples.faulty_host'; sys.exit(demo.main())",
+]
+PROGRAMS = ("examples.meetings.host", "examples.meetings.billing", "examples.meetings.bystander")
+
+
+class Run:
+    """A demo in a process group of its own, as under a shell; everything it starts carries a mark."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self._mark = f"SILBO_TEST_RUN={uuid.uuid4().hex}"
+        name, value = self._mark.split("=")
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "SILBO_REDIS_URL": "", **environment, name: value},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.seen = ""
+
+    def until(self, text: str) -> None:
+        """Read its output up to a line with this text."""
+        assert self.process.stdout
+        while text not in (line := self.process.stdout.readline()):
+            assert line, f"ended before {text!r}: {self.seen} {self.end()}"
+            self.seen += line
+        self.seen += line
+
+    def press_ctrl_c(self) -> None:
+        """What a terminal does: it interrupts the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end: exit code, output, errors."""
+        out, err = self.process.communicate(timeout=50)
+        return self.process.returncode, self.seen + out, err
+
+    def processes(self) -> dict[int, str]:
+        """Those that it or its children started, wherever they are now."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # ended meanwhile, or another user's
+                continue
+        return found
+
+    def nothing_left(self, *, within: float) -> bool:
+        """Whether they are all gone; right after a `kill -9` they need a moment."""
+        deadline = time.monotonic() + within
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.processes()
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def runs() -> Iterator[list[Run]]:
+    """What a test started, to be ended with it when it fails."""
+    started: list[Run] = []
+    yield started
+    for run in started:
+        for pid in run.processes():
+            os.kill(pid, signal.SIGKILL)
+        run.process.communicate()
+
+
+@pytest.fixture
+def start(runs: list[Run]) -> Start:
+    def start(command: list[str], **environment: str) -> Run:
+        runs.append(Run(command, **environment))
+        return runs[-1]
+
+    return start
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The table's rows by their first column."""
+    cells = [re.split(r"\s*[│|]\s*", line.strip(" │|")) for line in table.splitlines() if line.startswith(("│", "|"))]
+    return {first: rest for first, *rest in cells}
+
+
+# -- the figures --------------------------------------------------------------------------------------------
+
+
+def test_demo_adds_up_and_says_so(start: Start) -> None:
+    """Every event that a client was told of is heard once by each other program, and nothing else is."""
+    run = start([*DEMO, "--requests", "400", "--seed", "7"])
+    code, out, err = run.end()
+    assert (code, err) == (0, ""), out
+    table = rows(out)
+    figures = {name: [int(cell) for cell in cells if cell] for name, cells in table.items() if "p" not in name[-3:]}
+    [requests], [bad], [refused] = figures["requests"], figures["bad, rejected"], figures["refused by the plugin"]
+    assert requests == 400
+    assert min(bad, refused) > 10
+    assert figures["dispatched"] == [requests - bad]
+    assert figures["sent"] == figures["received"] == [requests - bad - refused] * 2
+    assert figures["lost"] == figures["doubled"] == [0, 0]
+    for percentile in ("p50", "p99"):
+        _, pubsub, streams = table[f"dispatch to listener, {percentile}"]
+        assert 0 < float(pubsub.removesuffix(" ms")) < 10_000
+        assert 0 < float(streams.removesuffix(" ms")) < 10_000
+    assert "Everything adds up" in out
+    assert run.nothing_left(within=0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "noticed"),
+    [
+        ("lose RedisPubSub", r"Pub/Sub to bystander: \d+ lost"),
+        ("lose RedisStreams", r"Streams to billing: \d+ lost"),
+        ("double RedisPubSub", r"Pub/Sub to bystander: \d+ doubled"),
+        ("double RedisStreams", r"Streams to billing: \d+ doubled"),
+        ("not enriched", r"billing has \d+ accounts wrong"),
+        ("not refused", r"answers with another status than expected, first 200 instead of 403"),
+    ],
+)
+def test_demo_notices_what_is_wrong(start: Start, fault: str, noticed: str) -> None:
+    """A demo that can't fail shows nothing."""
+    code, out, err = start([*FAULTY, "--requests", "300", "--seed", "7"], FAULT=fault).end()
+    assert code == 1
+    assert re.search(f"Does not add up: .*{noticed}", " ".join(out.split())), out
+    assert "Everything adds up" not in out
+    assert "Traceback" not in err or fault == "double RedisStreams"  # a second "left" fails in billing's listener
+
+
+# -- the end ------------------------------------------------------------------------------------------------
+
+MOMENTS = ["Redis: ", "are ready", "75 of 300", "225 of 300"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_demo_leaves_nothing_and_is_quiet(start: Start, moment: str, number: signal.Signals) -> None:
+    """Ctrl-C, a plain kill and a closed terminal, at a chance distance after each of these lines."""
+    if moment == "Redis: " and number != signal.SIGINT:
+        pytest.skip("ended by the signal itself until the event loop runs; the next test looks at what is left")
+    run = start([*DEMO, "--requests", "300"])
+    run.until(moment)
+    time.sleep(random.uniform(0, 0.2))
+    if number == signal.SIGINT:
+        run.press_ctrl_c()
+    else:
+        os.kill(run.process.pid, number)
+    code, out, err = run.end()
+    if "adds up" not in out:  # else it came too late
+        assert (code, err) == (128 + number, "")
+    assert run.nothing_left(within=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_demo_ended_while_it_starts_leaves_nothing(start: Start, number: signal.Signals) -> None:
+    """Before anything is set up to meet a signal."""
+    for _ in range(3):
+        run = start(DEMO)
+        time.sleep(random.uniform(0, 1.2))
+        os.kill(run.process.pid, number)
+        assert run.end()[0] in (128 + number, -number)
+        assert run.nothing_left(within=8)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_demo_leaves_no_process(start: Start, moment: str) -> None:
+    """`kill -9`: its programs and its Redis see that their input has ended."""
+    run = start([*DEMO, "--requests", "300"])
+    run.until(moment)
+    if moment != "Redis: ":
+        assert all(any(program in line for line in run.processes().values()) for program in PROGRAMS)
+    run.process.kill()
+    assert run.nothing_left(within=8)
+
+
+def test_ctrl_c_in_a_real_terminal(start: Start) -> None:
+    """With a progress bar, and the key itself."""
+    spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    run = start([sys.executable, "-c", spawn, *DEMO, "--requests", "5000"], TERM="xterm")
+    run.until("are ready")
+    run.process.stdin.write("\x03")
+    run.process.stdin.flush()
+    code, out, _ = run.end()
+    assert code == 130
+    assert "Traceback" not in out
+    assert run.nothing_left(within=0)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_that_dies_is_said_in_one_line(start: Start, program: str) -> None:
+    run = start([*DEMO, "--requests", "1000"])
+    run.until("are ready")
+    [pid] = [pid for pid, line in run.processes().items() if program in line]
+    os.kill(pid, signal.SIGKILL)
+    code, _, err = run.end()
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert re.search("ended too early|no longer answers", err)
+    assert run.nothing_left(within=0)
+
+
+def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None:
+    code, _, err = start(FAULTY, FAULT="no start").end()
+    assert (code, err) == (1, "examples.meetings.host ended too early; what it wrote is above\n")
+
+
+# -- a Redis of the user's ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_given_redis_is_left_as_it_was(start: Start, redis_url: str, prefix: str, interrupted: bool) -> None:
+    """What was there stays, and nothing of the demo is left, after Ctrl-C too."""
+    with Redis.from_url(redis_url) as client:
+        client.set(f"{prefix}:mine", "kept")
+        run = start([*DEMO, "--requests", "300"], SILBO_REDIS_URL=redis_url)
+        run.until("are ready")
+        assert client.keys("silbo-demo-*")
+        if interrupted:
+            run.press_ctrl_c()
+        code, out, err = run.end()
+        assert (code, err) == (130 if interrupted else 0, ""), out
+        assert "the one at SILBO_REDIS_URL" in out
+        assert client.get(f"{prefix}:mine") == b"kept"
+        assert client.keys("*silbo-demo-*") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://127.0.0.1:1/0", "Redis does not answer: Error 111 connecting to 127.0.0.1:1."),
+        ("unix:///nowhere/redis.sock", "Redis does not answer: "),
+        ("localhost:6380", "SILBO_REDIS_URL is no URL of a Redis: "),
+    ],
+)
+def test_a_wrong_url_is_one_clear_line(start: Start, url: str, told: str) -> None:
+    code, _, err = start(DEMO, SILBO_REDIS_URL=url).end()
+    assert code == 1
+    assert err.startswith(told)
+    assert len(err.splitlines()) == 1
+
+
+def test_help_and_wrong_options(start: Start) -> None:
+    code, out, _ = start([*DEMO, "--help"]).end()
+    assert code == 0
+    assert "--requests" in out
+    code, _, err = start([*DEMO, "--requests", "0"]).end()
+    assert code == 2
+    assert "at least 1" in err
