@@ -16,9 +16,9 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
-from silbo.payload import MAX_DEPTH, MAX_SIZE, UNCHANGED, Unwritable, is_too_deep, plain, timestamp
+from silbo.payload import MAX_DEPTH, MAX_SIZE, UNCHANGED, Unwritable, invalid, is_too_deep, plain, timestamp
 
-__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "invalid"]
+__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat"]
 
 MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
@@ -136,7 +136,7 @@ _HEADERS: Final = {
     "publication": "silbopublication",
     "key": "partitionkey",  # CloudEvents' own extension for it
 }
-_ATTRIBUTES: Final = {attribute: header for header, attribute in _HEADERS.items()}
+_HEADER_OF: Final[dict[str, str]] = {attribute: header for header, attribute in _HEADERS.items()}
 _CONTEXT: Final = frozenset(
     {"specversion", "id", "source", "type", "time", "datacontenttype", "dataschema", "subject", "data", "data_base64"}
 )
@@ -205,9 +205,9 @@ class CloudEventsFormat(_ByEventName):
         if "event_timestamp" not in payload and event.time is not None:
             payload["event_timestamp"] = timestamp(event.time)
         headers: dict[str, str] = {
-            _ATTRIBUTES.get(attribute, attribute): value
+            _HEADER_OF.get(attribute, attribute): value
             for attribute, value in record.items()
-            if isinstance(value, str) and (attribute in _ATTRIBUTES or attribute not in _OWN)
+            if isinstance(value, str) and (attribute in _HEADER_OF or attribute not in _OWN)
         }
         return Message(event.silbokind, event.type, event.id, payload, headers)
 
@@ -250,29 +250,6 @@ def _read(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
 def _check_depth(payload: dict[str, Any], field: str) -> None:
     if is_too_deep(payload):
         raise MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=field)
-
-
-_WHERE: Final = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)`)?", re.DOTALL).fullmatch
-_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL).fullmatch
-
-
-def invalid(error: Exception, *, under: str = "") -> MessageInvalid:
-    """What msgspec found wrong, with the field's name where it gives one.
-
-    Args:
-        error: msgspec's, or what else comes out of it (UnicodeDecodeError, RecursionError).
-        under: The part of the message that was read, as ``payload``.
-    """
-    if isinstance(error, UnicodeError):
-        return MessageInvalid("not UTF-8", field=under or None)
-    if isinstance(error, RecursionError):
-        return MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=under or None)
-    match = _WHERE(str(error))
-    problem, path = (match["problem"], match["path"]) if match else (str(error), None)
-    if missing := _MISSING(problem):
-        problem, path = "missing", f"{path}.{missing[1]}" if path else missing[1]
-    field = f"{under}{'' if path.startswith('[') or not under else '.'}{path}" if path else under
-    return MessageInvalid(problem, field=field or None)
 
 
 def is_uuid(text: str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections import deque
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta
@@ -15,9 +15,10 @@ from uuid import UUID
 
 import msgspec
 
+from silbo.errors import MessageInvalid
 from silbo.shapes import contents
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "UNCHANGED", "Unwritable", "is_too_deep", "plain", "timestamp"]
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "UNCHANGED", "Unwritable", "invalid", "is_too_deep", "plain", "timestamp"]
 
 MAX_SIZE: Final = 1024 * 1024
 """The most bytes of one encoded message."""
@@ -66,7 +67,7 @@ def plain(value: Any, depth: int = 2) -> Any:
         return leaf
     if depth > MAX_DEPTH:
         raise Unwritable(f"nested more than {MAX_DEPTH} levels deep, or contains itself")
-    if isinstance(value, list | tuple | AbstractSet | deque):
+    if isinstance(value, list | tuple | AbstractSet):
         return _array(value, depth)
     if isinstance(value, Mapping):
         return _object(value, depth)
@@ -175,3 +176,28 @@ def is_too_deep(payload: dict[str, Any]) -> bool:
         if not level:
             return False
     return True
+
+
+# -- what msgspec finds wrong ------------------------------------------------------------------------------
+
+_WHERE: Final = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)`)?", re.DOTALL).fullmatch
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL).fullmatch
+
+
+def invalid(error: Exception, *, under: str = "") -> MessageInvalid:
+    """What msgspec found wrong, with the field's name where it gives one.
+
+    Args:
+        error: msgspec's, or what else comes out of it (UnicodeDecodeError, RecursionError).
+        under: The part of the message that was read, as ``payload``.
+    """
+    if isinstance(error, UnicodeError):
+        return MessageInvalid("not UTF-8", field=under or None)
+    if isinstance(error, RecursionError):
+        return MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=under or None)
+    match = _WHERE(str(error))
+    problem, path = (match["problem"], match["path"]) if match else (str(error), None)
+    if missing := _MISSING(problem):
+        problem, path = "missing", f"{path}.{missing[1]}" if path else missing[1]
+    field = f"{under}{'' if path.startswith('[') or not under else '.'}{path}" if path else under
+    return MessageInvalid(problem, field=field or None)
