@@ -1,11 +1,48 @@
 """The dispatcher that Whistle gives you, with a bridge to Redis that loses nothing and costs next to nothing."""
 
+from silbo import errors
 from silbo._whistle import IAsyncEventDispatcher
+from silbo.bridge import Bridge
+from silbo.consumer import Consumer
 from silbo.dispatcher import AsyncEventDispatcher
+from silbo.errors import SilboError
 from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent
 from silbo.listeners import FIRST, LAST, ListenerRow, Registration
-from silbo.message import Delivery, Message
+from silbo.message import Delivery, Message, Origin
 from silbo.names import EventName
+from silbo.observers import Call, Dispatch, Observer
+from silbo.protocols import Publisher, Subscription
+from silbo.routing import Route
 from silbo.subscriber import on
+from silbo.trace import Trace
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FIRST",
+    "LAST",
+    "AsyncEventDispatcher",
+    "Bridge",
+    "Call",
+    "Consumer",
+    "Delivery",
+    "Dispatch",
+    "DomainEvent",
+    "ECSTEvent",
+    "Event",
+    "EventName",
+    "IAsyncEventDispatcher",
+    "ListenerRow",
+    "Message",
+    "NotificationEvent",
+    "Observer",
+    "Origin",
+    "Publisher",
+    "Registration",
+    "Route",
+    "SilboError",
+    "Subscription",
+    "Trace",
+    "errors",
+    "on",
+]

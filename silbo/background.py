@@ -41,8 +41,8 @@ class Background:
         task.add_done_callback(self._done)
         return task
 
-    async def drain(self, timeout: float | None) -> None:  # noqa: ASYNC109  # one deadline for several waits
-        """Wait until nothing spawned runs, but for the tasks that are themselves waiting here.
+    async def drain(self, timeout: float | None) -> None:
+        """Wait until nothing spawned runs; called from spawned work, but for the tasks that are waiting here too.
 
         Raises:
             TimeoutError: something still runs after ``timeout`` seconds; it goes on running.
@@ -53,7 +53,9 @@ class Background:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                while running := {t for t in self._tasks if t.get_loop() is loop and not self._draining[t]}:
+                while running := {
+                    task for task in self._tasks if task.get_loop() is loop and not (lineage and self._draining[task])
+                }:
                     changed = loop.create_future()
                     self._changed.add(changed)
                     try:
@@ -80,7 +82,7 @@ class Background:
             try:
                 if where is None or where(event):
                     heard.set_result(event)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # the waiter's own
                 heard.set_exception(error)
 
         return heard, hear

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -14,7 +13,7 @@ from silbo.errors import NameInvalid
 from silbo.event import Event, admit, mark, running, set_running
 from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, run
 from silbo.listeners import CACHED_NAMES, LAST, ListenerRegistry, ListenerRow, Registration
-from silbo.names import E, EventName, Name, T, is_pattern
+from silbo.names import E, EventName, Name, T, is_pattern, warn_if_deprecated
 from silbo.observers import Dispatch, Observer, watch
 from silbo.subscriber import subscriptions
 
@@ -41,7 +40,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         self._observers = tuple(observers)
         self._listeners = ListenerRegistry(policy=on_error, on_change=self._ready.clear)
         self._background = Background()
-        self._subscribers: list[tuple[object, list[tuple[Hashable, Listener]]]] = []
+        self._subscribers: list[tuple[object, list[tuple[Any, Listener, Any]]]] = []
 
     # -- listeners ------------------------------------------------------------------------------------------
 
@@ -76,8 +75,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
             TypeError: the listener is not async, or the priority is no number.
             NameInvalid: a ``*`` that is not a whole segment.
         """
-        if isinstance(name, EventName):
-            _warn_deprecated(name)
+        warn_if_deprecated(name)
         return self._listeners.add(
             name,
             listener,
@@ -135,9 +133,8 @@ class AsyncEventDispatcher(WhistleDispatcher):
         found = list(subscriptions(subscriber))
         if not found:
             raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
-        for name, listener, options in found:
-            self.add_listener(name, listener, **options)
-        self._subscribers.append((subscriber, [(name, listener) for name, listener, _ in found]))
+        places = [(name, listener, self.add_listener(name, listener, **options)) for name, listener, options in found]
+        self._subscribers.append((subscriber, places))
 
         def remove() -> None:
             self._forget(subscriber)
@@ -157,9 +154,15 @@ class AsyncEventDispatcher(WhistleDispatcher):
         mine = [entry for entry in self._subscribers if entry[0] is subscriber]
         for entry in mine:
             self._subscribers.remove(entry)
-            for name, listener in entry[1]:
-                self.remove_listener(name, listener)
+            for place in entry[1]:
+                self._take_back(*place)
         return bool(mine)
+
+    def _take_back(self, name: Any, listener: Listener, place: object) -> None:
+        if isinstance(place, Registration):
+            place.remove()
+        else:  # a host's add_listener gave Whistle's answer, None
+            self.remove_listener(name, listener)
 
     # -- dispatch -------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         envelope: Any = _new_event(name) if event is None else event
         try:
             listeners = self._ready[name]
-            direct = envelope._silbo_direct is envelope.__class__
+            direct = envelope.__silbo_direct__ is envelope.__class__
         except (KeyError, AttributeError):
             listeners, direct = (), False
         if not direct:
@@ -194,22 +197,21 @@ class AsyncEventDispatcher(WhistleDispatcher):
         envelope.name = name
         envelope.dispatcher = self
         envelope.propagation_stopped = False
-        envelope._silbo_direct = None  # a dispatch of the same object from inside is not direct
+        envelope.__silbo_direct__ = None  # a dispatch of the same object from inside is not direct
         try:
             for listener in listeners:
                 await listener(envelope)
                 if envelope.propagation_stopped:
                     break
         finally:
-            envelope._silbo_direct = envelope.__class__
+            envelope.__silbo_direct__ = envelope.__class__
         return envelope  # type: ignore[no-any-return]
 
     async def _dispatch(self, name: Any, event: Any) -> None:
         """The same with everything: overrides, observers, options, nesting, foreign events."""
         if is_pattern(name):
             raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
-        if isinstance(name, EventName):
-            _warn_deprecated(name)
+        warn_if_deprecated(name)
         admit(event)
         listeners = self.get_listeners(name)
         self._make_ready(name, listeners)
@@ -274,7 +276,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         """
         return self._background.spawn(self.adispatch(name, event))
 
-    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # a deadline for several waits
+    async def drain(self, timeout: float | None = None) -> None:
         """Wait until no spawned dispatch runs; one that waits here itself is not waited for.
 
         Raises:
@@ -288,7 +290,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         /,
         *,
         where: Callable[[E], object] | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,
     ) -> E:
         """Wait for an event: its next dispatch for which ``where(event)`` is true, after its other listeners.
 
@@ -307,15 +309,12 @@ class AsyncEventDispatcher(WhistleDispatcher):
             async with asyncio.timeout(timeout):
                 return await heard
         except TimeoutError as error:
-            if heard.done():  # where() raised it
+            if not heard.cancelled():  # where() raised it
                 raise
             raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
         finally:
             heard.cancel()
-            if isinstance(place, Registration):
-                place.remove()
-            else:  # a host's add_listener gave Whistle's answer, None
-                self.remove_listener(name, hear)
+            self._take_back(name, hear, place)
 
     async def aclose(self) -> None:
         """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""
@@ -331,9 +330,4 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
 
 def _new_event(name: object) -> Any:
-    return (isinstance(name, EventName) and name.cls or Event)()
-
-
-def _warn_deprecated(name: EventName[Any]) -> None:
-    if name.deprecated is not None:
-        warnings.warn(f"event {name!s} is deprecated: {name.deprecated}", DeprecationWarning, stacklevel=4)
+    return ((isinstance(name, EventName) and name.cls) or Event)()

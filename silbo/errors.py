@@ -128,9 +128,7 @@ class RouteConflict(SilboError, ValueError):
         self.pattern, self.taken, self.wanted = pattern, taken, wanted
 
     def __str__(self) -> str:
-        return (
-            f"two routes for {self.pattern!r}: {self.taken} and {self.wanted}. The first would always win; drop one"
-        )
+        return f"two routes for {self.pattern!r}: {self.taken} and {self.wanted}. The first would always win; drop one"
 
 
 class PublishError(SilboError):

@@ -45,13 +45,13 @@ class Event(WhistleEvent):
 
     if TYPE_CHECKING:
         origin: Origin | None
-        _silbo_direct: type[Event] | None
-        _silbo_errors: list[Exception] | None
+        __silbo_direct__: type[Event] | None
+        __silbo_errors__: list[Exception] | None
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
         # On a class: itself, once it is known to take plain attribute assignment. On an object: None during a dispatch.
-        _silbo_direct = None
-        _silbo_errors = None  # during a dispatch that may collect: the errors so far
+        __silbo_direct__ = None
+        __silbo_errors__ = None  # during a dispatch that may collect: the errors so far
 
     def stop_propagation(self) -> None:
         """End this dispatch after the listener that is running."""
@@ -142,7 +142,7 @@ def declared_fields(cls: type) -> tuple[str, ...] | None:
 # -- the marks ----------------------------------------------------------------------------------------------
 
 _foreign_errors: dict[int, list[Exception]] = {}
-"""What ``_silbo_errors`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
+"""What ``__silbo_errors__`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
 
 
 def admit(event: Any) -> None:
@@ -158,7 +158,7 @@ def admit(event: Any) -> None:
         _check_fields(cls)
         _admitted.add(cls)
         if issubclass(cls, Event) and not issubclass(cls, _Outward) and cls.__setattr__ is object.__setattr__:
-            cls._silbo_direct = cls if _takes_assignment(cls) else None
+            cls.__silbo_direct__ = cls if _takes_assignment(cls) else None
 
 
 _admitted: WeakSet[type] = WeakSet()
@@ -205,10 +205,10 @@ def running(event: Any) -> bool | list[Exception]:
     """False, or the event is in a dispatch: then the errors collected so far, or True where none can be."""
     if not isinstance(event, Event):
         return _foreign_errors.get(id(event), False)
-    if event._silbo_errors is not None:
-        return event._silbo_errors
-    direct = type(event).__dict__.get("_silbo_direct")
-    return direct is not None and event._silbo_direct is None
+    if event.__silbo_errors__ is not None:
+        return event.__silbo_errors__
+    direct = type(event).__dict__.get("__silbo_direct__")
+    return direct is not None and event.__silbo_direct__ is None
 
 
 def set_running(event: Any, state: bool | list[Exception]) -> None:
@@ -216,8 +216,8 @@ def set_running(event: Any, state: bool | list[Exception]) -> None:
     errors = state if isinstance(state, list) else None
     if isinstance(event, Event):
         marks = event.__dict__
-        marks["_silbo_errors"] = errors
-        marks["_silbo_direct"] = type(event).__dict__.get("_silbo_direct") if state is False else None
+        marks["__silbo_errors__"] = errors
+        marks["__silbo_direct__"] = type(event).__dict__.get("__silbo_direct__") if state is False else None
     elif errors is not None:
         _foreign_errors[id(event)] = errors
     else:

@@ -9,12 +9,24 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from itertools import groupby
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from silbo.errors import ListenerTimeout
 from silbo.event import running
 
-__all__ = ["ErrorHandler", "ErrorPolicy", "Guard", "Listener", "ListenerOptions", "Options", "Wrapper", "check_policy", "is_async", "run"]
+__all__ = [
+    "DEFAULTS",
+    "ErrorHandler",
+    "ErrorPolicy",
+    "Guard",
+    "Listener",
+    "ListenerOptions",
+    "Options",
+    "Wrapper",
+    "check_policy",
+    "is_async",
+    "run",
+]
 
 Listener: TypeAlias = Callable[[Any], Awaitable[object]]
 
@@ -22,6 +34,7 @@ ErrorHandler: TypeAlias = Callable[[Exception, Any, Listener], object]
 """``(error, event, listener)``, sync or async: isolates, so the dispatch goes on."""
 
 ErrorPolicy: TypeAlias = Literal["raise", "collect"] | ErrorHandler
+
 
 class ListenerOptions(TypedDict, total=False):
     """What ``add_listener``, ``listen`` and ``on`` take besides the name."""
@@ -59,12 +72,15 @@ def check_policy(policy: object, *, or_none: bool = False) -> None:
     raise TypeError(f'on_error is "raise", "collect" or a callable (error, event, listener), not {policy!r}')
 
 
+DEFAULTS: Final = Options()
+
+
 def is_async(listener: object) -> bool:
     """Whether calling it gives a coroutine: functions, methods, partials, mocks, objects with an async ``__call__``."""
     while isinstance(listener, partial):
         listener = listener.func
     test = inspect.iscoroutinefunction if sys.version_info >= (3, 14) else asyncio.iscoroutinefunction
-    return test(listener) or (not isinstance(listener, type) and test(getattr(type(listener), "__call__", None)))
+    return test(listener) or (not isinstance(listener, type) and test(getattr(type(listener), "__call__", None)))  # noqa: B004
 
 
 class Wrapper:
@@ -89,6 +105,7 @@ class Wrapper:
         return repr(self.__wrapped__)
 
     async def __call__(self, event: Any) -> None:
+        """Run the listener."""
         raise NotImplementedError
 
 

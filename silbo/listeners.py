@@ -13,9 +13,9 @@ from functools import partial
 from itertools import chain, count
 from numbers import Real
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from silbo.guard import ErrorPolicy, Guard, Listener, Options, is_async
+from silbo.guard import DEFAULTS, ErrorPolicy, Guard, Listener, Options, is_async
 from silbo.names import compile_pattern, is_pattern
 
 __all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration"]
@@ -95,7 +95,7 @@ class Registration:
         """Remove this one registration, no other of the same listener. Twice is fine."""
         self._remove()
 
-    def __enter__(self) -> Registration:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -140,7 +140,7 @@ class ListenerRegistry:
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
 
     def add(
-        self, name: Any, listener: Listener, /, *, priority: float = 0, options: Options = Options()
+        self, name: Any, listener: Listener, /, *, priority: float = 0, options: Options = DEFAULTS
     ) -> Registration:
         """Register a listener; it counts from the next dispatch on."""
         if not is_async(listener):
@@ -168,7 +168,7 @@ class ListenerRegistry:
         """
         if name not in self._entries:
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
-        self._entries[name][:] = [entry for entry in self._entries[name] if not entry.run == listener]
+        self._entries[name][:] = [entry for entry in self._entries[name] if entry.run != listener]
         self._changed()
 
     def get(self, name: Hashable, /) -> tuple[Listener, ...]:
@@ -192,7 +192,7 @@ class ListenerRegistry:
 
     def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
         """Each known name or pattern with what a dispatch of it would run."""
-        return ((name, self.get(name)) for name in self.keys())  # noqa: SIM118
+        return ((name, self.get(name)) for name in self.keys())
 
     def rows(self, name: Hashable | None = None, /) -> list[ListenerRow]:
         """What ``describe()`` shows: of one name in running order, or of all, name by name."""
@@ -234,7 +234,7 @@ def _row(entry: _Entry) -> ListenerRow:
         code = code.func
     code = inspect.unwrap(code)
     if not hasattr(code, "__code__"):
-        code = inspect.unwrap(getattr(type(code), "__call__", code))
+        code = inspect.unwrap(getattr(type(code), "__call__", code))  # noqa: B004
     where = getattr(code, "__code__", None)
     chosen = {
         option: value

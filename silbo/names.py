@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -13,7 +15,6 @@ from silbo.errors import NameInvalid
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    from silbo._whistle import WhistleEvent
     from silbo.event import Event
 
     E = TypeVar("E", default=Event)
@@ -23,7 +24,7 @@ else:
 
     E, T = TypeVar("E"), TypeVar("T")
 
-__all__ = ["EventName", "Key", "Name", "compile_pattern", "is_pattern"]
+__all__ = ["EventName", "Key", "Name", "compile_pattern", "is_pattern", "warn_if_deprecated"]
 
 Key: TypeAlias = "str | Callable[[Any], object]"
 """Where a routing key comes from: an attribute's name, or a function of the event."""
@@ -73,7 +74,7 @@ else:
 
         __slots__ = ("cls", "deprecated", "description", "key", "version")
 
-        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: N804
+        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the class says it
             if is_pattern(name):
                 raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
             self = super().__new__(own, name)
@@ -92,6 +93,16 @@ else:
 def is_pattern(name: object) -> bool:
     """Whether a name is a pattern: it contains a ``*``."""
     return isinstance(name, str) and "*" in name
+
+
+def warn_if_deprecated(name: object) -> None:
+    """Give a ``DeprecationWarning`` at the line outside of silbo that used a deprecated name."""
+    if not isinstance(name, EventName) or name.deprecated is None:
+        return
+    level, frame = 1, sys._getframe()  # noqa: SLF001  # as warnings itself does
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("silbo."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"event {name!s} is deprecated: {name.deprecated}", DeprecationWarning, stacklevel=level)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -41,7 +41,7 @@ class Format(Protocol):
         ...
 
     def channels(self, pattern: str, prefix: str) -> Sequence[str]:
-        """The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
+        r"""The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
 
         For PSUBSCRIBE; one without ``*?[\\`` in it is a channel as it is. What a route sent to an address is not
         among them.

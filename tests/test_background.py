@@ -1,0 +1,269 @@
+"""What a dispatcher does beside its callers: spawn, drain, wait_for, aclose."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from silbo import AsyncEventDispatcher, Event, EventName
+from silbo.errors import DispatcherClosed
+
+
+class Ping(Event):
+    number = 0
+
+
+async def test_a_spawned_dispatch_is_held_until_it_is_done() -> None:
+    """asyncio itself keeps only a weak reference to a task."""
+    d = AsyncEventDispatcher()
+    done: list[Any] = []
+
+    @d.listen("x")
+    async def slow(event: Any) -> None:
+        gc.collect()
+        await asyncio.sleep(0)
+        gc.collect()
+        done.append(event)
+
+    events = [Ping() for _ in range(10)]
+    for event in events:
+        d.spawn("x", event)
+    await d.drain(timeout=5)
+    assert done == events
+    assert await d.spawn("x", events[0]) is events[0]
+
+
+async def test_a_failure_of_a_spawned_dispatch_is_logged_and_raised_to_who_awaits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing fails in silence."""
+    d = AsyncEventDispatcher()
+    error = LookupError("x")
+    d.add_listener("x", AsyncMock(side_effect=error))
+    with caplog.at_level(logging.ERROR, "silbo"):
+        task = d.spawn("x", Ping())
+        with pytest.raises(LookupError):
+            await task
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
+async def test_an_isolating_policy_gets_the_errors_of_spawned_dispatches(caplog: pytest.LogCaptureFixture) -> None:
+    """And then the task succeeds and nothing is logged."""
+    got: list[Any] = []
+    d = AsyncEventDispatcher(on_error=lambda *what: got.append(what))
+    d.add_listener("x", AsyncMock(side_effect=LookupError))
+    await d.spawn("x", Ping())
+    assert len(got) == 1 and not caplog.records
+
+
+async def test_drain_times_out_and_leaves_the_work_running() -> None:
+    """It can be waited for again."""
+    d = AsyncEventDispatcher()
+    gate = asyncio.Event()
+
+    @d.listen("x")
+    async def wait(event: Any) -> None:
+        await gate.wait()
+
+    task = d.spawn("x", Ping())
+    with pytest.raises(TimeoutError):
+        await d.drain(timeout=0.01)
+    assert not task.done()
+    gate.set()
+    await d.drain()
+    assert task.done()
+
+
+async def test_drain_waits_for_what_spawned_work_spawns() -> None:
+    """To the end."""
+    d = AsyncEventDispatcher()
+    done: list[int] = []
+
+    @d.listen("x")
+    async def chain(event: Ping) -> None:
+        await asyncio.sleep(0)
+        if event.number < 5:
+            again = Ping()
+            again.number = event.number + 1
+            d.spawn("x", again)
+        done.append(event.number)
+
+    d.spawn("x", Ping())
+    await d.drain(timeout=5)
+    assert done == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("how", ["directly", "in a task of its own", "in a spawned dispatch that it awaits"])
+async def test_spawned_listeners_that_drain_do_not_deadlock(how: str) -> None:
+    """Neither one alone, nor several at once, however deep the call."""
+    d = AsyncEventDispatcher()
+    done: list[Any] = []
+
+    @d.listen("x")
+    async def drains(event: Any) -> None:
+        if how == "directly":
+            await d.drain()
+        elif how == "in a task of its own":
+            await asyncio.create_task(d.drain())
+        else:
+            await d.spawn("inner", Ping())
+        done.append(event)
+
+    @d.listen("inner")
+    async def inner(event: Any) -> None:
+        await d.drain()
+
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            d.spawn("x", Ping())
+        await d.drain()
+    assert len(done) == 3
+
+
+async def test_a_draining_listener_still_waits_for_the_others() -> None:
+    """Only those that wait themselves are left out."""
+    d = AsyncEventDispatcher()
+    log: list[str] = []
+
+    @d.listen("drains")
+    async def drains(event: Any) -> None:
+        await d.drain()
+        log.append("drained")
+
+    @d.listen("works")
+    async def works(event: Any) -> None:
+        await asyncio.sleep(0.01)
+        log.append("worked")
+
+    d.spawn("drains", Ping())
+    d.spawn("works", Ping())
+    await d.drain(timeout=5)
+    assert log == ["worked", "drained"]
+
+
+# -- wait_for ------------------------------------------------------------------------------------------------
+
+
+async def test_wait_for_returns_the_event_after_its_other_listeners() -> None:
+    """It runs last, and hears once."""
+    d = AsyncEventDispatcher()
+    waiting = asyncio.create_task(d.wait_for("x"))
+    await asyncio.sleep(0)
+
+    @d.listen("x", priority=float("inf"))
+    async def enrich(event: Ping) -> None:
+        event.number = 7
+
+    event = await d.adispatch("x", Ping())
+    assert await waiting is event and event.number == 7
+    assert d.get_listeners("x") == (enrich,)
+
+
+async def test_wait_for_takes_patterns_names_and_a_condition() -> None:
+    """The first event for which it is true."""
+    d = AsyncEventDispatcher()
+    name = EventName("user.joined", Ping)
+    waiting = [
+        asyncio.create_task(d.wait_for("user.*", where=lambda event: event.number == 2)),
+        asyncio.create_task(d.wait_for(name, where=lambda event: event.number == 3)),
+    ]
+    await asyncio.sleep(0)
+    for number in (1, 2, 3):
+        event = Ping()
+        event.number = number
+        await d.adispatch(name, event)
+    assert [(await one).number for one in waiting] == [2, 3]
+    assert not d.has_listeners()
+
+
+async def test_an_error_in_the_condition_is_raised_to_the_waiter() -> None:
+    """Not in the dispatch, which is somebody else's."""
+    d = AsyncEventDispatcher()
+
+    def broken(event: Any) -> bool:
+        raise LookupError("broken")
+
+    for error in (LookupError, TimeoutError):
+        waiting = asyncio.create_task(d.wait_for("x", where=lambda event, error=error: _raise(error("mine"))))
+        await asyncio.sleep(0)
+        await d.adispatch("x", Ping())
+        with pytest.raises(error, match="mine"):
+            await waiting
+    assert not d.has_listeners()
+
+
+def _raise(error: Exception) -> bool:
+    raise error
+
+
+async def test_wait_for_times_out_and_can_be_cancelled() -> None:
+    """Both leave no listener behind."""
+    d = AsyncEventDispatcher()
+    with pytest.raises(TimeoutError, match=r"no event 'x' within 0\.01 s"):
+        await d.wait_for("x", timeout=0.01)
+    waiting = asyncio.create_task(d.wait_for("x"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert d.get_listeners() == {}
+
+
+async def test_a_stopped_event_is_not_what_was_waited_for() -> None:
+    """Who stops an event keeps it from everyone behind."""
+    d = AsyncEventDispatcher()
+
+    @d.listen("x")
+    async def stop(event: Event) -> None:
+        event.stop_propagation()
+
+    waiting = asyncio.create_task(d.wait_for("x", timeout=0.01))
+    await asyncio.sleep(0)
+    await d.adispatch("x", Ping())
+    with pytest.raises(TimeoutError):
+        await waiting
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+async def test_aclose_ends_waits_refuses_more_and_waits_for_spawned_work() -> None:
+    """Twice is fine, and dispatching still works: shutting down is a time for events too."""
+    done: list[Any] = []
+    async with AsyncEventDispatcher() as d:
+
+        @d.listen("x")
+        async def slow(event: Any) -> None:
+            await asyncio.sleep(0.01)
+            done.append(event)
+
+        d.spawn("x", Ping())
+        waiting = asyncio.create_task(d.wait_for("y"))
+        await asyncio.sleep(0)
+    assert len(done) == 1
+    with pytest.raises(DispatcherClosed):
+        await waiting
+    await d.aclose()
+    with pytest.raises(DispatcherClosed, match="aclose"):
+        d.spawn("x", Ping())
+    with pytest.raises(DispatcherClosed):
+        await d.wait_for("x")
+    await d.adispatch("x", Ping())
+    assert len(done) == 2
+
+
+async def test_aclose_from_a_spawned_listener_does_not_deadlock() -> None:
+    """A listener of app.stop may close the dispatcher."""
+    d = AsyncEventDispatcher()
+
+    @d.listen("stop")
+    async def stop(event: Any) -> None:
+        await d.aclose()
+
+    async with asyncio.timeout(5):
+        await d.spawn("stop", Ping())

@@ -1,0 +1,173 @@
+"""Event names, and patterns over them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from silbo import AsyncEventDispatcher, Event, EventName
+from silbo.errors import NameInvalid
+from silbo.names import compile_pattern, is_pattern
+
+
+class Joined(Event):
+    pass
+
+
+JOINED = EventName("user.joined", Joined, key="user_id", version=2, description="somebody came", deprecated="use x")
+
+
+def test_an_event_name_is_a_string_that_knows_more() -> None:
+    """It equals, hashes and prints as the string."""
+    name: Any = JOINED
+    assert isinstance(name, str) and name == "user.joined" and {name: 1}["user.joined"] == 1
+    assert type(str(name)) is str and f"{name}" == "user.joined"
+    assert (JOINED.cls, JOINED.key, JOINED.version) == (Joined, "user_id", 2)
+    assert (JOINED.description, JOINED.deprecated) == ("somebody came", "use x")
+    plain = EventName("app.started")
+    assert (plain.cls, plain.key, plain.version, plain.description, plain.deprecated) == (None, None, 1, "", None)
+    assert EventName("x", cls=Joined).cls is Joined and EventName[Joined]("x", Joined) == "x"
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda name: pickle.loads(pickle.dumps(name))])
+def test_an_event_name_survives_copies_and_pickles(again: Any) -> None:
+    """With all that it knows."""
+    name = again(JOINED)
+    assert type(name) is EventName and (name, name.cls, name.key, name.version) == (JOINED, Joined, "user_id", 2)
+    assert (name.description, name.deprecated) == ("somebody came", "use x")
+
+
+def test_an_event_name_is_no_pattern() -> None:
+    """It names one event."""
+    with pytest.raises(NameInvalid, match="no '\\*'"):
+        EventName("user.*")
+
+
+async def test_a_deprecated_name_warns_when_registered_and_when_dispatched() -> None:
+    """With what to use instead, at the user's line."""
+    d = AsyncEventDispatcher()
+    with pytest.warns(DeprecationWarning, match=r"user\.joined is deprecated: use x") as caught:
+        d.add_listener(JOINED, AsyncMock())
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="use x") as listened:
+        d.listen(JOINED)(AsyncMock())
+    with pytest.warns(DeprecationWarning, match="use x") as dispatched:
+        await d.adispatch(JOINED, Joined())
+    assert listened[0].filename == dispatched[0].filename == __file__
+    d.add_listener("user.joined", AsyncMock())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "heard", "not_heard"),
+    [
+        ("user.*", ["user.joined", "user."], ["user", "user.a.b", "users.joined", ".user.x"]),
+        ("*", ["user", ""], ["user.joined"]),
+        ("**", ["user", "", "a.b.c", "a..b", "a\nb"], []),
+        ("user.**", ["user", "user.a", "user.a.b"], ["users", "x.user"]),
+        ("**.joined", ["joined", "user.joined", "a.b.joined"], ["joined.x", "unjoined"]),
+        ("a.**.z", ["a.z", "a.b.z", "a.b.c.z"], ["a", "z", "a.b"]),
+        ("a.*.z", ["a.b.z"], ["a.z", "a.b.c.z"]),
+        ("**.**", ["", "a", "a.b"], []),
+        ("a+.*", ["a+.b"], ["aa.b"]),
+    ],
+)
+async def test_patterns_hear_whole_segments(pattern: str, heard: list[str], not_heard: list[str]) -> None:
+    """``*`` is one segment, ``**`` any number; other characters mean themselves."""
+    d = AsyncEventDispatcher()
+    listener = AsyncMock()
+    d.add_listener(pattern, listener)
+    for name in heard + not_heard:
+        await d.adispatch(name, Event())
+    assert [call.args[0].name for call in listener.await_args_list] == heard
+    assert [name for name in heard + not_heard if d.has_listeners(name)] == heard
+
+
+@given(st.lists(st.sampled_from(["a", "b", "*", "**"]), max_size=5), st.lists(st.sampled_from("abc"), max_size=5))
+def test_matching_equals_its_definition(pattern: list[str], name: list[str]) -> None:
+    """Against the plainest matcher there is."""
+
+    def matches(pattern: list[str], name: list[str]) -> bool:
+        if not pattern:
+            return not name
+        if pattern[0] == "**":
+            return matches(pattern[1:], name) or (bool(name) and matches(pattern, name[1:]))
+        return bool(name) and pattern[0] in ("*", name[0]) and matches(pattern[1:], name[1:])
+
+    if pattern and name:
+        found = compile_pattern(".".join(pattern)).fullmatch(".".join(name) + ".")
+        assert (found is not None) == matches(pattern, name)
+
+
+@pytest.mark.parametrize("pattern", ["user.jo*", "*x", "a.***", "a**"])
+def test_an_asterisk_in_part_of_a_segment_is_refused_when_registered(pattern: str) -> None:
+    """With what was probably meant."""
+    with pytest.raises(NameInvalid, match=re.escape("whole segment")):
+        AsyncEventDispatcher().add_listener(pattern, AsyncMock())
+
+
+async def test_patterns_and_names_share_one_running_order() -> None:
+    """By priority, then by registration, wherever it was registered."""
+    log: list[str] = []
+
+    def listener(label: str) -> Any:
+        async def listen(event: Event) -> None:
+            log.append(label)
+
+        return listen
+
+    d = AsyncEventDispatcher()
+    for label, name, priority in [
+        ("c", "**", 1),
+        ("a", "user.*", 0),
+        ("d", "user.joined", 1),
+        ("b", "*.joined", 0),
+        ("e", "**", 1),
+    ]:
+        d.add_listener(name, listener(label), priority=priority)
+    await d.adispatch("user.joined", Event())
+    assert "".join(log) == "abcde"
+
+
+async def test_a_pattern_added_later_hears_names_already_dispatched() -> None:
+    """What is cached by name is looked up anew after every change."""
+    d = AsyncEventDispatcher()
+    first, second = AsyncMock(), AsyncMock()
+    await d.adispatch("user.joined", Event())
+    place = d.add_listener("user.*", first)
+    await d.adispatch("user.joined", Event())
+    d.add_listener("**", second)
+    await d.adispatch("user.joined", Event())
+    place.remove()
+    await d.adispatch("user.joined", Event())
+    assert (first.await_count, second.await_count) == (2, 2)
+
+
+async def test_patterns_hear_strings_only() -> None:
+    """Any hashable is a name, but only strings have segments."""
+    d = AsyncEventDispatcher()
+    d.add_listener("**", AsyncMock())
+    for name in (1, ("a", "b"), b"x", None):
+        assert not d.has_listeners(name) if name is not None else True
+        assert d.get_listeners(1) == ()
+
+
+def test_a_pattern_is_removed_under_its_own_name() -> None:
+    """And get_listeners shows it there."""
+    d = AsyncEventDispatcher()
+    listener = AsyncMock()
+    d.add_listener("user.*", listener)
+    assert d.get_listeners("user.*") == (listener,) and d.get_listeners() == {"user.*": (listener,)}
+    d.remove_listener("user.*", listener)
+    assert not d.has_listeners("user.joined") and not d.has_listeners()
+
+
+def test_is_pattern() -> None:
+    """Only strings are."""
+    assert is_pattern("a.*") and not is_pattern("a") and not is_pattern(("*",))

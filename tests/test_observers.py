@@ -1,0 +1,235 @@
+"""Observers, and the trace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from silbo import AsyncEventDispatcher, Call, Dispatch, Event, Trace
+
+
+class Ping(Event):
+    pass
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+
+    def before_dispatch(self, dispatch: Dispatch) -> None:
+        self.log.append(("before", dispatch.name, dispatch.outcome, len(dispatch.listeners)))
+
+    def after_dispatch(self, dispatch: Dispatch) -> None:
+        assert dispatch.duration > 0
+        self.log.append(("after", dispatch.name, dispatch.outcome, dispatch.error))
+
+    def before_listener(self, call: Call) -> None:
+        self.log.append(("call", call.listener, call.outcome))
+
+    def after_listener(self, call: Call) -> None:
+        assert call.duration > 0
+        self.log.append(("called", call.listener, call.outcome, call.error))
+
+
+async def test_an_observer_sees_dispatches_and_listeners_with_outcome_and_duration() -> None:
+    """Also of names that nobody hears, and by the second dispatch."""
+    seen = Recorder()
+    d = AsyncEventDispatcher(observers=[seen])
+    first, error = AsyncMock(), LookupError("x")
+    failing = AsyncMock(side_effect=error)
+    d.add_listener("x", first)
+    for _ in range(2):
+        seen.log.clear()
+        await d.adispatch("x", Ping())
+        assert seen.log == [
+            ("before", "x", "running", 1),
+            ("call", first, "running"),
+            ("called", first, "completed", None),
+            ("after", "x", "completed", None),
+        ]
+    seen.log.clear()
+    await d.adispatch("nobody")
+    assert seen.log == [("before", "nobody", "running", 0), ("after", "nobody", "completed", None)]
+    d.add_listener("x", failing, priority=-1)
+    seen.log.clear()
+    with pytest.raises(LookupError):
+        await d.adispatch("x", Ping())
+    assert seen.log[2:] == [("called", failing, "failed", error), ("after", "x", "failed", error)]
+
+
+async def test_an_isolated_or_collected_error_is_seen_at_the_listener() -> None:
+    """The dispatch completes under isolation, and fails with the group under collect."""
+    for policy, outcome in [("collect", "failed"), (lambda *_: None, "completed")]:
+        seen = Recorder()
+        error = LookupError("x")
+        d = AsyncEventDispatcher(observers=[seen], on_error=policy)  # type: ignore[arg-type]
+        listener = AsyncMock(side_effect=error)
+        d.add_listener("x", listener)
+        if outcome == "failed":
+            with pytest.raises(ExceptionGroup) as caught:
+                await d.adispatch("x", Ping())
+            assert seen.log[-1] == ("after", "x", "failed", caught.value)
+        else:
+            await d.adispatch("x", Ping())
+        assert ("called", listener, "failed", error) in seen.log and seen.log[-1][2] == outcome
+
+
+async def test_options_and_overrides_work_under_observation() -> None:
+    """Concurrent neighbours still run together; a host's _adispatch still gets its listeners."""
+    seen = Recorder()
+    names: list[str] = []
+
+    class Host(AsyncEventDispatcher):
+        async def _adispatch(self, listeners: Any, event: Any) -> None:
+            names.extend(listener.__name__ for listener in listeners)
+            await super()._adispatch(listeners, event)
+
+    d = Host(observers=[seen])
+    met = asyncio.Barrier(2)
+
+    for _ in range(2):
+
+        @d.listen("x", concurrent=True)
+        async def meet(event: Any) -> None:
+            await met.wait()
+
+    async def last(event: Any) -> None: ...
+
+    d.add_listener("x", last, once=True, priority=1)
+    async with asyncio.timeout(5):
+        await d.adispatch("x", Ping())
+        await d.adispatch("x", Ping())
+    assert names == ["meet", "meet", "last", "meet", "meet"]
+    assert [entry[0] for entry in seen.log].count("called") == 5
+    assert d.get_listeners("x") == (*d.get_listeners("x"),)
+
+
+async def test_an_observer_that_fails_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Watching must not break what is watched."""
+
+    class Broken(Recorder):
+        def before_dispatch(self, dispatch: Dispatch) -> None:
+            raise LookupError("broken")
+
+        def after_listener(self, call: Call) -> None:
+            raise LookupError("broken")
+
+    log = Recorder()
+    d = AsyncEventDispatcher(observers=[Broken(), log])
+    d.add_listener("x", listener := AsyncMock())
+    with caplog.at_level(logging.ERROR, "silbo"):
+        await d.adispatch("x", Ping())
+    assert listener.await_count == 1 and len(log.log) == 4
+    assert [record.message for record in caplog.records] == ["observer failed"] * 2
+
+
+async def test_a_cancelled_listener_and_dispatch_are_seen_as_such() -> None:
+    """Not as failed."""
+    trace = Trace()
+    d = AsyncEventDispatcher(observers=[trace])
+    started = asyncio.Event()
+
+    @d.listen("x")
+    async def wait(event: Any) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async def later(event: Any) -> None: ...
+
+    d.add_listener("x", later)
+    task = asyncio.create_task(d.adispatch("x", Ping()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (traced,) = trace.dispatches
+    assert traced.outcome == "cancelled" and traced.called == ((wait, "cancelled"),)
+    assert traced.not_called == ((later, "cancelled"),)
+
+
+# -- the trace -----------------------------------------------------------------------------------------------
+
+
+async def test_a_trace_tells_who_was_called_and_who_was_not_and_why() -> None:
+    """Stopped, failed, spent, skipped."""
+    trace = Trace()
+    d = AsyncEventDispatcher(observers=[trace])
+
+    async def quiet(event: Any) -> None: ...
+
+    async def stops(event: Event) -> None:
+        event.stop_propagation()
+
+    async def fails(event: Any) -> None:
+        raise LookupError
+
+    d.add_listener("stop", stops)
+    d.add_listener("fail", fails)
+    for name in ("stop", "fail", "fine"):
+        d.add_listener(name, quiet, priority=1)
+    await d.adispatch("stop", Ping())
+    with pytest.raises(LookupError):
+        await d.adispatch("fail", Ping())
+    await d.adispatch("fine", Ping())
+    stopped, failed, fine = trace.dispatches
+    assert (stopped.name, stopped.outcome, stopped.called) == ("stop", "stopped", ((stops, "stopped"),))
+    assert stopped.not_called == ((quiet, "stopped"),) and stopped.duration > 0
+    assert (failed.outcome, failed.called, failed.not_called) == (
+        "failed",
+        ((fails, "failed"),),
+        ((quiet, "failed"),),
+    )
+    assert (fine.outcome, fine.called, fine.not_called) == ("completed", ((quiet, "completed"),), ())
+
+
+async def test_a_trace_tells_a_spent_listener_from_one_that_a_host_skipped() -> None:
+    """Neither stopped nor failed, and still not called."""
+    trace = Trace()
+
+    class Skipping(AsyncEventDispatcher):
+        async def _adispatch(self, listeners: Any, event: Any) -> None:
+            await super()._adispatch([one for one in listeners if one != skipped], event)
+
+    d = Skipping(observers=[trace])
+    gate = asyncio.Event()
+
+    async def skipped(event: Any) -> None: ...
+
+    async def waits(event: Any) -> None:
+        await gate.wait()
+
+    async def once(event: Any) -> None: ...
+
+    d.add_listener("x", skipped)
+    d.add_listener("x", waits)
+    d.add_listener("x", once, once=True)
+    tasks = [d.spawn("x", Ping()), d.spawn("x", Ping())]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert [traced.not_called for traced in trace.dispatches] == [
+        ((skipped, "skipped"),),
+        ((skipped, "skipped"), (once, "spent")),
+    ]
+
+
+async def test_a_trace_keeps_totals() -> None:
+    """Calls by listener, names nobody hears, listeners never called; the last dispatches only up to a limit."""
+    trace = Trace(limit=2)
+    d = AsyncEventDispatcher(observers=[trace])
+    often, seldom, never = AsyncMock(), AsyncMock(), AsyncMock()
+    d.add_listener("x", often)
+    d.add_listener("x", seldom, once=True)
+    d.add_listener("*.never", never)
+    for _ in range(3):
+        await d.adispatch("x", Ping())
+    for name in ("nobody", "nobody", "no.body"):
+        await d.adispatch(name, Ping())
+    assert trace.calls == [(often, 3), (seldom, 1)]
+    assert trace.unheard == {"nobody": 2, "no.body": 1}
+    assert [row.listener for row in trace.never_called(d)] == [never]
+    assert len(trace.dispatches) == 2

@@ -1,0 +1,138 @@
+"""Subscribers, and describe()."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+import silbo
+from silbo import LAST, AsyncEventDispatcher, Event, on
+
+
+class Greeter:
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    @on("user.left", priority=5)
+    @on("user.joined")
+    async def greet(self, event: Any) -> None:
+        self.log.append(f"greet {event.name}")
+
+    @on("user.*", priority=-1, once=True)
+    async def first(self, event: Any) -> None:
+        self.log.append("first")
+
+    async def no_listener(self, event: Any) -> None: ...
+
+
+class Louder(Greeter):
+    @on("user.shouted")
+    async def shout(self, event: Any) -> None:
+        self.log.append("shout")
+
+    async def first(self, event: Any) -> None: ...
+
+
+async def test_the_on_methods_of_a_subscriber_are_listeners() -> None:
+    """Under every name they are marked with, with their options."""
+    d = AsyncEventDispatcher()
+    greeter = Greeter()
+    d.add_subscriber(greeter)
+    for name in ("user.joined", "user.left"):
+        await d.adispatch(name, Event())
+    assert greeter.log == ["first", "greet user.joined", "greet user.left"]
+    assert [(row.name, row.priority) for row in d.describe()] == [("user.left", 5), ("user.joined", 0)]
+
+
+async def test_a_subclass_inherits_listeners_and_drops_those_it_overrides_unmarked() -> None:
+    """An override says for itself whether it listens."""
+    d = AsyncEventDispatcher()
+    louder = Louder()
+    d.add_subscriber(louder)
+    for name in ("user.joined", "user.shouted"):
+        await d.adispatch(name, Event())
+    assert louder.log == ["greet user.joined", "shout"]
+
+
+async def test_a_subscriber_is_removed_whole() -> None:
+    """By the object or by the registration; others of its class stay."""
+    d = AsyncEventDispatcher()
+    one, two = Greeter(), Greeter()
+    d.add_subscriber(one)
+    place = d.add_subscriber(two)
+    d.remove_subscriber(one)
+    await d.adispatch("user.joined", Event())
+    assert (one.log, len(two.log)) == ([], 2)
+    place.remove()
+    place.remove()
+    assert not d.has_listeners()
+    with pytest.raises(ValueError, match="no subscriber"):
+        d.remove_subscriber(two)
+
+
+def test_mistakes_are_refused() -> None:
+    """A subscriber without listeners, a sync method, an unknown option."""
+    d = AsyncEventDispatcher()
+    with pytest.raises(TypeError, match="@silbo.on"):
+        d.add_subscriber(object())
+    with pytest.raises(TypeError, match="async def"):
+        on("x")(lambda self, event: None)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+
+    class Wrong:
+        @on("x", onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        async def listen(self, event: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="onse"):
+        d.add_subscriber(Wrong())
+
+
+def test_properties_are_not_run_to_find_listeners() -> None:
+    """Looking for marks has no effects."""
+
+    class Careful:
+        @property
+        def expensive(self) -> int:
+            raise AssertionError("run")
+
+        @on("x")
+        async def listen(self, event: Any) -> None: ...
+
+    AsyncEventDispatcher().add_subscriber(Careful())
+
+
+# -- describe ------------------------------------------------------------------------------------------------
+
+
+async def listener(event: Any) -> None: ...
+
+
+class Calls:
+    async def __call__(self, event: Any) -> None: ...
+
+
+def test_describe_shows_what_runs_in_running_order() -> None:
+    """Patterns included, with where each listener comes from."""
+    d = AsyncEventDispatcher()
+    d.add_listener("**", Calls(), priority=LAST)
+    d.add_listener("user.joined", partial(listener), timeout=2, once=True)
+    d.add_subscriber(Louder())
+    rows = d.describe("user.joined")
+    assert [(row.name, row.priority) for row in rows] == [("user.joined", 0), ("user.joined", 0), ("**", LAST)]
+    here = __file__
+    line = listener.__code__.co_firstlineno
+    assert rows[0].plugin == __name__ and rows[0].defined_at == f"{here}:{line}"
+    assert rows[0].options == {"once": True, "timeout": 2} and rows[1].options == {}
+    assert rows[1].defined_at == f"{here}:{Greeter.greet.__code__.co_firstlineno}"
+    assert rows[2].defined_at == f"{here}:{Calls.__call__.__code__.co_firstlineno}"
+    assert len(d.describe()) == 5 and isinstance(rows[0], silbo.ListenerRow)
+
+
+def test_describe_takes_listeners_without_code() -> None:
+    """A mock has no place in a file."""
+    d = AsyncEventDispatcher()
+    d.add_listener("x", AsyncMock())
+    (row,) = d.describe("x")
+    assert row.listener is d.get_listeners("x")[0]
