@@ -12,7 +12,7 @@ import msgspec
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
 from silbo.message import Message, new_publication
-from silbo.payload import Unwritable, invalid, plain, timestamp
+from silbo.payload import Unwritable, invalid, plain, timestamp, uuid_text
 from silbo.rebuild import rebuild
 from silbo.shapes import Shape, shape_of
 
@@ -89,7 +89,7 @@ def _id(value: Any) -> str:
     if value is None:
         return str(uuid4())
     try:
-        return str(value if isinstance(value, UUID) else UUID(value))
+        return uuid_text(value if isinstance(value, UUID) else UUID(value))
     except (ValueError, AttributeError, TypeError):
         raise Unwritable(f"an event's id is a UUID, not {type(value).__qualname__} {value!r}").under(
             "event_id"

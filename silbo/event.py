@@ -155,7 +155,7 @@ def admit(event: Any) -> None:
         _ = event.event_id, event.event_timestamp
     cls = type(event)
     if cls not in _admitted:
-        _check_fields(cls)
+        check_fields(cls)
         _admitted.add(cls)
         if issubclass(cls, Event) and not issubclass(cls, _Outward) and cls.__setattr__ is object.__setattr__:
             cls.__silbo_direct__ = cls if _takes_assignment(cls) else None
@@ -164,7 +164,12 @@ def admit(event: Any) -> None:
 _admitted: WeakSet[type] = WeakSet()
 
 
-def _check_fields(cls: type) -> None:
+def check_fields(cls: type) -> None:
+    """Refuse a class whose payload a dispatch would overwrite.
+
+    Raises:
+        EnvelopeConflict: it declares a payload field under one of the envelope's names.
+    """
     # A foreign class with an envelope of its own (Whistle's IEvent) declares those names on purpose.
     if issubclass(cls, WhistleEvent) or not hasattr(cls, "stop_propagation"):
         for field in declared_fields(cls) or ():

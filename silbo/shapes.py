@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UNSET
 
-from silbo.event import ENVELOPE, declared_fields
+from silbo.event import ENVELOPE, check_fields, declared_fields
 
 __all__ = ["Shape", "contents", "once_per_class", "shape_of", "wire_names"]
 
@@ -58,8 +58,10 @@ def shape_of(cls: type) -> Shape:
     """The shape of an event class.
 
     Raises:
+        EnvelopeConflict: one of its fields has a name that belongs to the envelope.
         TypeError: two of its fields have one name on the wire.
     """
+    check_fields(cls)
     library, declared = wire_names(cls)
     wires: dict[str, str] = {}
     for attribute, wire in declared.items():
