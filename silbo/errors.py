@@ -25,6 +25,7 @@ __all__ = [
     "PublishError",
     "RouteConflict",
     "SilboError",
+    "StartInvalid",
 ]
 
 
@@ -191,6 +192,22 @@ class OwnMessagesUndecided(SilboError, RuntimeError):
             'have already run where they were dispatched. Say which you want: Consumer(..., own="skip") drops '
             'them (replicas that only need other apps\' events); own="handle" runs the listeners again (one program '
             "that dispatches and is also its own background worker)"
+        )
+
+
+class StartInvalid(SilboError, ValueError):
+    """Where a consumer group is to begin is not said in a way that is understood."""
+
+    def __init__(self, start: object) -> None:
+        super().__init__(start)
+        self.start = start
+
+    def __str__(self) -> str:
+        hint = {"$": ': write "new"', "0": ': write "oldest"', "0-0": ': write "oldest"', ">": ': write "new"'}
+        return (
+            f"{self.start!r} is not where a group can start{hint.get(str(self.start), '')}. It is "
+            '"new" (what comes from now on), "oldest" (all that is kept) or the id of an entry, as '
+            '"1700000000000-0" (what came after it)'
         )
 
 

@@ -1,0 +1,22 @@
+"""Redis as a broker: Streams, which keep what was published, and Pub/Sub, which does not.
+
+``client`` is the program's own ``redis.asyncio.Redis``, however it was made: URL, TLS, ACL user, unix socket, Sentinel.
+silbo opens connections of its own from its settings and closes only those: one for each broker that publishes, one for
+each consumer.
+
+A user that may do no more than silbo needs, with the default prefix::
+
+    ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
+        +ping +eval +evalsha +time +xadd +xtrim +xgroup +xinfo +xreadgroup +xack
+
+    ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
+        +ping +eval +evalsha +publish +subscribe +psubscribe
+
+(each in one line; another ``db`` than 0 needs ``+select`` too, a ``client_name`` ``+client|setname``, and Diator's
+format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; Redis Cluster is not supported.
+"""
+
+from silbo.brokers.redis.pubsub import RedisPubSub
+from silbo.brokers.redis.streams import RedisStreams
+
+__all__ = ["RedisPubSub", "RedisStreams"]

@@ -1,0 +1,115 @@
+"""Redis Streams: what was published stays for a week, and every group gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final, Self
+
+from redis.asyncio import Redis
+
+from silbo.brokers.redis.address import DEFAULT, StreamKeys, stream_key
+from silbo.brokers.redis.calls import Packet
+from silbo.brokers.redis.connection import check_client, packed
+from silbo.brokers.redis.flush import Sender
+from silbo.brokers.redis.group import StreamGroup, check_start
+from silbo.brokers.redis.scripts import ADD
+from silbo.formats import JSON
+from silbo.message import Message, Origin, instance
+from silbo.protocols import Format
+from silbo.routing import check_address
+
+__all__ = ["RedisStreams"]
+
+
+class RedisStreams:
+    """Adds to one stream, ``{prefix}:{events}`` with the braces, or to ``{prefix}:{address}`` by a route.
+
+    Every entry has one field, ``message``. For one event loop at a time, in its thread; loops may follow one
+    another. Many publishes at once become few calls to Redis, over one connection.
+
+    Args:
+        client: The program's own. silbo opens connections of its own from its settings and leaves it as it is.
+        app: The program's name, as consumers see it in ``event.origin.app``.
+        prefix: The first part of every key.
+        format: How messages look as bytes.
+        timeout: Seconds in which a publish returns or raises. After one was missed, further publishes fail at once
+            until Redis answers again.
+        retain: Seconds that an entry is kept at least, by Redis's clock; older ones go as others are added, in
+            blocks of some hundred. None keeps everything.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        app: str,
+        prefix: str = "silbo",
+        format: Format = JSON,  # noqa: A002  # the word of every broker
+        timeout: float = 5.0,
+        retain: float | None = 7 * 24 * 3600,
+    ) -> None:
+        if retain is not None and not retain > 0:
+            raise ValueError(f"retain is seconds, more than 0, or None to keep everything, not {retain!r}")
+        self.app: Final = check_address(app, "an app")
+        self._client, self._prefix, self._format = check_client(client), check_address(prefix, "a prefix"), format
+        self._timeout, self._keys = timeout, StreamKeys(prefix)
+        keep = b"" if retain is None else b"%d" % int(retain * 1000)
+        self._sender = Sender(self._client, ADD, self._pack, each=1, first=(packed([keep]), 1), timeout=timeout)
+
+    async def publish(self, *messages: Message) -> None:
+        """Add the messages, in this order.
+
+        Raises:
+            MessageRefused: a message can't be sent; the others of the call were.
+            BrokerUnavailable: nothing was added; safe to repeat.
+            DeliveryUnknown: some or all may have been added.
+        """
+        await self._sender.publish(messages)
+
+    def group(
+        self, name: str, *, start: str, consumer: str | None = None, streams: Iterable[str] | None = None
+    ) -> StreamGroup:
+        """A description of a consumer group, for a consumer: each entry goes to one of the group.
+
+        Args:
+            name: The group's; groups of different names each get everything.
+            start: Where the group begins, if it does not exist: ``"new"``, ``"oldest"``, or after an entry's id.
+            consumer: The name of this one in the group; what it did not acknowledge it gets again under the same
+                name. By default another in each process and each time: two under one name would get each other's
+                entries in hand. Name it where a restart should go on at once with what was in hand, and where it is
+                sure that no two run at the same time (a StatefulSet's pod).
+            streams: Addresses; ``["events"]`` by default.
+
+        Raises:
+            AddressInvalid: one of these is no name.
+            StartInvalid: ``start`` is none of that.
+        """
+        addresses = list(dict.fromkeys([DEFAULT] if streams is None else streams))
+        if not addresses:
+            raise ValueError("streams names at least one address")
+        return StreamGroup(
+            self._client,
+            self.app,
+            self._format,
+            self._timeout,
+            check_address(name, "a group"),
+            check_start(start),
+            None if consumer is None else check_address(consumer, "a consumer"),
+            tuple(stream_key(address, self._prefix) for address in addresses),
+        )
+
+    async def aclose(self) -> None:
+        """Send what waits, within its deadlines, and close the connection. May be called twice; groups go on."""
+        await self._sender.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _pack(self, message: Message) -> Packet:
+        return self._keys.of(message), packed([self._format.encode(message, Origin(self.app, instance()))])
