@@ -9,18 +9,14 @@ Source: whistle 2.1, ``whistle/event.py``, ``whistle/dispatchers/base.py``, ``wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 __all__ = ["IAsyncEventDispatcher", "WhistleDispatcher", "WhistleEvent", "overridable"]
 
-_S = TypeVar("_S")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_M = TypeVar("_M", bound=Callable[..., object])
 
 
-def overridable(
-    method: Callable[Concatenate[_S, _P], _R],
-) -> Callable[Concatenate[_S, _P], _R] | Callable[..., Any]:
+def overridable(method: _M) -> _M | Callable[..., Any]:
     """A method that a host may override with Whistle's narrower signature, and still type-check.
 
     Callers have to satisfy every member of the union, so they are checked against the real signature; an override has to
@@ -42,11 +38,6 @@ if TYPE_CHECKING:
 
         def stop_propagation(self) -> None: ...
 
-    class WhistleDispatcher:
-        """Whistle's dispatcher, as far as silbo does not give a method of its own."""
-
-        def dispatch(self, name: Hashable, event: Any = None, /) -> Any: ...
-
     class IAsyncEventDispatcher(Protocol):
         """What a component asks its container for."""
 
@@ -59,6 +50,15 @@ if TYPE_CHECKING:
         def remove_listener(self, event_id: Any, listener: Any, /) -> Any: ...
 
         async def adispatch(self, event_id: Any, event: Any = None, /) -> Any: ...
+
+    class WhistleDispatcher(IAsyncEventDispatcher):
+        """Whistle's dispatcher, as far as silbo does not give a method of its own."""
+
+        add_listener: Any
+        get_listeners: Any
+        adispatch: Any
+
+        def dispatch(self, name: Hashable, event: Any = None, /) -> Any: ...
 
 else:
     from whistle import AsyncEventDispatcher as WhistleDispatcher

@@ -1,13 +1,36 @@
-"""What a user writes with plain strings type-checks. Read by mypy and pyright, never run."""
+"""What a user writes with plain strings and with event names type-checks. Read by mypy and pyright, never run."""
 
-from silbo import AsyncEventDispatcher, Event
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, assert_type
+
+from silbo import (
+    FIRST,
+    AsyncEventDispatcher,
+    DomainEvent,
+    Event,
+    EventName,
+    IAsyncEventDispatcher,
+    Observer,
+    Trace,
+    on,
+)
 
 
-class UserJoined(Event):
+class UserJoined(DomainEvent):
     """An event of the user's own."""
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
+
+
+class Names(Enum):
+    JOINED = 1
+
+
+USER_JOINED = EventName("user.joined", UserJoined, key="user_id")
+APP_STARTED = EventName("app.started")
 
 
 async def enrich(event: UserJoined) -> None:
@@ -15,8 +38,57 @@ async def enrich(event: UserJoined) -> None:
     event.stop_propagation()
 
 
-async def host() -> None:
-    dispatcher = AsyncEventDispatcher()
+async def hears_all(event: Event) -> None: ...
+
+
+async def returns_something(event: Any) -> int:
+    return 1
+
+
+class Listens:
+    async def __call__(self, event: UserJoined) -> None: ...
+
+    @on(USER_JOINED, priority=-1, once=True)
+    async def method(self, event: UserJoined) -> None: ...
+
+
+async def plain(dispatcher: AsyncEventDispatcher) -> None:
     dispatcher.add_listener("user.joined", enrich, priority=-10)
+    dispatcher.add_listener("user.*", hears_all, priority=FIRST, timeout=1.5, on_error="collect")
+    dispatcher.add_listener("x", returns_something, on_error=lambda error, event, listener: None)
+    dispatcher.add_listener(("any", "hashable"), Listens()).remove()
     dispatcher.remove_listener("user.joined", enrich)
-    await dispatcher.adispatch("user.joined", UserJoined(1))
+    dispatcher.add_subscriber(Listens())
+    joined = await dispatcher.adispatch("user.joined", UserJoined(1))
+    joined.user_id += 1
+    (await dispatcher.adispatch(Names.JOINED)).stop_propagation()
+    for row in dispatcher.describe():
+        print(row.priority, row.defined_at)
+
+
+async def named(dispatcher: AsyncEventDispatcher) -> None:
+    dispatcher.add_listener(USER_JOINED, enrich)
+    dispatcher.add_listener(USER_JOINED, hears_all, once=True)
+    dispatcher.add_listener(USER_JOINED, Listens())
+    dispatcher.add_listener(APP_STARTED, hears_all)
+    joined = await dispatcher.adispatch(USER_JOINED, UserJoined(1))
+    joined.user_id += 1
+    assert_type(await dispatcher.spawn(USER_JOINED, UserJoined(1)), UserJoined)
+    assert_type(await dispatcher.wait_for(USER_JOINED, where=lambda event: event.user_id == 1, timeout=5), UserJoined)
+
+    @dispatcher.listen(USER_JOINED, priority=3)
+    async def first(event: UserJoined) -> int:
+        return event.user_id
+
+    @dispatcher.listen("user.joined")
+    async def second(event: UserJoined) -> int:
+        return event.user_id
+
+    assert_type(await second(UserJoined(1)), int)
+
+
+def typed_against_whistle() -> IAsyncEventDispatcher:
+    dispatcher = AsyncEventDispatcher(on_error="collect", observers=[Trace()])
+    observer: Observer = Trace()
+    print(observer)
+    return dispatcher

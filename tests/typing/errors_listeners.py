@@ -1,0 +1,55 @@
+"""Wrong listeners, options and events are errors. Read by mypy and pyright, never run; see errors_typos.py."""
+
+from __future__ import annotations
+
+from silbo import AsyncEventDispatcher, DomainEvent, EventName, on
+
+
+class UserJoined(DomainEvent): ...
+
+
+class UserLeft(DomainEvent): ...
+
+
+USER_JOINED = EventName("user.joined", UserJoined)
+
+
+async def on_joined(event: UserJoined) -> None: ...
+
+
+async def on_left(event: UserLeft) -> None: ...
+
+
+async def too_many(event: UserJoined, more: int) -> None: ...
+
+
+async def too_few() -> None: ...
+
+
+def sync(event: UserJoined) -> None: ...
+
+
+async def registered(d: AsyncEventDispatcher) -> None:
+    d.add_listener("x", sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", too_many)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", too_few)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", on_joined, onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    d.add_listener("x", on_joined, priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", on_joined, on_error="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener(USER_JOINED, on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener(USER_JOINED, sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def decorated(d: AsyncEventDispatcher) -> None:
+    d.listen("x")(sync)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    d.listen(USER_JOINED)(on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.listen("x", onse=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    on("x", onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def dispatched(d: AsyncEventDispatcher) -> None:
+    await d.adispatch(USER_JOINED, UserLeft())  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    joined = await d.adispatch(USER_JOINED, UserJoined())
+    joined.typo  # type: ignore[union-attr]  # pyright: ignore[reportAttributeAccessIssue]
+    await d.wait_for(USER_JOINED, where=on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    text: str = USER_JOINED  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
