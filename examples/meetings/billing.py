@@ -77,8 +77,10 @@ def application(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         async with Redis.from_url(settings.redis_url) as client:
             group = RedisStreams(client, app="billing", prefix=settings.prefix).group("billing", start="oldest")
-            events = [MEETING_JOINED, MEETING_LEFT, MEETING_RENAMED]
-            async with Consumer(dispatcher, group, events=events) as consumer, asyncio.TaskGroup() as tasks:
+            async with (
+                Consumer(dispatcher, group, events=[MEETING_JOINED, MEETING_LEFT, MEETING_RENAMED]) as consumer,
+                asyncio.TaskGroup() as tasks,
+            ):
                 tasks.create_task(consumer.run())
                 yield
                 consumer.stop()

@@ -24,6 +24,7 @@ from tools.redis_server import ExternalRedis, RedisFailed, RedisNotFound, open_r
 
 HOST, BILLING, BYSTANDER = (f"examples.meetings.{name}" for name in ("host", "billing", "bystander"))
 SECONDS_TO_ARRIVE = 10.0
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RedisAway(Exception):
@@ -100,17 +101,19 @@ async def demo(console: Console, url: str, requests: int, seed: int) -> int:
             running(BYSTANDER, settings) as bystander,
             httpx.AsyncClient() as http,
         ):
-            at, billing_at, _ = await asyncio.gather(host.ready(), billing.ready(), bystander.ready())
+            host_url, billing_url = (await host.ready())["url"], (await billing.ready())["url"]
+            await bystander.ready()
+            await client.expire(stream(prefix), 3600)  # whoever is killed tidies nothing away
             console.print(f"Host, billing and a bystander are ready; {requests} requests, seed {seed}")
             try:
                 with progress(console, requests) as on_answer:
-                    answers = await send(plan, at["url"], on_answer)
+                    answers = await send(plan, host_url, on_answer)
                 await client.publish(f"{prefix}:over", "")
                 pubsub = await bystander.report()
                 await all_read(client, prefix)
-                figures = (await http.get(f"{at['url']}/figures")).json()
-                streams = (await http.get(f"{billing_at['url']}/figures")).json()
-                accounts = (await http.get(f"{billing_at['url']}/accounts")).json()
+                figures = (await http.get(f"{host_url}/figures")).json()
+                streams = (await http.get(f"{billing_url}/figures")).json()
+                accounts = (await http.get(f"{billing_url}/accounts")).json()
             except httpx.TransportError as error:
                 raise ProgramFailed(f"a program no longer answers, what it wrote is above: {error!r}") from None
     outcome = Outcome(
@@ -127,11 +130,12 @@ async def demo(console: Console, url: str, requests: int, seed: int) -> int:
     console.print(outcome.table())
     problems = list(outcome.problems())
     for problem in problems:
-        console.print(f"Does not add up: {problem}", style="bold red", markup=False, highlight=False)
+        console.print(f"Does not add up: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     if not problems:
         console.print(
             f"Everything adds up, and billing's {len(accounts)} accounts are what the requests made of them. "
-            f"{time.monotonic() - started:.1f} s"
+            f"{time.monotonic() - started:.1f} s",
+            soft_wrap=True,
         )
     return 1 if problems else 0
 
@@ -146,8 +150,9 @@ async def until_signal(work: Coroutine[Any, Any, int]) -> int:
             task.cancel()
         ended_by.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         loop.add_signal_handler(number, end, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
     try:
         return await task
     except asyncio.CancelledError:
@@ -168,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int | str:
             which = (
                 "the one at SILBO_REDIS_URL" if isinstance(server, ExternalRedis) else f"{server.binary}, just for this"
             )
-            console.print(f"Redis: {which}")
+            console.print(f"Redis: {which}", highlight=False)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # until the loop can meet them
             return asyncio.run(until_signal(demo(console, server.url, options.requests, options.seed)))
     except (RedisNotFound, RedisFailed, RedisAway, ProgramFailed) as error:
         return str(error)

@@ -13,8 +13,8 @@ import msgspec
 import rodi
 from redis.asyncio import Redis
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from examples.meetings import house_rules
@@ -112,6 +112,11 @@ async def try_again(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error)}, 503)
 
 
+async def nobody_waits(request: Request, error: Exception) -> Response:
+    """The client went away before it had sent everything; this reaches nobody."""
+    return Response(status_code=400)
+
+
 def application(settings: Settings) -> Starlette:
     """Put it together."""
     container = rodi.Container()
@@ -153,6 +158,7 @@ def application(settings: Settings) -> Starlette:
             msgspec.DecodeError: bad_json,
             msgspec.ValidationError: wrong_fields,
             PublishError: try_again,
+            ClientDisconnect: nobody_waits,
         },
         lifespan=lifespan,
     )

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,55 @@ class ProgramFailed(Exception):
 
 
 class Program:
-    """One of the programs, while it runs."""
+    """One of the programs, running from here on."""
 
-    def __init__(self, module: str, process: Process) -> None:
-        assert process.stdin
-        assert process.stdout
-        self._module, self._process = module, process
-        self._input, self._output = process.stdin, process.stdout
+    def __init__(self, module: str, settings: Settings) -> None:
+        self._module = module
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env={**os.environ, "SILBO_REDIS_URL": settings.redis_url, "MEETINGS_PREFIX": settings.prefix},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal is for the demo alone, which ends the others in good order
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
 
     async def ready(self) -> dict[str, Any]:
-        """What it says when it is ready."""
-        said = await self._within(SECONDS_TO_START, self._output.readline())
-        return self._read(said)
+        """What it says when it is ready.
+
+        Raises:
+            ProgramFailed: it ended instead, or says nothing.
+        """
+        return await self._read(self._output.readline, SECONDS_TO_START)
 
     async def report(self) -> dict[str, Any]:
-        """What it says at its end, which it comes to by itself."""
-        return self._read(await self._within(SECONDS_TO_REPORT, self._output.read()))
+        """What it says at its end, to which it comes by itself.
+
+        Raises:
+            ProgramFailed: it ended without, or says nothing.
+        """
+        return await self._read(self._output.read, SECONDS_TO_REPORT)
 
     async def end(self) -> None:
         """Close its input, which ends it, and wait until it is gone."""
         self._input.close()
         try:
-            async with asyncio.timeout(SECONDS_TO_END + 1):
-                await self._process.wait()
-        except TimeoutError:
+            await asyncio.to_thread(self._process.wait, SECONDS_TO_END + 1)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            await self._process.wait()
+            self._process.wait()
+        self._output.close()
 
-    async def _within(self, seconds: float, reading: Coroutine[Any, Any, bytes]) -> bytes:
+    async def _read(self, read: Callable[[], str], seconds: float) -> dict[str, Any]:
         try:
             async with asyncio.timeout(seconds):
-                return await reading
+                said = await asyncio.to_thread(read)  # comes to its end with the program, at the latest
         except TimeoutError:
             raise ProgramFailed(f"{self._module} said nothing within {seconds:g} s") from None
-
-    def _read(self, said: bytes) -> dict[str, Any]:
         if not said:
             raise ProgramFailed(f"{self._module} ended too early; what it wrote is above")
         answer: dict[str, Any] = json.loads(said)
@@ -66,16 +80,7 @@ class Program:
 @asynccontextmanager
 async def running(module: str, settings: Settings) -> AsyncGenerator[Program]:
     """Start a program, and end it with the block."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module),
-        cwd=ROOT,
-        env={**os.environ, "SILBO_REDIS_URL": settings.redis_url, "MEETINGS_PREFIX": settings.prefix},
-        stdin=PIPE,
-        stdout=PIPE,
-        limit=2**24,
-        start_new_session=True,  # a Ctrl-C in the terminal is for the demo alone, which ends the others in good order
-    )
-    program = Program(module, process)
+    program = Program(module, settings)
     try:
         yield program
     finally:
