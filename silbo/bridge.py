@@ -119,19 +119,14 @@ class Bridge:
         if not isinstance(name, str):
             raise MessageRefused(name, "only an event whose name is a string can leave the process")
         route = self._routes.match(name)
-        kind = kind or (route and route.kind)
-        if kind is None:
+        to, key = (route.to, route.key) if route else (None, None)
+        if kind is None and (route is None or (kind := route.kind) is None):
             return None
-        known = name if isinstance(name, EventName) else None
-        key = (route and route.key) or (known and known.key)
-        return to_message(
-            event,
-            name=str(name),
-            kind=kind,
-            key=routing_key(event, name, key),
-            to=route and route.to,
-            version=known.version if known else 1,
-        )
+        version = 1
+        if isinstance(name, EventName):
+            key, version = key or name.key, name.version
+        key = routing_key(event, name, key)
+        return to_message(event, name=str(name), kind=kind, key=key, to=to, version=version)
 
     async def _send_later(self, message: Message) -> None:
         if len(self._sending) >= UNSENT_LIMIT:
@@ -146,7 +141,7 @@ class Bridge:
     async def _send(self, message: Message) -> None:
         try:
             await self.publisher.publish(message)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, there is no caller to raise it to
             await self._report("message not sent", error, message, event_name=message.message_name)
 
     def _sent(self, task: asyncio.Task[None]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 from zlib import crc32
 
 from silbo._whistle import IAsyncEventDispatcher
@@ -139,16 +139,13 @@ class Consumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        running = self._running if not self._ended.is_set() else None
-        if running is not None and isinstance(error, asyncio.CancelledError):
-            running.cancel()
         try:
-            if running is not None:
+            if self._running is not None:
+                if isinstance(error, asyncio.CancelledError):
+                    self._leave()
                 await self._ended.wait()
-        except asyncio.CancelledError:
-            running.cancel()
-            raise
         finally:
+            self._leave()  # where the wait was cancelled
             if self._receiver is not None:
                 await self._receiver.aclose()
 
@@ -201,6 +198,10 @@ class Consumer:
                 await self._flush(acks)
             finally:
                 self._ended.set()
+
+    def _leave(self) -> None:
+        if self._running is not None and not self._ended.is_set():
+            self._running.cancel()
 
     # -- receive --------------------------------------------------------------------------------------------
 
@@ -271,31 +272,32 @@ class Consumer:
             self._freed.set()
 
     async def _handle(self, delivery: Delivery) -> bool:
-        """Dispatch one; False when a listener failed."""
-        where = {"address": delivery.address, "delivery_id": delivery.id, "attempt": delivery.attempt}
+        """Dispatch one; False when that failed."""
         everybody = self._receiver is not None and self._receiver.skips_own_instance
         try:
             arrival = self._incoming.arrival(delivery, skips_own_instance=everybody)
-        except Exception as error:  # a class of the host's may raise anything when it is built
+        except MessageInvalid as error:
             self.stats.malformed += 1
-            await self._report("malformed message", error, delivery, **where)
+            await self._report("malformed message", error, delivery, **_where(delivery))
             return True
+        except Exception as error:  # noqa: BLE001  # a class of the host's, that can't be built now
+            return await self._failed(error, delivery)
         if arrival is None:
             self.stats.skipped += 1
             return True
-        failure: Exception
         try:
             await self._dispatcher.adispatch(arrival.name, arrival.event)
         except asyncio.CancelledError:
             leave_if_cancelled()
-            failure = RuntimeError("a listener was cancelled, but not by its consumer")
-        except Exception as error:
-            failure = error
-        else:
-            self.stats.handled += 1
-            return True
+            return await self._failed(RuntimeError("a listener was cancelled, but not by its consumer"), delivery)
+        except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
+            return await self._failed(error, delivery)
+        self.stats.handled += 1
+        return True
+
+    async def _failed(self, error: Exception, delivery: Delivery) -> Literal[False]:
         self.stats.failed += 1
-        await self._report("listener failed", failure, delivery, event_name=str(arrival.name), **where)
+        await self._report("listener failed", error, delivery, **_where(delivery))
         return False
 
     def _retry(self, delivery: Delivery, lane: _Lane) -> bool:
@@ -318,3 +320,7 @@ class Consumer:
                 await acks.flush()
         except (BrokerUnavailable, TimeoutError) as error:
             self._report.log.write("not acknowledged at the end, they will come again", error)
+
+
+def _where(delivery: Delivery) -> dict[str, object]:
+    return {"address": delivery.address, "delivery_id": delivery.id, "attempt": delivery.attempt}

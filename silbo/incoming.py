@@ -21,7 +21,6 @@ class Arrival(NamedTuple):
 
     name: Any
     event: Any
-    message: Message
 
 
 class Incoming:
@@ -31,7 +30,6 @@ class Incoming:
         events: The names that have a class.
         app: The consuming program's own.
         own: Whether messages of its own app are wanted.
-        skips_own_instance: Whether those of this very process are not, whatever ``own`` says.
 
     Raises:
         TypeError: one of the events is no EventName.
@@ -56,18 +54,21 @@ class Incoming:
     def arrival(self, delivery: Delivery, *, skips_own_instance: bool) -> Arrival | None:
         """The event to dispatch, new at each call; None for a message of our own that is not wanted.
 
+        Args:
+            delivery: What was received.
+            skips_own_instance: Whether messages of this very process are not wanted, whatever ``own`` says.
+
         Raises:
             Exception: MessageInvalid, or whatever a class of the host's raises when it is built.
         """
         message = delivery.message()
-        origin = message.origin
-        if origin is not None and origin.app == self._app:
-            if self._own == "skip" or (skips_own_instance and origin.instance == instance()):
-                return None
+        origin = message.origin or Origin("", "")  # it came from outside, even where nothing says whence
+        if origin.app == self._app and (self._own == "skip" or (skips_own_instance and origin.instance == instance())):
+            return None
         name, cls = self._resolve(message, delivery.format.names)
         event = to_event(message, cls)
-        write(event, "origin", origin or Origin("", ""))  # also without headers: it came from outside
-        return Arrival(name, event, message)
+        write(event, "origin", origin)
+        return Arrival(name, event)
 
     def _resolve(self, message: Message, names: Literal["event", "class"]) -> tuple[Any, type | None]:
         known = self._by_name if names == "event" else self._by_class
