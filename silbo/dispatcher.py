@@ -194,6 +194,8 @@ class AsyncEventDispatcher(WhistleDispatcher):
         if not direct:
             await self._dispatch(name, envelope)
             return envelope  # type: ignore[no-any-return]  # it is the E that came in
+        if envelope.__silbo_outward__:
+            _ = envelope.event_id, envelope.event_timestamp
         envelope.name = name
         envelope.dispatcher = self
         envelope.propagation_stopped = False
@@ -214,7 +216,8 @@ class AsyncEventDispatcher(WhistleDispatcher):
         warn_if_deprecated(name)
         admit(event)
         listeners = self.get_listeners(name)
-        self._make_ready(name, listeners)
+        if name not in self._ready:
+            self._make_ready(name, listeners)
         outer = running(event)
         before = () if outer is False else (event.name, event.dispatcher, event.propagation_stopped)
         mark(event, name, self, stopped=False)

@@ -46,11 +46,13 @@ class Event(WhistleEvent):
     if TYPE_CHECKING:
         origin: Origin | None
         __silbo_direct__: type[Event] | None
+        __silbo_outward__: bool
         __silbo_errors__: list[Exception] | None
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
         # On a class: itself, once it is known to take plain attribute assignment. On an object: None during a dispatch.
         __silbo_direct__ = None
+        __silbo_outward__ = False  # it gets an id and a time when its first dispatch starts
         __silbo_errors__ = None  # during a dispatch that may collect: the errors so far
 
     def stop_propagation(self) -> None:
@@ -92,6 +94,7 @@ class _Outward(Event):
         event_id: UUID
         event_timestamp: datetime
     else:
+        __silbo_outward__ = True
         event_id = _OnFirstRead(uuid4, "Names the fact, however often it is sent.")
         event_timestamp = _OnFirstRead(lambda: datetime.now(UTC), "When it happened: aware, UTC.")
 
@@ -151,14 +154,14 @@ def admit(event: Any) -> None:
     Raises:
         EnvelopeConflict: the class declares a payload field under one of the envelope's names.
     """
-    if isinstance(event, _Outward):
-        _ = event.event_id, event.event_timestamp
     cls = type(event)
     if cls not in _admitted:
         check_fields(cls)
         _admitted.add(cls)
-        if issubclass(cls, Event) and not issubclass(cls, _Outward) and cls.__setattr__ is object.__setattr__:
-            cls.__silbo_direct__ = cls if _takes_assignment(cls) else None
+        if issubclass(cls, Event) and cls.__setattr__ is object.__setattr__ and _takes_assignment(cls):
+            cls.__silbo_direct__ = cls
+    if isinstance(event, _Outward):
+        _ = event.event_id, event.event_timestamp
 
 
 _admitted: WeakSet[type] = WeakSet()
@@ -194,16 +197,27 @@ def mark(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> No
 
 
 def write(event: Any, attribute: str, value: object) -> None:
-    """Write one mark: into a silbo event's ``__dict__``; on a foreign object as Whistle does, else past its freeze."""
-    if not isinstance(event, Event):
-        try:
+    """Write one mark: past any freeze into a silbo event's ``__dict__``; on others as Whistle does, else past the freeze.
+
+    Where assignment does the same it is taken, for CPython reads attributes slower once a ``__dict__`` was asked for.
+    """
+    if isinstance(event, Event):
+        if _is_direct(event):
             setattr(event, attribute, value)
-        except Exception:  # noqa: BLE001  # frozen classes raise errors of their own kinds
-            if not hasattr(event, "__dict__"):
-                raise NotAnEvent(type(event)) from None
         else:
-            return
-    event.__dict__[attribute] = value
+            event.__dict__[attribute] = value
+        return
+    try:
+        setattr(event, attribute, value)
+    except Exception:  # noqa: BLE001  # frozen classes raise errors of their own kinds
+        if not hasattr(event, "__dict__"):
+            raise NotAnEvent(type(event)) from None
+        event.__dict__[attribute] = value
+
+
+def _is_direct(event: Event) -> bool:
+    cls = type(event)
+    return cls.__silbo_direct__ is cls
 
 
 def running(event: Any) -> bool | list[Exception]:
@@ -212,17 +226,15 @@ def running(event: Any) -> bool | list[Exception]:
         return _foreign_errors.get(id(event), False)
     if event.__silbo_errors__ is not None:
         return event.__silbo_errors__
-    direct = type(event).__dict__.get("__silbo_direct__")
-    return direct is not None and event.__silbo_direct__ is None
+    return _is_direct(event) and event.__silbo_direct__ is None
 
 
 def set_running(event: Any, state: bool | list[Exception]) -> None:
     """Remember that an event is in a dispatch, or with False that it no longer is."""
     errors = state if isinstance(state, list) else None
     if isinstance(event, Event):
-        marks = event.__dict__
-        marks["__silbo_errors__"] = errors
-        marks["__silbo_direct__"] = type(event).__dict__.get("__silbo_direct__") if state is False else None
+        write(event, "__silbo_errors__", errors)
+        write(event, "__silbo_direct__", type(event) if state is False and _is_direct(event) else None)
     elif errors is not None:
         _foreign_errors[id(event)] = errors
     else:
