@@ -168,7 +168,7 @@ def _identity(message: Message, payload: dict[str, Any]) -> dict[str, Any]:
         try:
             when = msgspec.convert(payload["event_timestamp"], datetime)
             payload["event_timestamp"] = timestamp(when)
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             raise invalid(error, under="payload.event_timestamp") from None
         identity["event_timestamp"] = msgspec.convert(payload["event_timestamp"], datetime)
     return identity

@@ -95,8 +95,8 @@ def _is_supported(hint: Any) -> bool:
 def convert(value: Any, hint: Any) -> Any:
     """One value as its annotation asks.
 
-    Beyond what msgspec can: enums of mixed values, and any union. There the first member counts that is written as the
-    same JSON again, else the first that takes it.
+    Beyond what msgspec can: enums of mixed values and any union, also in lists, sets and dicts. Of a union the first member
+    counts that is written as the same JSON again, else the first that takes it.
 
     Raises:
         ValueError: it does not fit.
@@ -109,6 +109,10 @@ def convert(value: Any, hint: Any) -> Any:
         return convert(value, get_args(hint)[0])
     if origin in (Union, UnionType):
         return _one_of(value, get_args(hint))
+    if origin in (list, set, frozenset) and isinstance(value, list):
+        return origin(convert(item, get_args(hint)[0]) for item in value)
+    if origin is dict and get_args(hint)[0] is str and isinstance(value, dict):
+        return {key: convert(item, get_args(hint)[1]) for key, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, Enum):
         for member in hint:
             if plain(member.value) == value and type(plain(member.value)) is type(value):

@@ -7,7 +7,7 @@ old programs read new messages; of a key that is there twice, the last counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,7 +23,15 @@ __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat",
 MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
 _T = TypeVar("_T")
-_encode = msgspec.json.Encoder().encode
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(type(value).__qualname__)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_as_dict).encode
 
 
 # -- silbo's own --------------------------------------------------------------------------------------------
@@ -203,7 +211,10 @@ class CloudEventsFormat(_ByEventName):
         if "event_id" not in payload and not is_uuid(event.id):
             payload["event_id"] = str(uuid5(NAMESPACE_URL, f"{event.source}#{event.id}"))
         if "event_timestamp" not in payload and event.time is not None:
-            payload["event_timestamp"] = timestamp(event.time)
+            try:
+                payload["event_timestamp"] = timestamp(event.time)
+            except ValueError as error:
+                raise MessageInvalid(str(error), field="time") from None
         headers: dict[str, str] = {
             _HEADER_OF.get(attribute, attribute): value
             for attribute, value in record.items()
@@ -219,23 +230,24 @@ _OWN: Final = _CONTEXT | {"silbokind"}
 
 
 def _write(message: Message, record: dict[str, Any]) -> bytes:
-    payload = message.payload
     try:
-        for value in payload.values():
+        for value in message.payload.values():
             if type(value) not in UNCHANGED:
-                plain(value)
-        try:
-            raw = _encode(record)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            plain(payload, 1)  # names the field
-            raise
-    except Unwritable as error:
-        raise MessageRefused(message.message_name, error.problem, field=error.path or None) from None
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise MessageRefused(message.message_name, f"can't be written as JSON: {error}") from None
+                plain(value)  # msgspec would write null for a NaN
+        raw = _encode(record)
+    except (Unwritable, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _refused(message, error) from None
     if len(raw) > MAX_SIZE:
         raise MessageRefused(message.message_name, f"{len(raw)} bytes as JSON, more than {MAX_SIZE}")
     return raw
+
+
+def _refused(message: Message, error: Exception) -> MessageRefused:
+    try:
+        plain(message.payload, 1)
+    except Unwritable as found:
+        return MessageRefused(message.message_name, found.problem, field=found.path)
+    return MessageRefused(message.message_name, f"can't be written as JSON: {error}")
 
 
 def _read(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:

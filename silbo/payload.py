@@ -129,11 +129,14 @@ def _base64(value: bytes | bytearray | memoryview) -> str:
 
 
 def _datetime(value: datetime) -> str:
-    if value.tzinfo is UTC or (offset := value.utcoffset()) == timedelta():
+    if value.tzinfo is not UTC:
+        offset = value.utcoffset()
+        if offset is None or (offset and not offset % timedelta(minutes=1)):  # an RFC 3339 offset has no seconds
+            return value.isoformat()
+    try:
         return timestamp(value)
-    if offset is not None and offset % timedelta(minutes=1):  # JSON's dates know no seconds in an offset
-        return timestamp(value)
-    return value.isoformat()
+    except ValueError as error:
+        raise Unwritable(str(error)) from None
 
 
 def uuid_text(value: UUID) -> str:
@@ -158,9 +161,16 @@ _LEAVES: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def timestamp(value: datetime) -> str:
-    """An instant in UTC, with ``Z``; a naive one is read as UTC."""
+    """An instant in UTC, with ``Z``; a naive one is read as UTC.
+
+    Raises:
+        ValueError: in UTC it is before the year 1 or after 9999.
+    """
     if value.tzinfo is not UTC:
-        value = value.replace(tzinfo=UTC) if value.utcoffset() is None else value.astimezone(UTC)
+        try:
+            value = value.replace(tzinfo=UTC) if value.utcoffset() is None else value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"{value} is out of range in UTC") from None
     if type(value) is datetime:
         return _builtins(value)  # type: ignore[no-any-return]  # a tenth of what isoformat() takes
     return f"{value.isoformat()[:-6]}Z"
