@@ -7,7 +7,7 @@ old programs read new messages; of a key that is there twice, the last counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,15 +23,7 @@ __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat",
 MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
 _T = TypeVar("_T")
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(type(value).__qualname__)
-
-
-_encode = msgspec.json.Encoder(enc_hook=_as_dict).encode
+_encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
 
 
 # -- silbo's own --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
-from typing import Annotated, Any, ClassVar, NamedTuple, TypedDict
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypedDict
 from uuid import UUID, uuid4
 
 import attrs
@@ -385,6 +385,12 @@ def test_a_message_without_id_and_time_in_its_payload_is_named_by_its_message_id
     assert event.event_timestamp.tzinfo is UTC
 
 
+def test_a_message_made_by_hand_that_holds_no_json_is_message_invalid() -> None:
+    with pytest.raises(MessageInvalid) as caught:
+        to_event(message(user_id=Opaque()), Joined)
+    assert caught.value.field == "payload"
+
+
 @pytest.mark.parametrize(
     ("payload", "wrong"),
     [
@@ -734,8 +740,11 @@ class Dog:
         (float, 1.0, 1.0),
         (str, "kénd", "kénd"),
         (int, 10**30, 10**30),
+        (Final[int], 5, 5),
+        (Literal["x", 5], 5, 5),
+        (Decimal | UUID, Decimal("1E+2"), "1E+2"),
     ],
-    ids=range(30),
+    ids=range(33),
 )
 def test_a_value_is_written_as_json_and_read_by_its_annotation(hint: Any, value: Any, written: Any) -> None:
     cls = dataclasses.make_dataclass("Holder", [("x", hint)], bases=(Event,))
@@ -744,6 +753,15 @@ def test_a_value_is_written_as_json_and_read_by_its_annotation(hint: Any, value:
     again = to_event(sent, cls)
     assert again.x == value
     assert type(again.x) is type(value)
+
+
+def test_of_a_union_that_nothing_gives_back_exactly_the_first_that_fits_counts() -> None:
+    """As from another program, that writes its numbers in other words."""
+    cls = dataclasses.make_dataclass("Holder", [("x", UUID | Decimal | date)])
+    assert to_event(message(x="00000000000000000000000000000001"), cls).x == UUID(int=1)
+    with pytest.raises(MessageInvalid, match=r"Invalid UUID; .*Invalid.*; .*Invalid") as caught:
+        to_event(message(x="y"), cls)
+    assert caught.value.field == "payload.x"
 
 
 def test_a_naive_datetime_stays_naive() -> None:
@@ -1039,6 +1057,15 @@ def test_what_a_decorator_copies_of_a_used_class_is_not_believed() -> None:
 
     assert payload_of(Base()) == {}
     assert payload_of(dataclass(slots=True)(Base)(1)) == {"a": 1}
+
+
+@pytest.mark.parametrize("cls", [int, dict, type, Decimal, Exception, whistle.Event, object])
+def test_a_class_that_is_no_event_gives_an_object_or_message_invalid(cls: type) -> None:
+    try:
+        event = to_event(message(user_id=5), cls)
+    except MessageInvalid:
+        return
+    assert isinstance(event, cls)
 
 
 def test_instances_of_a_class_written_in_c_leave_too() -> None:

@@ -198,6 +198,14 @@ def test_what_no_one_could_read_is_refused_when_written(form: Format, value: Any
     assert field is None or caught.value.field == field
 
 
+@pytest.mark.parametrize(("name", "headers"), [("\ud800", {}), ("a", {"key": "\ud800"})])
+@ALL
+def test_what_is_wrong_beside_the_payload_is_refused_too(form: Format, name: str, headers: Any) -> None:
+    if form is not DIATOR or not headers:
+        with pytest.raises(MessageRefused):
+            form.encode(Message("ecst_event", name, ID, {}, headers), ORIGIN)
+
+
 @ALL
 def test_a_message_of_the_largest_size_goes_through_and_one_byte_more_is_refused(form: Format) -> None:
     room = MAX_SIZE - len(form.encode(message(x=""), ORIGIN))
