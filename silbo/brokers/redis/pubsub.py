@@ -7,9 +7,9 @@ from typing import Final, Self
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.calls import Packet
 from silbo.brokers.redis.connection import check_client, packed
 from silbo.brokers.redis.flush import Sender
+from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.listening import PubSubSubscription
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.formats import JSON

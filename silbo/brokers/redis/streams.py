@@ -9,10 +9,10 @@ from typing import Final, Self
 from redis.asyncio import Redis
 
 from silbo.brokers.redis.address import DEFAULT, StreamKeys, stream_key
-from silbo.brokers.redis.calls import Packet
 from silbo.brokers.redis.connection import check_client, packed
 from silbo.brokers.redis.flush import Sender
 from silbo.brokers.redis.group import StreamGroup, check_start
+from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.scripts import ADD
 from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
