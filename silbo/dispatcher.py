@@ -69,7 +69,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
             on_error: For this listener, in place of the dispatcher's.
 
         Returns:
-            Its place: ``remove()`` takes back this registration, no other.
+            Its place; ``remove()`` takes back this registration, no other.
 
         Raises:
             TypeError: the listener is not async, or the priority is no number.

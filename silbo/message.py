@@ -47,7 +47,7 @@ class Message:
 
     @property
     def key(self) -> str | None:
-        """The routing key: messages with the same key keep their order. None when the event has none."""
+        """The routing key; messages with the same one keep their order. None when the event has none."""
         return self.headers.get("key")
 
     @property
