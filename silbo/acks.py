@@ -33,6 +33,7 @@ class Acks:
         self._in_hand: set[tuple[str, str]] = set()  # address and id
         self._done: list[Delivery] = []
         self._some, self._enough = asyncio.Event(), asyncio.Event()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._in_hand)
@@ -58,10 +59,16 @@ class Acks:
         """Nothing is being worked on that a batch could wait for."""
         self._enough.set()
 
+    def close(self) -> None:
+        """Nothing more will be done: let :meth:`run` acknowledge the rest and end."""
+        self._closed = True
+        self._some.set()
+        self._enough.set()
+
     async def run(self) -> None:
         """Acknowledge what is done: at once when nothing is worked on that could go with it, else after a moment."""
         outages = 0
-        while True:
+        while self._done or not self._closed:
             leave_if_cancelled()
             await self._some.wait()
             with suppress(TimeoutError):
@@ -75,7 +82,7 @@ class Acks:
                 self._log.write("not acknowledged, trying again", error)
                 await pause(BROKER.delay(outages), self._stopping)
                 if self._stopping.is_set():
-                    return  # the consumer makes a last try
+                    return  # a last try is made at the very end
 
     async def flush(self) -> None:
         """Acknowledge what is done now; what fails, or is cancelled, stays for the next time.

@@ -189,6 +189,8 @@ class Consumer:
                 await asyncio.wait([reading], timeout=GRACE)
                 reading.cancel()  # a broker that does not answer
                 await asyncio.wait(working)
+                acks.close()
+                await asyncio.wait([acknowledging], timeout=GRACE)
                 acknowledging.cancel()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None

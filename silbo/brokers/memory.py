@@ -144,7 +144,7 @@ class MemoryBroker:
         numbered = [replace(delivery, id=str(next(self._ids))) for delivery in encoded]
         self._kept.extend(numbered)
         for group in self._groups.values():
-            group.append(numbered, self._limit)
+            group.append(numbered, keep=self._limit if self._overflow == "drop" else None)
 
     def _open(self, name: str, start: str) -> _Receiver:
         if name not in self._groups:
@@ -182,9 +182,9 @@ class _Group:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.pending)
 
-    def append(self, deliveries: Iterable[Delivery], limit: int) -> None:
+    def append(self, deliveries: Iterable[Delivery], *, keep: int | None) -> None:
         self.waiting.extend(deliveries)
-        while self.waiting and len(self) > limit:  # with "refuse" there was room
+        while keep is not None and self.waiting and len(self) > keep:
             self.waiting.popleft()
             self.dropped += 1
         self._wake()
