@@ -9,6 +9,8 @@ def main() -> int | str:
         from examples.meetings import demo
 
         return demo.main()
+    except ModuleNotFoundError as error:
+        return f"{error}. `make demo` installs what the demo needs"
     except KeyboardInterrupt:
         return 130
 

@@ -130,7 +130,7 @@ async def demo(console: Console, url: str, requests: int, seed: int) -> int:
     console.print(outcome.table())
     problems = list(outcome.problems())
     for problem in problems:
-        console.print(f"Does not add up: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Does not add up: {problem}", style="bold red", markup=False, soft_wrap=True)
     if not problems:
         console.print(
             f"Everything adds up, and billing's {len(accounts)} accounts are what the requests made of them. "
@@ -167,13 +167,13 @@ def main(arguments: list[str] | None = None) -> int | str:
     parser.add_argument("--requests", type=_positive, default=2000, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats a run; default: by chance")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(highlight=False)
     try:
         with open_redis() as server:
             which = (
                 "the one at SILBO_REDIS_URL" if isinstance(server, ExternalRedis) else f"{server.binary}, just for this"
             )
-            console.print(f"Redis: {which}", highlight=False)
+            console.print(f"Redis: {which}")
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # until the loop can meet them
             return asyncio.run(until_signal(demo(console, server.url, options.requests, options.seed)))
     except (RedisNotFound, RedisFailed, RedisAway, ProgramFailed) as error:
