@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 
 from redis import Redis
@@ -39,5 +40,7 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    settings = Settings.from_environment()
     when_input_ends(lambda: os._exit(0))
-    main(Settings.from_environment())
+    with suppress(KeyboardInterrupt):
+        main(settings)

@@ -7,6 +7,7 @@ system closes that pipe: either way nothing is left behind.
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,9 @@ class Settings:
     @classmethod
     def from_environment(cls) -> "Settings":
         """From the environment, not the command line: a URL may hold a password, and `ps` shows command lines."""
-        return cls(os.environ["SILBO_REDIS_URL"], os.environ.get("MEETINGS_PREFIX", "meetings"))
+        if not (redis_url := os.environ.get("SILBO_REDIS_URL")):
+            sys.exit("Set SILBO_REDIS_URL to say where Redis is, for example redis://localhost:6379/3")
+        return cls(redis_url, os.environ.get("MEETINGS_PREFIX", "meetings"))
 
 
 def ready(**facts: object) -> None:
@@ -60,6 +63,6 @@ def serve(app: Callable[..., object]) -> None:
     config = uvicorn.Config(app, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=3)
     server = Server(config)
     when_input_ends(lambda: setattr(server, "should_exit", True))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening, suppress(KeyboardInterrupt):
         port = listening.getsockname()[1]
         server.run(sockets=[listening])

@@ -236,6 +236,23 @@ def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None
     assert (code, err) == (1, "tests.examples.faulty_host ended too early; what it wrote is above\n")
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_program_also_runs_alone_and_ends_quietly(start: Start, own_redis: RedisServer, program: str) -> None:
+    """As its README says: with a URL, until Ctrl-C or the end of its input."""
+    for interrupted in (True, False):
+        run = start([sys.executable, "-m", program], SILBO_REDIS_URL=own_redis.url)
+        run.until("{")
+        if interrupted:
+            run.press_ctrl_c()
+            run.process.wait(timeout=10)
+        code, _, err = run.end()  # closes its input
+        assert code in (0, -signal.SIGINT)
+        assert err == ""
+    code, _, err = start([sys.executable, "-m", program]).end()
+    assert code == 1
+    assert err.startswith("Set SILBO_REDIS_URL")
+
+
 # -- a Redis of the user's ----------------------------------------------------------------------------------
 
 
