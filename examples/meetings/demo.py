@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import httpx
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import Progress
@@ -40,7 +42,7 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
     """
     prefix = f"silbo-demo-{uuid4().hex[:8]}"
     try:
-        client = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5)
+        client = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     except ValueError as error:
         raise RedisAway(f"SILBO_REDIS_URL is no URL of a Redis: {error}") from None
     try:
@@ -60,7 +62,7 @@ def stream(prefix: str) -> str:
 
 
 async def all_read(client: Redis, prefix: str) -> None:
-    """Return when billing has acknowledged the whole stream; or, for the table shows it, when that takes too long."""
+    """Return when billing has acknowledged the whole stream; or when that takes too long, which the table will show."""
     deadline = time.monotonic() + SECONDS_TO_ARRIVE
     while time.monotonic() < deadline:
         last = (await client.xinfo_stream(stream(prefix)))["last-generated-id"]
