@@ -282,7 +282,7 @@ class Consumer:
             self.stats.malformed += 1
             await self._report("malformed message", error, delivery, **_where(delivery))
             return True
-        except Exception as error:  # noqa: BLE001  # a class of the host's, that can't be built now
+        except Exception as error:  # noqa: BLE001  # a class of the host's that can't be an event
             return await self._failed(error, delivery)
         if arrival is None:
             self.stats.skipped += 1
