@@ -7,7 +7,7 @@ each consumer.
 A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
-        +ping +eval +evalsha +time +xadd +xtrim +xgroup +xinfo +xreadgroup +xack
+        +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe
