@@ -12,7 +12,7 @@ import msgspec
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
 from silbo.message import Message, new_publication
-from silbo.payload import Unwritable, invalid, plain, timestamp, uuid_text
+from silbo.payload import UNREADABLE, Unwritable, invalid, plain, timestamp, uuid_text
 from silbo.rebuild import rebuild
 from silbo.shapes import Shape, shape_of
 
@@ -143,7 +143,7 @@ def to_event(message: Message, cls: type | None) -> Any:
     """
     try:
         payload: dict[str, Any] = msgspec.to_builtins(dict(message.payload))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, *UNREADABLE) as error:
         raise invalid(error, under="payload") from None
     identity = _identity(message, payload)
     if cls is not None:
@@ -168,7 +168,7 @@ def _identity(message: Message, payload: dict[str, Any]) -> dict[str, Any]:
         try:
             when = msgspec.convert(payload["event_timestamp"], datetime)
             payload["event_timestamp"] = timestamp(when)
-        except ValueError as error:
+        except UNREADABLE as error:
             raise invalid(error, under="payload.event_timestamp") from None
         identity["event_timestamp"] = msgspec.convert(payload["event_timestamp"], datetime)
     return identity

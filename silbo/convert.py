@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from silbo.errors import MessageInvalid
-from silbo.payload import Unwritable, invalid, plain
+from silbo.payload import UNREADABLE, Unwritable, invalid, plain
 from silbo.shapes import once_per_class, wire_names
 
 __all__ = ["Fields", "convert", "hints_of", "read_model", "refusal"]
@@ -67,7 +67,7 @@ class Fields:
         """
         try:
             found = msgspec.convert(payload, self._struct, dec_hook=_custom, str_keys=True)
-        except (ValueError, OverflowError, RecursionError) as error:
+        except UNREADABLE as error:
             raise invalid(error, under="payload") from None
         pairs = zip(self._together, msgspec.structs.astuple(found), strict=True)
         values = {attribute: value for attribute, value in pairs if value is not msgspec.UNSET}
@@ -80,7 +80,7 @@ class Fields:
 def _at(wire: str, value: Any, hint: Any) -> Any:
     try:
         return convert(value, hint)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (TypeError, *UNREADABLE) as error:
         raise invalid(error, under=f"payload.{wire}") from None
 
 
@@ -130,7 +130,7 @@ def _one_of(value: Any, members: tuple[Any, ...]) -> Any:
             if plain(candidate) == value:
                 return candidate
             taken.append(candidate)
-        except (ValueError, TypeError, Unwritable) as error:
+        except (TypeError, Unwritable, *UNREADABLE) as error:
             errors.append(str(error))
     if taken:
         return taken[0]

@@ -16,7 +16,7 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
-from silbo.payload import MAX_DEPTH, MAX_SIZE, UNCHANGED, Unwritable, invalid, is_too_deep, plain, timestamp
+from silbo.payload import MAX_DEPTH, MAX_SIZE, UNCHANGED, UNREADABLE, Unwritable, invalid, is_too_deep, plain, timestamp
 
 __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat"]
 
@@ -196,7 +196,7 @@ class CloudEventsFormat(_ByEventName):
         record = _read(raw, self._decoder)
         try:
             event = msgspec.convert(record, _CloudEvent)
-        except ValueError as error:
+        except UNREADABLE as error:
             raise invalid(error) from None
         payload = event.data
         _check_depth(payload, "data")
@@ -227,7 +227,7 @@ def _write(message: Message, record: dict[str, Any]) -> bytes:
             if type(value) not in UNCHANGED:
                 plain(value)  # msgspec would write null for a NaN
         raw = _encode(record)
-    except (Unwritable, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (Unwritable, TypeError, *UNREADABLE) as error:
         raise _refused(message, error) from None
     if len(raw) > MAX_SIZE:
         raise MessageRefused(message.message_name, f"{len(raw)} bytes as JSON, more than {MAX_SIZE}")
@@ -247,7 +247,7 @@ def _read(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
         raise MessageInvalid(f"{len(raw)} bytes, more than {MAX_SIZE}")
     try:
         return decoder.decode(raw)
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise invalid(error) from None
 
 

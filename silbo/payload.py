@@ -22,6 +22,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_SIZE",
     "UNCHANGED",
+    "UNREADABLE",
     "Unwritable",
     "invalid",
     "is_too_deep",
@@ -35,6 +36,8 @@ MAX_SIZE: Final = 1024 * 1024
 MAX_DEPTH: Final = 64
 """The most levels of objects and arrays in a payload, itself included."""
 
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
+"""What comes out of msgspec for input that is wrong."""
 UNCHANGED: Final = frozenset({str, int, bool, type(None)})
 """The types that are JSON as they are."""
 

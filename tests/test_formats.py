@@ -147,6 +147,15 @@ def test_what_is_no_message_is_message_invalid(form: Format, raw: bytes) -> None
 
 
 @ALL
+def test_what_can_not_be_parsed_says_why(form: Format) -> None:
+    """In our words, not in those of the parser's C stack."""
+    with pytest.raises(MessageInvalid, match="levels deep"):
+        form.decode(b'{"a":' * 100_000)
+    with pytest.raises(MessageInvalid, match="not UTF-8"):
+        form.decode(b'{"message_type":"\xff"}')
+
+
+@ALL
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -72,6 +72,25 @@ def test_excluded_and_computed_fields_and_extras_of_a_model_stay() -> None:
     assert payload_of(event) == {"user_id": 5, "card": "***78"}
 
 
+def test_computed_fields_of_a_model_inside_of_another_stay_too() -> None:
+    """Or the model that forbids extras could not be read back."""
+
+    class Square(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        side: int
+
+        @pydantic.computed_field
+        def area(self) -> int:
+            return self.side**2
+
+    class Drawn(ECSTEvent, pydantic.BaseModel):
+        square: Square
+
+    event = Drawn(square=Square(side=2))
+    assert payload_of(event) == {"square": {"side": 2}}
+    assert to_event(wire(event), Drawn) == event
+
+
 def test_a_field_that_was_never_set_is_left_out() -> None:
     @dataclass
     class Partial(Event):
