@@ -171,8 +171,8 @@ class _Reader:
 
     async def _read(self, connection: Connection, limit: int) -> None:
         try:
-            while not self._ready and self._own:
-                await self._read_own(connection, limit)
+            while self._own and not await self._read_own(connection, limit):
+                pass
             if not self._ready:
                 await self._read_new(connection, limit)
         except Refused as refusal:
@@ -181,19 +181,27 @@ class _Reader:
                 raise
             await self._recreate(connection)
 
-    async def _read_own(self, connection: Connection, limit: int) -> None:
-        """A page of what one stream has given to this consumer before."""
+    async def _read_own(self, connection: Connection, limit: int) -> bool:
+        """A page of what one stream has given to this consumer before; whether something was in it."""
         key, after = next(iter(self._own.items()))
         reply = await self._xreadgroup(connection, limit, b"STREAMS", key, after)
         entries: list[Any] = reply[0][1] if reply else []
         if not entries:
             del self._own[key]
-            return
+            return False
         if gone := [entry_id for entry_id, fields in entries if fields is None]:
             await connection.ask(b"XACK", key, self._group, *gone)  # trimmed or deleted; nobody can have them any more
-            self._ready.append(Gap(key.decode(), "deleted from the stream before they were handled", count=len(gone)))
+            self._tell_gone(key.decode(), len(gone))
         self._own[key] = entries[-1][0]
         self._hand_out(key, [entry for entry in entries if entry[1] is not None], attempt=2)
+        return len(gone) < len(entries)
+
+    def _tell_gone(self, address: str, many: int) -> None:
+        """One gap for all of it, not one for each page."""
+        if self._ready and isinstance(last := self._ready[-1], Gap) and last.address == address and last.count:
+            many += last.count
+            self._ready.pop()
+        self._ready.append(Gap(address, "deleted from the stream before they were handled", count=many))
 
     async def _read_new(self, connection: Connection, limit: int) -> None:
         block = b"%d" % (BLOCK * 1000)

@@ -74,6 +74,10 @@ async def stored(admin: Redis, key: str = "silbo:{events}") -> list[int]:
     return [JSON.decode(fields[b"message"]).payload["n"] for _, fields in await admin.xrange(key)]
 
 
-async def connections(admin: Redis, user: str) -> int:
-    """How many connections a user has."""
-    return sum(client["user"] == user for client in await admin.client_list())
+async def has_connections(admin: Redis, user: str, many: int) -> None:
+    """Whether a user has so many connections; Redis takes a moment to see that one was closed."""
+
+    async def has() -> bool:
+        return sum(client["user"] == user for client in await admin.client_list()) == many
+
+    await eventually(has)
