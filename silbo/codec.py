@@ -56,8 +56,8 @@ def to_message(
         event_id, payload = _snapshot(event, shape)
     except Unwritable as error:
         raise MessageRefused(name, error.problem, field=error.path or None) from None
-    except TypeError as error:
-        raise MessageRefused(name, str(error)) from error
+    except Exception as error:  # the host's properties and serializers
+        raise MessageRefused(name, str(error) or repr(error)) from error
     headers = {"publication": new_publication(), "version": str(version)}
     if key is not None:
         headers["key"] = key
@@ -123,7 +123,7 @@ def _public(event: Any) -> Iterator[tuple[str, Any]]:
 def _dumped(event: Any, shape: Shape) -> Iterator[tuple[str, Any]]:
     """The fields of a pydantic model, through its own serializers."""
     attributes = {attribute for attribute, _ in shape.fields}
-    dumped = event.model_dump(include=attributes, by_alias=True, round_trip=True)
+    dumped = event.model_dump(include=attributes, by_alias=True, round_trip=True, warnings=False)
     return ((wire, dumped[wire]) for _, wire in shape.fields)
 
 

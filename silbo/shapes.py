@@ -101,7 +101,7 @@ def contents(value: Any) -> Mapping[str, Any] | list[Any] | None:
     if library == "plain":
         return None
     if library == "pydantic":
-        result: dict[str, Any] = value.model_dump(by_alias=True, round_trip=True)
+        result: dict[str, Any] = value.model_dump(by_alias=True, round_trip=True, warnings=False)
         return result
     if library == "struct":
         return _struct_contents(value, names)

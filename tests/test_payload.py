@@ -91,6 +91,32 @@ def test_computed_fields_of_a_model_inside_of_another_stay_too() -> None:
     assert to_event(wire(event), Drawn) == event
 
 
+def test_a_model_that_a_listener_changed_leaves_as_it_is_now() -> None:
+    """pydantic warns of a value that is not of its field's type; warnings are not for whoever dispatches."""
+
+    class Scored(ECSTEvent, pydantic.BaseModel):
+        score: int
+
+    event = Scored(score=1)
+    event.score = "many"  # type: ignore[assignment]
+    assert payload_of(event) == {"score": "many"}
+
+
+def test_an_error_in_the_hosts_own_code_is_message_refused_with_its_cause() -> None:
+    """A publish answers with one of three errors."""
+
+    class Broken(ECSTEvent, pydantic.BaseModel):
+        x: int
+
+        @pydantic.field_serializer("x")
+        def fail(self, x: int) -> str:
+            raise LookupError("no such thing")
+
+    with pytest.raises(MessageRefused, match="no such thing") as caught:
+        to_message(Broken(x=1), name="a", kind="ecst")
+    assert caught.value.__cause__ is not None
+
+
 def test_a_field_that_was_never_set_is_left_out() -> None:
     @dataclass
     class Partial(Event):
