@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "examples.meetings"]
 FAULTY = [
     *(sys.executable, "-c"),
-    "import sys; from examples.meetings import demo; demo.HOST = 'tests.examples.faulty_host'; sys.exit(demo.main())",
+    "import sys; from examples.meetings import demo; demo.HOST = 'tests.examples.faulty_host'; demo.SECONDS_TO_ARRIVE = 2; sys.exit(demo.main())",
 ]
 PROGRAMS = ("examples.meetings.host", "examples.meetings.billing", "examples.meetings.bystander")
 
