@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from examples.meetings.process import Settings
-from examples.meetings.programs import ProgramFailed, running
+from examples.meetings.programs import Program, ProgramFailed, running
 from examples.meetings.report import Outcome, Side
 from examples.meetings.traffic import Plan, send
 from tools.redis_server import ExternalRedis, RedisFailed, RedisNotFound, open_redis
@@ -61,7 +61,7 @@ def stream(prefix: str) -> str:
     return f"{prefix}:{{events}}"
 
 
-async def all_read(client: Redis, prefix: str) -> None:
+async def all_read(client: Redis, prefix: str, billing: Program) -> None:
     """Return when billing has acknowledged the whole stream; or when that takes too long, which the table will show."""
     deadline = time.monotonic() + SECONDS_TO_ARRIVE
     while time.monotonic() < deadline:
@@ -69,6 +69,7 @@ async def all_read(client: Redis, prefix: str) -> None:
         [group] = await client.xinfo_groups(stream(prefix))
         if group["last-delivered-id"] == last and not group["pending"]:
             return
+        billing.check()
         await asyncio.sleep(0.05)
 
 
@@ -112,7 +113,7 @@ async def demo(console: Console, url: str, requests: int, seed: int) -> int:
                     answers = await send(plan, host_url, on_answer)
                 await client.publish(f"{prefix}:over", "")
                 pubsub = await bystander.report()
-                await all_read(client, prefix)
+                await all_read(client, prefix, billing)
                 figures = (await http.get(f"{host_url}/figures")).json()
                 streams = (await http.get(f"{billing_url}/figures")).json()
                 accounts = (await http.get(f"{billing_url}/accounts")).json()

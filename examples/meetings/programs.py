@@ -55,6 +55,15 @@ class Program:
         """
         return await self._read(self._output.read, SECONDS_TO_REPORT)
 
+    def check(self) -> None:
+        """Raise where it has ended already.
+
+        Raises:
+            ProgramFailed: it has.
+        """
+        if self._process.poll() is not None:
+            raise ProgramFailed(f"{self._module} ended too early; what it wrote is above")
+
     async def end(self) -> None:
         """Close its input, which ends it, and wait until it is gone."""
         self._input.close()

@@ -219,6 +219,7 @@ def test_ctrl_c_in_a_real_terminal(start: Start) -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_dies_is_said_in_one_line(start: Start, program: str) -> None:
+    """What was sent to it is not waited for."""
     run = start([*DEMO, "--requests", "1000"])
     run.until("are ready")
     [pid] = [pid for pid, line in run.processes().items() if program in line]
