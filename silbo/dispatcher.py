@@ -11,10 +11,10 @@ from silbo._whistle import WhistleDispatcher, overridable
 from silbo.background import Background
 from silbo.errors import NameInvalid
 from silbo.event import Event, admit, mark, running, set_running
-from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, run
+from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, is_async, run
 from silbo.listeners import CACHED_NAMES, LAST, ListenerRegistry, ListenerRow, Registration
 from silbo.names import E, EventName, Name, T, is_pattern, warn_if_deprecated
-from silbo.observers import Dispatch, Observer, watch
+from silbo.observers import Dispatch, Observer, check_observers, watch
 from silbo.subscriber import subscriptions
 
 __all__ = ["AsyncEventDispatcher"]
@@ -35,6 +35,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     def __init__(self, *, on_error: ErrorPolicy = "raise", observers: Sequence[Observer] = ()) -> None:
         check_policy(on_error)
+        check_observers(observers)
         # What adispatch may run without asking anybody; empty where get_listeners or _adispatch is overridden.
         self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._observers = tuple(observers)
@@ -91,6 +92,8 @@ class AsyncEventDispatcher(WhistleDispatcher):
     def listen(self, name: Name, /, **options: Unpack[ListenerOptions]) -> Callable[[_L], _L]: ...
     def listen(self, name: Any, /, **options: Any) -> Callable[[Any], Any]:
         """Register the decorated function; the options are those of :meth:`add_listener`."""
+        if is_async(name):
+            raise TypeError("listen takes a name first: @dispatcher.listen('user.joined')")
 
         def register(listener: Listener) -> Listener:
             self.add_listener(name, listener, **options)
@@ -130,6 +133,10 @@ class AsyncEventDispatcher(WhistleDispatcher):
         Raises:
             TypeError: it has none.
         """
+        if isinstance(subscriber, type):
+            raise TypeError(
+                f"{subscriber.__qualname__} is a class; give add_subscriber an object: {subscriber.__qualname__}()"
+            )
         found = list(subscriptions(subscriber))
         if not found:
             raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
@@ -213,6 +220,10 @@ class AsyncEventDispatcher(WhistleDispatcher):
         """The same with everything: overrides, observers, options, nesting, foreign events."""
         if is_pattern(name):
             raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
+        if isinstance(name, Event):
+            raise TypeError(
+                f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
+            )
         warn_if_deprecated(name)
         admit(event)
         listeners = self.get_listeners(name)

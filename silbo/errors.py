@@ -68,7 +68,7 @@ class NotAnEvent(SilboError, TypeError):
     def __str__(self) -> str:
         return (
             f"{self.cls.__qualname__} objects accept no attributes, so a dispatch can't write name, dispatcher and "
-            f"propagation_stopped on them; derive {self.cls.__qualname__} from silbo.Event"
+            "propagation_stopped on them; derive the event's class from silbo.Event"
         )
 
 

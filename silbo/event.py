@@ -153,8 +153,11 @@ def admit(event: Any) -> None:
 
     Raises:
         EnvelopeConflict: the class declares a payload field under one of the envelope's names.
+        TypeError: it is an event class, not an event.
     """
     cls = type(event)
+    if issubclass(cls, type) and issubclass(event, Event):
+        raise TypeError(f"{event.__qualname__} is a class; dispatch an object of it: {event.__qualname__}(...)")
     if cls not in _admitted:
         check_fields(cls)
         _admitted.add(cls)

@@ -77,6 +77,8 @@ else:
         def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the class says it
             if is_pattern(name):
                 raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
+            if cls is not None and not isinstance(cls, type):
+                raise TypeError(f"an EventName's cls is an event class, not {cls!r}")
             self = super().__new__(own, name)
             self.cls, self.key, self.version = cls, key, version
             self.description, self.deprecated = description, deprecated

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from silbo.guard import Guard, Listener, Wrapper
 
-__all__ = ["Call", "Dispatch", "Observer", "Outcome", "watch"]
+__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Call:
     error: BaseException | None = None
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Sees every dispatch and listener. Called in the dispatching task; an error of an observer is logged, no more."""
 
@@ -75,6 +76,19 @@ class Observer(Protocol):
 
     def after_listener(self, call: Call) -> None:
         """It has ended: ``duration``, ``outcome`` and ``error`` are set."""
+
+
+def check_observers(observers: object) -> None:
+    """Refuse what is no sequence of observers.
+
+    Raises:
+        TypeError: says what was given in its place.
+    """
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers is a list of observers, not {observers!r}")
+    for observer in observers:
+        if isinstance(observer, type) or not isinstance(observer, Observer):
+            raise TypeError(f"{observer!r} is no observer: an object with the four methods of silbo.Observer is")
 
 
 async def watch(

@@ -412,6 +412,30 @@ async def test_an_envelope_of_the_hosts_own_may_declare_those_names() -> None:
     assert (await AsyncEventDispatcher().adispatch("x", Own())).name == "x"
 
 
+async def test_slips_are_refused_with_what_was_meant() -> None:
+    """On Whistle they register nothing, or write on the class itself."""
+    d = AsyncEventDispatcher()
+    slips: Any = d
+    with pytest.raises(TypeError, match=r"Ping\(\.\.\.\)"):
+        await slips.adispatch("x", Ping)
+    assert Ping.name is None
+    with pytest.raises(TypeError, match=r"'user\.joined', Ping\(\.\.\.\)"):
+        await slips.adispatch(Ping())
+    with pytest.raises(TypeError, match="takes a name first"):
+
+        @slips.listen
+        async def forgot_the_name(event: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="list of observers"):
+        AsyncEventDispatcher(observers=silbo.Trace())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no observer"):
+        AsyncEventDispatcher(observers=[silbo.Trace])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="event class"):
+        EventName("x", "Ping")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Subscriber\(\)"):
+        d.add_subscriber(type("Subscriber", (), {"hear": silbo.on("x")(_nothing)}))
+
+
 async def test_names_with_an_asterisk_cannot_be_dispatched() -> None:
     """They are patterns."""
     d = AsyncEventDispatcher()
