@@ -26,6 +26,7 @@ from silbo import (
     Route,
     on,
 )
+from silbo import acks as acks_module
 from silbo import consumer as consumer_module
 from silbo.brokers.memory import MemoryBroker
 from silbo.codec import to_message
@@ -90,10 +91,10 @@ class Running:
         self.task = asyncio.create_task(self.consumer.run())
         return self.consumer
 
-    async def __aexit__(self, kind: Any, *error: Any) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             self.task.cancel()  # the test has failed: don't wait for its listeners
-        await self.consumer.__aexit__(kind, *error)
+        await self.consumer.__aexit__(kind, *error)  # type: ignore[arg-type]
         await asyncio.wait([self.task])
         if kind is None:
             self.task.result()
@@ -430,6 +431,8 @@ async def test_what_failed_to_the_end_comes_again_to_the_next_consumer(
     async with Running(consumer):
         await broker.publish(joined(1), joined(2))
         await failed.wait()
+    await asyncio.sleep(0.1)  # longer than the back-off: what was planned is given up with the stop
+    assert (consumer.stats.failed, consumer.stats.retried) == (1, 0)
     assert [(item.message().payload["user_id"], item.attempt) for item in await left_over(broker)] == [(1, 2)]
 
 
@@ -538,6 +541,46 @@ async def test_acknowledgements_go_in_batches(d: AsyncEventDispatcher, heard: He
     async with Running(Consumer(d, subscription, events=[USER_JOINED])):
         await subscription.until_acked(80)
     assert calls == [80]
+
+
+async def test_many_done_are_acknowledged_without_waiting_for_more(
+    d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acks_module, "ACK_BATCH", 3)
+    monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
+    release = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def slow(event: UserJoined) -> None:
+        if event.user_id == 4:
+            await release.wait()
+
+    subscription = Scripted([delivery(number) for number in (1, 2, 3, 4)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(3)
+        release.set()
+
+
+async def test_stop_lets_an_acknowledgement_under_way_finish(d: AsyncEventDispatcher) -> None:
+    """To cancel it would cost a connection, and leave it open whether it was heard."""
+    cancelled: list[bool] = []
+
+    class SlowAck(Scripted):
+        async def ack(self, *deliveries: Delivery) -> None:
+            consumer.stop()
+            try:
+                for _ in range(50):
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+            await super().ack(*deliveries)
+
+    subscription = SlowAck([delivery(1)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED])
+    async with consumer:
+        await consumer.run()
+    assert (subscription.acked, cancelled) == (["1"], [])
 
 
 async def test_refused_acknowledgements_are_kept_and_repeated(d: AsyncEventDispatcher, heard: Heard) -> None:

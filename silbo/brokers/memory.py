@@ -216,7 +216,7 @@ class _Group:
 
 
 class _Receiver:
-    skips_own_instance: Final = False
+    skips_own_instance = False
 
     def __init__(self, name: str, group: _Group, make_room: Callable[[], None]) -> None:
         self._name, self._group, self._make_room = name, group, make_room
