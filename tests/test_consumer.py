@@ -450,7 +450,7 @@ async def test_without_acknowledgement_a_failure_is_reported_once(d: AsyncEventD
     consumer = Consumer(d, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(str(error)))
     async with Running(consumer):
         await heard.until(2)
-        await subscription.empty.wait()
+        await asyncio.sleep(0.1)  # longer than the back-off
     assert (heard.ids, errors, subscription.acked) == ([1, 2], ["no", "no"], [])
     assert (consumer.stats.failed, consumer.stats.retried) == (2, 0)
 
@@ -528,8 +528,11 @@ async def test_what_is_done_is_acknowledged_while_a_slow_listener_runs(d: AsyncE
         await subscription.until_acked(4)
 
 
-async def test_acknowledgements_go_in_batches(d: AsyncEventDispatcher, heard: Heard) -> None:
-    """One call for many: a round trip for each would be most of the work."""
+async def test_acknowledgements_go_in_batches_and_at_once_when_all_is_done(
+    d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call for many: a round trip for each would be most of the work. And nothing is waited for that can't come."""
+    monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
     subscription = Scripted([delivery(number) for number in range(80)])
     calls: list[int] = []
 
@@ -614,10 +617,12 @@ async def test_delivery_that_is_still_in_hand_is_not_handled_twice(d: AsyncEvent
 async def test_consumer_outlives_its_broker(
     d: AsyncEventDispatcher, heard: Heard, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An outage is waited for, with one line a second."""
+    """An outage is waited for, with pauses that grow, and one line a second."""
     outage = [BrokerUnavailable("away") for _ in range(4)]
+    before = asyncio.get_running_loop().time()
     async with Running(Consumer(d, Scripted([delivery(1)], *outage, [delivery(2)]), events=[USER_JOINED])):
         await heard.until(2)
+    assert asyncio.get_running_loop().time() - before > 0.3
     assert [record.message for record in caplog.records] == ["broker unavailable, trying again"]
 
 
@@ -992,6 +997,36 @@ async def test_cancelled_body_cancels_the_run_beside_it(broker: MemoryBroker, d:
         await asyncio.wait_for(task, 5)
     with pytest.raises(asyncio.CancelledError):
         await runs[0]
+    assert len(await left_over(broker)) == 1
+
+
+async def test_cancellation_while_leaving_the_context_cancels_the_run_beside_it(
+    broker: MemoryBroker, d: AsyncEventDispatcher
+) -> None:
+    """The second Ctrl-C: whoever does not want to wait for the listener any longer need not."""
+    begun = asyncio.Event()
+    runs: list[asyncio.Task[None]] = []
+
+    @d.listen("user.joined")
+    async def endless(event: Any) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async def program() -> None:
+        async with Consumer(d, broker.group("billing", start="new")) as consumer:
+            runs.append(asyncio.create_task(consumer.run()))
+            await begun.wait()
+
+    await begin(broker)
+    await broker.publish(joined(1))
+    task = asyncio.create_task(program())
+    await begun.wait()
+    await asyncio.wait([task], timeout=0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(runs[0], 5)
     assert len(await left_over(broker)) == 1
 
 
