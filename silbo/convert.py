@@ -50,8 +50,6 @@ class Fields:
         self._together: list[str] = []
         columns: list[tuple[str, Any, Any]] = []
         for attribute, (wire, hint) in fields.items():
-            if get_origin(hint) is Final:
-                hint = get_args(hint)[0]
             if _is_supported(hint):
                 columns.append((f"f{len(columns)}", hint, msgspec.field(name=wire, default=msgspec.UNSET)))
                 self._together.append(attribute)
@@ -171,10 +169,8 @@ def _model_fields(cls: type) -> dict[str, tuple[str, Any, bool]]:
     result: dict[str, tuple[str, Any, bool]] = {}
     for name, wire in wire_names(cls)[1].items():
         field = cls.__pydantic_fields__[name]  # type: ignore[attr-defined]  # a pydantic model
-        alias = field.validation_alias
-        for choice in getattr(alias, "choices", ()):
-            alias = choice if isinstance(choice, str) else alias
-        key = alias if isinstance(alias, str) else name
+        choices = getattr(field.validation_alias, "choices", (field.validation_alias,))
+        key = next((choice for choice in choices if isinstance(choice, str)), name)
         result[wire] = (key, field.annotation, _holds_bytes(field.annotation, {cls}))
     return result
 

@@ -299,6 +299,15 @@ def test_a_class_may_declare_id_and_time_as_fields() -> None:
     assert again == dataclasses.replace(event, event_timestamp=datetime(2023, 3, 6, 12, 11, 35, tzinfo=UTC))
 
 
+def test_a_declared_id_comes_back_as_its_annotation_says() -> None:
+    @dataclass
+    class Textual(ECSTEvent):
+        event_id: str  # type: ignore[assignment]
+
+    event = Textual(str(UUID(int=7)))
+    assert to_event(wire(event), Textual) == event
+
+
 def test_id_and_time_may_be_text_and_have_names_of_their_own() -> None:
     @dataclass
     class Legacy:

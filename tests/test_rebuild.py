@@ -55,6 +55,26 @@ def test_a_class_is_rebuilt_through_its_constructor() -> None:
     assert (again.visits, again.ready, again._checked) == (3, True, True)
 
 
+def test_a_frozen_class_gets_the_fields_that_are_not_arguments_too() -> None:
+    @dataclass(frozen=True)
+    class Counted(Event):
+        visits: int = field(init=False, default=0)
+
+    assert to_event(message(visits=3), Counted).visits == 3
+
+
+def test_a_private_attribute_with_a_public_name_on_the_wire_comes_back() -> None:
+    """attrs calls its argument differently from the attribute."""
+
+    @attrs.frozen
+    class Hidden(Event):
+        _pin: int = attrs.field(metadata={"wire": "pin"}, validator=attrs.validators.gt(0))
+
+    assert to_event(wire(Hidden(pin=7)), Hidden) == Hidden(pin=7)
+    with pytest.raises(MessageInvalid, match="must be > 0"):
+        to_event(message(pin=-7), Hidden)
+
+
 def test_new_fields_get_their_defaults_and_unknown_ones_are_ignored() -> None:
     """Programs of different ages understand each other."""
     for cls in (
@@ -218,16 +238,16 @@ def test_a_plain_class_whose_init_asks_for_more_comes_back_without_it() -> None:
 
 def test_positional_only_arguments_and_slots_of_a_plain_class() -> None:
     class Slotted(Event):
-        __slots__ = ("user_id", "when")
+        __slots__ = ("note", "user_id", "when")
         when: datetime
 
         def __init__(self, user_id: int, /) -> None:
             self.user_id = user_id
 
     event = Slotted(5)
-    event.when = datetime(2026, 1, 2, tzinfo=UTC)
+    event.when, event.note = datetime(2026, 1, 2, tzinfo=UTC), ["x"]
     again = to_event(wire(event), Slotted)
-    assert (again.user_id, again.when) == (5, event.when)
+    assert (again.user_id, again.when, again.note) == (5, event.when, ["x"])
 
 
 def test_a_payload_can_not_hide_methods_or_marks_of_a_plain_class() -> None:
