@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NoReturn
 
 from redis.asyncio import Redis
 
@@ -82,7 +82,21 @@ class Sender:
         """See :class:`~silbo.protocols.Publisher`."""
         packets, refused = self._packets(messages)
         if packets:
-            await self._send(packets, messages)
+            loop = asyncio.get_running_loop()
+            if loop is not self._loop:  # connection and task of another loop can be neither used nor closed here
+                self._loop = loop
+                self._reset()
+            if self._closed:
+                raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
+            if self._silent_since is not None:
+                self._refuse()
+            call = Call(len(packets), loop.create_future(), loop.time() + self._timeout)
+            if not self._line.has_room():
+                packets = await self._turn(call, packets, messages)
+            self._line.append(call, packets)
+            if self._task is None or self._task.done():
+                self._task = loop.create_task(self._run(), context=Context())
+            await call.answered
         if refused is not None:
             raise refused
 
@@ -99,30 +113,18 @@ class Sender:
                     refused.add_note(f"and in the same call: {error}")
         return packets, refused
 
-    async def _send(self, packets: list[Packet], messages: Sequence[Message]) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # connection and task of another loop can be neither used nor closed here
-            self._loop = loop
-            self._reset()
-        if self._closed:
-            raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
-        self._check_silence()
-        call = Call(len(packets), loop.create_future(), loop.time() + self._timeout)
-        if not self._line.has_room():
-            size = sum(len(arguments) for _, arguments in packets)
-            packets.clear()  # what waits for room takes none: it is encoded again
-            await self._line.room(call.messages, size, call.deadline)
-            self._check_silence()
-            packets, _ = self._packets(messages)
-        self._line.append(call, packets)
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run(), context=Context())
-        await call.answered
-
-    def _check_silence(self) -> None:
+    async def _turn(self, call: Call, packets: list[Packet], messages: Sequence[Message]) -> list[Packet]:
+        """Wait for room in line. What waits takes none: it is encoded again."""
+        size = sum(len(arguments) for _, arguments in packets)
+        packets.clear()
+        await self._line.room(call.messages, size, call.deadline)
         if self._silent_since is not None:
-            self._asked = asyncio.get_running_loop().time()
-            raise BrokerUnavailable(f"{self._silence()}; not sent")
+            self._refuse()
+        return self._packets(messages)[0]
+
+    def _refuse(self) -> NoReturn:
+        self._asked = asyncio.get_running_loop().time()
+        raise BrokerUnavailable(f"{self._silence()}; not sent")
 
     def _silence(self) -> str:
         why = f" ({self._why})" if self._why else ""
@@ -241,11 +243,10 @@ class Sender:
     def _settle(self, unanswered: str) -> None:
         """Answer the calls of the flight, as far as they are through."""
         flight, self._flight = self._flight, []
-        for batch in flight:
-            batch.settle(self._server, unanswered)
-        for batch in flight:
+        failed = [batch for batch in flight if not batch.settle(self._server, unanswered)]
+        for batch in failed:  # only now it is known what became of the call's other messages
             for call in batch.calls:
-                if call.sent == call.messages or call.failure is not None:
+                if call.failure is not None:
                     call.answer()
 
     # -- silence --------------------------------------------------------------------------------------------

@@ -65,26 +65,34 @@ class Batch:
         self.calls: list[Call] = []  # of each message
         self.reply: Any = UNANSWERED
 
-    def settle(self, server: str, unanswered: str) -> None:
-        """Tell the calls what became of their messages.
+    def settle(self, server: str, unanswered: str) -> bool:
+        """Tell the calls what became of their messages, and answer those of which all are sent; False if some failed.
 
         Args:
             server: Who answered, for the text.
             unanswered: Why there is no answer, where there is none.
         """
         reply = self.reply
-        if isinstance(reply, list):
-            # What failed: position, error, position, error, ...
-            failures = dict(zip(reply[::2], reply[1::2], strict=True))
-            for position, call in enumerate(self.calls, 1):
-                if failures and position in failures:
-                    call.failure = f"{server} refused it: {failures[position].decode(errors='replace')}"
-                else:
-                    call.sent += 1
-        else:
+        if reply == []:  # nothing failed
             for call in self.calls:
-                call.is_unknown |= reply is UNANSWERED
-                call.failure = unanswered if reply is UNANSWERED else f"{server} refused it: {reply}"
+                call.sent += 1
+                if call.sent == call.messages:
+                    call.answer()
+            return True
+        # What failed: position, error, position, error, ...
+        failures = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else {}
+        for position, call in enumerate(self.calls, 1):
+            if reply is UNANSWERED:
+                call.failure, call.is_unknown = unanswered, True
+            elif isinstance(reply, Refused):
+                call.failure = f"{server} refused it: {reply}"
+            elif position in failures:
+                call.failure = f"{server} refused it: {failures[position].decode(errors='replace')}"
+            else:
+                call.sent += 1
+                if call.sent == call.messages:
+                    call.answer()
+        return False
 
     @property
     def is_forgotten(self) -> bool:
@@ -187,27 +195,27 @@ class Line:
             latest: Calls with a deadline up to this fail.
             late: With this text.
         """
+        while (first := self.first()) is not None and first.deadline <= latest:
+            first.failure = late
+            first.answer()
         batches: dict[bytes, Batch] = {}
+        batch: Batch | None = None
         entries, size, room = self._entries, 0, most
         while entries and room:
             call, key, arguments = entries[0]
             if call.answered.done():
                 self._drop()
                 continue
-            if call.deadline <= latest:
-                call.failure = late
-                call.answer()
-                continue
-            size += len(arguments)
-            if size > FLUSH_BYTES and room < most:
-                size -= len(arguments)
+            if size + len(arguments) > FLUSH_BYTES and batches:
                 break
             entries.popleft()
-            batch = batches.get(key)
-            if batch is None:
-                batch = batches[key] = Batch(key)
+            if batch is None or batch.key is not key:
+                batch = batches.get(key)
+                if batch is None:
+                    batch = batches[key] = Batch(key)
             batch.arguments.append(arguments)
             batch.calls.append(call)
+            size += len(arguments)
             room -= 1
         self._messages -= most - room
         self._bytes -= size

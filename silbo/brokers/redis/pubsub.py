@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.connection import check_client, packed
+from silbo.brokers.redis.connection import check_client
 from silbo.brokers.redis.flush import Sender
 from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.listening import PubSubSubscription
@@ -98,4 +98,5 @@ class RedisPubSub:
 
     def _pack(self, message: Message) -> Packet:
         raw = self._format.encode(message, Origin(self.app, instance()))
-        return b"", packed([self._format.channel(message, self._prefix).encode(), raw])
+        channel = self._format.channel(message, self._prefix).encode()
+        return b"", b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(raw), raw)

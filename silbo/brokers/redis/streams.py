@@ -112,4 +112,5 @@ class RedisStreams:
         await self.aclose()
 
     def _pack(self, message: Message) -> Packet:
-        return self._keys.of(message), packed([self._format.encode(message, Origin(self.app, instance()))])
+        raw = self._format.encode(message, Origin(self.app, instance()))
+        return self._keys.of(message), b"$%d\r\n%b\r\n" % (len(raw), raw)

@@ -249,7 +249,7 @@ async def test_a_user_without_rights_is_told_so_at_once(own_redis: RedisServer) 
                 await streams.group("g", start="new").open()
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the first loop's connection can't be closed any more
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the first loop's connection can't be closed any more
 def test_one_broker_serves_loops_one_after_another() -> None:
     with RedisServer() as server:
         streams = RedisStreams(Redis.from_url(server.url), app="web")
