@@ -81,8 +81,6 @@ class Acks:
                 outages += 1
                 self._log.write("not acknowledged, trying again", error)
                 await pause(BROKER.delay(outages), self._stopping)
-                if self._stopping.is_set():
-                    return  # a last try is made at the very end
 
     async def flush(self) -> None:
         """Acknowledge what is done now; what fails, or is cancelled, stays for the next time.

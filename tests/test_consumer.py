@@ -586,6 +586,31 @@ async def test_stop_lets_an_acknowledgement_under_way_finish(d: AsyncEventDispat
     assert (subscription.acked, cancelled) == (["1"], [])
 
 
+async def test_what_is_done_during_an_acknowledgement_goes_with_the_next(d: AsyncEventDispatcher) -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+    calls: list[list[str]] = []
+
+    class SlowAck(Scripted):
+        async def ack(self, *deliveries: Delivery) -> None:
+            calls.append([delivery.id for delivery in deliveries])
+            if len(calls) == 1:
+                first.set()
+                await second.wait()
+            await super().ack(*deliveries)
+
+    @d.listen("user.joined")
+    async def work(event: UserJoined) -> None:
+        if event.user_id == 2:
+            await first.wait()  # so the first batch is under way
+        if event.user_id == 3:
+            second.set()
+
+    subscription = SlowAck([delivery(1), delivery(2), delivery(3)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(3)
+    assert calls == [["1"], ["2", "3"]]
+
+
 async def test_refused_acknowledgements_are_kept_and_repeated(d: AsyncEventDispatcher, heard: Heard) -> None:
     subscription = Scripted([delivery(1), delivery(2)])
     subscription.refuse_acks = 3

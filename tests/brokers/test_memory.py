@@ -216,6 +216,35 @@ async def test_call_that_gives_up_lets_a_smaller_one_behind_it_pass() -> None:
     assert numbers(await receiver.receive(10)) == [1, 4]
 
 
+async def test_cancelled_publish_is_passed_over_when_there_is_room() -> None:
+    """Room may come in the very moment of the cancellation: it goes to the next."""
+    broker = MemoryBroker(limit=1)
+    receiver = await broker.group("billing", start="new").open()
+    await broker.publish(message(1))
+    calls = [asyncio.create_task(broker.publish(message(number))) for number in (2, 3)]
+    await asyncio.sleep(0)
+    taken = await everything(receiver)
+    calls[0].cancel()
+    await receiver.ack(*taken)
+    with pytest.raises(asyncio.CancelledError):
+        await calls[0]
+    await asyncio.wait_for(calls[1], 5)
+    assert numbers(await receiver.receive(10)) == [3]
+
+
+async def test_publish_that_got_room_at_its_deadline_has_succeeded() -> None:
+    """To call it refused would have the caller send it twice."""
+    broker = MemoryBroker(limit=1, timeout=0)
+    receiver = await broker.group("billing", start="new").open()
+    await broker.publish(message(1))
+    taken = await everything(receiver)
+    publishing = asyncio.create_task(broker.publish(message(2)))
+    await asyncio.sleep(0)  # it waits, and its deadline is the next thing to happen
+    await receiver.ack(*taken)
+    await publishing
+    assert numbers(await receiver.receive(10)) == [2]
+
+
 async def test_call_larger_than_the_limit_waits_for_an_empty_group() -> None:
     """It is taken whole: to be refused for ever would help nobody."""
     broker = MemoryBroker(limit=2)
@@ -309,6 +338,8 @@ def test_serves_several_event_loops_one_after_another() -> None:
         return numbers([*got, *await everything(receiver)])
 
     asyncio.run(first())
+    assert not broker._groups["billing"]._sleeping
+    assert not broker._publishing
     assert asyncio.run(second()) == [1, 2, 3]
 
 
