@@ -97,3 +97,11 @@ class Acks:
         if not self._done:
             self._some.clear()
         self._freed.set()
+
+    async def finish(self, timeout: float) -> None:
+        """Acknowledge what is left, within so many seconds; what fails is logged, and will come again."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.flush()
+        except (BrokerUnavailable, TimeoutError) as error:
+            self._log.write("not acknowledged at the end, they will come again", error)

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
-from zlib import crc32
+from typing import Any, Final, Literal, Self
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.acks import BROKER, Acks
 from silbo.bridge import bridges
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
 from silbo.incoming import Incoming, Own
+from silbo.lanes import Lane, Lanes
 from silbo.message import Delivery
 from silbo.names import EventName
 from silbo.protocols import Receiver, Subscription
@@ -33,8 +33,6 @@ GRACE: Final = 0.5
 """Seconds that a stop allows the broker to answer."""
 LISTENERS: Final = Backoff(initial=0.1, cap=30.0)
 """Between two attempts of a delivery whose listeners fail."""
-
-_Lane: TypeAlias = "asyncio.Queue[Delivery | None]"
 
 
 @dataclass(slots=True)
@@ -107,10 +105,8 @@ class Consumer:
         self._dispatcher, self._subscription, self._own = dispatcher, subscription, own
         self._incoming = Incoming(events, app=subscription.app, own=own)
         self._report = Report(on_error, logger)
-        self._lanes: list[_Lane] = [asyncio.Queue() for _ in range(concurrency)]
+        self._lanes = Lanes(concurrency, self._report)
         self._ahead = max(AHEAD, 2 * concurrency)
-        self._turns = 0  # deliveries in a lane or in work
-        self._keyless = False
         self._entered = False
         self._running: asyncio.Task[Any] | None = None
         self._opened, self._stopping, self._ended, self._freed = (asyncio.Event() for _ in range(4))
@@ -184,8 +180,7 @@ class Consumer:
                 working = [tasks.create_task(self._work(lane, acks)) for lane in self._lanes]
                 acknowledging = tasks.create_task(acks.run())
                 await self._stopping.wait()
-                for lane in self._lanes:
-                    lane.put_nowait(None)
+                self._lanes.close()
                 await asyncio.wait([reading], timeout=GRACE)
                 reading.cancel()  # a broker that does not answer
                 await asyncio.wait(working)
@@ -197,7 +192,7 @@ class Consumer:
         finally:
             self.stop()
             try:
-                await self._flush(acks)
+                await acks.finish(GRACE)
             finally:
                 self._ended.set()
 
@@ -211,8 +206,8 @@ class Consumer:
         outages = 0
         while not self._stopping.is_set():
             leave_if_cancelled()
-            room = min(self._ahead - self._turns, UNACKED - len(acks))
-            if room <= 0 or self._turns > self._ahead // 2:  # half of it is done first: so they come in batches
+            room = min(self._ahead - len(self._lanes), UNACKED - len(acks))
+            if room <= 0 or len(self._lanes) > self._ahead // 2:  # half of it is done first: so they come in batches
                 self._freed.clear()
                 await self._freed.wait()
                 continue
@@ -235,26 +230,7 @@ class Consumer:
                 await self._report("messages may have been missed", item, None, address=item.address)
             elif acks.take(item):
                 self.stats.received += 1
-                self._put(self._lanes[0] if len(self._lanes) == 1 else await self._lane(item), item)
-
-    async def _lane(self, delivery: Delivery) -> _Lane:
-        """One key, one lane."""
-        try:
-            key = delivery.message().key
-        except MessageInvalid:  # reported in its turn
-            return self._lanes[0]
-        if key is not None:
-            return self._lanes[crc32(key.encode()) % len(self._lanes)]
-        if not self._keyless:
-            self._keyless = True
-            problem = "no key, so it takes one line with all such, whatever the concurrency"
-            error = MessageInvalid(f"{problem}; give its EventName or Route a key", field="headers.key")
-            await self._report("message without a key", error, delivery, address=delivery.address)
-        return self._lanes[0]
-
-    def _put(self, lane: _Lane, delivery: Delivery) -> None:
-        self._turns += 1
-        lane.put_nowait(delivery)
+                self._lanes.put(await self._lanes.choose(item), item)
 
     def _check_own(self) -> None:
         app = self._subscription.app
@@ -263,13 +239,13 @@ class Consumer:
 
     # -- dispatch -------------------------------------------------------------------------------------------
 
-    async def _work(self, lane: _Lane, acks: Acks) -> None:
+    async def _work(self, lane: Lane, acks: Acks) -> None:
         while (delivery := await lane.get()) is not None and not self._stopping.is_set():
             leave_if_cancelled()
             if await self._handle(delivery) or not self._retry(delivery, lane):
                 acks.done(delivery)
-            self._turns -= 1
-            if not self._turns:
+            self._lanes.done()
+            if not len(self._lanes):
                 acks.no_more()
             self._freed.set()
 
@@ -302,7 +278,7 @@ class Consumer:
         await self._report("listener failed", error, delivery, **_where(delivery))
         return False
 
-    def _retry(self, delivery: Delivery, lane: _Lane) -> bool:
+    def _retry(self, delivery: Delivery, lane: Lane) -> bool:
         """Plan another attempt; False when there is none."""
         delay = LISTENERS.delay(delivery.attempt) if delivery.id else None  # what is not kept can't be tried again
         if delay is None:
@@ -311,17 +287,10 @@ class Consumer:
         asyncio.get_running_loop().call_later(delay, self._try_again, lane, again)
         return True
 
-    def _try_again(self, lane: _Lane, delivery: Delivery) -> None:
+    def _try_again(self, lane: Lane, delivery: Delivery) -> None:
         if not self._stopping.is_set():
             self.stats.retried += 1
-            self._put(lane, delivery)
-
-    async def _flush(self, acks: Acks) -> None:
-        try:
-            async with asyncio.timeout(GRACE):
-                await acks.flush()
-        except (BrokerUnavailable, TimeoutError) as error:
-            self._report.log.write("not acknowledged at the end, they will come again", error)
+            self._lanes.put(lane, delivery)
 
 
 def _where(delivery: Delivery) -> dict[str, object]:
