@@ -2,36 +2,52 @@
 
     python -m benchmarks.redis_publish [--rounds 12] [--concurrency 100]
 
-One Redis, one process of ours. Each contender sends the same number of events:
+One Redis on loopback, one process of ours. Each contender sends the same small notification, made anew each time, with
+an id and a time of its own, as JSON of the same keys:
 
-* redis-py, one by one: `await client.publish(...)` or `await client.xadd(...)` with bytes that are ready to send;
-* redis-py, pipelines: the same bytes, 100 a pipeline, one pipeline after another;
+* redis-py, one by one: the message made by hand, then `await client.publish(...)` or `await client.xadd(...)`;
+* redis-py, pipelines: the same, 100 a pipeline, one pipeline after another;
 * silbo: `await dispatcher.adispatch(...)` from 100 tasks through `Bridge(RedisPubSub(...))` or
-  `Bridge(RedisStreams(...))`: it makes the event, encodes it, gives it an id and a time, and waits for Redis's answer.
+  `Bridge(RedisStreams(...))`; each waits for Redis's answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from benchmarks.timing import Contender, compare, machine
 from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent
 from silbo.brokers.redis import RedisPubSub, RedisStreams
-from tools.redis_server import open_redis
+from tools.redis_server import RedisServer, external_url
 
 EVENTS = 3000
 PREFIX = "silbo-benchmark"
-RAW = (
-    b'{"message_type":"notification_event","message_name":"meeting.joined","message_id":"9f62e977-73f7-462b-92cb-8ea658d3'
-    b'bcb5","payload":{"event_id":"9f62e977-73f7-462b-92cb-8ea658d3bcb5","event_timestamp":"2026-03-07T09:26:02.588855Z",'
-    b'"meeting_id":17,"user_id":123},"headers":{"app":"web","instance":"0123456789abcdef0123456789abcdef","version":"1",'
-    b'"publication":"0123456789abcdef0123456789abcdef-123456"}}'
-)
+INSTANCE = uuid4().hex
+
+
+def by_hand(user_id: int) -> str:
+    """What silbo sends, as one would write it without silbo."""
+    event_id = str(uuid4())
+    when = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    payload = {"event_id": event_id, "event_timestamp": when, "meeting_id": 17, "user_id": user_id}
+    headers = {"app": "web", "instance": INSTANCE, "publication": f"{INSTANCE}-{user_id}", "version": "1"}
+    message = {
+        "message_type": "notification_event",
+        "message_name": "meeting.joined",
+        "message_id": event_id,
+        "payload": payload,
+        "headers": headers,
+    }
+    return json.dumps(message, separators=(",", ":"))
 
 
 @dataclass
@@ -66,20 +82,20 @@ def one_by_one(call: Any) -> Contender:
     """redis-py, awaited call by call."""
 
     async def run(times: int) -> None:
-        for _ in range(times):
-            await call()
+        for number in range(times):
+            await call(by_hand(number))
 
     return run
 
 
-def pipelined(client: Redis, *command: bytes | str) -> Contender:
+def pipelined(client: Redis, *command: str) -> Contender:
     """redis-py's pipelines of 100."""
 
     async def run(times: int) -> None:
         for start in range(0, times, 100):
             pipeline = client.pipeline(transaction=False)
-            for _ in range(min(100, times - start)):
-                pipeline.execute_command(*command)
+            for number in range(start, min(start + 100, times)):
+                pipeline.execute_command(*command, by_hand(number))
             await pipeline.execute()
 
     return run
@@ -88,21 +104,21 @@ def pipelined(client: Redis, *command: bytes | str) -> Contender:
 async def main(rounds: int, concurrency: int) -> None:
     """Print a table for Pub/Sub and one for Streams."""
     print(machine())
-    with open_redis() as server:
-        async with Redis.from_url(server.url) as client:
+    with nullcontext() if external_url() else RedisServer(port=True) as server:
+        async with Redis.from_url(server.url if server else external_url()) as client:
             stream = f"{PREFIX}:{{plain}}"
             pubsub = RedisPubSub(client, app="benchmark", prefix=PREFIX)
             streams = RedisStreams(client, app="benchmark", prefix=PREFIX)
             channel = f"{PREFIX}:notification_event:meeting.joined"
             tables: dict[str, dict[str, Contender]] = {
                 "Pub/Sub": {
-                    "redis-py, one by one": one_by_one(lambda: client.publish(channel, RAW)),
-                    "redis-py, pipelines": pipelined(client, "PUBLISH", channel, RAW),
+                    "redis-py, one by one": one_by_one(lambda raw: client.publish(channel, raw)),
+                    "redis-py, pipelines": pipelined(client, "PUBLISH", channel),
                     f"silbo, {concurrency} tasks": bridged(pubsub, concurrency),
                 },
                 "Streams": {
-                    "redis-py, one by one": one_by_one(lambda: client.xadd(stream, {"message": RAW})),
-                    "redis-py, pipelines": pipelined(client, "XADD", stream, "*", "message", RAW),
+                    "redis-py, one by one": one_by_one(lambda raw: client.xadd(stream, {"message": raw})),
+                    "redis-py, pipelines": pipelined(client, "XADD", stream, "*", "message"),
                     f"silbo, {concurrency} tasks": bridged(streams, concurrency),
                 },
             }

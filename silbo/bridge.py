@@ -125,8 +125,9 @@ class Bridge:
         version = 1
         if isinstance(name, EventName):
             key, version = key or name.key, name.version
-        key = routing_key(event, name, key)
-        return to_message(event, name=str(name), kind=kind, key=key, to=to, version=version)
+        if key is not None:
+            key = routing_key(event, name, key)
+        return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
 
     async def _send_later(self, message: Message) -> None:
         if len(self._sending) >= UNSENT_LIMIT:

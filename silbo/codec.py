@@ -61,11 +61,21 @@ def to_message(
     headers = {"publication": new_publication(), "version": str(version)}
     if key is not None:
         headers["key"] = key
-    return Message(f"{kind}_event", str.__str__(name), event_id, payload, headers, to, type(event).__name__)
+    return Message(
+        f"{kind}_event",
+        name if type(name) is str else str.__str__(name),
+        event_id,
+        payload,
+        headers,
+        to,
+        type(event).__name__,
+    )
 
 
 def _snapshot(event: Any, shape: Shape) -> tuple[str, dict[str, Any]]:
-    event_id = _id(getattr(event, shape.id_field, None))
+    event_id = shape.unread_id(event) if shape.unread_id is not None else None
+    if event_id is None:
+        event_id = _id(getattr(event, shape.id_field, None))
     payload: dict[str, Any] = {
         "event_id": event_id,
         "event_timestamp": _time(getattr(event, shape.time_field, None)),

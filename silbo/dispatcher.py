@@ -202,7 +202,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
             await self._dispatch(name, envelope)
             return envelope  # type: ignore[no-any-return]  # it is the E that came in
         if envelope.__silbo_outward__:
-            _ = envelope.event_id, envelope.event_timestamp
+            _ = envelope.event_timestamp
         envelope.name = name
         envelope.dispatcher = self
         envelope.propagation_stopped = False

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UNSET
 
-from silbo.event import ENVELOPE, check_fields, declared_fields
+from silbo.event import ENVELOPE, check_fields, declared_fields, unread_id
 
 __all__ = ["Shape", "contents", "once_per_class", "shape_of", "wire_names"]
 
@@ -44,6 +44,7 @@ class Shape(NamedTuple):
         fields: The same in pairs, without the event's id and time.
         id_field: The attribute that holds the event's id.
         time_field: The attribute that holds the event's time.
+        unread_id: Gives the id as text, where silbo makes it.
     """
 
     library: str
@@ -51,6 +52,7 @@ class Shape(NamedTuple):
     fields: tuple[tuple[str, str], ...]
     id_field: str = "event_id"
     time_field: str = "event_timestamp"
+    unread_id: Callable[[Any], str | None] | None = None
 
 
 @once_per_class
@@ -73,7 +75,8 @@ def shape_of(cls: type) -> Shape:
     names = {attribute: wire for wire, attribute in wires.items()}
     id_field = wires.pop("event_id", "event_id")
     time_field = wires.pop("event_timestamp", "event_timestamp")
-    return Shape(library, names, tuple((attribute, wire) for wire, attribute in wires.items()), id_field, time_field)
+    fields = tuple((attribute, wire) for wire, attribute in wires.items())
+    return Shape(library, names, fields, id_field, time_field, unread_id(cls) if id_field == "event_id" else None)
 
 
 def wire_names(cls: type) -> tuple[str, dict[str, str]]:
