@@ -18,8 +18,8 @@ __all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "packed",
 CLOSE_WITHIN: Final = 1.0
 """Seconds for a connection to close in good order."""
 
-# The rest of the settings is the user's. Retries would double writes that were applied and a socket timeout would bring
-# asyncio.wait_for into play, which swallows cancellations on Python 3.11: deadlines are the caller's business here.
+# The rest of the settings is the user's. A socket timeout would bring asyncio.wait_for into play, which swallows
+# cancellations on Python 3.11, and redis-py's retries would outlast deadlines: both are the caller's business here.
 # driver_info: no CLIENT SETINFO, which a restricted user may not run.
 _OURS: Final[dict[str, object]] = {
     "protocol": 2,
@@ -121,6 +121,7 @@ class Connection:
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
+        self._transport: asyncio.WriteTransport | None = None
 
     async def open(self) -> None:
         """See :func:`connect`."""
@@ -131,6 +132,7 @@ class Connection:
             if refusal is None or str(refusal).startswith(_NOT_YET):
                 raise Lost(str(error) or repr(error)) from error
             raise refusal from error
+        self._transport = self._current_transport()
         try:
             await self.ask(b"PING")
         except Refused as refusal:
@@ -197,11 +199,16 @@ class Connection:
 
     async def drop(self) -> None:
         """Close it at once, also when the other side does not read: what is half sent must not arrive later."""
-        writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)  # redis-py offers no abort
-        if writer is not None:
-            writer.transport.abort()
+        # redis-py closes what was cancelled, and forgets it; but close() goes on sending what is in the buffer.
+        transport = self._transport or self._current_transport()
+        if transport is not None:
+            transport.abort()
         with suppress(Exception):
             await self._connection.disconnect(nowait=True)
+
+    def _current_transport(self) -> asyncio.WriteTransport | None:
+        writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)  # redis-py offers no abort
+        return None if writer is None else writer.transport
 
 
 def _refusal(error: BaseException) -> Refused | None:

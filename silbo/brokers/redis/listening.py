@@ -180,17 +180,14 @@ class _Listener:
             await self._confirm(connection, b"SUBSCRIBE", exact)
 
     async def _confirm(self, connection: Connection, command: bytes, channels: list[str]) -> None:
-        """Subscribe, and wait until each one is confirmed; messages may come in between."""
+        """Subscribe, and wait until each one is confirmed; a message that comes in between was not asked for yet."""
         if not channels:
             return
         await connection.command(command, *[channel.encode() for channel in channels])
         missing = len(channels)
         while missing:
             reply = await connection.read()
-            if reply[0] == command.lower():
-                missing -= 1
-            else:
-                self._sort(reply)
+            missing -= reply[0] == command.lower()
 
     async def _resubscribe(self) -> None:
         if self._failures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -125,6 +126,26 @@ async def test_redis_frozen_under_load(own_redis: RedisServer, admin: Redis, str
         await has_connections(admin, "streams", 1)
 
 
+async def test_half_sent_message_does_not_arrive_later(
+    own_redis: RedisServer, admin: Redis, streams_client: Redis
+) -> None:
+    """Its connection is gone before Redis goes on reading."""
+    async with RedisStreams(streams_client, app="web", timeout=0.5) as streams:
+        await streams.publish(message(0))
+        own_redis.pause()
+        with pytest.raises(DeliveryUnknown):
+            await streams.publish(message(1, blob="x" * 1_000_000))  # more than a unix socket holds
+        own_redis.resume()
+        ledger = Ledger(streams, timeout=0.5)
+
+        async def is_sent() -> bool:
+            return await ledger.publish() is None
+
+        await eventually(is_sent)
+        await has_connections(admin, "streams", 1)
+        assert len(await stored(admin)) == 2  # the first, and the ledger's
+
+
 async def test_dead_redis_holds_up_the_first_publish_only(own_redis: RedisServer, streams_client: Redis) -> None:
     async with RedisStreams(streams_client, app="web", timeout=0.4) as streams:
         own_redis.kill()
@@ -156,6 +177,19 @@ async def test_messages_wait_for_a_redis_that_comes_back_in_time(
         await asyncio.to_thread(own_redis.restart)
         await asyncio.gather(*publishes)
         assert sorted(await stored(admin)) == list(range(50))
+
+
+async def test_message_is_not_sent_when_its_time_is_nearly_over(admin: Redis, streams_client: Redis) -> None:
+    """As after a host has blocked its loop: better surely not sent than unknown, and Redis is not to blame."""
+    async with RedisStreams(streams_client, app="web", timeout=1) as streams:
+        await streams.publish(message(0))
+        publishing = asyncio.ensure_future(streams.publish(message(1)))
+        await asyncio.sleep(0)
+        time.sleep(0.97)
+        with pytest.raises(BrokerUnavailable, match="did not come to it within 1 s; not sent"):
+            await publishing
+        await streams.publish(message(2))
+        assert await stored(admin) == [0, 2]
 
 
 async def test_idle_connection_that_was_cut_is_replaced_without_an_error(admin: Redis, streams: RedisStreams) -> None:
@@ -246,6 +280,18 @@ async def test_whole_server_refuses(
     assert await stored(admin) == [0, 30]
 
 
+async def test_read_only_server_is_left(admin: Redis, streams: RedisStreams) -> None:
+    """Behind a name or a proxy, another connection may lead to the new master."""
+    await streams.publish(message(0))
+    made = (await admin.info("stats"))["total_connections_received"]
+    await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(BrokerUnavailable, match="READONLY"):
+        await streams.publish(message(1))
+    await admin.execute_command("REPLICAOF", "NO", "ONE")
+    await streams.publish(message(2))
+    assert (await admin.info("stats"))["total_connections_received"] == made + 1
+
+
 @pytest.mark.every_redis
 async def test_disk_trouble_refuses(own_redis: RedisServer, admin: Redis, streams: RedisStreams) -> None:
     """MISCONF; a new connection finds Redis alive all the same, though even PING is refused."""
@@ -297,6 +343,19 @@ async def test_publishes_wait_while_redis_is_loading(tmp_path: Path) -> None:
             assert await stored(client) == [2]
 
 
+@pytest.mark.every_redis
+async def test_publishes_wait_while_redis_has_too_many_clients(admin: Redis, streams: RedisStreams) -> None:
+    await admin.config_set("maxclients", 1)
+    publishing = asyncio.ensure_future(streams.publish(message(1)))
+    rejected = 0
+    while not rejected:
+        rejected = (await admin.info("stats"))["rejected_connections"]
+    assert not publishing.done()
+    await admin.config_set("maxclients", 100)
+    await publishing
+    assert await stored(admin) == [1]
+
+
 # -- cancellation -------------------------------------------------------------------------------------------
 
 
@@ -331,18 +390,20 @@ async def test_cancelled_publishes_leave_no_wrong_answers_behind(admin: Redis, s
 
 
 async def test_cancelled_in_line_is_withdrawn(own_redis: RedisServer, admin: Redis, streams_client: Redis) -> None:
-    """And a deadline that only withdrawn messages missed makes nobody wait or fail."""
+    """Wherever it stands; and a deadline that only withdrawn messages missed makes nobody wait or fail."""
     async with RedisStreams(streams_client, app="web", timeout=1) as streams:
         await asyncio.to_thread(own_redis.kill)
-        withdrawn = asyncio.ensure_future(streams.publish(message(1)))
+        first = asyncio.ensure_future(streams.publish(message(1)))
         await asyncio.sleep(0.7)
-        withdrawn.cancel()
-        waiting = asyncio.ensure_future(streams.publish(message(2)))
+        waiting = [asyncio.ensure_future(streams.publish(message(n))) for n in (2, 3, 4)]
+        await asyncio.sleep(0)
+        first.cancel()
+        waiting[1].cancel()
         await asyncio.sleep(0.5)
-        assert not waiting.done()
+        assert not waiting[0].done()
         await asyncio.to_thread(own_redis.restart)
-        await waiting
-        assert await stored(admin) == [2]
+        await asyncio.gather(waiting[0], waiting[2])
+        assert await stored(admin) == [2, 4]
 
 
 async def test_sender_that_is_cancelled_answers_who_waits(own_redis: RedisServer, streams_client: Redis) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextvars import ContextVar
 
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.credentials import CredentialProvider
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
@@ -193,6 +195,23 @@ async def test_any_client_settings_will_do(settings: dict[str, object], port: bo
                     assert [number(item) for item in await receive(listener, 1)] == [2]
                     assert sum(row["name"] == "mine" for row in await client.client_list()) == 5
             assert await client.ping()
+
+
+async def test_credentials_are_the_providers_and_no_publishers_context_is_in_it(own_redis: RedisServer) -> None:
+    """The sender works for all publishers, so it has the context of none, as of a request's trace."""
+    request: ContextVar[str] = ContextVar("request")
+    seen: list[str | None] = []
+
+    class Provider(CredentialProvider):
+        def get_credentials(self) -> tuple[str, str]:
+            seen.append(request.get(None))
+            return "streams", "password"
+
+    request.set("one")
+    async with Redis.from_url(own_redis.url, credential_provider=Provider()) as client:
+        async with RedisStreams(client, app="web") as streams:
+            await streams.publish(message(1))
+    assert set(seen) == {None}
 
 
 async def test_nothing_is_connected_before_the_first_publish(admin: Redis, streams: RedisStreams) -> None:

@@ -139,6 +139,22 @@ async def test_cancelled_receive_loses_nothing(admin: Redis, streams: RedisStrea
         await has_connections(admin, "streams", 2)
 
 
+async def test_answer_of_a_cancelled_receive_is_not_taken_for_anothers(admin: Redis, streams: RedisStreams) -> None:
+    async with opened(streams.group("billing", start="new")) as receiver:
+        await streams.publish(message(1))
+        (delivery,) = await receive(receiver, 1)
+        assert isinstance(delivery, Delivery)
+        waiting = asyncio.ensure_future(receiver.receive(1))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await receiver.ack(delivery)
+        assert await pending(admin) == 0
+        await streams.publish(message(2))
+        assert [number(item) for item in await receive(receiver, 1)] == [2]
+        assert await receiver.receive(1) == []
+
+
 async def test_connection_cut_is_an_error_and_the_next_call_goes_on(admin: Redis, streams: RedisStreams) -> None:
     async with opened(streams.group("billing", start="new")) as receiver:
         await streams.publish(message(1), message(2))
