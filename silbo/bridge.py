@@ -65,6 +65,10 @@ class Bridge:
         wait: bool = True,
         on_error: ErrorHook | None = None,
     ) -> None:
+        if not isinstance(publisher, Publisher):
+            raise TypeError(
+                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {publisher!r}"
+            )
         self.publisher: Final = publisher
         self._routes, self._wait = Routes(routes), wait
         self._hook, self._report = on_error, Report(on_error, logger)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -31,6 +33,8 @@ UNACKED: Final = 1_000
 """Deliveries in hand, those that wait for another try included; then no more are read."""
 GRACE: Final = 0.5
 """Seconds that a stop allows the broker to answer."""
+DRAIN: Final = 10.0
+"""Seconds in which a stop still begins what was received; within the 30 that most supervisors allow."""
 LISTENERS: Final = Backoff(initial=0.1, cap=30.0)
 """Between two attempts of a delivery whose listeners fail."""
 
@@ -73,7 +77,7 @@ class Consumer:
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
-        subscription: What to receive.
+        subscription: What to receive: a broker's ``group(...)`` or ``subscribe(...)``.
         events: The names whose events are rebuilt as their class. Others arrive as a notification or ECST event whose
             data is its ``payload``.
         own: What to do with messages of this program's own app: ``"skip"`` or ``"handle"``. It has to be said where the
@@ -97,6 +101,11 @@ class Consumer:
         concurrency: int = 1,
         on_error: ErrorHook | None = None,
     ) -> None:
+        if not hasattr(subscription, "open"):
+            raise TypeError(
+                f"a consumer takes a dispatcher and a subscription, not {subscription!r}; "
+                "a broker's group(...) or subscribe(...) is one"
+            )
         if own not in ("skip", "handle", None):
             raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
         if concurrency < 1:
@@ -111,6 +120,7 @@ class Consumer:
         self._running: asyncio.Task[Any] | None = None
         self._opened, self._stopping, self._ended, self._freed = (asyncio.Event() for _ in range(4))
         self._receiver: Receiver | None = None
+        self._begin_until = inf
 
     # -- lifecycle ------------------------------------------------------------------------------------------
 
@@ -156,10 +166,13 @@ class Consumer:
             raise BrokerUnavailable("the consumer could not be entered")
 
     def stop(self) -> None:
-        """Let :meth:`run` end after the listeners that are running; to be called in the loop's thread, as from a signal.
+        """Let :meth:`run` end with what it has received; to be called in the loop's thread, as from a signal.
 
-        What was received but not begun stays with the broker.
+        Nothing is received any more. What waits for its turn is begun within 10 seconds; what is left then, or waits for
+        another try, stays with the broker.
         """
+        if not self._stopping.is_set():
+            self._begin_until = monotonic() + DRAIN
         self._stopping.set()
         self._freed.set()
 
@@ -180,9 +193,10 @@ class Consumer:
                 working = [tasks.create_task(self._work(lane, acks)) for lane in self._lanes]
                 acknowledging = tasks.create_task(acks.run())
                 await self._stopping.wait()
-                self._lanes.close()
                 await asyncio.wait([reading], timeout=GRACE)
-                reading.cancel()  # a broker that does not answer
+                if reading.cancel():  # a broker that does not answer
+                    await asyncio.wait([reading])
+                self._lanes.close()
                 await asyncio.wait(working)
                 acks.close()
                 await asyncio.wait([acknowledging], timeout=GRACE)
@@ -220,8 +234,7 @@ class Consumer:
                 continue
             outages = 0
             self._check_own()
-            if not self._stopping.is_set():
-                await self._accept(items, acks)
+            await self._accept(items, acks)
 
     async def _accept(self, items: Sequence[Delivery | Gap], acks: Acks) -> None:
         for item in items:
@@ -240,7 +253,7 @@ class Consumer:
     # -- dispatch -------------------------------------------------------------------------------------------
 
     async def _work(self, lane: Lane, acks: Acks) -> None:
-        while (delivery := await lane.get()) is not None and not self._stopping.is_set():
+        while (delivery := await lane.get()) is not None and monotonic() < self._begin_until:
             leave_if_cancelled()
             if await self._handle(delivery) or not self._retry(delivery, lane):
                 acks.done(delivery)

@@ -37,6 +37,8 @@ class Incoming:
     """
 
     def __init__(self, events: Iterable[EventName[Any]], *, app: str, own: Own | None) -> None:
+        if isinstance(events, str):
+            raise TypeError(f"events is a list of EventName constants: [{events!r}]")
         self._app, self._own = app, own
         self._by_name: dict[str, EventName[Any]] = {}
         self._by_class: dict[str, EventName[Any]] = {}

@@ -69,7 +69,11 @@ class Routes:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         known: dict[str, Route] = {}
+        if isinstance(routes, Route | str):
+            raise TypeError(f"routes is a list of Route objects: [{routes!r}]")
         for route in routes:
+            if not isinstance(route, Route):
+                raise TypeError(f"routes takes Route objects, as Route({route!r}), not {route!r}")
             pattern = str(route.pattern)
             if pattern in known:
                 raise RouteConflict(pattern, repr(known[pattern]), repr(route))

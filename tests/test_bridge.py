@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import whistle
+from redis.asyncio import Redis
 
 from silbo import LAST, AsyncEventDispatcher, Bridge, DomainEvent, ECSTEvent, Event, EventName, NotificationEvent, Route
 from silbo import bridge as bridge_module
@@ -74,7 +75,8 @@ def broker() -> MemoryBroker:
 
 @pytest.fixture
 async def wire(broker: MemoryBroker) -> Receiver:
-    return await broker.group("test", start="oldest").open()
+    addresses = ["events", "users", "others", "elsewhere"]
+    return await broker.group("test", start="oldest", streams=addresses).open()
 
 
 @pytest.fixture
@@ -503,3 +505,10 @@ async def test_name_that_is_no_string_is_refused_on_whistles_own_dispatcher(brok
     dispatcher.add_listener(("user", 1), Bridge(broker).forward)
     with pytest.raises(MessageRefused, match="string"):
         await dispatcher.adispatch(("user", 1), UserJoined(1))
+
+
+def test_a_bridge_to_what_is_no_publisher_is_refused_when_built() -> None:
+    """A Redis client has a publish(), too."""
+    for wrong in (Redis(), object(), None):
+        with pytest.raises(TypeError, match="RedisStreams"):
+            Bridge(wrong)  # type: ignore[arg-type]

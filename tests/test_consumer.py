@@ -897,10 +897,33 @@ async def test_consumer_is_used_once_and_inside_of_its_context(broker: MemoryBro
         await consumer.__aenter__()
 
 
-async def test_stop_finishes_the_running_listener_and_leaves_the_rest_to_the_broker(
-    broker: MemoryBroker, d: AsyncEventDispatcher
+async def test_stop_finishes_what_was_received(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
+    """Under a name used once nobody else would get it."""
+    begun, release = asyncio.Event(), asyncio.Event()
+    finished: list[int] = []
+
+    @d.listen("user.joined")
+    async def slow(event: UserJoined) -> None:
+        begun.set()
+        await release.wait()
+        finished.append(event.user_id)
+
+    async with Consumer(d, broker.group("billing", start="new"), events=[USER_JOINED]) as consumer:
+        running = asyncio.create_task(consumer.run())
+        await broker.publish(*map(joined, range(5)))
+        await begun.wait()
+        consumer.stop()
+        release.set()
+        await running
+    assert finished == [0, 1, 2, 3, 4]
+    assert await left_over(broker) == []
+
+
+async def test_stop_finishes_the_running_listener_and_leaves_to_the_broker_what_it_has_no_time_for(
+    broker: MemoryBroker, d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on SIGTERM: what is begun is finished and acknowledged, nothing new is begun, nothing is lost."""
+    """As on SIGTERM: what is begun is finished and acknowledged, nothing new is begun after a while, nothing is lost."""
+    monkeypatch.setattr("silbo.consumer.DRAIN", 0.1)
     begun, release = asyncio.Event(), asyncio.Event()
     finished: list[int] = []
 
@@ -974,7 +997,8 @@ async def test_stop_from_a_listener(broker: MemoryBroker, d: AsyncEventDispatche
 
         await broker.publish(joined(1), joined(2))
         await asyncio.wait_for(consumer.run(), 5)
-    assert [item.message().payload["user_id"] for item in await left_over(broker)] == [2]
+    assert consumer.stats.handled == 2
+    assert await left_over(broker) == []
 
 
 async def test_leaving_the_context_waits_for_a_run_beside_it(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
@@ -1196,3 +1220,16 @@ def test_consumer_serves_one_loop_and_the_broker_the_next() -> None:
     asyncio.run(program(1))
     asyncio.run(program(2))
     assert found == [1, 2]
+
+
+def test_slips_are_refused_with_what_was_meant(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
+    """A broker for its group, arguments the wrong way round, a name for a list of names."""
+    wrong: Any = broker
+    with pytest.raises(TypeError, match="group"):
+        Consumer(d, wrong)
+    swapped: Any = broker.group("billing", start="new")
+    with pytest.raises(TypeError, match="dispatcher and a subscription"):
+        Consumer(swapped, d)  # type: ignore[arg-type]
+    events: Any = USER_JOINED
+    with pytest.raises(TypeError, match="list of EventName"):
+        Consumer(d, swapped, events=events)

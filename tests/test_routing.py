@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -125,3 +126,12 @@ def test_key_function_that_raises_refuses_the_message_and_keeps_its_error() -> N
     with pytest.raises(MessageRefused, match="broken.*nothing here") as caught:
         routing_key(Paid(), "paid", broken)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_what_is_no_list_of_routes_is_refused_with_what_was_meant() -> None:
+    wrong: Any = Route("a.b", to="x")
+    with pytest.raises(TypeError, match="list of Route objects"):
+        Routes(wrong)
+    wrong = ["a.b"]
+    with pytest.raises(TypeError, match=r"Route\('a\.b'\)"):
+        Routes(wrong)

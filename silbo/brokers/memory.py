@@ -13,7 +13,7 @@ from itertools import count
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from silbo.errors import BrokerUnavailable, Gap, MessageRefused
+from silbo.errors import BrokerUnavailable, Gap, MessageRefused, StartInvalid
 from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
 from silbo.protocols import Format, Receiver
@@ -55,7 +55,7 @@ class MemoryBroker:
         self._format, self._limit, self._overflow, self._timeout = format, limit, overflow, timeout
         self._ids = count(1)
         self._kept: deque[Delivery] = deque(maxlen=limit)
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[tuple[str, frozenset[str]], _Group] = {}
         self._publishing: deque[tuple[list[Delivery], asyncio.Future[None]]] = deque()
 
     async def publish(self, *messages: Message) -> None:
@@ -73,16 +73,29 @@ class MemoryBroker:
         if refused is not None:
             raise refused
 
-    def group(self, name: str, *, start: Literal["new", "oldest"]) -> MemoryGroup:
+    def group(
+        self,
+        name: str,
+        *,
+        start: Literal["new", "oldest"],
+        consumer: str | None = None,
+        streams: Iterable[str] | None = None,
+    ) -> MemoryGroup:
         """What the consumers of one group share: each message goes to one of them, and again until one acknowledged it.
 
         Args:
             name: Groups of different names each get every message.
             start: Where the group begins when it is opened for the first time; later it goes on where it was.
+            consumer: As on Redis Streams, and without effect: what a consumer leaves goes to the group's others.
+            streams: The addresses it hears, as on Redis Streams: ``["events"]`` by default, where everything goes that no
+                route sends elsewhere.
         """
         if start not in ("new", "oldest"):
-            raise ValueError(f'start is "new" or "oldest", not {start!r}')
-        return MemoryGroup(self, check_address(name, "a group"), start)
+            raise StartInvalid(start)
+        if isinstance(streams, str):
+            raise TypeError(f"streams is a list of addresses: [{streams!r}]")
+        addresses = frozenset(check_address(address) for address in (streams or ["events"]))
+        return MemoryGroup(self, check_address(name, "a group"), start, addresses)
 
     async def aclose(self) -> None:
         """Nothing to do: whatever was published has arrived. Here so that another broker can take its place."""
@@ -146,10 +159,13 @@ class MemoryBroker:
         for group in self._groups.values():
             group.append(numbered, keep=self._limit if self._overflow == "drop" else None)
 
-    def _open(self, name: str, start: str) -> _Receiver:
-        if name not in self._groups:
-            self._groups[name] = _Group(deque(self._kept if start == "oldest" else ()))
-        return _Receiver(name, self._groups[name], self._make_room)
+    def _open(self, name: str, start: str, addresses: frozenset[str]) -> _Receiver:
+        group = self._groups.get((name, addresses))
+        if group is None:
+            group = self._groups[name, addresses] = _Group(addresses)
+            if start == "oldest":
+                group.append(self._kept, keep=None)
+        return _Receiver(name, group, self._make_room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +175,7 @@ class MemoryGroup:
     _broker: MemoryBroker
     _name: str
     _start: str
+    _addresses: frozenset[str]
 
     @property
     def app(self) -> str:
@@ -167,14 +184,15 @@ class MemoryGroup:
 
     async def open(self) -> Receiver:
         """Join the group; the first to do so makes it."""
-        return self._broker._open(self._name, self._start)  # noqa: SLF001  # its other half
+        return self._broker._open(self._name, self._start, self._addresses)  # noqa: SLF001  # its other half
 
 
 class _Group:
     """What a group has not acknowledged: messages that wait, and those that a receiver has in hand."""
 
-    def __init__(self, waiting: deque[Delivery]) -> None:
-        self.waiting = waiting
+    def __init__(self, addresses: frozenset[str]) -> None:
+        self._addresses = addresses
+        self.waiting: deque[Delivery] = deque()
         self.pending: dict[str, tuple[Delivery, _Receiver]] = {}
         self.dropped = 0
         self._sleeping: set[asyncio.Future[None]] = set()
@@ -183,7 +201,7 @@ class _Group:
         return len(self.waiting) + len(self.pending)
 
     def append(self, deliveries: Iterable[Delivery], *, keep: int | None) -> None:
-        self.waiting.extend(deliveries)
+        self.waiting.extend(delivery for delivery in deliveries if delivery.address in self._addresses)
         while keep is not None and self.waiting and len(self) > keep:
             self.waiting.popleft()
             self.dropped += 1

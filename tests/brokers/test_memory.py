@@ -48,9 +48,14 @@ async def test_message_arrives_as_bytes_with_its_origin() -> None:
 
 async def test_route_sends_a_message_to_its_address() -> None:
     broker = MemoryBroker()
+    """A group hears the addresses that it names, as on Streams; else the default one."""
     receiver = await broker.group("billing", start="new").open()
+    orders = await broker.group("billing", start="new", streams=["orders"]).open()
     await broker.publish(message(1, to="orders"), message(2))
-    assert [delivery.address for delivery in await everything(receiver)] == ["orders", "events"]
+    assert [delivery.address for delivery in await everything(receiver)] == ["events"]
+    assert [delivery.address for delivery in await everything(orders)] == ["orders"]
+    with pytest.raises(TypeError, match=r"\['orders'\]"):
+        broker.group("billing", start="new", streams="orders")
 
 
 async def test_each_group_gets_everything_in_order() -> None:
@@ -338,7 +343,7 @@ def test_serves_several_event_loops_one_after_another() -> None:
         return numbers([*got, *await everything(receiver)])
 
     asyncio.run(first())
-    assert not broker._groups["billing"]._sleeping
+    assert not any(group._sleeping for group in broker._groups.values())
     assert not broker._publishing
     assert asyncio.run(second()) == [1, 2, 3]
 

@@ -80,7 +80,11 @@ class Sender:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See :class:`~silbo.protocols.Publisher`."""
-        packets, refused = self._packets(messages)
+        refused: MessageRefused | None = None
+        if len(messages) == 1:  # as the bridge publishes
+            packets = [self._pack(messages[0])]
+        else:
+            packets, refused = self._packets(messages)
         if packets:
             loop = asyncio.get_running_loop()
             if loop is not self._loop:  # connection and task of another loop can be neither used nor closed here

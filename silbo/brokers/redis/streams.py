@@ -85,6 +85,8 @@ class RedisStreams:
             AddressInvalid: one of these is no name.
             StartInvalid: ``start`` is none of that.
         """
+        if isinstance(streams, str):
+            raise TypeError(f"streams is a list of addresses: [{streams!r}]")
         addresses = list(dict.fromkeys([DEFAULT] if streams is None else streams))
         if not addresses:
             raise ValueError("streams names at least one address")
