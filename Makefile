@@ -54,7 +54,7 @@ lint: $(VENV)/.check ## ruff: format and rules
 
 types: $(VENV)/.check ## mypy and pyright, on silbo/, tools/ and tests/typing/
 	$(RUN) -m mypy
-	$(RUN) -m basedpyright --pythonpath $(RUN) --warnings --pythonpath $(RUN)
+	$(RUN) -m basedpyright --warnings --pythonpath $(RUN)
 
 imports: $(VENV)/.check ## the arrows between modules (setup.cfg)
 	$(VENV)/bin/lint-imports --no-logo

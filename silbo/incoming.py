@@ -37,8 +37,9 @@ class Incoming:
     """
 
     def __init__(self, events: Iterable[EventName[Any]], *, app: str, own: Own | None) -> None:
-        if isinstance(events, str):
-            raise TypeError(f"events is a list of EventName constants: [{events!r}]")
+        given: object = events
+        if isinstance(given, str):
+            raise TypeError(f"events is a list of EventName constants: [{given!r}]")
         self._app, self._own = app, own
         self._by_name: dict[str, EventName[Any]] = {}
         self._by_class: dict[str, EventName[Any]] = {}

@@ -189,7 +189,9 @@ def test_demo_ended_while_it_starts_leaves_nothing(start: Start, number: signal.
         run = start(DEMO)
         time.sleep(random.uniform(0, 1.2))
         os.kill(run.process.pid, number)
-        assert run.end()[0] != 0  # whichever code Python itself gives while it starts
+        code, out, _ = run.end()
+        # Whichever code Python itself gives while it starts; it can also lose a Ctrl-C in a callback of an import.
+        assert code != 0 or "adds up" in out
         assert run.nothing_left(within=8)
 
 
