@@ -36,6 +36,11 @@ def pytest_configure() -> None:
             raise pytest.UsageError(str(error)) from error
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell. Ignored signals are inherited, and then no test could send a Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_header() -> str:
     url = external_url()
     return f"redis: {f'SILBO_REDIS_URL={url}; for faults, ' if url else ''}{', '.join(map(str, binaries()))}"
