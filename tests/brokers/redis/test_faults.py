@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.brokers.redis import RedisPubSub, RedisStreams, flush
 from silbo.brokers.redis.line import WAITING_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.brokers.redis.support import eventually, has_connections, message, number, opened, receive, stored
@@ -165,6 +165,24 @@ async def test_dead_redis_holds_up_the_first_publish_only(own_redis: RedisServer
             return True
 
         assert await eventually(publishes) < 2
+
+
+async def test_dead_redis_is_not_looked_for_for_ever(
+    own_redis: RedisServer, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nobody publishes the search ends; then the next publish waits for Redis itself."""
+    monkeypatch.setattr(flush, "PROBE_FOR", 0.2)
+    before = asyncio.all_tasks()
+    async with RedisStreams(streams_client, app="web", timeout=1) as streams:
+        await asyncio.to_thread(own_redis.kill)
+        with pytest.raises(BrokerUnavailable):
+            await streams.publish(message(1))
+        (search,) = asyncio.all_tasks() - before
+        async with asyncio.timeout(3):
+            await asyncio.wait([search])
+        publishing = asyncio.ensure_future(streams.publish(message(2)))
+        await asyncio.to_thread(own_redis.restart)
+        await publishing
 
 
 async def test_messages_wait_for_a_redis_that_comes_back_in_time(

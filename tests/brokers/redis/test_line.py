@@ -116,3 +116,13 @@ async def test_line_that_is_given_up_answers_everybody() -> None:
     with pytest.raises(BrokerUnavailable, match="no Redis; not sent"):
         await waiting
     assert line.has_room()
+
+
+async def test_no_room_in_time_is_told() -> None:
+    line = Line()
+    enter(line, *[1] * WAITING_MESSAGES)
+    with pytest.raises(
+        BrokerUnavailable, match=r"10000 messages \(10000 bytes\) are in line, and no room came in time"
+    ):
+        await line.room(1, 1, asyncio.get_running_loop().time() + 0.02)
+    assert not line.is_waited_for

@@ -13,8 +13,8 @@ from redis.credentials import CredentialProvider
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
-from silbo.formats import CLOUDEVENTS, DIATOR, JSON
-from silbo.message import instance
+from silbo.formats import CLOUDEVENTS, DIATOR, JSON, JsonFormat
+from silbo.message import Message, instance
 from silbo.payload import MAX_SIZE
 from tests.brokers.redis.support import has_connections, message, number, opened, receive, stored
 from tools.redis_server import RedisServer
@@ -155,6 +155,35 @@ async def test_one_forbidden_channel_does_not_harm_the_others(pubsub_client: Red
             await other.publish(message(1))
         await pubsub.publish(message(2))
         assert [number(item) for item in await receive(receiver, 1)] == [2]
+
+
+class SomeForbidden(JsonFormat):
+    """A format of a host's own, some of whose channels the user may not publish to."""
+
+    def channel(self, message: Message, prefix: str) -> str:
+        return "forbidden" if message.message_name == "forbidden" else super().channel(message, prefix)
+
+
+async def test_forbidden_channel_among_others_of_a_batch(pubsub_client: Redis) -> None:
+    """One script call carries them all, and each caller gets the outcome of his own."""
+    async with RedisPubSub(pubsub_client, app="web", format=SomeForbidden()) as broker:
+        async with opened(broker.subscribe()) as receiver:
+            names = ["a", "forbidden", "a", "a", "forbidden"]
+            outcomes = await asyncio.gather(
+                *[broker.publish(message(n, name)) for n, name in enumerate(names)],
+                broker.publish(message(5, "forbidden"), message(6, "a")),
+                return_exceptions=True,
+            )
+            assert [type(outcome) for outcome in outcomes] == [
+                type(None),
+                BrokerUnavailable,
+                type(None),
+                type(None),
+                BrokerUnavailable,
+                DeliveryUnknown,
+            ]
+            assert "1 of 2 messages were sent, the others were not" in str(outcomes[5])
+            assert [number(item) for item in await receive(receiver, 4)] == [0, 2, 3, 6]
 
 
 async def test_retention_is_by_time(admin: Redis, streams_client: Redis) -> None:
