@@ -195,10 +195,10 @@ class AsyncEventDispatcher(WhistleDispatcher):
         envelope: Any = _new_event(name) if event is None else event
         try:
             listeners = self._ready[name]
-            direct = envelope.__silbo_direct__ is envelope.__class__
+            direct = envelope.__silbo_direct__
         except (KeyError, AttributeError):
-            listeners, direct = (), False
-        if not direct:
+            listeners, direct = (), None
+        if direct is not type(envelope):
             await self._dispatch(name, envelope)
             return envelope  # type: ignore[no-any-return]  # it is the E that came in
         if envelope.__silbo_outward__:
@@ -213,7 +213,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
                 if envelope.propagation_stopped:
                     break
         finally:
-            envelope.__silbo_direct__ = envelope.__class__
+            envelope.__silbo_direct__ = direct
         return envelope  # type: ignore[no-any-return]
 
     async def _dispatch(self, name: Any, event: Any) -> None:
