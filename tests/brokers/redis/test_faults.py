@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -18,6 +17,7 @@ from silbo.brokers.redis import RedisPubSub, RedisStreams, flush
 from silbo.brokers.redis.line import WAITING_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.brokers.redis.support import eventually, has_connections, message, number, opened, receive, stored
+from tools.redis_binary import Binary, find_binaries
 from tools.redis_server import RedisServer
 
 TOLERANCE = 0.4
@@ -343,13 +343,14 @@ async def test_script_that_can_not_go_on_adds_nothing(own_redis: RedisServer, ad
     assert await stored(admin) == [2]
 
 
-async def test_publishes_wait_while_redis_is_loading(tmp_path: Path) -> None:
-    slow = {"key-load-delay": 400, "loading-process-events-interval-bytes": 1024, "dbfilename": "slow.rdb"}
-    with RedisServer(config=slow) as server:
+@pytest.mark.parametrize("binary", find_binaries(), ids=str)
+async def test_publishes_wait_while_redis_is_loading(binary: Binary) -> None:
+    slow = {"key-load-delay": 400, "rdbcompression": "no", "dbfilename": "slow.rdb"}
+    with RedisServer(config=slow, binary=binary) as server:
         async with Redis.from_url(server.url) as client, RedisStreams(client, app="web", timeout=20) as streams:
             async with client.pipeline(transaction=False) as pipeline:
                 for n in range(3000):
-                    pipeline.set(f"key-{n}", "x" * 100)
+                    pipeline.set(f"key-{n}", "x" * 3000)  # while it loads, Redis answers after each 2 MiB
                 await pipeline.execute()
             await client.save()
             await streams.publish(message(1))  # lost with the kill
