@@ -14,18 +14,23 @@ __all__ = [
     "DeliveryUnknown",
     "DispatcherClosed",
     "EnvelopeConflict",
+    "Fenced",
     "Gap",
+    "LeadLost",
     "ListenerTimeout",
     "MessageInvalid",
     "MessageRefused",
     "MissingExtra",
     "NameInvalid",
     "NotAnEvent",
+    "OutboxFull",
     "OwnMessagesUndecided",
     "PublishError",
     "RouteConflict",
     "SilboError",
     "StartInvalid",
+    "StoreInvalid",
+    "StoreUnavailable",
 ]
 
 
@@ -159,6 +164,69 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 class DeliveryUnknown(PublishError, ConnectionError):
     """The message was sent, the answer did not come: it may have arrived. Repeating may double it."""
+
+
+# -- what is stored -----------------------------------------------------------------------------------------
+
+
+class OutboxFull(PublishError):
+    """The outbox has reached its quota: nothing of this call was stored. Safe to repeat, once the relay has caught up.
+
+    Attributes:
+        rows: Messages that are stored and not sent.
+        size: Their bytes.
+    """
+
+    def __init__(self, rows: int, size: int, quota: str) -> None:
+        super().__init__(rows, size, quota)
+        self.rows, self.size, self.quota = rows, size, quota
+
+    def __str__(self) -> str:
+        return (
+            f"the outbox is full: {self.rows} messages ({self.size} bytes) wait to be sent, and its quota is "
+            f"{self.quota}; nothing of this call was stored. Look at its relay and its broker, or raise the quota"
+        )
+
+
+class StoreUnavailable(PublishError, ConnectionError):
+    """The store can't be read or written: locked, full, read-only, not reachable; nothing of this call was stored."""
+
+
+class StoreInvalid(SilboError, ValueError):
+    """What was opened is no store of this outbox: something else, another version, other partitions."""
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(store, problem)
+        self.store, self.problem = store, problem
+
+    def __str__(self) -> str:
+        return f"{self.store}: {self.problem}"
+
+
+class LeadLost(SilboError):
+    """Another relay has taken over the partition: the rows are its own to send. Raised to a relay alone."""
+
+    def __init__(self, partition: int, epoch: int) -> None:
+        super().__init__(partition, epoch)
+        self.partition, self.epoch = partition, epoch
+
+    def __str__(self) -> str:
+        return f"partition {self.partition} of the outbox is led by another relay, epoch {self.epoch} is over"
+
+
+class Fenced(SilboError):
+    """The broker has seen a newer leader of this outbox partition; nothing was sent. Raised to a relay alone.
+
+    Attributes:
+        epoch: The newest that the broker has seen.
+    """
+
+    def __init__(self, source: str, epoch: int) -> None:
+        super().__init__(source, epoch)
+        self.source, self.epoch = source, epoch
+
+    def __str__(self) -> str:
+        return f"{self.source}: the broker has seen epoch {self.epoch} and takes nothing from an older one"
 
 
 # -- what arrives -------------------------------------------------------------------------------------------

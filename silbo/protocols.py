@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from silbo.errors import Gap
+    from silbo.errors import Gap, MessageRefused
     from silbo.message import Delivery, Message, Origin
+    from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
 
-__all__ = ["Format", "Publisher", "Receiver", "Subscription"]
+__all__ = [
+    "Format",
+    "Inbox",
+    "OutboxStore",
+    "Publisher",
+    "Receiver",
+    "Sequenced",
+    "SequencedPublisher",
+    "Subscription",
+]
 
 
 class Format(Protocol):
@@ -73,12 +86,55 @@ class Publisher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sequenced:
+    """What became of a sequenced publish. What is in neither was added.
+
+    Attributes:
+        known: Sequences that the broker had already; they were not added again.
+        refused: Messages that can't be sent, by their sequence.
+        last: The highest sequence that the broker had before this call, 0 for none.
+    """
+
+    known: Collection[int] = ()
+    refused: Mapping[int, MessageRefused] = field(default_factory=dict)
+    last: int = 0
+
+
+@runtime_checkable
+class SequencedPublisher(Publisher, Protocol):
+    """A publisher that adds each numbered message once, however often it is given."""
+
+    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+        """Send, in this order, what the broker does not have yet; one call at a time for each source.
+
+        For each source and address the broker keeps ``(epoch, last sequence)``: from an older epoch it takes nothing,
+        and what is not above the last sequence it has.
+
+        Args:
+            source: Names one partition of one outbox.
+            epoch: Of its leader.
+            messages: With their sequences, ascending, 1 or more.
+
+        Raises:
+            Fenced: the broker has seen a newer epoch of this source; nothing was sent.
+            BrokerUnavailable: some may have been sent, where there are several addresses. Safe to repeat.
+            DeliveryUnknown: some or all may have been sent. Safe to repeat, in this method.
+        """
+        ...
+
+
 class Receiver(Protocol):
     """An open subscription, used by one consumer; it acknowledges while it waits for more."""
 
     @property
     def skips_own_instance(self) -> bool:
         """Whether what this very process sent is never wanted (true where everybody hears everything)."""
+        ...
+
+    @property
+    def keep_every(self) -> float | None:
+        """Seconds between two calls of :meth:`keep` that are needed; None where nobody else would take over."""
         ...
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
@@ -99,6 +155,39 @@ class Receiver(Protocol):
         """
         ...
 
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        """Tell the broker that these are still in work, so that nobody else takes them over.
+
+        Returns:
+            Those that another consumer has taken over; where they are not begun, they should not be.
+
+        Raises:
+            BrokerUnavailable: not told; safe to repeat.
+        """
+        ...
+
+    async def count(self, delivery: Delivery) -> int:
+        """Count one attempt of a delivery, durably; for what was received before, or has failed.
+
+        Returns:
+            The attempts that are known, this one included.
+
+        Raises:
+            BrokerUnavailable: perhaps counted.
+        """
+        ...
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        """Park a delivery as a dead letter and acknowledge it, in one step.
+
+        Returns:
+            False where it is another consumer's by now, or done: then nothing happened.
+
+        Raises:
+            BrokerUnavailable: perhaps done; safe to repeat.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close the connection; what is not acknowledged stays with the broker. May be called twice."""
         ...
@@ -112,10 +201,148 @@ class Subscription(Protocol):
         """The program's name."""
         ...
 
+    @property
+    def name(self) -> str:
+        """The group's; empty where there are no groups."""
+        ...
+
     async def open(self) -> Receiver:
         """Connect and subscribe; returns when the broker has confirmed it.
 
         Raises:
             BrokerUnavailable: the broker can't be reached.
         """
+        ...
+
+
+class Inbox(Protocol):
+    """Remembers which publications a group has handled, so that a redelivery has no second effect."""
+
+    def handling(self, group: str, publication: str) -> AbstractAsyncContextManager[bool]:
+        """Around the listeners of one delivery.
+
+        Entering gives True where the publication is new, False where it was handled: then nothing is to be done. Leaving
+        without an error remembers it; with one, not.
+        """
+        ...
+
+
+class OutboxStore(Protocol):
+    """Where an outbox keeps its messages. Times are the store's own clock's.
+
+    Every method raises :class:`~silbo.errors.StoreUnavailable` when the store can't be used at the moment.
+    """
+
+    @property
+    def id(self) -> str:
+        """Of the store, given when it was made: part of the source's name for the broker. Known once opened."""
+        ...
+
+    @property
+    def partitions(self) -> int:
+        """How many there are. Known once opened."""
+        ...
+
+    async def open(self, partitions: int | None = None) -> None:
+        """Connect; make the schema where there is none, bring an older one up to date.
+
+        Args:
+            partitions: How many it is to have; None takes what is there, or 1.
+
+        Raises:
+            StoreInvalid: no store, a newer schema, or other partitions while rows wait.
+        """
+        ...
+
+    async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
+        """Store all or none, in this order; returns when they are committed.
+
+        Raises:
+            OutboxFull: they would go past the quota; nothing was stored.
+            DeliveryUnknown: the commit was not answered: they may be stored.
+        """
+        ...
+
+    async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
+        """Take or renew the lead of a partition, for ``lease`` seconds.
+
+        Args:
+            partition: From 0.
+            owner: Names the relay, another in each process.
+            lease: Seconds.
+            above: The epoch has to be greater than this one: the broker has seen it.
+
+        Returns:
+            None while another owner's lease runs. The same epoch for a renewal, a greater one for a take-over.
+        """
+        ...
+
+    async def resign(self, lead: Lead) -> None:
+        """End the lease, so that another relay need not wait for it. Nothing happens where it is lost already."""
+        ...
+
+    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+        """Rows to send next: those that have a sequence already, then the oldest pending ones, which get theirs now.
+
+        They are ``sending`` from then on, with one more attempt, under this lead. Empty while the first of them waits
+        for its next attempt.
+
+        Raises:
+            LeadLost: another relay leads.
+        """
+        ...
+
+    async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
+        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
+
+        Raises:
+            LeadLost: another relay leads.
+        """
+        ...
+
+    async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
+        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds.
+
+        Raises:
+            LeadLost: another relay leads.
+        """
+        ...
+
+    async def renumber(self, lead: Lead, *, above: int) -> None:
+        """Give rows that were taken once, and all later ones, new sequences above this one: the broker was ahead.
+
+        Raises:
+            LeadLost: another relay leads.
+        """
+        ...
+
+    async def forget(self, *, retain: float, limit: int = 1000) -> int:
+        """Delete the oldest rows that were sent more than ``retain`` seconds ago; how many, at most ``limit``."""
+        ...
+
+    async def status(self) -> OutboxStatus:
+        """What there is now."""
+        ...
+
+    async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
+        """Rows in a state, by id, above ``after``."""
+        ...
+
+    async def retry(self, rows: Collection[int] | None = None) -> int:
+        """Make dead rows pending again, all of them or these; how many."""
+        ...
+
+    async def replay(self, *, since: datetime, limit: int = 1000) -> int:
+        """Make rows pending again that were sent at or after this time; how many, at most ``limit``, oldest first.
+
+        They get new sequences, so that they are sent again, before what has not been taken yet.
+        """
+        ...
+
+    async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
+        """Delete rows that have been in a state since before this time; how many, at most ``limit``."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what was opened. May be called twice."""
         ...

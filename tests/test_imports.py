@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Beyond the standard library and silbo itself. The first entry that a path starts with counts.
 ALLOWED: dict[str, set[str]] = {
-    **{codec: {"msgspec"} for codec in ("codec", "convert", "formats", "payload", "shapes")},
+    **{codec: {"msgspec"} for codec in ("codec", "convert", "formats", "payload", "shapes", "stored")},
     "brokers/memory": set(),
     "brokers/redis": {"redis"},
     "containers/rodi": {"rodi", "whistle"},
