@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-EXTRAS = "rodi,starlette"
+EXTRAS = "cli,rodi,sqlalchemy,starlette"
 
 
 def main(folder: str, group: str) -> "str | None":
