@@ -1,0 +1,1 @@
+"""Where an outbox keeps its messages."""

@@ -1,0 +1,256 @@
+"""A store in memory: an outbox that outlives its broker's outages, but not its process. For tests, and to begin with."""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count, islice
+from typing import Literal
+from uuid import uuid4
+
+from silbo.errors import LeadLost, OutboxFull, StoreInvalid
+from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+
+__all__ = ["MemoryStore"]
+
+
+@dataclass(slots=True)
+class _Partition:
+    owner: str | None = None
+    epoch: int = 0
+    until: float = 0.0
+    sequence: int = 0  # the last that was given
+
+
+class MemoryStore:
+    """Keeps messages in this process, for the relay of this process.
+
+    Args:
+        clock: Seconds since 1970.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self.id = uuid4().hex
+        self.partitions = 1
+        self._ids = count(1)
+        self._rows: dict[int, Row] = {}
+        self._raw: dict[int, Packed] = {}
+        self._waiting: list[list[int]] = [[]]  # by partition: pending, without a sequence, by id
+        self._taken: list[list[int]] = [[]]  # by partition: with a sequence, in their order, not settled
+        self._sent: deque[int] = deque()  # in the order of sending; some may be gone, or pending again
+        self._leads = [_Partition()]
+        self._unsent_rows = self._unsent_size = self._size = 0
+
+    async def open(self, partitions: int | None = None) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        if partitions is None or partitions == self.partitions:
+            return
+        if self._unsent_rows:
+            raise StoreInvalid("memory", f"{self.partitions} partitions hold messages; send them before it has others")
+        self.partitions = partitions
+        self._waiting, self._taken = [[] for _ in range(partitions)], [[] for _ in range(partitions)]
+        self._leads += [_Partition() for _ in range(partitions - len(self._leads))]
+
+    async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        size = sum(len(message.raw) for message in messages)
+        if self._unsent_rows + len(messages) > quota.rows or self._unsent_size + size > quota.size:
+            raise OutboxFull(self._unsent_rows, self._unsent_size, str(quota))
+        while self._sent and (len(self._rows) + len(messages) > quota.rows or self._size + size > quota.size):
+            self._forget_first()
+        now = self._now()
+        for message in messages:
+            row = next(self._ids)
+            self._raw[row] = message
+            self._rows[row] = Row(
+                row, message.partition, "pending", unpack(message.raw), 0, None, None, None, None, now, now, None
+            )
+            self._waiting[message.partition].append(row)
+        self._unsent_rows += len(messages)
+        self._unsent_size += size
+        self._size += size
+
+    # -- the relay's ----------------------------------------------------------------------------------------
+
+    async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        now, its = self._clock(), self._leads[partition]
+        if its.owner not in (None, owner) and its.until > now:
+            return None
+        if its.owner != owner or its.epoch <= above:
+            its.owner, its.epoch = owner, max(its.epoch, above) + 1
+        its.until = now + lease
+        return Lead(partition, owner, its.epoch, _utc(its.until))
+
+    async def resign(self, lead: Lead) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        its = self._leads[lead.partition]
+        if its.epoch == lead.epoch:
+            its.owner = None
+
+    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        its = self._check(lead)
+        taken, waiting = self._taken[lead.partition], self._waiting[lead.partition]
+        first = next(iter(taken or waiting), None)
+        if first is None or ((due := self._rows[first].next_attempt_at) is not None and due > self._now()):
+            return ()
+        fresh = waiting[: max(0, limit - len(taken))]
+        del waiting[: len(fresh)]
+        for row in fresh:
+            its.sequence += 1
+            self._rows[row] = replace(self._rows[row], sequence=its.sequence)
+        taken += fresh
+        for row in taken[:limit]:
+            old = self._rows[row]
+            self._become(row, "sending", attempts=old.attempts + 1, owner=lead.owner, epoch=lead.epoch)
+        return [self._rows[row] for row in taken[:limit]]
+
+    async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        self._check(lead)
+        gone = {*sent, *dead}
+        self._taken[lead.partition] = [row for row in self._taken[lead.partition] if row not in gone]
+        for row in sent:
+            self._become(row, "sent", error=None)
+            self._sent.append(row)
+            self._unsent_rows -= 1
+            self._unsent_size -= len(self._raw[row].raw)
+        for row, error in dead.items():
+            self._become(row, "dead", error=error)
+
+    async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        self._check(lead)
+        due = self._now() + timedelta(seconds=delay)
+        for row in rows:
+            self._become(row, "pending", error=error, next_attempt_at=due)
+
+    async def renumber(self, lead: Lead, *, above: int) -> None:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        its = self._check(lead)
+        its.sequence = max(its.sequence, above)
+        taken = self._taken[lead.partition]
+        self._taken[lead.partition] = [row for row in taken if self._rows[row].attempts != 1]
+        self._wait_again((row for row in taken if self._rows[row].attempts == 1), attempts=0)
+
+    async def forget(self, *, retain: float, limit: int = 1000) -> int:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        before, forgotten = self._now() - timedelta(seconds=retain), 0
+        while self._sent and forgotten < limit:
+            row = self._rows.get(self._sent[0])
+            if row is not None and row.state == "sent" and row.state_at > before:
+                break
+            forgotten += self._forget_first()
+        return forgotten
+
+    # -- to look at and to mend -----------------------------------------------------------------------------
+
+    async def status(self) -> OutboxStatus:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        counts: dict[State, int] = {"pending": 0, "sending": 0, "sent": 0, "dead": 0}
+        for row in self._rows.values():
+            counts[row.state] += 1
+        waiting = [row for row in self._rows.values() if row.state in ("pending", "sending")]
+        oldest = min((row.stored_at for row in waiting), default=None)
+        due = min((row.next_attempt_at for row in waiting if row.next_attempt_at is not None), default=None)
+        leads = {
+            number: Lead(number, its.owner, its.epoch, _utc(its.until))
+            for number, its in enumerate(self._leads[: self.partitions])
+            if its.owner is not None and its.until > self._clock()
+        }
+        return OutboxStatus(counts, self._unsent_size, oldest, due, leads)
+
+    async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        return list(islice((row for row in self._rows.values() if row.state == state and row.id > after), limit))
+
+    async def retry(self, rows: Collection[int] | None = None) -> int:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        dead = [row.id for row in self._rows.values() if row.state == "dead" and (rows is None or row.id in rows)]
+        self._wait_again(dead)
+        return len(dead)
+
+    async def replay(self, *, since: datetime, limit: int = 1000) -> int:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        found = (row.id for row in self._rows.values() if row.state == "sent" and row.state_at >= since)
+        again = list(islice(found, limit))
+        self._wait_again(again)
+        self._unsent_rows += len(again)
+        self._unsent_size += sum(len(self._raw[row].raw) for row in again)
+        return len(again)
+
+    async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        found = (row.id for row in self._rows.values() if row.state == state and row.state_at < before)
+        gone = list(islice(found, limit))
+        for row in gone:
+            self._delete(row)
+        return len(gone)
+
+    async def aclose(self) -> None:
+        """Nothing to do: it is gone with its process."""
+
+    # -- rows -----------------------------------------------------------------------------------------------
+
+    def _now(self) -> datetime:
+        return _utc(self._clock())
+
+    def _check(self, lead: Lead) -> _Partition:
+        its = self._leads[lead.partition]
+        if its.epoch != lead.epoch or its.owner != lead.owner:
+            raise LeadLost(lead.partition, lead.epoch)
+        return its
+
+    def _become(
+        self,
+        row: int,
+        state: State,
+        *,
+        attempts: int | None = None,
+        error: str | None = None,
+        owner: str | None = None,
+        epoch: int | None = None,
+        next_attempt_at: datetime | None = None,
+    ) -> None:
+        old = self._rows[row]
+        self._rows[row] = replace(
+            old,
+            state=state,
+            state_at=self._now(),
+            attempts=old.attempts if attempts is None else attempts,
+            error=old.error if state == "sending" else error,
+            owner=owner or old.owner,
+            epoch=epoch or old.epoch,
+            next_attempt_at=next_attempt_at,
+        )
+
+    def _wait_again(self, rows: Iterable[int], *, attempts: int | None = None) -> None:
+        """Pending, in their old places, for a new sequence."""
+        for row in rows:
+            self._become(row, "pending", attempts=attempts)
+            self._rows[row] = replace(self._rows[row], sequence=None)
+            insort(self._waiting[self._rows[row].partition], row)
+
+    def _forget_first(self) -> int:
+        row = self._sent.popleft()
+        if row not in self._rows or self._rows[row].state != "sent":
+            return 0
+        self._delete(row)
+        return 1
+
+    def _delete(self, row: int) -> None:
+        size = len(self._raw.pop(row).raw)
+        self._size -= size
+        if self._rows.pop(row).state == "dead":
+            self._unsent_rows -= 1
+            self._unsent_size -= size
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
