@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
@@ -21,6 +21,7 @@ __all__ = [
     "Receiver",
     "Sequenced",
     "SequencedPublisher",
+    "SessionStore",
     "Subscription",
 ]
 
@@ -332,8 +333,8 @@ class OutboxStore(Protocol):
         """Make dead rows pending again, all of them or these; how many."""
         ...
 
-    async def replay(self, *, since: datetime, limit: int = 1000) -> int:
-        """Make rows pending again that were sent at or after this time; how many, at most ``limit``, oldest first.
+    async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
+        """Make rows pending again that were sent from ``since`` on and before ``before``; how many, at most ``limit``.
 
         They get new sequences, so that they are sent again, before what has not been taken yet.
         """
@@ -345,4 +346,17 @@ class OutboxStore(Protocol):
 
     async def aclose(self) -> None:
         """Close what was opened. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class SessionStore(OutboxStore, Protocol):
+    """A store in the host's own database, which can store in the host's own transaction."""
+
+    async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
+        """Store in the transaction of a session, which is not committed here.
+
+        Raises:
+            OutboxFull: they would go past the quota; nothing was stored.
+        """
         ...

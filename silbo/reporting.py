@@ -18,17 +18,17 @@ LINE_EVERY: Final = 1.0
 
 
 class QuietLog:
-    """A logger that writes each text at most once a second; ``extra["withheld"]`` counts the lines in between."""
+    """A logger that writes each text at most once in ``every`` seconds; ``extra["withheld"]`` counts those in between."""
 
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
+    def __init__(self, logger: logging.Logger, *, every: float = LINE_EVERY) -> None:
+        self._logger, self._every = logger, every
         self._written: dict[str, tuple[float, int]] = {}  # text -> when it was last written, withheld since
 
     def write(self, text: str, error: BaseException | None = None, /, **extra: object) -> None:
         """Log a warning, or count it. The text is a constant; what varies goes into ``extra``."""
         now = time.monotonic()
-        last, withheld = self._written.get(text, (now - LINE_EVERY, 0))
-        if now - last < LINE_EVERY:
+        last, withheld = self._written.get(text, (now - self._every, 0))
+        if now - last < self._every:
             self._written[text] = last, withheld + 1
             return
         self._written[text] = now, 0
@@ -38,9 +38,9 @@ class QuietLog:
 class Report:
     """Gives errors to a hook; without one to the log. An error of the hook itself is logged, no more."""
 
-    def __init__(self, hook: ErrorHook | None, logger: logging.Logger) -> None:
+    def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, every: float = LINE_EVERY) -> None:
         self._hook, self._logger = hook, logger
-        self.log: Final = QuietLog(logger)
+        self.log: Final = QuietLog(logger, every=every)
 
     async def __call__(self, text: str, error: Exception, what: object, /, **extra: object) -> None:
         """Report one error; ``text`` and ``extra`` are for the log alone."""

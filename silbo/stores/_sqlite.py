@@ -299,11 +299,11 @@ def retry(connection: sqlite3.Connection, chosen: Collection[int] | None) -> int
     return sum(connection.execute(f"{again} AND id = ?", (time.time(), row)).rowcount for row in chosen)
 
 
-def replay(connection: sqlite3.Connection, since: datetime, limit: int) -> int:
+def replay(connection: sqlite3.Connection, since: datetime, before: datetime, limit: int) -> int:
     again = connection.execute(
         f"UPDATE message SET state = 0, sequence = {NO_SEQUENCE}, state_at = ? WHERE id IN"
-        " (SELECT id FROM message WHERE state = 2 AND state_at >= ? ORDER BY state_at, id LIMIT ?) RETURNING length(raw)",
-        (time.time(), since.timestamp(), limit),
+        " (SELECT id FROM message WHERE state = 2 AND state_at >= ? AND state_at < ? ORDER BY state_at, id LIMIT ?) RETURNING length(raw)",
+        (time.time(), since.timestamp(), before.timestamp(), limit),
     ).fetchall()
     _count(connection, len(again), sum(size for (size,) in again))
     return len(again)

@@ -176,9 +176,9 @@ class MemoryStore:
         self._wait_again(dead)
         return len(dead)
 
-    async def replay(self, *, since: datetime, limit: int = 1000) -> int:
+    async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        found = (row.id for row in self._rows.values() if row.state == "sent" and row.state_at >= since)
+        found = (row.id for row in self._rows.values() if row.state == "sent" and since <= row.state_at < before)
         again = list(islice(found, limit))
         self._wait_again(again)
         self._unsent_rows += len(again)

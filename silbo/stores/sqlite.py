@@ -122,9 +122,9 @@ class SQLiteStore:
         """See :class:`~silbo.protocols.OutboxStore`."""
         return await self._change(lambda connection: sql.retry(connection, rows))
 
-    async def replay(self, *, since: datetime, limit: int = 1000) -> int:
+    async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        return await self._change(lambda connection: sql.replay(connection, since, limit))
+        return await self._change(lambda connection: sql.replay(connection, since, before, limit))
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""

@@ -1,0 +1,198 @@
+"""An outbox: a publisher that stores. What it has taken goes to the broker, now or later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from silbo.errors import MessageRefused
+from silbo.message import Message, instance
+from silbo.protocols import OutboxStore, Publisher, SessionStore
+from silbo.relay import Relay, RelayStats
+from silbo.reporting import ErrorHook
+from silbo.stored import OutboxStatus, Packed, Quota, pack
+
+__all__ = ["Outbox"]
+
+STEP: Final = 1000
+"""Rows of one transaction, where many are changed."""
+
+Progress = Callable[[int], object]
+"""Is told how many rows are done so far."""
+
+
+class Outbox:
+    """Stores messages, and sends them on to a broker: nothing that was committed is lost while its store survives.
+
+    A publisher, so it takes a broker's place in a bridge::
+
+        async with Outbox(SQLiteStore("outbox.db"), RedisStreams(client, app="web")) as outbox:
+            dispatcher.add_subscriber(Bridge(outbox))
+
+    Messages of one key reach a stream in the order in which they were committed, each once, whatever dies meanwhile.
+
+    Args:
+        store: Where the messages are: ``SQLiteStore``, ``SQLAlchemyStore`` or ``MemoryStore``. Opened on entering and
+            closed on leaving.
+        publisher: The broker; closed on leaving.
+        relay: Whether this process sends. With False it only stores, and another one runs a
+            :class:`~silbo.relay.Relay`, as ``silbo relay`` does.
+        partitions: Into how many lines the keys are divided, each led by one relay. More of them let several processes
+            send side by side; one is enough for 10,000 messages a second and more.
+        quota: How much may wait; past it a publish raises OutboxFull.
+        retain: Seconds that sent messages are kept, for :meth:`replay`.
+        lease: Seconds after which another process's relay takes over from one that is silent.
+        drain: Seconds in which leaving still sends what waits. The rest stays in the store.
+        on_error: As for :class:`~silbo.relay.Relay`.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        publisher: Publisher,
+        *,
+        relay: bool = True,
+        partitions: int = 1,
+        quota: Quota = Quota(),  # noqa: B008  # immutable
+        retain: float = 3600.0,
+        lease: float = 10.0,
+        drain: float = 5.0,
+        on_error: ErrorHook | None = None,
+    ) -> None:
+        if partitions < 1:
+            raise ValueError(f"partitions is 1 or more, not {partitions!r}")
+        self.publisher: Final = publisher
+        self._store, self._partitions, self._quota = store, partitions, quota
+        self._relay = (
+            Relay(store, publisher, retain=retain, lease=lease, drain=drain, on_error=on_error) if relay else None
+        )
+        self._relaying: asyncio.Task[None] | None = None
+
+    @property
+    def app(self) -> str:
+        """The broker's."""
+        return self.publisher.app
+
+    @property
+    def stats(self) -> RelayStats | None:
+        """What its relay has done; None without one."""
+        return self._relay.stats if self._relay else None
+
+    async def __aenter__(self) -> Self:
+        """Open the store, and begin to send.
+
+        Raises:
+            StoreInvalid: it is no store, a newer version's, or has other partitions with messages in them.
+            StoreUnavailable: it can't be opened.
+        """
+        await self._store.open(self._partitions)
+        if self._relay is not None:
+            self._relaying = asyncio.get_running_loop().create_task(self._relay.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Send what waits, for at most ``drain`` seconds, then close store and broker. May be called twice."""
+        relaying, self._relaying = self._relaying, None
+        try:
+            if self._relay is not None and relaying is not None:
+                self._relay.stop()
+                try:
+                    await asyncio.wait([relaying])
+                finally:
+                    relaying.cancel()  # where the wait was cancelled
+                await relaying
+        finally:
+            try:
+                await self.publisher.aclose()
+            finally:
+                await self._store.aclose()
+
+    async def publish(self, *messages: Message) -> None:
+        """Store; returns when they are committed. Calls keep their order where they are awaited in turn.
+
+        Raises:
+            MessageRefused: a message can't be sent; the others of the call were stored.
+            OutboxFull: the quota is reached; nothing of the call was stored.
+            StoreUnavailable: the store can't be written; nothing of the call was stored.
+            DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored.
+        """
+        packed, refused = self._pack(messages)
+        if packed:
+            await self._store.add(packed, self._quota)
+            if self._relay is not None:
+                self._relay.wake()
+        if refused is not None:
+            raise refused
+
+    async def add(self, session: Any, *messages: Message) -> None:
+        """Store in the transaction of a session of the host's, which is the host's to commit.
+
+        Raises:
+            TypeError: the store is not in the host's database.
+            MessageRefused, OutboxFull: nothing of the call was stored.
+        """
+        if not isinstance(self._store, SessionStore):
+            raise TypeError(
+                f"{type(self._store).__name__} has a transaction of its own and can't store in a session's: publish() "
+                "to it, or use silbo.stores.sqlalchemy.SQLAlchemyStore"
+            )
+        packed, refused = self._pack(messages)
+        if refused is not None:
+            raise refused
+        await self._store.add_in(session, packed, self._quota)
+
+    def _pack(self, messages: Sequence[Message]) -> tuple[list[Packed], MessageRefused | None]:
+        packed: list[Packed] = []
+        refused: MessageRefused | None = None
+        origin = {"app": self.app, "instance": instance()}  # of where it was stored, not of what sends it
+        for message in messages:
+            try:
+                packed.append(pack(replace(message, headers={**origin, **message.headers}), self._store.partitions))
+            except MessageRefused as error:
+                if refused is None:
+                    refused = error
+                else:
+                    refused.add_note(f"and in the same call: {error}")
+        return packed, refused
+
+    # -- to look at and to mend -----------------------------------------------------------------------------
+
+    async def status(self) -> OutboxStatus:
+        """What the store holds now."""
+        return await self._store.status()
+
+    async def retry(self, rows: Collection[int] | None = None) -> int:
+        """Send dead rows again, all of them or these; how many."""
+        return await self._store.retry(rows)
+
+    async def replay(self, *, since: datetime, before: datetime | None = None, progress: Progress | None = None) -> int:
+        """Send again what was sent from a time on, for a broker that came back from an older state; how many.
+
+        What the broker still has comes a second time, which an inbox recognises. Only what is still kept
+        (``retain``) can be sent again.
+        """
+        end = before or datetime.now(UTC)  # or it would go on with what it has itself caused to be sent
+        return await in_steps(lambda: self._store.replay(since=since, before=end, limit=STEP), progress)
+
+    async def purge(self, state: Literal["sent", "dead"], *, before: datetime, progress: Progress | None = None) -> int:
+        """Delete rows that have been sent, or dead, since before a time; how many."""
+        return await in_steps(lambda: self._store.purge(state, before=before, limit=STEP), progress)
+
+
+async def in_steps(step: Callable[[], Awaitable[int]], progress: Progress | None) -> int:
+    """Repeat a step, a transaction each, until it has nothing left to do; how many rows it was."""
+    done = 0
+    while many := await step():
+        done += many
+        if progress is not None:
+            progress(done)
+    return done

@@ -1,0 +1,262 @@
+"""What brings stored messages to their broker: one leader for each partition, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+from uuid import uuid4
+
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
+from silbo.message import Message
+from silbo.protocols import OutboxStore, Publisher, Sequenced, SequencedPublisher
+from silbo.reporting import ErrorHook, Report
+from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.stored import Lead, Row
+
+__all__ = ["Relay", "RelayStats"]
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 500
+POLL: Final = 0.25
+"""Seconds between two looks at a store in which somebody else may have stored something."""
+STANDBY: Final = 0.5
+"""Seconds between two tries to lead."""
+FORGET_EVERY: Final = 5.0
+"""Seconds between two looks for what was sent long ago."""
+AWAY: Final = Backoff(initial=0.1, cap=2.0)
+"""Between two tries of a broker or a store that is away."""
+LINE_EVERY: Final = 60.0
+"""Seconds between two lines about the same outage."""
+
+
+@dataclass(slots=True)
+class RelayStats:
+    """What a relay has done so far.
+
+    Attributes:
+        sent: Messages that the broker has taken.
+        known: Of them, those that it had already: their first sending was not answered.
+        dead: Messages that were refused for good.
+        postponed: Batches that failed and were tried again.
+        fenced: Times that the broker refused this relay as an old leader.
+    """
+
+    sent: int = 0
+    known: int = 0
+    dead: int = 0
+    postponed: int = 0
+    fenced: int = 0
+
+
+class Relay:
+    """Sends what is in a store, each partition's messages in their order; any number of relays may run on one store.
+
+    Of each partition one relay is the leader, for ``lease`` seconds by the store's clock, renewed at a third of them. A
+    leader that was frozen, and wakes up after another has taken over, changes nothing: the broker refuses its epoch.
+
+    To run it in a process of its own, apart from those that publish with ``Outbox(..., relay=False)``::
+
+        async with Relay(SQLiteStore("outbox.db"), RedisStreams(client, app="web")) as relay:
+            loop.add_signal_handler(signal.SIGTERM, relay.stop)
+            await relay.run()
+
+    Args:
+        store: Where the messages are; opened on entering and closed on leaving.
+        publisher: The broker; closed on leaving. One that is no :class:`~silbo.protocols.SequencedPublisher` may get a
+            message twice, where an answer was lost.
+        retain: Seconds that sent messages are kept, for a replay.
+        lease: Seconds after which another relay takes over from one that is silent.
+        drain: Seconds in which a stop still sends what waits.
+        on_error: ``(error, message)``, sync or async: gets what was refused for good, and what is wrong with the broker or
+            the store with None; else it is logged.
+
+    Attributes:
+        stats: Counts, kept up to date.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        publisher: Publisher,
+        *,
+        retain: float = 3600.0,
+        lease: float = 10.0,
+        drain: float = 5.0,
+        on_error: ErrorHook | None = None,
+    ) -> None:
+        if not lease > 0 or retain < 0 or drain < 0:
+            raise ValueError(f"lease is seconds, more than 0, retain and drain 0 or more, not {lease, retain, drain!r}")
+        self.stats: Final = RelayStats()
+        self._store, self._publisher = store, publisher
+        self._retain, self._lease, self._drain = retain, lease, drain
+        self._owner = uuid4().hex
+        self._report = Report(on_error, logger, every=LINE_EVERY)
+        self._stopping, self._woken = asyncio.Event(), asyncio.Event()
+        self._running = False
+
+    async def __aenter__(self) -> Self:
+        """Open the store.
+
+        Raises:
+            StoreInvalid: it is none, or another version's.
+            StoreUnavailable: it can't be opened.
+        """
+        await self._store.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._publisher.aclose()
+        finally:
+            await self._store.aclose()
+
+    def wake(self) -> None:
+        """Tell that something was stored; to be called in the loop's thread."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Let :meth:`run` end, with what can be sent within ``drain`` seconds; to be called in the loop's thread."""
+        self._stopping.set()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Send until :meth:`stop`. A cancellation leaves at once; what was under way is sent again, and is not doubled."""
+        if self._running:
+            raise RuntimeError("a relay runs once; make another")
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                leading = [tasks.create_task(self._serve(number)) for number in range(self._store.partitions)]
+                forgetting = tasks.create_task(self._forget())
+                await self._stopping.wait()
+                await asyncio.wait(leading, timeout=self._drain)
+                for task in [*leading, forgetting]:
+                    task.cancel()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    # -- one partition --------------------------------------------------------------------------------------
+
+    async def _serve(self, partition: int) -> None:
+        """Lead whenever nobody else does, until the stop."""
+        above, failures = 0, 0
+        while True:  # once at least: what waits is sent also where the stop came first
+            leave_if_cancelled()
+            wait: float | None = min(STANDBY, self._lease / 3)
+            try:
+                lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
+                failures = 0
+                if lead is not None:
+                    await self._lead(lead)
+            except (Fenced, LeadLost) as error:
+                if isinstance(error, Fenced):  # if we are to lead all the same, the store is older than the broker
+                    above, wait = error.epoch, 0
+                    self.stats.fenced += 1
+                await self._report("another relay has taken over", error, None, partition=partition)
+            except Exception as error:  # noqa: BLE001  # an outbox without a relay fills up: it goes on, whatever it is
+                failures += 1
+                wait = AWAY.delay(failures)
+                what = "outbox store unavailable" if isinstance(error, StoreUnavailable) else "relay failed"
+                await self._report(f"{what}, trying again", error, None, partition=partition)
+            if self._stopping.is_set():
+                return
+            await pause(wait, self._stopping)
+
+    async def _lead(self, lead: Lead) -> None:
+        """Send until the stop, or until somebody else leads."""
+        now = asyncio.get_running_loop().time
+        renew_at, failures = now() + self._lease / 3, 0
+        try:
+            while True:
+                leave_if_cancelled()
+                if now() >= renew_at:
+                    renewed = await self._store.lead(lead.partition, self._owner, lease=self._lease)
+                    if renewed is None or renewed.epoch != lead.epoch:
+                        raise LeadLost(lead.partition, lead.epoch)
+                    renew_at = now() + self._lease / 3
+                self._woken.clear()
+                delay = POLL
+                if rows := await self._store.take(lead, BATCH):
+                    if await self._send(lead, rows, delay := AWAY.delay(failures + 1) or AWAY.cap):
+                        failures = 0
+                        continue
+                    failures += 1
+                elif self._stopping.is_set():
+                    return
+                # A broker that is away is not asked sooner because more was stored.
+                await pause(min(delay, max(0.0, renew_at - now())), self._stopping if failures else self._woken)
+        finally:
+            await self._resign(lead)
+
+    async def _send(self, lead: Lead, rows: Sequence[Row], delay: float) -> bool:
+        """Send rows and settle them; False when they have to wait, for ``delay`` seconds at least."""
+        try:
+            outcome = await self._publish(lead, rows)
+        except (BrokerUnavailable, DeliveryUnknown) as error:
+            self.stats.postponed += 1
+            await self._report("broker unavailable, trying again", error, None, partition=lead.partition)
+            await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
+            return False
+        behind = {row.id for row in rows if row.attempts == 1 and row.sequence in outcome.known}
+        await self._settle(lead, [row for row in rows if row.id not in behind], outcome)
+        if behind:  # nobody has ever sent them
+            logger.warning(
+                "outbox is older than its broker, restored from a copy: giving new sequences",
+                extra={"partition": lead.partition, "sequence": outcome.last},
+            )
+            await self._store.renumber(lead, above=outcome.last)
+        return True
+
+    async def _settle(self, lead: Lead, rows: Sequence[Row], outcome: Sequenced) -> None:
+        refused = {row.id: outcome.refused[row.sequence or 0] for row in rows if row.sequence in outcome.refused}
+        sent = [row.id for row in rows if row.id not in refused]
+        await self._store.settle(lead, sent, {row: str(error) for row, error in refused.items()})
+        self.stats.sent += len(sent)
+        self.stats.known += sum(row.sequence in outcome.known for row in rows)
+        self.stats.dead += len(refused)
+        for row in rows:
+            if row.id in refused:
+                await self._report(
+                    "message refused, it is dead", refused[row.id], row.message, event_name=row.message.message_name
+                )
+
+    async def _publish(self, lead: Lead, rows: Sequence[Row]) -> Sequenced:
+        messages = [(row.sequence or 0, row.message) for row in rows]
+        if isinstance(self._publisher, SequencedPublisher):
+            return await self._publisher.publish_sequenced(f"{self._store.id}/{lead.partition}", lead.epoch, messages)
+        return await _publish_plainly(self._publisher, messages)
+
+    async def _resign(self, lead: Lead) -> None:
+        with suppress(StoreUnavailable, TimeoutError):  # then the lease ends by itself
+            async with asyncio.timeout(1.0):
+                await self._store.resign(lead)
+
+    async def _forget(self) -> None:
+        while not self._stopping.is_set():
+            leave_if_cancelled()
+            try:
+                while await self._store.forget(retain=self._retain):
+                    leave_if_cancelled()
+            except StoreUnavailable as error:
+                await self._report("outbox store unavailable, trying again", error, None)
+            await pause(FORGET_EVERY, self._stopping)
+
+
+async def _publish_plainly(publisher: Publisher, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+    """To a broker that knows no sequences: a call each, for publishers keep the order of their calls."""
+    answers = await asyncio.gather(*(publisher.publish(message) for _, message in messages), return_exceptions=True)
+    refused: dict[int, MessageRefused] = {}
+    for (sequence, _), answer in zip(messages, answers, strict=True):
+        if isinstance(answer, MessageRefused):
+            refused[sequence] = answer
+        elif answer is not None:
+            raise answer
+    return Sequenced(refused=refused)
