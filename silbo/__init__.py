@@ -11,8 +11,12 @@ from silbo.listeners import FIRST, LAST, ListenerRow, Registration
 from silbo.message import Delivery, Message, Origin
 from silbo.names import EventName
 from silbo.observers import Call, Dispatch, Observer
+from silbo.outbox import Outbox
 from silbo.protocols import Publisher, Subscription
+from silbo.relay import Relay
+from silbo.retry import Backoff
 from silbo.routing import Route
+from silbo.stored import Quota
 from silbo.subscriber import on
 from silbo.trace import Trace
 
@@ -22,6 +26,7 @@ __all__ = [
     "FIRST",
     "LAST",
     "AsyncEventDispatcher",
+    "Backoff",
     "Bridge",
     "Call",
     "Consumer",
@@ -37,8 +42,11 @@ __all__ = [
     "NotificationEvent",
     "Observer",
     "Origin",
+    "Outbox",
     "Publisher",
+    "Quota",
     "Registration",
+    "Relay",
     "Route",
     "SilboError",
     "Subscription",

@@ -183,7 +183,7 @@ class OutboxFull(PublishError):
 
     def __str__(self) -> str:
         return (
-            f"the outbox is full: {self.rows} messages ({self.size} bytes) wait to be sent, and its quota is "
+            f"no room in the outbox: {self.rows} messages ({self.size} bytes) wait to be sent, and its quota is "
             f"{self.quota}; nothing of this call was stored. Look at its relay and its broker, or raise the quota"
         )
 
