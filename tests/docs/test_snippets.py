@@ -17,8 +17,11 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-async def test_page_does_what_it_says(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Each page gets a Redis of its own, for pages use silbo's default prefix."""
+async def test_page_does_what_it_says(
+    page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page gets a Redis of its own, for pages use silbo's default prefix, and a folder of its own to be run in."""
+    monkeypatch.chdir(tmp_path)
     speaks_to_redis = any("redis" in snippet.code.lower() for snippet in snippets(page.read_text()))
     url = request.getfixturevalue("own_redis").url if speaks_to_redis else None
     await Page(page, tmp_path, url).run()
