@@ -1,13 +1,14 @@
 """Redis as a broker: Streams, which keep what was published, and Pub/Sub, which does not.
 
 ``client`` is the program's own ``redis.asyncio.Redis``, however it was made: URL, TLS, ACL user, unix socket, Sentinel.
-silbo opens connections of its own from its settings and closes only those: one for each broker that publishes, one for
-each consumer.
+silbo opens connections of its own from its settings and closes only those: one for each broker that publishes, another
+where it is behind an outbox, one for each consumer.
 
 A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
         +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack
+        +hget +hset
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe

@@ -8,7 +8,7 @@ from typing import Final
 
 from silbo.brokers.redis.connection import packed
 
-__all__ = ["ADD", "PUBLISH", "Script"]
+__all__ = ["ADD", "ADD_SEQUENCED", "PUBLISH", "Script"]
 
 # Both answer with what failed: {position, error, ...}, counted from 1; empty when all went well. When nothing went well
 # the answer is the first error itself, so that it reaches redis-py as one. pcall, because a call that fails in mid-batch
@@ -45,6 +45,50 @@ end
 return result(#ARGV - 1)
 """
 
+# Answers with {newest epoch, last sequence before, number added, error where it stopped at one}; the error itself where
+# nothing was added. The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing
+# permission can keep the last one from recording what was added. Unlike an XTRIM, it is refused above maxmemory.
+_ADD_SEQUENCED: Final = """
+-- KEYS: the stream, the hash. ARGV: milliseconds to keep or nothing, source, epoch; then sequence, message, ...
+local source, epoch = ARGV[2], tonumber(ARGV[3])
+local record = redis.pcall('HGET', KEYS[2], source)
+if type(record) == 'table' then return {err = plain(record.err) .. ' (' .. KEYS[2] .. ')'} end
+local newest, last = 0, 0
+if record then
+  newest, last = string.match(record, '^(%d+):(%d+)$')
+  newest, last = tonumber(newest), tonumber(last)
+  if not newest then return {err = 'ERR not a record of an outbox: ' .. KEYS[2] .. ' ' .. source} end
+end
+if newest > epoch then return {newest, last, 0} end
+local function note(sequence)
+  return redis.pcall('HSET', KEYS[2], source, string.format('%.0f:%.0f', epoch, sequence))
+end
+local first = 4
+while first <= #ARGV and tonumber(ARGV[first]) <= last do first = first + 2 end
+if first > #ARGV and epoch == newest then return {epoch, last, 0} end
+local noted = note(last)
+if type(noted) == 'table' then return {err = plain(noted.err)} end
+local reached, added, failure = last, 0, nil
+for i = first, #ARGV, 2 do
+  local reply
+  if added == 0 and ARGV[1] ~= '' then
+    local now = redis.call('TIME')
+    local oldest = string.format('%.0f', math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]))
+    reply = redis.pcall('XADD', KEYS[1], 'MINID', '~', oldest, '*', 'message', ARGV[i + 1])
+  else
+    reply = redis.pcall('XADD', KEYS[1], '*', 'message', ARGV[i + 1])
+  end
+  if type(reply) == 'table' and reply.err then
+    failure = plain(reply.err)
+    break
+  end
+  reached, added = tonumber(ARGV[i]), added + 1
+end
+if added > 0 then note(reached) end
+if failure and added == 0 then return {err = failure} end
+return {epoch, last, added, failure}
+"""
+
 _PUBLISH: Final = """
 -- ARGV: channel, message, channel, message, ...
 for i = 1, #ARGV, 2 do
@@ -75,5 +119,8 @@ class Script:
 
 ADD: Final = Script(_ADD)
 """One key: the stream. Arguments: milliseconds to keep or nothing, then each message."""
+ADD_SEQUENCED: Final = Script(_ADD_SEQUENCED)
+"""Two keys: the stream, and its hash. Arguments: milliseconds to keep or nothing, source, epoch; then sequence and message,
+again and again."""
 PUBLISH: Final = Script(_PUBLISH)
 """No key. Arguments: channel and message, again and again."""

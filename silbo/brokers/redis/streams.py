@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,9 +14,10 @@ from silbo.brokers.redis.flush import Sender
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.scripts import ADD
+from silbo.brokers.redis.sequenced import SequencedSender
 from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
-from silbo.protocols import Format
+from silbo.protocols import Format, Sequenced
 from silbo.routing import check_address
 
 __all__ = ["RedisStreams"]
@@ -56,6 +57,8 @@ class RedisStreams:
         self._timeout, self._keys = timeout, StreamKeys(prefix)
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         self._sender = Sender(self._client, ADD, self._pack, each=1, first=(packed([keep]), 1), timeout=timeout)
+        default = stream_key(DEFAULT, prefix).encode()
+        self._sequenced = SequencedSender(self._client, self._pack, default=default, keep=keep, timeout=timeout)
 
     async def publish(self, *messages: Message) -> None:
         """Add the messages, in this order.
@@ -66,6 +69,24 @@ class RedisStreams:
             DeliveryUnknown: some or all may have been added.
         """
         await self._sender.publish(messages)
+
+    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+        """Add what the streams do not have yet, in this order: for the relay of an outbox.
+
+        For each source and stream the hash ``{stream}:outbox`` holds ``epoch:last sequence``. Goes over a connection of
+        its own. Without messages, it tells the last sequence of the default stream, and records the epoch there.
+
+        Args:
+            source: Names one partition of one outbox; one call at a time for each.
+            epoch: Of its leader.
+            messages: With their sequences, ascending, from 1 to 2**53.
+
+        Raises:
+            Fenced: a stream has seen a newer epoch of this source; nothing was added to it.
+            BrokerUnavailable: some may have been added. Safe to repeat.
+            DeliveryUnknown: some or all may have been added. Safe to repeat, in this method.
+        """
+        return await self._sequenced.publish(source, epoch, messages)
 
     def group(
         self, name: str, *, start: str, consumer: str | None = None, streams: Iterable[str] | None = None
@@ -102,8 +123,11 @@ class RedisStreams:
         )
 
     async def aclose(self) -> None:
-        """Send what waits, within its deadlines, and close the connection. May be called twice; groups go on."""
-        await self._sender.aclose()
+        """Send what waits, within its deadlines, and close the connections. May be called twice; groups go on."""
+        try:
+            await self._sender.aclose()
+        finally:
+            await self._sequenced.aclose()
 
     async def __aenter__(self) -> Self:
         return self
