@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     **{codec: {"msgspec"} for codec in ("codec", "convert", "formats", "payload", "shapes", "stored")},
     "brokers/memory": set(),
     "brokers/redis": {"redis"},
+    "cli": {"redis", "rich", "sqlalchemy"},
     "containers/rodi": {"rodi", "whistle"},
     "": {"whistle"},
 }

@@ -1,0 +1,41 @@
+"""What a process that runs for long tells on stderr: a line for each event, with its data."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Final
+
+from silbo.cli.output import printable
+
+__all__ = ["log_to_stderr"]
+
+_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def log_to_stderr() -> None:
+    """For the process: silbo's own lines from INFO on, everybody else's warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("silbo").setLevel(logging.INFO)
+
+
+class _Lines(logging.Formatter):
+    """``2026-03-07T09:26:02Z WARNING broker unavailable, trying again partition=0: Redis has not answered``.
+
+    An error that silbo foresaw is its text alone; any other comes with its traceback.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        data = [f" {name}={value}" for name, value in vars(record).items() if name not in _OWN]
+        line = f"{when} {record.levelname} {record.getMessage()}{''.join(data)}"
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return printable(line)
+        line = printable(f"{line}: {error}")
+        if type(error).__module__.startswith("silbo.") or record.exc_info is None:
+            return line
+        return f"{line}\n{self.formatException(record.exc_info)}"

@@ -1,0 +1,161 @@
+"""What goes to stdout, for people and for programs, and to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from silbo.cli.arguments import UsageError
+from silbo.errors import MissingExtra
+
+__all__ = [
+    "ReaderGone",
+    "ago",
+    "confirmed",
+    "forget_stdout",
+    "object_line",
+    "printable",
+    "progress",
+    "say",
+    "size",
+    "table",
+    "time",
+    "write",
+]
+
+
+class ReaderGone(Exception):
+    """Whoever read stdout has closed it."""
+
+
+def write(text: str) -> None:
+    """Print a line, now.
+
+    Raises:
+        ReaderGone: nobody reads it.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
+def forget_stdout() -> None:
+    """Let what is left in the buffer go nowhere, or Python complains of it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def object_line(fields: Mapping[str, Any]) -> None:
+    """Print an object for a program; times in ISO 8601, UTC."""
+    write(json.dumps(fields, default=_plain))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()) -> None:
+    """Print a table for people.
+
+    Args:
+        columns: Their titles.
+        rows: None prints as nothing.
+        numbers: The columns to the right.
+
+    Raises:
+        MissingExtra: rich is not installed.
+    """
+    from silbo.cli import tables
+
+    tables.table(columns, rows, numbers=numbers)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Generator[Callable[[int], None]]:
+    """Show on stderr, where that is a terminal, how much is done; gives what to tell it to."""
+    with ExitStack() as shown:
+        tell: Callable[[int], None] = _nobody
+        if sys.stderr.isatty():
+            with suppress(MissingExtra):  # with --json there needn't be one
+                from silbo.cli.tables import bar
+
+                tell = shown.enter_context(bar(what, total))
+        yield tell
+
+
+def _nobody(done: int) -> None:
+    """To be told how much is done, where nobody looks."""
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether to go on: ``--yes`` was given, or somebody at a terminal says so.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
+    if yes:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{question} There is no terminal to ask on: say --yes")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    # The loop answers a Ctrl-C when it comes to run again, which is not before the line is read.
+    loops = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        answer = sys.stdin.readline().strip().lower()
+    finally:
+        signal.signal(signal.SIGINT, loops)
+    if answer in ("y", "yes"):
+        return True
+    say("nothing was done")
+    return False
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """With control characters written out."""
+    return "".join(
+        character if character.isprintable() or character == " " else repr(character)[1:-1] for character in text
+    )
+
+
+def time(moment: datetime | None) -> str | None:
+    """To the second, in UTC."""
+    return None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def ago(moment: datetime) -> str:
+    """``12 s``, ``3 min``, ``5 h`` or ``4 days``, from then to now or from now to then."""
+    seconds = abs((datetime.now(UTC) - moment).total_seconds())
+    for unit, length, least in (("days", 86400, 2), ("h", 3600, 2), ("min", 60, 2)):
+        if seconds >= length * least:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(number: float) -> str:
+    """In bytes, KiB, MiB or GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} has no place in JSON")

@@ -1,0 +1,123 @@
+"""``silbo relay``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Final
+
+from silbo.brokers.redis import RedisStreams
+from silbo.cli.arguments import Commands, address, command, redis_options, seconds, store_option
+from silbo.cli.log import log_to_stderr
+from silbo.cli.opening import redis_at, store_at
+from silbo.formats import CLOUDEVENTS, DIATOR, JSON
+from silbo.protocols import Format
+from silbo.relay import Relay, RelayStats
+
+__all__ = ["add_to"]
+
+logger = logging.getLogger(__name__)
+
+FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "diator": DIATOR}
+FIGURES_EVERY: Final = 10.0
+"""Seconds."""
+
+EPILOG = """\
+It runs until SIGTERM or Ctrl-C, then sends what waits, for --drain seconds at most,
+and exits with 0; a second signal ends it at once. Any number may run on one store: of each
+partition one leads, the others stand by.
+
+examples:
+  silbo relay --store /var/lib/shop/outbox.db --redis redis://localhost
+  silbo relay --store postgresql+asyncpg://shop@db/shop --redis rediss://redis:6380 -v
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Tell the parser."""
+    parser = command(commands, "relay", "send what is in an outbox to Redis Streams", epilog=EPILOG, run=relay)
+    store_option(parser)
+    redis_options(parser)
+    parser.add_argument(
+        "--app", type=address, default="relay", help="the program's name, for messages that carry none (relay)"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="json", help="how messages look on the stream (json)")
+    parser.add_argument(
+        "--stream-retain",
+        metavar="TIME",
+        type=_forever_or_seconds,
+        default=7 * 86400.0,
+        help="how long Redis keeps an entry of a stream, or forever (7d)",
+    )
+    parser.add_argument(
+        "--retain", metavar="TIME", type=seconds, default=3600.0, help="how long sent rows are kept for a replay (1h)"
+    )
+    parser.add_argument(
+        "--lease", metavar="TIME", type=seconds, default=10.0, help="after how long another relay takes over (10s)"
+    )
+    parser.add_argument(
+        "--drain", metavar="TIME", type=seconds, default=5.0, help="how long a stop still sends what waits (5s)"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help=f"figures every {FIGURES_EVERY:.0f} s, where they changed"
+    )
+
+
+def _forever_or_seconds(text: str) -> float | None:
+    return None if text == "forever" else seconds(text)
+
+
+async def relay(options: argparse.Namespace) -> int:
+    """Send until a signal comes."""
+    log_to_stderr()
+    async with store_at(options.store) as store, redis_at(options.redis) as client:
+        streams = RedisStreams(
+            client,
+            app=options.app,
+            prefix=options.prefix,
+            format=FORMATS[options.format],
+            retain=options.stream_retain,
+        )
+        async with Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain) as running:
+            logger.info("relay started", extra={"store_id": store.id, "partitions": store.partitions})
+            figures = asyncio.create_task(_figures(running.stats)) if options.verbose else None
+            with _stopped_by_signals(running):
+                await running.run()
+            if figures is not None:
+                figures.cancel()
+            logger.info("relay stopped", extra=asdict(running.stats))
+    return 0
+
+
+@contextmanager
+def _stopped_by_signals(running: Relay) -> Generator[None]:
+    """The first signal stops it, the second ends it at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        running.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _figures(stats: RelayStats) -> None:
+    told: dict[str, int] = {}
+    while True:
+        await asyncio.sleep(FIGURES_EVERY)
+        if (now := asdict(stats)) != told:
+            logger.info("relay figures", extra=now)
+            told = now
