@@ -1,0 +1,47 @@
+"""The batteries: each a function that plays on a stage and says what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chaos.batteries.fence import fence
+from chaos.batteries.replies import replies
+from chaos.batteries.storm import storm
+
+__all__ = ["BATTERIES", "Battery"]
+
+
+@dataclass(frozen=True)
+class Battery:
+    """One of them.
+
+    Attributes:
+        run: Plays it; takes the stage, and how large it is.
+        title: What it proves, for the table.
+        cores: How many it keeps busy.
+        short: How large it is in the test suite and with --short.
+    """
+
+    run: Callable[..., Awaitable[None]]
+    title: str
+    cores: float = 1.0
+    short: Mapping[str, Any] = field(default_factory=dict)
+
+
+BATTERIES: Final[dict[str, Battery]] = {
+    "storm": Battery(
+        storm,
+        "producers, relays, consumers and Redis killed, relays frozen",
+        cores=4.0,
+        short={"events": 4_000, "lanes": 40, "kills": 2, "pauses": 1},
+    ),
+    "replies": Battery(
+        replies,
+        "answers of flushes, of reads and of commits that never arrive",
+        cores=2.0,
+        short={"flushes": 40, "reads": 40, "commits": 40},
+    ),
+    "fence": Battery(fence, "a leader frozen in the middle of a batch", short={"rounds": 2}),
+}

@@ -1,0 +1,113 @@
+"""What must be there afterwards: ledgers against the stream, the groups, the dead letters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+
+from chaos.events import STREAM
+from chaos.ledger import read
+from chaos.stage import Stage
+
+__all__ = ["Entry", "Given", "check_groups", "check_handled", "check_stream", "dead_letters", "entries", "given"]
+
+PAGE = 2_000
+
+Given = dict[str, tuple[str, int]]
+"""Event id -> lane and number."""
+
+
+class Entry(NamedTuple):
+    """What the stream has of one event."""
+
+    id: str
+    event: str
+    publication: str
+    lane: str
+    number: int
+
+
+def given(ledgers: Iterable[Path]) -> Given:
+    """What producers were told to be safe."""
+    return {event: (lane, int(number)) for path in ledgers for lane, number, event in read(path)}
+
+
+async def entries(url: str, stream: str = STREAM) -> list[Entry]:
+    """All that is in the stream, in its order."""
+    async with Redis.from_url(url) as client:
+        return [_entry(entry_id, fields) async for entry_id, fields in _pages(client, stream)]
+
+
+async def dead_letters(url: str) -> list[str]:
+    """The ids of the events that are dead letters, in their order."""
+    async with Redis.from_url(url) as client:
+        return [_entry(entry_id, fields).event async for entry_id, fields in _pages(client, f"{STREAM}:dead")]
+
+
+async def _pages(client: Redis, stream: str) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
+    after = "-"
+    while page := await client.xrange(stream, min=after, count=PAGE):
+        for entry in page:
+            yield entry
+        after = f"({page[-1][0].decode()}"
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    message: Any = msgspec.json.decode(fields[b"message"])
+    payload = message["payload"]
+    return Entry(
+        entry_id.decode(),
+        message["message_id"],
+        message["headers"]["publication"],
+        payload["lane"],
+        payload["number"],
+    )
+
+
+def check_stream(stage: Stage, given: Given, found: Sequence[Entry], *, ordered: bool = True) -> None:
+    """Nothing is lost, doubled, or out of its lane's order."""
+    events = {entry.event for entry in found}
+    publications = Counter(entry.publication for entry in found)
+    stage.note("given", len(given))
+    stage.note("in the stream", len(found))
+    stage.zero("lost", len(given.keys() - events))
+    if not ordered:  # after a replay
+        return
+    stage.zero("duplicates", sum(publications.values()) - len(publications))
+    last: dict[str, int] = {}
+    inversions = 0
+    for entry in found:
+        inversions += entry.number < last.get(entry.lane, 0)
+        last[entry.lane] = entry.number
+    stage.zero("inversions", inversions)
+
+
+def check_handled(stage: Stage, wanted: Iterable[str], ledgers: Iterable[Path]) -> Counter[str]:
+    """Everything that was to be handled was; how often each was."""
+    handled = Counter(event for path in ledgers for _, _, event in read(path))
+    stage.note("handled", len(handled))
+    stage.zero("not handled", len(set(wanted) - handled.keys()))
+    stage.note("redelivered", sum(handled.values()) - len(handled))
+    return handled
+
+
+async def check_groups(stage: Stage, url: str) -> None:
+    """Nothing is stuck: every group has read all of it, and nothing is pending."""
+    async with Redis.from_url(url) as client:
+        waiting = sum([await unfinished(client, group["name"]) for group in await client.xinfo_groups(STREAM)])
+    stage.zero("stuck pending", waiting)
+
+
+async def unfinished(client: Redis, group: bytes | str) -> int:
+    """What is pending in a group, and 1 if there is something that it has not read."""
+    name = group if isinstance(group, str) else group.decode()
+    for info in await client.xinfo_groups(STREAM):
+        if info["name"].decode() == name:
+            unread = await client.xrange(STREAM, min=f"({info['last-delivered-id'].decode()}", count=1)
+            return int(info["pending"]) + len(unread)
+    return 1

@@ -1,0 +1,45 @@
+"""Processes that are killed around the commits of an outbox: forked, because a new one takes a hundred times as long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from chaos import producer
+from chaos.worker import ready
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many are killed, and of what."""
+
+    producer: dict[str, Any]
+    seed: int
+    kills: int
+
+
+def main() -> None:
+    settings = Settings(**json.loads(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    random = Random(settings.seed)
+    ready()
+    for _ in range(settings.kills):
+        if not (child := os.fork()):
+            signal.alarm(10)  # if nobody is left to kill it
+            asyncio.run(producer.main(producer.Settings(**settings.producer), asyncio.Event()))
+            os._exit(3)  # it was to be killed before
+        time.sleep(random.uniform(0.01, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    print("{}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A consumer whose listener is done when its ledger has the line: `lane number event_id`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from chaos.events import APP, COUNTED, Counted
+from chaos.ledger import Ledger
+from chaos.worker import ready, serve
+from silbo import AsyncEventDispatcher, Backoff, Consumer
+from silbo.brokers.redis import RedisStreams
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to hear, and what to be like.
+
+    Attributes:
+        name: Of the consumer in its group; empty for another in each process.
+        claim_after: Seconds of silence after which another consumer takes over.
+        slow: Seconds that a listener takes.
+        flaky: One event in so many fails at its first attempt.
+        dies: Whether what kills a consumer does so.
+    """
+
+    url: str
+    ledger: str
+    group: str = "readers"
+    name: str = ""
+    claim_after: float = 2.0
+    concurrency: int = 64
+    max_attempts: int = 5
+    slow: float = 0.0
+    flaky: int = 0
+
+
+class Listener:
+    """Hears what comes, and is as its settings say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.ledger = Ledger(Path(settings.ledger))
+        self._failed: Counter[tuple[str, int]] = Counter()
+
+    async def __call__(self, event: Counted) -> None:
+        if event.fate == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event.fate == "fails":
+            raise ValueError("it always fails")
+        if self._settings.slow:
+            await asyncio.sleep(self._settings.slow)
+        if self._settings.flaky and event.number % self._settings.flaky == 0:
+            self._failed[event.lane, event.number] += 1
+            if self._failed[event.lane, event.number] == 1:
+                raise ValueError("it fails at first")
+        await self.ledger.write(f"{event.lane} {event.number} {event.event_id}")
+
+
+async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
+    dispatcher = AsyncEventDispatcher()
+    listener = Listener(settings)
+    dispatcher.add_listener(COUNTED, listener)
+    errors: Counter[str] = Counter()
+
+    def report(error: Exception, delivery: Any) -> None:
+        errors[type(error).__name__] += 1
+
+    async with Redis.from_url(settings.url) as client, RedisStreams(client, app=f"{APP}-reader") as streams:
+        group = streams.group(
+            settings.group, start="oldest", consumer=settings.name or None, claim_after=settings.claim_after
+        )
+        async with Consumer(
+            dispatcher,
+            group,
+            events=[COUNTED],
+            concurrency=settings.concurrency,
+            max_attempts=settings.max_attempts,
+            backoff=Backoff(initial=0.05, cap=0.2),
+            on_error=report,
+        ) as consumer:
+            running = asyncio.create_task(consumer.run())
+            ready()
+            await asyncio.wait([running, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
+            consumer.stop()
+            await running
+    await listener.ledger.close()
+    return asdict(consumer.stats) | {"errors": errors}
+
+
+if __name__ == "__main__":
+    serve(Settings, main)

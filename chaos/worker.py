@@ -1,0 +1,47 @@
+"""What every program of the harness does as a process: settings, ready, figures, and an end in any case.
+
+A program is `python -m chaos.NAME '{"setting": ...}'`. It says `ready`, does its work until that is done or SIGTERM
+comes, and prints its figures as one line of JSON. It ends at once when its standard input does: so nothing is left when
+the harness is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+__all__ = ["ready", "serve"]
+
+_S = TypeVar("_S")
+
+
+def serve(settings: type[_S], main: Callable[[_S, asyncio.Event], Awaitable[Mapping[str, Any]]]) -> None:
+    """Run `main(settings, stopping)` as this process's program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which ends us
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
+    async def run() -> Mapping[str, Any]:
+        stopping = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+        return await main(settings(**json.loads(sys.argv[1])), stopping)
+
+    print(json.dumps(asyncio.run(run())), flush=True)
+
+
+def ready() -> None:
+    """Tell the starter."""
+    print("ready", flush=True)
+
+
+def _end_with_starter() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
