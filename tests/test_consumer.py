@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -229,6 +229,8 @@ class Scripted:
     """A subscription and its receiver in one: hands out what a test prepared."""
 
     app = "other"
+    name = "billing"
+    keep_every: float | None = None
 
     def __init__(self, *batches: Sequence[Delivery | Gap] | Exception, own_instance: bool = False) -> None:
         self.batches = list(batches)
@@ -261,6 +263,16 @@ class Scripted:
             raise BrokerUnavailable("no")
         self.acked += [delivery.id for delivery in deliveries]
         self.changed.set()
+
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        return ()
+
+    async def count(self, delivery: Delivery) -> int:
+        return delivery.attempt
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        await self.ack(delivery)
+        return True
 
     async def until_acked(self, many: int) -> None:
         async with asyncio.timeout(20):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -80,6 +80,7 @@ class _Reader:
     """
 
     skips_own_instance = False
+    keep_every: float | None = None
 
     def __init__(self, group: StreamGroup) -> None:
         self._client, self._server, self._timeout = group.client, where(group.client), group.timeout
@@ -112,6 +113,16 @@ class _Reader:
         async with self._turn, self._talk("acknowledge at") as connection:
             for key, done in ids.items():
                 await connection.ask(b"XACK", key.encode(), self._group, *done)
+
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        return ()
+
+    async def count(self, delivery: Delivery) -> int:
+        return delivery.attempt
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        await self.ack(delivery)
+        return True
 
     async def aclose(self) -> None:
         self._closed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +37,11 @@ class PubSubSubscription:
     timeout: float
     patterns: tuple[str, ...]
     channels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """There are no groups."""
+        return ""
 
     async def open(self) -> _Listener:
         """Subscribe; returns when Redis has confirmed all of it.
@@ -105,6 +110,7 @@ class _Listener:
     """A connection that is subscribed. When it is lost, the next receive subscribes again, and tells of the gap."""
 
     skips_own_instance = True
+    keep_every: float | None = None
 
     def __init__(self, subscription: PubSubSubscription) -> None:
         self._client, self._format = subscription.client, subscription.format
@@ -137,7 +143,16 @@ class _Listener:
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
 
     async def ack(self, *deliveries: Delivery) -> None:
-        """Nothing to do: Redis keeps nothing."""
+        """Nothing to do, here and in the next three: Redis keeps nothing."""
+
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        return ()
+
+    async def count(self, delivery: Delivery) -> int:
+        return delivery.attempt
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        return False
 
     async def aclose(self) -> None:
         self._closed = True

@@ -1,7 +1,4 @@
-"""A broker inside one process: groups, acknowledgement and redelivery like Redis Streams, and no server.
-
-What is published crosses bytes, so a program that works here works across processes too. It is gone with the process.
-"""
+"""The broker: what is published, in one order, to every group."""
 
 from __future__ import annotations
 
@@ -11,18 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
-from silbo.errors import BrokerUnavailable, Gap, MessageRefused, StartInvalid
+from silbo.brokers.memory.groups import DeadLetter, Group, GroupReceiver
+from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, StartInvalid
 from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
-from silbo.protocols import Format, Receiver
+from silbo.protocols import Format, Receiver, Sequenced
 from silbo.routing import check_address
 
-__all__ = ["MemoryBroker"]
-
-RECEIVE_WAIT: Final = 0.5
-"""Seconds that a receive waits for something to come."""
+__all__ = ["MemoryBroker", "MemoryGroup"]
 
 
 class MemoryBroker:
@@ -38,6 +33,9 @@ class MemoryBroker:
             after ``timeout``. ``"drop"``: the group loses its oldest messages, and its consumer gets a
             :class:`~silbo.errors.Gap` with their number.
         timeout: Seconds that a publish waits for room.
+
+    Attributes:
+        dead: What groups have given up, oldest first; the last ``limit`` of them.
     """
 
     def __init__(
@@ -54,9 +52,11 @@ class MemoryBroker:
         self.app: Final = check_address(app, "an app")
         self._format, self._limit, self._overflow, self._timeout = format, limit, overflow, timeout
         self._ids = count(1)
+        self.dead: Final[deque[DeadLetter]] = deque(maxlen=limit)
         self._kept: deque[Delivery] = deque(maxlen=limit)
-        self._groups: dict[tuple[str, frozenset[str]], _Group] = {}
-        self._publishing: deque[tuple[list[Delivery], asyncio.Future[None]]] = deque()
+        self._groups: dict[tuple[str, frozenset[str]], Group] = {}
+        self._publishing: deque[_Call] = deque()
+        self._sequences: dict[tuple[str, str], tuple[int, int]] = {}  # source and address: epoch and last sequence
 
     async def publish(self, *messages: Message) -> None:
         """Give the messages to every group, in this order; calls keep their order too.
@@ -66,12 +66,39 @@ class MemoryBroker:
             BrokerUnavailable: a group has no room, and made none within the timeout; nothing was published.
         """
         encoded, refused = self._encode(messages)
-        if self._publishing or not self._has_room(len(encoded)):
-            await self._wait_for_room(encoded)
-        else:
-            self._append(encoded)
-        if refused is not None:
-            raise refused
+        await self._in_turn(len(encoded), lambda: self._append(encoded.values()))
+        if refused:
+            raise next(iter(refused.values()))
+
+    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+        """Publish what is new of it: see :class:`~silbo.protocols.SequencedPublisher`.
+
+        Raises:
+            Fenced: a newer epoch of this source has published here.
+            BrokerUnavailable: a group has no room, and made none within the timeout; nothing was published.
+        """
+        sequences = [sequence for sequence, _ in messages]
+        encoded, refused = self._encode([message for _, message in messages])
+        known: set[int] = set()
+        last = 0
+
+        def append() -> None:
+            nonlocal last
+            seen = {address: at for (of, address), at in self._sequences.items() if of == source}
+            newest = max((epoch for epoch, _ in seen.values()), default=0)
+            if newest > epoch:
+                raise Fenced(source, newest)
+            last = max((last for _, last in seen.values()), default=0)
+            for index, delivery in encoded.items():
+                _, before = self._sequences.get((source, delivery.address), (0, 0))
+                self._sequences[source, delivery.address] = epoch, max(before, sequences[index])
+                if sequences[index] > before:
+                    self._append([delivery])
+                else:
+                    known.add(sequences[index])
+
+        await self._in_turn(len(encoded), append)
+        return Sequenced(known, {sequences[index]: error for index, error in refused.items()}, last)
 
     def group(
         self,
@@ -108,23 +135,27 @@ class MemoryBroker:
     ) -> None:
         await self.aclose()
 
-    def _encode(self, messages: Sequence[Message]) -> tuple[list[Delivery], MessageRefused | None]:
-        encoded: list[Delivery] = []
-        refused = None
+    def _encode(self, messages: Sequence[Message]) -> tuple[dict[int, Delivery], dict[int, MessageRefused]]:
+        """By their positions: those that can be sent, and what is wrong with the others."""
+        encoded: dict[int, Delivery] = {}
+        refused: dict[int, MessageRefused] = {}
         origin = Origin(self.app, instance())
-        for message in messages:
+        for index, message in enumerate(messages):
             try:
                 raw = self._format.encode(message, origin)
             except MessageRefused as error:
-                refused = refused or error
+                refused[index] = error
             else:
-                encoded.append(Delivery(raw, message.to or "events", self._format))
+                encoded[index] = Delivery(raw, message.to or "events", self._format)
         return encoded, refused
 
-    async def _wait_for_room(self, encoded: list[Delivery]) -> None:
-        """In turn with the others who wait, so that calls keep their order; ``_make_room`` appends."""
-        turn = asyncio.get_running_loop().create_future()
-        call = (encoded, turn)
+    async def _in_turn(self, many: int, append: Callable[[], None]) -> None:
+        """Append so many, now or when there is room; calls keep their order."""
+        if not self._publishing and self._has_room(many):
+            append()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call = _Call(many, append, turn)
         self._publishing.append(call)
         try:
             async with asyncio.timeout(self._timeout):
@@ -135,6 +166,7 @@ class MemoryBroker:
                     f"a group has {self._limit} messages that it has not acknowledged, and made no room within "
                     f"{self._timeout:g} s; nothing was published"
                 ) from None
+            turn.result()
         finally:
             if call in self._publishing:
                 self._publishing.remove(call)
@@ -147,11 +179,15 @@ class MemoryBroker:
         )
 
     def _make_room(self) -> None:
-        while self._publishing and self._has_room(len(self._publishing[0][0])):
-            encoded, turn = self._publishing.popleft()
-            if not turn.done():
-                self._append(encoded)
-                turn.set_result(None)
+        while self._publishing and self._has_room(self._publishing[0].many):
+            call = self._publishing.popleft()
+            if not call.turn.done():
+                try:
+                    call.append()
+                except Fenced as error:
+                    call.turn.set_exception(error)
+                else:
+                    call.turn.set_result(None)
 
     def _append(self, encoded: Iterable[Delivery]) -> None:
         numbered = [replace(delivery, id=str(next(self._ids))) for delivery in encoded]
@@ -159,13 +195,21 @@ class MemoryBroker:
         for group in self._groups.values():
             group.append(numbered, keep=self._limit if self._overflow == "drop" else None)
 
-    def _open(self, name: str, start: str, addresses: frozenset[str]) -> _Receiver:
+    def _open(self, name: str, start: str, addresses: frozenset[str]) -> GroupReceiver:
         group = self._groups.get((name, addresses))
         if group is None:
-            group = self._groups[name, addresses] = _Group(addresses)
+            group = self._groups[name, addresses] = Group(name, addresses)
             if start == "oldest":
                 group.append(self._kept, keep=None)
-        return _Receiver(name, group, self._make_room)
+        return GroupReceiver(group, self._make_room, self.dead)
+
+
+class _Call(NamedTuple):
+    """A publish that waits for room."""
+
+    many: int
+    append: Callable[[], None]
+    turn: asyncio.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +217,7 @@ class MemoryGroup:
     """A subscription to a group of a :class:`MemoryBroker`; a consumer opens it."""
 
     _broker: MemoryBroker
-    _name: str
+    name: str
     _start: str
     _addresses: frozenset[str]
 
@@ -184,79 +228,4 @@ class MemoryGroup:
 
     async def open(self) -> Receiver:
         """Join the group; the first to do so makes it."""
-        return self._broker._open(self._name, self._start, self._addresses)  # noqa: SLF001  # its other half
-
-
-class _Group:
-    """What a group has not acknowledged: messages that wait, and those that a receiver has in hand."""
-
-    def __init__(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
-        self.waiting: deque[Delivery] = deque()
-        self.pending: dict[str, tuple[Delivery, _Receiver]] = {}
-        self.dropped = 0
-        self._sleeping: set[asyncio.Future[None]] = set()
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.pending)
-
-    def append(self, deliveries: Iterable[Delivery], *, keep: int | None) -> None:
-        self.waiting.extend(delivery for delivery in deliveries if delivery.address in self._addresses)
-        while keep is not None and self.waiting and len(self) > keep:
-            self.waiting.popleft()
-            self.dropped += 1
-        self._wake()
-
-    def give_back(self, receiver: _Receiver) -> None:
-        """What a receiver had in hand waits again, in its old place."""
-        returned = [delivery for delivery, holder in self.pending.values() if holder is receiver]
-        for delivery in returned:
-            del self.pending[delivery.id]
-        again = [replace(delivery, attempt=delivery.attempt + 1) for delivery in returned]
-        self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
-        self._wake()
-
-    async def something(self) -> None:
-        """Return when something waits, or after half a second."""
-        if self.waiting or self.dropped:
-            return
-        woken = asyncio.get_running_loop().create_future()
-        self._sleeping.add(woken)
-        try:
-            await asyncio.wait([woken], timeout=RECEIVE_WAIT)
-        finally:
-            self._sleeping.discard(woken)
-
-    def _wake(self) -> None:
-        for woken in self._sleeping:
-            if not woken.done():
-                woken.set_result(None)
-
-
-class _Receiver:
-    skips_own_instance = False
-
-    def __init__(self, name: str, group: _Group, make_room: Callable[[], None]) -> None:
-        self._name, self._group, self._make_room = name, group, make_room
-
-    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
-        group = self._group
-        await group.something()
-        taken: list[Delivery | Gap] = []
-        if group.dropped:
-            reason = "the group fell behind, and its oldest messages were dropped"
-            taken.append(Gap(self._name, reason, count=group.dropped))
-            group.dropped = 0
-        for _ in range(min(limit, len(group.waiting))):
-            delivery = group.waiting.popleft()
-            group.pending[delivery.id] = delivery, self
-            taken.append(delivery)
-        return taken
-
-    async def ack(self, *deliveries: Delivery) -> None:
-        for delivery in deliveries:
-            self._group.pending.pop(delivery.id, None)
-        self._make_room()
-
-    async def aclose(self) -> None:
-        self._group.give_back(self)
+        return self._broker._open(self.name, self._start, self._addresses)  # noqa: SLF001  # its other half
