@@ -11,6 +11,7 @@ from collections.abc import Hashable
 __all__ = [
     "AddressInvalid",
     "BrokerUnavailable",
+    "ContainerMissing",
     "DeliveryUnknown",
     "DispatcherClosed",
     "EnvelopeConflict",
@@ -31,6 +32,7 @@ __all__ = [
     "StartInvalid",
     "StoreInvalid",
     "StoreUnavailable",
+    "Unresolvable",
 ]
 
 
@@ -103,6 +105,38 @@ class ListenerTimeout(SilboError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.listener!r} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
+
+
+class ContainerMissing(SilboError, TypeError):
+    """A class was given as a listener to a dispatcher without a container."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(cls)
+        self.cls = cls
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cls.__qualname__} is a class, and this dispatcher has no container to make one of it. Give it one, "
+            "AsyncEventDispatcher(container=...) with an adapter from silbo.containers, or add an object: "
+            f"{self.cls.__qualname__}(...)"
+        )
+
+
+class Unresolvable(SilboError, LookupError):
+    """A container can't make an object of a class.
+
+    Attributes:
+        cls: The class that was asked for.
+        container: The adapter.
+        problem: What is missing, and what needs it.
+    """
+
+    def __init__(self, cls: type, container: object, problem: str) -> None:
+        super().__init__(cls, container, problem)
+        self.cls, self.container, self.problem = cls, container, problem
+
+    def __str__(self) -> str:
+        return f"{type(self.container).__name__} can't make {self.cls.__qualname__}: {self.problem}"
 
 
 class DispatcherClosed(SilboError, RuntimeError):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
 
 __all__ = [
+    "Container",
     "Format",
     "Inbox",
     "OutboxStore",
     "Publisher",
     "Receiver",
+    "Scope",
     "Sequenced",
     "SequencedPublisher",
     "SessionStore",
     "Subscription",
 ]
+
+T = TypeVar("T")
 
 
 class Format(Protocol):
@@ -358,5 +362,32 @@ class SessionStore(OutboxStore, Protocol):
 
         Raises:
             OutboxFull: they would go past the quota; nothing was stored.
+        """
+        ...
+
+
+class Scope(Protocol):
+    """One unit of work in a container: what is registered as scoped is made once in it, and closed with it."""
+
+    async def resolve(self, cls: type[T], /) -> T:
+        """An object of this class, with its dependencies; new or shared, as the container was told.
+
+        One call at a time. What a constructor or factory of the host raises comes out as it is.
+
+        Raises:
+            Unresolvable: the container has no such class, or misses one of its dependencies.
+        """
+        ...
+
+
+@runtime_checkable
+class Container(Protocol):
+    """A dependency-injection container, as one of the modules in ``silbo.containers`` adapts it."""
+
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
+        """A new scope, open while it is entered.
+
+        Leaving closes what was made in it, told of the error that ended it, if one did. Entered and left by the same
+        task, unless a ``concurrent`` listener is the first to need it.
         """
         ...
