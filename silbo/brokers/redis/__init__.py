@@ -8,7 +8,7 @@ A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
         +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack
-        +hget +hset
+        +hget +hset +hdel +xlen +xrange +xrevrange +xclaim +xdel
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe
@@ -17,7 +17,8 @@ A user that may do no more than silbo needs, with the default prefix::
 format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; Redis Cluster is not supported.
 """
 
+from silbo.brokers.redis.dead import DeadLetter, DeadLetters, Retried
 from silbo.brokers.redis.pubsub import RedisPubSub
 from silbo.brokers.redis.streams import RedisStreams
 
-__all__ = ["RedisPubSub", "RedisStreams"]
+__all__ = ["DeadLetter", "DeadLetters", "RedisPubSub", "RedisStreams", "Retried"]

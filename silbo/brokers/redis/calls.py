@@ -12,7 +12,7 @@ from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, p
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
-__all__ = ["Calls", "ScriptCall", "answered"]
+__all__ = ["Calls", "ScriptCall"]
 
 _UNANSWERED: Final = object()
 
@@ -28,18 +28,6 @@ class ScriptCall(NamedTuple):
     def of(cls, keys: Sequence[bytes], *arguments: bytes) -> ScriptCall:
         """A call with these arguments."""
         return cls(keys, packed(arguments), len(arguments))
-
-
-def answered(reply: Any) -> Any:
-    """The same reply, where it is one.
-
-    Raises:
-        Lost: none came.
-        Refused: it is an error.
-    """
-    if isinstance(reply, Lost | Refused):
-        raise reply
-    return reply
 
 
 class Calls:
@@ -71,8 +59,8 @@ class Calls:
         """Call a script so many times, in one write; by its source where Redis has forgotten it.
 
         Returns:
-            A reply for each: a value; or a :class:`Refused`; or a :class:`Lost` where none came, so that the call may
-            have been carried out. :func:`answered` raises them.
+            A reply for each: a value; or a :class:`Refused`; or a :class:`Lost` where none came: perhaps it was carried
+            out.
 
         Raises:
             BrokerUnavailable: there was no connection in time.
@@ -87,16 +75,30 @@ class Calls:
                 replies[at] = reply
         return replies
 
+    async def call(self, script: Script, call: ScriptCall) -> Any:
+        """The reply to one call of a script.
+
+        Raises:
+            BrokerUnavailable: there is none, or it is an error; perhaps it was carried out.
+        """
+        (reply,) = await self.run(script, call)
+        return self._answered(reply)
+
     async def ask(self, *words: bytes) -> Any:
         """The reply to one command.
 
         Raises:
-            BrokerUnavailable: there was no connection in time.
-            Lost: none came; it may have been carried out.
-            Refused: it is an error.
+            BrokerUnavailable: there is none, or it is an error; perhaps it was carried out.
         """
         (reply,) = await self._exchange([b"*%d\r\n%b" % (len(words), packed(words))], self.deadline())
-        return answered(reply)
+        return self._answered(reply)
+
+    def _answered(self, reply: Any) -> Any:
+        if isinstance(reply, Lost):
+            raise BrokerUnavailable(str(reply)) from reply
+        if isinstance(reply, Refused):
+            raise BrokerUnavailable(f"{self.server} refused it: {reply}") from reply
+        return reply
 
     async def aclose(self) -> None:
         """Wait for what is under way, within its deadline, and close the connection. May be called twice."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from silbo.brokers.redis.connection import packed
 
-__all__ = ["ADD", "ADD_SEQUENCED", "PUBLISH", "Script"]
+__all__ = ["ADD", "ADD_SEQUENCED", "PUBLISH", "PURGE", "RETRY", "Script"]
 
 # Both answer with what failed: {position, error, ...}, counted from 1; empty when all went well. When nothing went well
 # the answer is the first error itself, so that it reaches redis-py as one. pcall, because a call that fails in mid-batch
@@ -97,6 +97,51 @@ end
 return result(#ARGV / 2)
 """
 
+# Answers with what became of each. An entry that is deleted can't be claimed; TIME 0 makes it look idle for longer than any
+# consumer waits before it takes over another's.
+_RETRY: Final = """
+-- KEYS: the stream, its dead letters. ARGV: 1 to add anew what is gone from the stream, or nothing; then ids.
+local outcomes = {}
+local function retry(id)
+  local found = redis.call('XRANGE', KEYS[2], id, id)[1]
+  if not found then return 'missing' end
+  local letter = {}
+  for i = 1, #found[2], 2 do letter[found[2][i]] = found[2][i + 1] end
+  if not (letter.group and letter.id and letter.message) then return 'foreign' end
+  local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
+  if type(forgotten) == 'table' then return {err = plain(forgotten.err)} end
+  local claimed = redis.pcall(
+    'XCLAIM', KEYS[1], letter.group, 'silbo-retry', 0, letter.id, 'TIME', 0, 'FORCE', 'JUSTID')
+  if claimed.err then
+    local why = plain(claimed.err)
+    if string.sub(why, 1, 7) == 'NOGROUP' then return 'no group' end
+    return {err = why}
+  end
+  if #claimed == 0 then
+    if ARGV[1] == '' then return 'expired' end
+    redis.call('XADD', KEYS[1], '*', 'message', letter.message)
+  end
+  redis.call('XDEL', KEYS[2], id)
+  return 'returned'
+end
+for i = 2, #ARGV do
+  local outcome = retry(ARGV[i])
+  if type(outcome) == 'table' then return outcome end
+  outcomes[i - 1] = outcome
+end
+return outcomes
+"""
+
+_PURGE: Final = """
+-- KEYS[1]: dead letters. ARGV: the last millisecond, how many at most.
+local found = redis.call('XRANGE', KEYS[1], '-', ARGV[1], 'COUNT', ARGV[2])
+for i = 1, #found do
+  local deleted = redis.pcall('XDEL', KEYS[1], found[i][1])
+  if type(deleted) == 'table' then return {err = plain(deleted.err)} end
+end
+return #found
+"""
+
 
 class Script:
     """A script, by its digest; by its source where Redis has forgotten it."""
@@ -122,5 +167,9 @@ ADD: Final = Script(_ADD)
 ADD_SEQUENCED: Final = Script(_ADD_SEQUENCED)
 """Two keys: the stream, and its hash. Arguments: milliseconds to keep or nothing, source, epoch; then sequence and message,
 again and again."""
+RETRY: Final = Script(_RETRY)
+"""Two keys: the stream, its dead letters. Arguments: 1 or nothing, then ids."""
+PURGE: Final = Script(_PURGE)
+"""One key: dead letters. Arguments: the last millisecond, most at once."""
 PUBLISH: Final = Script(_PUBLISH)
 """No key. Arguments: channel and message, again and again."""

@@ -29,16 +29,13 @@ class SequencedSender:
     Args:
         client: The user's.
         pack: A message as its stream's key and the script's argument; may raise MessageRefused.
-        default: The key of the stream that is asked where there are no messages.
         keep: Milliseconds that entries are kept, as text; empty for ever.
         timeout: Seconds in which a publish is answered.
     """
 
-    def __init__(
-        self, client: Redis, pack: Callable[[Message], Packet], *, default: bytes, keep: bytes, timeout: float
-    ) -> None:
+    def __init__(self, client: Redis, pack: Callable[[Message], Packet], *, keep: bytes, timeout: float) -> None:
         self._calls = Calls(client, timeout)
-        self._pack, self._default, self._keep = pack, default, keep
+        self._pack, self._keep = pack, keep
 
     async def publish(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         """See :class:`~silbo.protocols.SequencedPublisher`."""
@@ -53,8 +50,6 @@ class SequencedSender:
                 if not sending.has_room(argument):
                     await sending.flush()
                 sending.put(key, sequence, argument)
-        if not messages:
-            sending.batches[self._default] = []
         await sending.flush()
         return Sequenced(sending.known, sending.refused, max(sending.last.values(), default=0))
 

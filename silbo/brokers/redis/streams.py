@@ -57,8 +57,7 @@ class RedisStreams:
         self._timeout, self._keys = timeout, StreamKeys(prefix)
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         self._sender = Sender(self._client, ADD, self._pack, each=1, first=(packed([keep]), 1), timeout=timeout)
-        default = stream_key(DEFAULT, prefix).encode()
-        self._sequenced = SequencedSender(self._client, self._pack, default=default, keep=keep, timeout=timeout)
+        self._sequenced = SequencedSender(self._client, self._pack, keep=keep, timeout=timeout)
 
     async def publish(self, *messages: Message) -> None:
         """Add the messages, in this order.
@@ -74,7 +73,7 @@ class RedisStreams:
         """Add what the streams do not have yet, in this order: for the relay of an outbox.
 
         For each source and stream the hash ``{stream}:outbox`` holds ``epoch:last sequence``. Goes over a connection of
-        its own. Without messages, it tells the last sequence of the default stream, and records the epoch there.
+        its own.
 
         Args:
             source: Names one partition of one outbox; one call at a time for each.
