@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chaos.batteries.cancel import cancel
 from chaos.batteries.fence import fence
+from chaos.batteries.flush import flush
+from chaos.batteries.freeze import freeze
+from chaos.batteries.outage import outage
+from chaos.batteries.patience import patience
+from chaos.batteries.poison import poison
 from chaos.batteries.replies import replies
 from chaos.batteries.storm import storm
 
@@ -44,4 +50,21 @@ BATTERIES: Final[dict[str, Battery]] = {
         short={"flushes": 40, "reads": 40, "commits": 40},
     ),
     "fence": Battery(fence, "a leader frozen in the middle of a batch", short={"rounds": 2}),
+    "freeze": Battery(freeze, "Redis frozen", short={"seconds": (2.0,)}),
+    "outage": Battery(outage, "Redis away while a host goes on", short={"seconds": 3.0}),
+    "poison": Battery(
+        poison,
+        "events that always fail, and events that kill",
+        short={"events": 500, "fails": 50, "kills": 500},
+    ),
+    "patience": Battery(
+        patience, "listeners that are slow, and fail at first", short={"events": 64, "concurrency": 16}
+    ),
+    "flush": Battery(flush, "Redis flushed, its stream or group deleted, or started from an older copy"),
+    "cancel": Battery(
+        cancel,
+        "cancellation at any moment, on each Python",
+        cores=4.0,
+        short={"many": 100, "versions": ()},
+    ),
 }
