@@ -9,6 +9,7 @@ A user that may do no more than silbo needs, with the default prefix::
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
         +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack
         +hget +hset +hdel +xlen +xrange +xrevrange +xclaim +xdel
+        +zscore +zadd +zremrangebyscore +zremrangebyrank +pexpire
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe
@@ -18,7 +19,8 @@ format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; Redis Cluster 
 """
 
 from silbo.brokers.redis.dead import DeadLetter, DeadLetters, Retried
+from silbo.brokers.redis.inbox import RedisInbox
 from silbo.brokers.redis.pubsub import RedisPubSub
 from silbo.brokers.redis.streams import RedisStreams
 
-__all__ = ["DeadLetter", "DeadLetters", "RedisPubSub", "RedisStreams", "Retried"]
+__all__ = ["DeadLetter", "DeadLetters", "RedisInbox", "RedisPubSub", "RedisStreams", "Retried"]

@@ -75,13 +75,13 @@ class Calls:
                 replies[at] = reply
         return replies
 
-    async def call(self, script: Script, call: ScriptCall) -> Any:
+    async def call(self, script: Script, call: ScriptCall, *, deadline: float | None = None) -> Any:
         """The reply to one call of a script.
 
         Raises:
             BrokerUnavailable: there is none, or it is an error; perhaps it was carried out.
         """
-        (reply,) = await self.run(script, call)
+        (reply,) = await self.run(script, call, deadline=deadline)
         return self._answered(reply)
 
     async def ask(self, *words: bytes) -> Any:

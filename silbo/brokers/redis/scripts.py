@@ -8,7 +8,7 @@ from typing import Final
 
 from silbo.brokers.redis.connection import packed
 
-__all__ = ["ADD", "ADD_SEQUENCED", "PUBLISH", "PURGE", "RETRY", "Script"]
+__all__ = ["ADD", "ADD_SEQUENCED", "PUBLISH", "PURGE", "REMEMBER", "RETRY", "Script"]
 
 # Both answer with what failed: {position, error, ...}, counted from 1; empty when all went well. When nothing went well
 # the answer is the first error itself, so that it reaches redis-py as one. pcall, because a call that fails in mid-batch
@@ -142,6 +142,20 @@ end
 return #found
 """
 
+# ZADD first: it is what is refused above maxmemory; after another write Redis would let it pass.
+_REMEMBER: Final = """
+-- KEYS[1]: what a group has handled. ARGV: one more, milliseconds to keep, how many at most.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function at(milliseconds) return string.format('%.0f', milliseconds) end
+local added = redis.pcall('ZADD', KEYS[1], at(now), ARGV[1])
+if type(added) == 'table' then return {err = plain(added.err)} end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at(now - ARGV[2]))
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return added
+"""
+
 
 class Script:
     """A script, by its digest; by its source where Redis has forgotten it."""
@@ -171,5 +185,7 @@ RETRY: Final = Script(_RETRY)
 """Two keys: the stream, its dead letters. Arguments: 1 or nothing, then ids."""
 PURGE: Final = Script(_PURGE)
 """One key: dead letters. Arguments: the last millisecond, most at once."""
+REMEMBER: Final = Script(_REMEMBER)
+"""One key: what a group has handled. Arguments: one more, milliseconds to keep, how many at most."""
 PUBLISH: Final = Script(_PUBLISH)
 """No key. Arguments: channel and message, again and again."""
