@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
 from itertools import count, islice
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
@@ -40,9 +39,9 @@ class MemoryStore:
         self._ids = count(1)
         self._rows: dict[int, Row] = {}
         self._raw: dict[int, Packed] = {}
-        self._waiting: list[list[int]] = [[]]  # by partition: pending, without a sequence, by id
+        self._waiting: list[list[int]] = [[]]  # by partition: pending, without a sequence; a heap of ids
         self._taken: list[list[int]] = [[]]  # by partition: with a sequence, in their order, not settled
-        self._sent: deque[int] = deque()  # in the order of sending; some may be gone, or pending again
+        self._sent: dict[int, None] = {}  # in the order of sending
         self._leads = [_Partition()]
         self._unsent_rows = self._unsent_size = self._size = 0
 
@@ -50,8 +49,15 @@ class MemoryStore:
         """See :class:`~silbo.protocols.OutboxStore`."""
         if partitions is None or partitions == self.partitions:
             return
-        if self._unsent_rows:
-            raise StoreInvalid("memory", f"{self.partitions} partitions hold messages; send them before it has others")
+        leads = any(its.owner is not None and its.until > self._clock() for its in self._leads)
+        in_use = (
+            f"{self._unsent_rows} messages wait in it" if self._unsent_rows else "a relay runs on it" if leads else ""
+        )
+        if in_use:
+            problem = (
+                f"has {self.partitions} partitions and {in_use}; send them and stop its relay before it has others"
+            )
+            raise StoreInvalid("MemoryStore", problem)
         self.partitions = partitions
         self._waiting, self._taken = [[] for _ in range(partitions)], [[] for _ in range(partitions)]
         self._leads += [_Partition() for _ in range(partitions - len(self._leads))]
@@ -62,7 +68,7 @@ class MemoryStore:
         if self._unsent_rows + len(messages) > quota.rows or self._unsent_size + size > quota.size:
             raise OutboxFull(self._unsent_rows, self._unsent_size, str(quota))
         while self._sent and (len(self._rows) + len(messages) > quota.rows or self._size + size > quota.size):
-            self._forget_first()
+            self._delete(next(iter(self._sent)))  # what was sent makes room
         now = self._now()
         for message in messages:
             row = next(self._ids)
@@ -70,7 +76,7 @@ class MemoryStore:
             self._rows[row] = Row(
                 row, message.partition, "pending", unpack(message.raw), 0, None, None, None, None, now, now, None
             )
-            self._waiting[message.partition].append(row)
+            heappush(self._waiting[message.partition], row)
         self._unsent_rows += len(messages)
         self._unsent_size += size
         self._size += size
@@ -90,7 +96,7 @@ class MemoryStore:
     async def resign(self, lead: Lead) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
         its = self._leads[lead.partition]
-        if its.epoch == lead.epoch:
+        if (its.owner, its.epoch) == (lead.owner, lead.epoch):
             its.owner = None
 
     async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
@@ -100,15 +106,14 @@ class MemoryStore:
         first = next(iter(taken or waiting), None)
         if first is None or ((due := self._rows[first].next_attempt_at) is not None and due > self._now()):
             return ()
-        fresh = waiting[: max(0, limit - len(taken))]
-        del waiting[: len(fresh)]
-        for row in fresh:
+        while waiting and len(taken) < limit:
             its.sequence += 1
+            row = heappop(waiting)
             self._rows[row] = replace(self._rows[row], sequence=its.sequence)
-        taken += fresh
+            taken.append(row)
         for row in taken[:limit]:
-            old = self._rows[row]
-            self._become(row, "sending", attempts=old.attempts + 1, owner=lead.owner, epoch=lead.epoch)
+            attempts = self._rows[row].attempts + 1
+            self._become(row, "sending", attempts=attempts, owner=lead.owner, epoch=lead.epoch, next_attempt_at=None)
         return [self._rows[row] for row in taken[:limit]]
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
@@ -116,19 +121,18 @@ class MemoryStore:
         self._check(lead)
         gone = {*sent, *dead}
         self._taken[lead.partition] = [row for row in self._taken[lead.partition] if row not in gone]
-        for row in sent:
+        for row in self._sending(sent):
             self._become(row, "sent", error=None)
-            self._sent.append(row)
-            self._unsent_rows -= 1
-            self._unsent_size -= len(self._raw[row].raw)
-        for row, error in dead.items():
-            self._become(row, "dead", error=error)
+            self._sent[row] = None
+            self._count_unsent(-1, row)
+        for row in self._sending(dead):
+            self._become(row, "dead", error=dead[row])
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
         self._check(lead)
         due = self._now() + timedelta(seconds=delay)
-        for row in rows:
+        for row in self._sending(rows):
             self._become(row, "pending", error=error, next_attempt_at=due)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
@@ -136,17 +140,16 @@ class MemoryStore:
         its = self._check(lead)
         its.sequence = max(its.sequence, above)
         taken = self._taken[lead.partition]
-        self._taken[lead.partition] = [row for row in taken if self._rows[row].attempts != 1]
-        self._wait_again((row for row in taken if self._rows[row].attempts == 1), attempts=0)
+        once = [row for row in taken if self._rows[row].attempts == 1]
+        self._taken[lead.partition] = [row for row in taken if row not in once]
+        self._wait_again(once)
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""
         before, forgotten = self._now() - timedelta(seconds=retain), 0
-        while self._sent and forgotten < limit:
-            row = self._rows.get(self._sent[0])
-            if row is not None and row.state == "sent" and row.state_at > before:
-                break
-            forgotten += self._forget_first()
+        while self._sent and forgotten < limit and self._rows[row := next(iter(self._sent))].state_at <= before:
+            self._delete(row)
+            forgotten += 1
         return forgotten
 
     # -- to look at and to mend -----------------------------------------------------------------------------
@@ -178,11 +181,12 @@ class MemoryStore:
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        found = (row.id for row in self._rows.values() if row.state == "sent" and since <= row.state_at < before)
+        found = (row for row in self._sent if since <= self._rows[row].state_at < before)
         again = list(islice(found, limit))
+        for row in again:
+            del self._sent[row]
+            self._count_unsent(1, row)
         self._wait_again(again)
-        self._unsent_rows += len(again)
-        self._unsent_size += sum(len(self._raw[row].raw) for row in again)
         return len(again)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
@@ -207,49 +211,29 @@ class MemoryStore:
             raise LeadLost(lead.partition, lead.epoch)
         return its
 
-    def _become(
-        self,
-        row: int,
-        state: State,
-        *,
-        attempts: int | None = None,
-        error: str | None = None,
-        owner: str | None = None,
-        epoch: int | None = None,
-        next_attempt_at: datetime | None = None,
-    ) -> None:
-        old = self._rows[row]
-        self._rows[row] = replace(
-            old,
-            state=state,
-            state_at=self._now(),
-            attempts=old.attempts if attempts is None else attempts,
-            error=old.error if state == "sending" else error,
-            owner=owner or old.owner,
-            epoch=epoch or old.epoch,
-            next_attempt_at=next_attempt_at,
-        )
+    def _sending(self, rows: Iterable[int]) -> list[int]:
+        return [row for row in rows if row in self._rows and self._rows[row].state == "sending"]
 
-    def _wait_again(self, rows: Iterable[int], *, attempts: int | None = None) -> None:
-        """Pending, in their old places, for a new sequence."""
+    def _become(self, row: int, state: State, **changes: Any) -> None:
+        self._rows[row] = replace(self._rows[row], state=state, state_at=self._now(), **changes)
+
+    def _wait_again(self, rows: Iterable[int]) -> None:
+        """As if never taken, in their old places."""
         for row in rows:
-            self._become(row, "pending", attempts=attempts)
-            self._rows[row] = replace(self._rows[row], sequence=None)
-            insort(self._waiting[self._rows[row].partition], row)
+            self._become(row, "pending", attempts=0, sequence=None)
+            heappush(self._waiting[self._rows[row].partition], row)
 
-    def _forget_first(self) -> int:
-        row = self._sent.popleft()
-        if row not in self._rows or self._rows[row].state != "sent":
-            return 0
-        self._delete(row)
-        return 1
+    def _count_unsent(self, sign: int, row: int) -> None:
+        self._unsent_rows += sign
+        self._unsent_size += sign * len(self._raw[row].raw)
 
     def _delete(self, row: int) -> None:
-        size = len(self._raw.pop(row).raw)
-        self._size -= size
-        if self._rows.pop(row).state == "dead":
-            self._unsent_rows -= 1
-            self._unsent_size -= size
+        if self._rows[row].state == "sent":
+            del self._sent[row]
+        else:
+            self._count_unsent(-1, row)
+        self._size -= len(self._raw[row].raw)
+        del self._raw[row], self._rows[row]
 
 
 def _utc(seconds: float) -> datetime:

@@ -11,26 +11,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from silbo.errors import OutboxFull, StoreUnavailable
+from silbo.errors import StoreUnavailable
 from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
-from silbo.stores import _sqlite as sql
+from silbo.stores import _sqlite_rows as sql
+from silbo.stores._group import Call, GroupCommit
+from silbo.stores._sqlite_file import SQLiteFile
 
 __all__ = ["SQLiteStore"]
 
 _T = TypeVar("_T")
-
-LOCKED: Final = 10.0
-"""Seconds to wait for a lock that another process holds."""
-
-
-class _Call:
-    """One call of ``add``, while it waits for its commit."""
-
-    __slots__ = ("committed", "messages", "quota")
-
-    def __init__(self, messages: Sequence[Packed], quota: Quota) -> None:
-        self.messages, self.quota = messages, quota
-        self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class SQLiteStore:
@@ -45,42 +34,46 @@ class SQLiteStore:
     messages. It can't be on a network file system, whose locks SQLite can't rely on.
 
     Args:
-        path: Of the file.
+        path: Of the file. Beside it there is another, with ``-journal`` at its end, which belongs to it.
         create: Whether to make it where there is none.
 
     Source: https://www.sqlite.org/wal.html#walresetbug, https://www.sqlite.org/howtocorrupt.html
     """
 
     def __init__(self, path: str | PathLike[str], *, create: bool = True) -> None:
-        self.path: Final = Path(fspath(path))
-        self.id, self.partitions = "", 0
-        self._create = create
+        if fspath(path) in ("", ":memory:"):
+            raise ValueError(f"{fspath(path)!r} is no file: silbo.stores.memory.MemoryStore keeps messages in memory")
+        self.path: Final = Path(fspath(path)).absolute()
+        self._file = SQLiteFile(self.path, create=create)  # the thread's
         self._thread: ThreadPoolExecutor | None = None
-        self._connection: sqlite3.Connection | None = None  # the thread's
-        self._waiting: list[_Call] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._group = GroupCommit(self._store)
+
+    @property
+    def id(self) -> str:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        return self._file.id
+
+    @property
+    def partitions(self) -> int:
+        """See :class:`~silbo.protocols.OutboxStore`."""
+        return self._file.partitions
 
     async def open(self, partitions: int | None = None) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="silbo-outbox")
+        if self._thread is not None:
+            raise RuntimeError(f"{self.path} is open already; each outbox and relay takes a store of its own")
+        self._thread, self._loop = ThreadPoolExecutor(1, "silbo-outbox"), asyncio.get_running_loop()
         try:
-            self.id, self.partitions = await self._run(
-                lambda connection: sql.open_store(connection, self.path, partitions)
-            )
+            await self._run(lambda: self._file.open(partitions))
         except BaseException:
             await self.aclose()
             raise
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.protocols.OutboxStore`. A cancelled call may have been stored."""
-        if self._thread is None:
-            raise self._closed()
-        call = _Call(messages, quota)
-        self._waiting.append(call)
-        if self._committing is None or self._committing.done():
-            self._committing = asyncio.get_running_loop().create_task(self._commit())
-        await call.committed
+        self._check()
+        await self._group.add(messages, quota)
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.protocols.OutboxStore`."""
@@ -112,11 +105,11 @@ class SQLiteStore:
 
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        return await self._run(lambda connection: sql.status(connection, self.partitions))
+        return await self._change(lambda connection: sql.status(connection, self.partitions))
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        return await self._run(lambda connection: sql.rows(connection, state, after, limit))
+        return await self._change(lambda connection: sql.rows(connection, state, after, limit))
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """See :class:`~silbo.protocols.OutboxStore`."""
@@ -132,71 +125,37 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         """Commit what waits, and close the file. May be called twice."""
-        while self._committing is not None and not self._committing.done():
-            await asyncio.wait([self._committing])
+        await self._group.finish()
         thread, self._thread = self._thread, None
         if thread is not None:
-            await asyncio.wrap_future(thread.submit(self._disconnect))
-            thread.shutdown(wait=False)  # it has nothing left to do
-
-    # -- group commit ---------------------------------------------------------------------------------------
-
-    async def _commit(self) -> None:
-        """Commit what waits together, and again while more came meanwhile."""
-        while self._waiting:
-            calls, self._waiting = self._waiting, []
-            adding = [(call.messages, call.quota) for call in calls]
+            thread.submit(self._file.close)
             try:
-                answers = await self._change(lambda connection, adding=adding: sql.add(connection, adding))  # type: ignore[misc]
-            except Exception as error:  # noqa: BLE001  # to each caller
-                answers = [error] * len(calls)
-            except BaseException:
-                for call in [*calls, *self._waiting]:
-                    call.committed.cancel()
-                raise
-            for call, answer in zip(calls, answers, strict=True):
-                if call.committed.done():  # its caller has gone away
-                    continue
-                if answer is None:
-                    call.committed.set_result(None)
-                else:
-                    call.committed.set_exception(_own(answer))
+                await asyncio.wrap_future(thread.submit(int))  # to wait for; a cancellation may take this one back
+            finally:
+                thread.shutdown(wait=False)
+
+    async def _store(self, calls: Sequence[Call]) -> Sequence[Exception | None]:
+        adding = [(call.messages, call.quota) for call in calls]
+        return await self._change(lambda connection: self._add(connection, adding))
+
+    def _add(
+        self, connection: sqlite3.Connection, calls: Sequence[tuple[Sequence[Packed], Quota]]
+    ) -> Sequence[Exception | None]:
+        self._file.check(connection)
+        return sql.add(connection, calls)
 
     # -- the thread -----------------------------------------------------------------------------------------
 
     async def _change(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Do it in a transaction of its own."""
-        return await self._run(lambda connection: sql.transaction(connection, work))
+        return await self._run(lambda: self._file.transaction(work))
 
-    async def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.wrap_future(self._check().submit(work))
+
+    def _check(self) -> ThreadPoolExecutor:
         if self._thread is None:
-            raise self._closed()
-        return await asyncio.wrap_future(self._thread.submit(self._work, work))
-
-    def _work(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        try:
-            if self._connection is None:
-                self._connection = sql.connect(self.path, timeout=LOCKED, create=self._create)
-            return work(self._connection)
-        except sqlite3.Error as error:
-            if not isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError):
-                raise
-            self._disconnect()  # whatever is wrong with it, the next call begins anew
-            raise StoreUnavailable(f"{self.path}: {error}; nothing was stored") from error
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _closed(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.path} is not open: use the outbox in an 'async with'")
-
-
-def _own(answer: Exception) -> Exception:
-    """An exception of each caller's own, for it gets a traceback."""
-    if isinstance(answer, OutboxFull):
-        return answer
-    copy = type(answer)(*answer.args)
-    copy.__cause__ = answer.__cause__
-    return copy
+            raise StoreUnavailable(f"{self.path} is not open: use the outbox in an 'async with'")
+        if asyncio.get_running_loop() is not self._loop:  # a child process that was forked has another loop, too
+            raise RuntimeError(f"{self.path} was opened in another event loop or process; make a store in each")
+        return self._thread

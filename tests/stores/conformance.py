@@ -604,7 +604,7 @@ class Conformance:
         store, other = make(), make()
         await store.open(2)
         await store.add(packed(1, partitions=2), PLENTY)
-        with pytest.raises(StoreInvalid, match="1 message.* 2 partitions"):
+        with pytest.raises(StoreInvalid, match="2 partitions.*1 message|1 message.*2 partitions"):
             await other.open(3)
         lead = await leader(store)
         await send(store, lead)
