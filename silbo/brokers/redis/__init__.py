@@ -7,7 +7,7 @@ where it is behind an outbox, one for each consumer.
 A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
-        +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack
+        +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack +xautoclaim +xpending
         +hget +hset +hdel +xlen +xrange +xrevrange +xclaim +xdel
         +zscore +zadd +zremrangebyscore +zremrangebyrank +pexpire
 

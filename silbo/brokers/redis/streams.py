@@ -54,7 +54,7 @@ class RedisStreams:
             raise ValueError(f"retain is seconds, more than 0, or None to keep everything, not {retain!r}")
         self.app: Final = check_address(app, "an app")
         self._client, self._prefix, self._format = check_client(client), check_address(prefix, "a prefix"), format
-        self._timeout, self._keys = timeout, StreamKeys(prefix)
+        self._timeout, self._keys, self._retain = timeout, StreamKeys(prefix), retain
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         self._sender = Sender(self._client, ADD, self._pack, each=1, first=(packed([keep]), 1), timeout=timeout)
         self._sequenced = SequencedSender(self._client, self._pack, keep=keep, timeout=timeout)
@@ -88,7 +88,13 @@ class RedisStreams:
         return await self._sequenced.publish(source, epoch, messages)
 
     def group(
-        self, name: str, *, start: str, consumer: str | None = None, streams: Iterable[str] | None = None
+        self,
+        name: str,
+        *,
+        start: str,
+        consumer: str | None = None,
+        streams: Iterable[str] | None = None,
+        claim_after: float = 30.0,
     ) -> StreamGroup:
         """A description of a consumer group, for a consumer: each entry goes to one of the group.
 
@@ -100,11 +106,16 @@ class RedisStreams:
                 entries in hand. Name it where a restart should go on at once with what was in hand, and where it is
                 sure that no two run at the same time (a StatefulSet's pod).
             streams: Addresses; ``["events"]`` by default.
+            claim_after: Seconds of silence after which the group's others take over what a consumer has in hand. A
+                consumer that lives says so at a third of it, however long its listeners take; so it is what a dead
+                one costs. The same for all of a group.
 
         Raises:
             AddressInvalid: one of these is no name.
             StartInvalid: ``start`` is none of that.
         """
+        if not claim_after > 0:
+            raise ValueError(f"claim_after is seconds, more than 0, not {claim_after!r}")
         if isinstance(streams, str):
             raise TypeError(f"streams is a list of addresses: [{streams!r}]")
         addresses = list(dict.fromkeys([DEFAULT] if streams is None else streams))
@@ -119,6 +130,8 @@ class RedisStreams:
             check_start(start),
             None if consumer is None else check_address(consumer, "a consumer"),
             tuple(stream_key(address, self._prefix) for address in addresses),
+            claim_after,
+            self._retain,
         )
 
     async def aclose(self) -> None:

@@ -1,0 +1,285 @@
+"""Reading Redis Streams in a consumer group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from silbo.brokers.redis.claiming import Upkeep, order
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
+from silbo.brokers.redis.group_scripts import ACK, CREATE, LEAVE, call
+from silbo.brokers.redis.hold import Hold, attempts_key
+from silbo.errors import BrokerUnavailable, Gap
+from silbo.message import Delivery, instance
+from silbo.retry import Backoff
+
+if TYPE_CHECKING:
+    from silbo.brokers.redis.group import StreamGroup
+
+__all__ = ["GroupReader"]
+
+BLOCK: Final = 0.4
+"""Seconds that Redis holds a read back for something to come: with the way there and back, half a second."""
+RECREATE_EVERY: Final = 1.0
+"""Seconds between two attempts to make a group again that was deleted."""
+RECONNECT: Final = Backoff(initial=0.02, cap=0.25)
+GOODBYE: Final = 0.5
+"""Seconds for a consumer to take its leave."""
+
+_opened = count(1)
+
+
+class GroupReader:
+    """One consumer of a group.
+
+    What the group has given it and it did not acknowledge comes first: after opening, and after every error, for a
+    read whose answer was lost has given it entries that it never saw. Then what silent consumers had, then what is new.
+    """
+
+    skips_own_instance = False
+
+    def __init__(self, group: StreamGroup) -> None:
+        self._description = group
+        self._server, self._timeout = where(group.client), group.timeout
+        self._block = min(BLOCK, group.claim_after / 4)
+        self._group = group.name.encode()
+        self._name = (group.consumer or f"{instance()}-{next(_opened)}").encode()
+        self.keep_every: float | None = group.claim_after / 3
+        self._hold = Hold(self._group, self._name, group.app, claim_after=group.claim_after)
+        self._upkeep = {
+            key.encode(): Upkeep(
+                key.encode(), self._group, self._name, claim_after=group.claim_after, retain=group.retain
+            )
+            for key in group.keys
+        }
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()  # one command at a time
+        self._ready: deque[Delivery | Gap] = deque()
+        self._own: dict[bytes, bytes] = {}  # streams with entries given before: the last id that was read again
+        self._seen: dict[bytes, str] = {}  # the last id that the group has given out, as far as known
+        self._failures = 0  # to connect, one after another
+        self._recreated = float("-inf")
+        self._closed = False
+
+    # -- what a consumer asks for ---------------------------------------------------------------------------
+
+    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        async with self._turn:
+            if not self._ready:
+                async with self._talk("read from") as connection:
+                    await self._read(connection, limit)
+            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+
+    async def ack(self, *deliveries: Delivery) -> None:
+        """See :class:`~silbo.protocols.Receiver`."""
+        if deliveries:
+            async with self._turn, self._talk("acknowledge at") as connection:
+                await self._hold.ack(connection, deliveries)
+
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        if not deliveries:
+            return ()
+        async with self._turn, self._talk("keep deliveries at") as connection:
+            return await self._hold.keep(connection, deliveries)
+
+    async def count(self, delivery: Delivery) -> int:
+        """See :class:`~silbo.protocols.Receiver`. A call that is repeated after an error counts once."""
+        async with self._turn, self._talk("count an attempt at") as connection:
+            return await self._hold.count(connection, delivery)
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        """See :class:`~silbo.protocols.Receiver`."""
+        async with self._turn, self._talk("add a dead letter at") as connection:
+            return await self._hold.bury(connection, delivery, error, attempts)
+
+    async def aclose(self) -> None:
+        """Take leave, and close the connection. May be called twice."""
+        self._closed = True
+        async with self._turn:  # a read that waits is over soon
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                try:
+                    await self._leave(connection)
+                finally:
+                    await connection.aclose()
+
+    async def _leave(self, connection: Connection) -> None:
+        """Let others claim at once what is left; go without a trace where nothing is, and the name is nobody's."""
+        after = b"%d" % (self._description.claim_after * 1000)
+        unnamed = b"" if self._description.consumer else b"1"
+        with suppress(Lost, Refused, TimeoutError):
+            async with asyncio.timeout(GOODBYE):
+                for key in self._upkeep:
+                    await call(connection, LEAVE, [key], self._group, self._name, after, unnamed)
+
+    # -- the connection -------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """See :meth:`~silbo.brokers.redis.group.StreamGroup.open`."""
+        start = self._description.start
+        async with self._turn, self._talk("open a group at") as connection:
+            for key in self._upkeep:
+                await self._create(connection, key, {"new": "$", "oldest": "0"}.get(start, start))
+                for row in await connection.ask(b"XINFO", b"GROUPS", key):
+                    group = _mapping(row)
+                    if group[b"name"] == self._group:
+                        self._seen[key] = group[b"last-delivered-id"].decode()
+
+    @asynccontextmanager
+    async def _talk(self, what: str) -> AsyncGenerator[Connection]:
+        """The connection; whatever goes wrong on it ends it, and no late answer is taken for another's."""
+        if self._closed:
+            raise BrokerUnavailable("the subscription is closed")
+        try:
+            async with asyncio.timeout(BLOCK + self._timeout):
+                if self._connection is None:
+                    await self._connect()
+                assert self._connection is not None
+                yield self._connection
+        except (Lost, Refused, TimeoutError) as error:
+            await self._drop()
+            why = str(error) or f"no answer within {self._timeout:g} s"
+            raise BrokerUnavailable(f"can't {what} {self._server}: {why}") from error
+        except BaseException:
+            await self._drop()
+            raise
+
+    async def _connect(self) -> None:
+        if self._failures:
+            await asyncio.sleep(RECONNECT.delay(self._failures) or 0)
+        self._failures += 1
+        self._connection = await connect(self._description.client)
+        self._failures = 0
+        self._own = dict.fromkeys(self._upkeep, b"0")
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        # What was not handed out is pending like the rest, and is read again.
+        self._hold.forget(item for item in self._ready if isinstance(item, Delivery))
+        self._ready = deque(item for item in self._ready if isinstance(item, Gap))
+        if connection is not None:
+            await connection.drop()
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    async def _read(self, connection: Connection, limit: int) -> None:
+        try:
+            while self._own and not await self._read_own(connection, limit):
+                pass
+            for key, upkeep in self._upkeep.items():
+                if not self._ready:
+                    await self._claim(connection, key, upkeep, limit)
+            if not self._ready:
+                await self._read_new(connection, limit)
+        except Refused as refusal:
+            # The third when the stream was deleted while Redis held the read back.
+            if not any(text in str(refusal) for text in ("NOGROUP", "no such key", "no longer exists")):
+                raise
+            await self._recreate(connection)
+
+    async def _read_own(self, connection: Connection, limit: int) -> bool:
+        """A page of what one stream has given to this consumer before; whether something was in it."""
+        key, after = next(iter(self._own.items()))
+        asked = asyncio.get_running_loop().time()
+        reply = await self._xreadgroup(connection, limit, b"STREAMS", key, after)
+        entries: list[Any] = reply[0][1] if reply else []
+        if not entries:
+            del self._own[key]
+            return False
+        address = key.decode()
+        # Trimmed or deleted; unless it is in hand, nobody can have it any more.
+        empty = [entry_id for entry_id, fields in entries if fields is None]
+        gone = [entry_id for entry_id in empty if (address, entry_id.decode()) not in self._hold]
+        if gone:
+            await call(connection, ACK, [key, attempts_key(key, self._group)], self._group, *gone)
+            self._tell_gone(address, len(gone))
+        self._own[key] = entries[-1][0]
+        self._hand_out(key, [entry for entry in entries if entry[1] is not None], asked, attempt=2)
+        return len(empty) < len(entries)
+
+    async def _claim(self, connection: Connection, key: bytes, upkeep: Upkeep, limit: int) -> None:
+        asked = asyncio.get_running_loop().time()
+        entries, gone = await upkeep.claim(connection, limit)
+        if gone:
+            self._tell_gone(key.decode(), gone)
+        self._hand_out(key, entries, asked, attempt=2)
+        await upkeep.tidy(connection)
+        if gap := await upkeep.look(connection, self._seen.get(key, "0")):
+            self._ready.append(gap)
+
+    def _tell_gone(self, address: str, many: int) -> None:
+        """One gap for all of it, not one for each page."""
+        if self._ready and isinstance(last := self._ready[-1], Gap) and last.address == address and last.count:
+            many += last.count
+            self._ready.pop()
+        self._ready.append(Gap(address, "deleted from the stream before they were handled", count=many))
+
+    async def _read_new(self, connection: Connection, limit: int) -> None:
+        block = b"%d" % max(1, int(self._block * 1000))
+        keys = list(self._upkeep)
+        asked = asyncio.get_running_loop().time()
+        reply = await self._xreadgroup(connection, limit, b"BLOCK", block, b"STREAMS", *keys, *[b">"] * len(keys))
+        given = dict(reply or ())
+        for key, upkeep in self._upkeep.items():
+            entries = given.get(key, [])
+            upkeep.read(all_of_it=len(entries) < limit)
+            if entries:
+                self._seen[key] = entries[-1][0].decode()
+                self._hand_out(key, entries, asked, attempt=1)
+
+    async def _xreadgroup(self, connection: Connection, limit: int, *rest: bytes) -> Any:
+        return await connection.ask(b"XREADGROUP", b"GROUP", self._group, self._name, b"COUNT", b"%d" % limit, *rest)
+
+    def _hand_out(self, key: bytes, entries: list[Any], asked: float, *, attempt: int) -> None:
+        address, form = key.decode(), self._description.format
+        for entry_id, fields in entries:
+            raw = _mapping(fields).get(b"message", b"")  # somebody else's entry is malformed, and told as such
+            delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
+            self._hold.take(delivery, asked)
+            self._ready.append(delivery)
+
+    # -- groups ---------------------------------------------------------------------------------------------
+
+    async def _create(self, connection: Connection, key: bytes, start: str) -> bool:
+        """Make the group, and its stream where there is none; False when somebody else has."""
+        try:
+            await call(connection, CREATE, [key], self._group, start.encode())
+        except Refused as refusal:
+            if "BUSYGROUP" not in str(refusal):
+                raise
+            return False
+        return True
+
+    async def _recreate(self, connection: Connection) -> None:
+        """Make the groups again after a deletion or FLUSHALL, or Redis's restart without its data."""
+        now = asyncio.get_running_loop().time()
+        if now - self._recreated < RECREATE_EVERY:
+            await asyncio.sleep(self._block)
+            return
+        self._recreated = now
+        for key in self._upkeep:
+            start = await self._where_it_was(connection, key)
+            if await self._create(connection, key, start):
+                reason = f"the stream or its group was deleted; the group was made again, after {start}"
+                self._ready.append(Gap(key.decode(), reason))
+                await self._hold.take_back(connection, key)
+
+    async def _where_it_was(self, connection: Connection, key: bytes) -> str:
+        """The last id seen, in the stream that it is of. A stream begun anew is read from its beginning."""
+        try:
+            stream = _mapping(await connection.ask(b"XINFO", b"STREAM", key))
+        except Refused:  # there is none
+            return "0"
+        seen = self._seen.get(key, "0")
+        return seen if order(seen) <= order(stream[b"last-generated-id"].decode()) else "0"
+
+
+def _mapping(flat: list[Any]) -> dict[bytes, Any]:
+    """RESP2's shape of a mapping: name, value, name, value, ..."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
