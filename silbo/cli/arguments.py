@@ -10,18 +10,23 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from silbo.errors import AddressInvalid
+from silbo.formats import CLOUDEVENTS, DIATOR, JSON
+from silbo.protocols import Format
 from silbo.routing import check_address
 
 __all__ = [
+    "FORMATS",
     "Commands",
     "UsageError",
     "address",
     "command",
     "count",
+    "format_option",
     "json_option",
     "moment",
     "redis_options",
     "seconds",
+    "some_seconds",
     "store_option",
     "yes_option",
 ]
@@ -29,6 +34,7 @@ __all__ = [
 Commands: TypeAlias = Any
 """What ``add_subparsers`` returns; argparse has no public name for it."""
 
+FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "diator": DIATOR}
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhd])").fullmatch
 
@@ -75,6 +81,11 @@ def redis_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", type=address, default="silbo", help="the first part of every key (silbo)")
 
 
+def format_option(parser: argparse.ArgumentParser) -> None:
+    """As the brokers of the program have it."""
+    parser.add_argument("--format", choices=FORMATS, default="json", help="how messages look on the stream (json)")
+
+
 def json_option(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
     """Whether a program reads the answer."""
     parser.add_argument("--json", action="store_true", help=f"{what} for programs, in place of text for people")
@@ -93,6 +104,13 @@ def seconds(text: str) -> float:
     if found := _is_duration(text if text[-1:] in UNITS else f"{text}s"):
         return float(found[1]) * UNITS[found[2]]
     raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90s, 15m, 1h or 7d")
+
+
+def some_seconds(text: str) -> float:
+    """The same, more than 0."""
+    if number := seconds(text):
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no time at all: write 90s, 15m, 1h or 7d")
 
 
 def moment(text: str) -> datetime:

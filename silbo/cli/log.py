@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -30,7 +31,10 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        data = [f" {name}={value}" for name, value in vars(record).items() if name not in _OWN]
+        fields = {name: value for name, value in vars(record).items() if name not in _OWN}
+        if not fields.get("withheld"):
+            fields.pop("withheld", None)
+        data = [f" {name}={json.dumps(value, default=str)}" for name, value in fields.items()]
         line = f"{when} {record.levelname} {record.getMessage()}{''.join(data)}"
         error = record.exc_info[1] if record.exc_info else None
         if error is None:

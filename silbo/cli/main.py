@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import silbo
-from silbo.cli import outbox, relay
+from silbo.cli import dead, outbox, relay
 from silbo.cli.arguments import UsageError, command
 from silbo.cli.output import ReaderGone, forget_stdout, printable, say
 from silbo.errors import SilboError
@@ -20,6 +20,7 @@ EPILOG = """\
 examples:
   silbo relay --store outbox.db --redis redis://localhost
   silbo outbox status --store outbox.db
+  silbo dead list --redis redis://localhost --json | jq -r .id
 
 SILBO_STORE and SILBO_REDIS_URL in the environment stand for --store and --redis.
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     relay.add_to(commands)
     outbox.add_to(command(commands, "outbox", "look at an outbox and mend it"))
+    dead.add_to(command(commands, "dead", "look at dead letters, retry and delete them"))
     return whole
 
 
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (SilboError, OSError) as error:
         return _fail(error, 1)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         say("interrupted")
         return 130
 

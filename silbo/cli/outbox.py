@@ -18,7 +18,20 @@ from silbo.cli.arguments import (
     yes_option,
 )
 from silbo.cli.opening import opened_store
-from silbo.cli.output import ago, confirmed, object_line, printable, progress, say, size, table, time, write
+from silbo.cli.output import (
+    ago,
+    confirmed,
+    many,
+    message_fields,
+    object_line,
+    printable,
+    progress,
+    say,
+    size,
+    table,
+    time,
+    write,
+)
 from silbo.outbox import STEP, in_steps
 from silbo.protocols import OutboxStore
 from silbo.stored import OutboxStatus, Row, State
@@ -26,7 +39,7 @@ from silbo.stored import OutboxStatus, Row, State
 __all__ = ["add_to"]
 
 STATES: Final[tuple[State, ...]] = ("pending", "sending", "sent", "dead")
-COLUMNS: Final = ("id", "event", "key", "stored at", "since", "attempts", "next attempt", "error")
+COLUMNS: Final = ("id", "event", "key", "since", "attempts", "error")
 PAGE: Final = 1000
 """Rows that are read at a time."""
 
@@ -148,14 +161,15 @@ def _show(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
         (number, lead.owner, lead.epoch, f"in {ago(lead.until)}") if lead else (number, "nobody", None, None)
         for number, lead in leads
     ]
+    write("")
     table(["partition", "led by", "epoch", "lease ends"], rows, numbers=["partition", "epoch"])
-    write(f"{size(now.size)} count for the quota")
+    write(f"\n{size(now.size)} count for the quota")
     if now.oldest_at:
         write(f"the oldest row that waits was stored {ago(now.oldest_at)} ago, {time(now.oldest_at)}")
         if not now.leads:
             write("no relay is at work: start one with `silbo relay`, or the program that owns the outbox")
     if failing:
-        what = f"row {failing.id}, {failing.message.message_name}, was tried {failing.attempts} times"
+        what = f"row {failing.id}, {failing.message.message_name}, attempt {failing.attempts} failed"
         write(printable(f"{what}: {failing.error}"))
     if now.counts["dead"]:
         write("dead rows were refused for good: `silbo outbox status --rows dead` says why")
@@ -186,12 +200,10 @@ async def _rows(store: OutboxStore, state: State, after: int, limit: int) -> Asy
 
 
 def _cells(row: Row) -> Sequence[object]:
-    times = time(row.stored_at), time(row.state_at)
-    return row.id, row.message.message_name, row.message.key, *times, row.attempts, time(row.next_attempt_at), row.error
+    return row.id, row.message.message_name, row.message.key, time(row.state_at), row.attempts, row.error
 
 
 def _row(row: Row) -> dict[str, Any]:
-    message = row.message
     return {
         "id": row.id,
         "partition": row.partition,
@@ -204,14 +216,7 @@ def _row(row: Row) -> dict[str, Any]:
         "stored_at": row.stored_at,
         "state_at": row.state_at,
         "next_attempt_at": row.next_attempt_at,
-        "message": {
-            "message_type": message.message_type,
-            "message_name": message.message_name,
-            "message_id": message.message_id,
-            "payload": message.payload,
-            "headers": message.headers,
-            "to": message.to,
-        },
+        "message": message_fields(row.message),
     }
 
 
@@ -225,11 +230,11 @@ async def retry(options: argparse.Namespace) -> int:
     async with opened_store(options.store) as store:
         if options.all:
             dead = (await store.status()).counts["dead"]
-            if dead and not confirmed(f"Send {dead:,} dead rows again?", yes=options.yes):
+            if dead and not confirmed(f"Send {many(dead, 'dead row')} again?", yes=options.yes):
                 return 1
         wanted = None if options.all else dict.fromkeys(options.rows)
         done = await store.retry(wanted)
-    _done(options, "retried", done, f"{done:,} rows will be sent again")
+    _done(options, "retried", done, f"{many(done, 'row')} will be sent again")
     if wanted is not None and done < len(wanted):
         say(f"silbo: {len(wanted) - done} of the {len(wanted)} are no dead rows")
         return 1
@@ -248,7 +253,7 @@ async def replay(options: argparse.Namespace) -> int:
             return 1
         with progress("replay") as tell:
             done = await in_steps(lambda: store.replay(since=options.since, before=before, limit=STEP), tell)
-    _done(options, "replayed", done, f"{done:,} rows will be sent again")
+    _done(options, "replayed", done, f"{many(done, 'row')} will be sent again")
     return 0
 
 
@@ -260,7 +265,7 @@ async def purge(options: argparse.Namespace) -> int:
             return 1
         with progress("purge") as tell:
             done = await in_steps(lambda: store.purge(options.state, before=options.before, limit=STEP), tell)
-    _done(options, "purged", done, f"{done:,} rows were deleted")
+    _done(options, "purged", done, f"{many(done, 'row')} deleted")
     return 0
 
 

@@ -13,12 +13,15 @@ from typing import Any
 
 from silbo.cli.arguments import UsageError
 from silbo.errors import MissingExtra
+from silbo.message import Message
 
 __all__ = [
     "ReaderGone",
     "ago",
     "confirmed",
     "forget_stdout",
+    "many",
+    "message_fields",
     "object_line",
     "printable",
     "progress",
@@ -142,6 +145,23 @@ def ago(moment: datetime) -> str:
         if seconds >= length * least:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def message_fields(message: Message) -> dict[str, Any]:
+    """Everything of it, for a program."""
+    return {
+        "message_type": message.message_type,
+        "message_name": message.message_name,
+        "message_id": message.message_id,
+        "payload": message.payload,
+        "headers": message.headers,
+        "to": message.to,
+    }
+
+
+def many(number: int, what: str) -> str:
+    """``1 row``, ``1,200 rows``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(number: float) -> str:

@@ -12,25 +12,33 @@ from dataclasses import asdict
 from typing import Final
 
 from silbo.brokers.redis import RedisStreams
-from silbo.cli.arguments import Commands, address, command, redis_options, seconds, store_option
+from silbo.brokers.redis.connection import where
+from silbo.cli.arguments import (
+    FORMATS,
+    Commands,
+    address,
+    command,
+    format_option,
+    redis_options,
+    seconds,
+    some_seconds,
+    store_option,
+)
 from silbo.cli.log import log_to_stderr
 from silbo.cli.opening import redis_at, store_at
-from silbo.formats import CLOUDEVENTS, DIATOR, JSON
-from silbo.protocols import Format
 from silbo.relay import Relay, RelayStats
 
 __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
-FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "diator": DIATOR}
 FIGURES_EVERY: Final = 10.0
 """Seconds."""
 
 EPILOG = """\
 It runs until SIGTERM or Ctrl-C, then sends what waits, for --drain seconds at most,
-and exits with 0; a second signal ends it at once. Any number may run on one store: of each
-partition one leads, the others stand by.
+and exits with 0. A kill -9 loses nothing. Any number may run on one store: of each partition
+one leads, the others stand by.
 
 examples:
   silbo relay --store /var/lib/shop/outbox.db --redis redis://localhost
@@ -46,7 +54,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--app", type=address, default="relay", help="the program's name, for messages that carry none (relay)"
     )
-    parser.add_argument("--format", choices=FORMATS, default="json", help="how messages look on the stream (json)")
+    format_option(parser)
     parser.add_argument(
         "--stream-retain",
         metavar="TIME",
@@ -58,7 +66,7 @@ def add_to(commands: Commands) -> None:
         "--retain", metavar="TIME", type=seconds, default=3600.0, help="how long sent rows are kept for a replay (1h)"
     )
     parser.add_argument(
-        "--lease", metavar="TIME", type=seconds, default=10.0, help="after how long another relay takes over (10s)"
+        "--lease", metavar="TIME", type=some_seconds, default=10.0, help="after how long another relay takes over (10s)"
     )
     parser.add_argument(
         "--drain", metavar="TIME", type=seconds, default=5.0, help="how long a stop still sends what waits (5s)"
@@ -69,7 +77,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _forever_or_seconds(text: str) -> float | None:
-    return None if text == "forever" else seconds(text)
+    return None if text == "forever" else some_seconds(text)
 
 
 async def relay(options: argparse.Namespace) -> int:
@@ -84,7 +92,7 @@ async def relay(options: argparse.Namespace) -> int:
             retain=options.stream_retain,
         )
         async with Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain) as running:
-            logger.info("relay started", extra={"store_id": store.id, "partitions": store.partitions})
+            logger.info("relay started", extra={"partitions": store.partitions, "broker": where(client)})
             figures = asyncio.create_task(_figures(running.stats)) if options.verbose else None
             with _stopped_by_signals(running):
                 await running.run()
@@ -96,17 +104,10 @@ async def relay(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _stopped_by_signals(running: Relay) -> Generator[None]:
-    """The first signal stops it, the second ends it at once."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        running.stop()
-
+    """However many come: a wrapper may pass on what the terminal has sent already."""
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, running.stop)
     try:
         yield
     finally:
