@@ -136,13 +136,14 @@ class Calls:
     async def _connected(self, until: float) -> Connection:
         if self._closed:
             raise BrokerUnavailable("it is closed: nothing can be sent after aclose(); not sent")
-        connection, self._idle = self._idle, None
         try:
             async with asyncio.timeout_at(until):
-                if connection is not None:
-                    if not await connection.has_something():
-                        return connection
-                    await connection.drop()
+                if (idle := self._idle) is not None:
+                    is_usable = not await idle.has_something()
+                    self._idle = None
+                    if is_usable:
+                        return idle
+                    await idle.drop()
                 return await connect(self._client)
         except TimeoutError:
             raise BrokerUnavailable(f"{self._late}; not sent") from None

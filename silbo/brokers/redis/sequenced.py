@@ -77,7 +77,7 @@ class _Sending:
         self._deadline = calls.deadline()
         self._count = self._size = 0
         self.batches: dict[bytes, list[tuple[int, bytes]]] = {}  # by stream: sequences and arguments
-        self.known: list[int] = []
+        self.known: set[int] = set()
         self.refused: dict[int, MessageRefused] = {}
         self.last: dict[bytes, int] = {}  # by stream: before this call
 
@@ -88,7 +88,7 @@ class _Sending:
     def put(self, key: bytes, sequence: int, argument: bytes) -> None:
         """Take one more, unless it is known that the stream has it: a repeated call of many flushes gets further."""
         if sequence <= self.last.get(key, 0):
-            self.known.append(sequence)
+            self.known.add(sequence)
             return
         self.batches.setdefault(key, []).append((sequence, argument))
         self._count += 1
@@ -132,7 +132,7 @@ class _Sending:
         if epoch > self._epoch:
             return Fenced(self._source, epoch)
         self.last.setdefault(key, last)
-        self.known += [sequence for sequence, _ in batch if sequence <= last]
+        self.known.update(sequence for sequence, _ in batch if sequence <= last)
         if error:
             why = error[0].decode(errors="replace")
             return BrokerUnavailable(f"{server} refused it, for {key.decode()}, after {added} were sent: {why}")
