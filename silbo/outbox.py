@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from silbo.errors import MessageRefused
+from silbo.errors import MessageRefused, StoreUnavailable
 from silbo.message import Message, instance
 from silbo.protocols import OutboxStore, Publisher, SessionStore
-from silbo.relay import Relay, RelayStats
+from silbo.relay import Relay, RelayStats, close, finish
 from silbo.reporting import ErrorHook
 from silbo.stored import OutboxStatus, Packed, Quota, pack
 
@@ -71,6 +71,7 @@ class Outbox:
             Relay(store, publisher, retain=retain, lease=lease, drain=drain, on_error=on_error) if relay else None
         )
         self._relaying: asyncio.Task[None] | None = None
+        self._entered = self._open = False
 
     @property
     def app(self) -> str:
@@ -89,7 +90,10 @@ class Outbox:
             StoreInvalid: it is no store, a newer version's, or has other partitions with messages in them.
             StoreUnavailable: it can't be opened.
         """
+        if self._entered:
+            raise RuntimeError("an outbox is entered once; make another")
         await self._store.open(self._partitions)
+        self._entered = self._open = True
         if self._relay is not None:
             self._relaying = asyncio.get_running_loop().create_task(self._relay.run())
         return self
@@ -101,20 +105,13 @@ class Outbox:
 
     async def aclose(self) -> None:
         """Send what waits, for at most ``drain`` seconds, then close store and broker. May be called twice."""
-        relaying, self._relaying = self._relaying, None
+        self._open = False
         try:
-            if self._relay is not None and relaying is not None:
+            if self._relay is not None and self._relaying is not None:
                 self._relay.stop()
-                try:
-                    await asyncio.wait([relaying])
-                finally:
-                    relaying.cancel()  # where the wait was cancelled
-                await relaying
+                await finish(self._relaying)
         finally:
-            try:
-                await self.publisher.aclose()
-            finally:
-                await self._store.aclose()
+            await close(self.publisher, self._store)
 
     async def publish(self, *messages: Message) -> None:
         """Store; returns when they are committed. Calls keep their order where they are awaited in turn.
@@ -125,6 +122,8 @@ class Outbox:
             StoreUnavailable: the store can't be written; nothing of the call was stored.
             DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored.
         """
+        if not self._open:
+            raise StoreUnavailable("the outbox is not open: enter it with 'async with', and publish before it is left")
         packed, refused = self._pack(messages)
         if packed:
             await self._store.add(packed, self._quota)

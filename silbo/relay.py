@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
@@ -97,8 +97,10 @@ class Relay:
         self._retain, self._lease, self._drain = retain, lease, drain
         self._owner = uuid4().hex
         self._report = Report(on_error, logger, every=LINE_EVERY)
-        self._stopping, self._woken = asyncio.Event(), asyncio.Event()
-        self._running = False
+        self._stopping = asyncio.Event()
+        self._waking: list[asyncio.Event] = []  # one for each partition: whoever has seen it clears it
+        self._begun = False
+        self._running: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -113,39 +115,47 @@ class Relay:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop, and close the store and the broker when :meth:`run` has ended. May be called twice."""
+        self.stop()
         try:
-            await self._publisher.aclose()
+            if self._running is not None:
+                await finish(self._running)
         finally:
-            await self._store.aclose()
+            await close(self._publisher, self._store)
 
     def wake(self) -> None:
         """Tell that something was stored; to be called in the loop's thread."""
-        self._woken.set()
+        for woken in self._waking:
+            woken.set()
 
     def stop(self) -> None:
         """Let :meth:`run` end, with what can be sent within ``drain`` seconds; to be called in the loop's thread."""
         self._stopping.set()
-        self._woken.set()
+        self.wake()
 
     async def run(self) -> None:
         """Send until :meth:`stop`. A cancellation leaves at once; what was under way is sent again, and is not doubled."""
-        if self._running:
+        if self._begun:
             raise RuntimeError("a relay runs once; make another")
-        self._running = True
+        self._begun, self._running = True, asyncio.current_task()
+        self._waking = [asyncio.Event() for _ in range(self._store.partitions)]
         try:
             async with asyncio.TaskGroup() as tasks:
-                leading = [tasks.create_task(self._serve(number)) for number in range(self._store.partitions)]
+                leading = [tasks.create_task(self._serve(number, woken)) for number, woken in enumerate(self._waking)]
                 forgetting = tasks.create_task(self._forget())
                 await self._stopping.wait()
                 await asyncio.wait(leading, timeout=self._drain)
                 for task in [*leading, forgetting]:
                     task.cancel()
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        finally:
+            self._running = None
 
     # -- one partition --------------------------------------------------------------------------------------
 
-    async def _serve(self, partition: int) -> None:
+    async def _serve(self, partition: int, woken: asyncio.Event) -> None:
         """Lead whenever nobody else does, until the stop."""
         above, failures = 0, 0
         while True:  # once at least: what waits is sent also where the stop came first
@@ -155,7 +165,7 @@ class Relay:
                 lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
                 failures = 0
                 if lead is not None:
-                    await self._lead(lead)
+                    await self._lead(lead, woken)
             except (Fenced, LeadLost) as error:
                 if isinstance(error, Fenced):  # if we are to lead all the same, the store is older than the broker
                     above, wait = error.epoch, 0
@@ -170,7 +180,7 @@ class Relay:
                 return
             await pause(wait, self._stopping)
 
-    async def _lead(self, lead: Lead) -> None:
+    async def _lead(self, lead: Lead, woken: asyncio.Event) -> None:
         """Send until the stop, or until somebody else leads."""
         now = asyncio.get_running_loop().time
         renew_at, failures = now() + self._lease / 3, 0
@@ -182,17 +192,18 @@ class Relay:
                     if renewed is None or renewed.epoch != lead.epoch:
                         raise LeadLost(lead.partition, lead.epoch)
                     renew_at = now() + self._lease / 3
-                self._woken.clear()
+                woken.clear()
                 delay = POLL
                 if rows := await self._store.take(lead, BATCH):
                     if await self._send(lead, rows, delay := AWAY.delay(failures + 1) or AWAY.cap):
                         failures = 0
+                        await asyncio.sleep(0)  # neither a store nor a broker in memory ever lets others run
                         continue
                     failures += 1
                 elif self._stopping.is_set():
                     return
                 # A broker that is away is not asked sooner because more was stored.
-                await pause(min(delay, max(0.0, renew_at - now())), self._stopping if failures else self._woken)
+                await pause(min(delay, max(0.0, renew_at - now())), self._stopping if failures else woken)
         finally:
             await self._resign(lead)
 
@@ -245,9 +256,26 @@ class Relay:
             try:
                 while await self._store.forget(retain=self._retain):
                     leave_if_cancelled()
-            except StoreUnavailable as error:
+            except Exception as error:  # noqa: BLE001  # as in _serve
                 await self._report("outbox store unavailable, trying again", error, None)
             await pause(FORGET_EVERY, self._stopping)
+
+
+async def finish(running: asyncio.Task[Any]) -> None:
+    """Wait for a task that has been told to end; where the wait is cancelled, the task is, too."""
+    try:
+        await asyncio.wait([running])
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def close(publisher: Publisher, store: OutboxStore) -> None:
+    """Both, whatever becomes of the first."""
+    try:
+        await publisher.aclose()
+    finally:
+        await store.aclose()
 
 
 async def _publish_plainly(publisher: Publisher, messages: Sequence[tuple[int, Message]]) -> Sequenced:
