@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from silbo.errors import DispatcherClosed
+from silbo.listeners import LAST, take_back
 
 __all__ = ["Background"]
 
@@ -86,6 +87,23 @@ class Background:
                 heard.set_exception(error)
 
         return heard, hear
+
+    async def wait_for(
+        self, dispatcher: Any, name: Any, where: Callable[[_T], object] | None, timeout: float | None
+    ) -> _T:
+        """Wait for an event, as a listener of the dispatcher that runs last."""
+        heard, hear = self.ear(where)
+        place = dispatcher.add_listener(name, hear, priority=LAST)
+        try:
+            async with asyncio.timeout(timeout):
+                return await heard
+        except TimeoutError as error:
+            if not heard.cancelled():  # where() raised it
+                raise
+            raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
+        finally:
+            heard.cancel()
+            take_back(dispatcher, name, hear, place)
 
     async def aclose(self) -> None:
         """Refuse new work, end the waits, and wait for the spawned tasks."""

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from silbo._whistle import WhistleDispatcher, overridable
 from silbo.background import Background
-from silbo.errors import NameInvalid
-from silbo.event import Event, admit, mark, running, set_running
-from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, is_async, run
-from silbo.listeners import CACHED_NAMES, LAST, ListenerRegistry, ListenerRow, Registration
-from silbo.names import E, EventName, Name, T, is_pattern, warn_if_deprecated
+from silbo.event import Event, admit, begin, end
+from silbo.guard import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, run, settle
+from silbo.handlers import Calls, HandlerClass, Handles, Listens, is_listener
+from silbo.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
+from silbo.names import E, EventName, Name, check_dispatched, warn_if_deprecated
 from silbo.observers import Dispatch, Observer, check_observers, watch
-from silbo.subscriber import subscriptions
+from silbo.protocols import Container
+from silbo.resolving import check_container
+from silbo.subscriber import Subscribers
 
 __all__ = ["AsyncEventDispatcher"]
 
-_L = TypeVar("_L", bound=Listener)
+_L = TypeVar("_L", bound=Listener | HandlerClass)
 _OVERRIDABLE = ("get_listeners", "_adispatch")
 
 
@@ -31,17 +34,25 @@ class AsyncEventDispatcher(WhistleDispatcher):
             listeners do not run. ``"collect"``: all run, then the errors are raised as one ``ExceptionGroup``. A
             callable ``(error, event, listener)``, sync or async: it gets the error and the dispatch goes on.
         observers: Told about every dispatch and listener.
+        container: An adapter from ``silbo.containers``: makes the objects of listeners that are given as classes.
     """
 
-    def __init__(self, *, on_error: ErrorPolicy = "raise", observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        on_error: ErrorPolicy = "raise",
+        observers: Sequence[Observer] = (),
+        container: Container | None = None,
+    ) -> None:
         check_policy(on_error)
         check_observers(observers)
+        check_container(container)
         # What adispatch may run without asking anybody; empty where get_listeners or _adispatch is overridden.
         self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._observers = tuple(observers)
-        self._listeners = ListenerRegistry(policy=on_error, on_change=self._ready.clear)
+        self._listeners = ListenerRegistry(policy=on_error, container=container, on_change=self._ready.clear)
         self._background = Background()
-        self._subscribers: list[tuple[object, list[tuple[Any, Listener, Any]]]] = []
+        self._subscribers = Subscribers()
 
     # -- listeners ------------------------------------------------------------------------------------------
 
@@ -49,7 +60,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
     def add_listener(
         self,
         name: EventName[E] | Name,
-        listener: Callable[[E], Awaitable[object]],
+        listener: type[Handles[E] | Calls[E]] | Callable[[E], Awaitable[object]],
         /,
         *,
         priority: float = 0,
@@ -62,7 +73,8 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
         Args:
             name: An event name, or a pattern: ``*`` is one segment, ``**`` any number.
-            listener: An async callable that takes the event.
+            listener: An async callable that takes the event; or a class with an async ``handle`` or ``__call__``, of
+                which the container makes an object when a dispatch needs it.
             priority: Lower runs first; ties in order of registration; see FIRST and LAST.
             once: Remove it when it runs first; it runs once even under concurrent dispatches.
             timeout: Seconds after which it is cancelled, with a :class:`~silbo.errors.ListenerTimeout`.
@@ -74,6 +86,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
         Raises:
             TypeError: the listener is not async, or the priority is no number.
+            ContainerMissing: it is a class, and there is no container.
             NameInvalid: a ``*`` that is not a whole segment.
         """
         warn_if_deprecated(name)
@@ -85,23 +98,21 @@ class AsyncEventDispatcher(WhistleDispatcher):
         )
 
     @overload
-    def listen(
-        self, name: EventName[E], /, **options: Unpack[ListenerOptions]
-    ) -> Callable[[Callable[[E], Awaitable[T]]], Callable[[E], Awaitable[T]]]: ...
+    def listen(self, name: EventName[E], /, **options: Unpack[ListenerOptions]) -> Listens[E]: ...
     @overload
     def listen(self, name: Name, /, **options: Unpack[ListenerOptions]) -> Callable[[_L], _L]: ...
     def listen(self, name: Any, /, **options: Any) -> Callable[[Any], Any]:
-        """Register the decorated function; the options are those of :meth:`add_listener`."""
-        if is_async(name):
+        """Register the decorated function or class; the options are those of :meth:`add_listener`."""
+        if is_listener(name):
             raise TypeError("listen takes a name first: @dispatcher.listen('user.joined')")
 
-        def register(listener: Listener) -> Listener:
+        def register(listener: Any) -> Any:
             self.add_listener(name, listener, **options)
             return listener
 
         return register
 
-    def remove_listener(self, name: Any, listener: Listener, /) -> None:
+    def remove_listener(self, name: Any, listener: Listener | HandlerClass, /) -> None:
         """Remove every copy of a listener from a name, compared by ``==``.
 
         Raises:
@@ -133,20 +144,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         Raises:
             TypeError: it has none.
         """
-        if isinstance(subscriber, type):
-            raise TypeError(
-                f"{subscriber.__qualname__} is a class; give add_subscriber an object: {subscriber.__qualname__}()"
-            )
-        found = list(subscriptions(subscriber))
-        if not found:
-            raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
-        places = [(name, listener, self.add_listener(name, listener, **options)) for name, listener, options in found]
-        self._subscribers.append((subscriber, places))
-
-        def remove() -> None:
-            self._forget(subscriber)
-
-        return Registration(remove)
+        return self._subscribers.add(self, subscriber)
 
     def remove_subscriber(self, subscriber: object, /) -> None:
         """Remove the listeners of an object.
@@ -154,22 +152,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         Raises:
             ValueError: it was not added.
         """
-        if not self._forget(subscriber):
-            raise ValueError(f"{subscriber!r} is no subscriber of this dispatcher")
-
-    def _forget(self, subscriber: object) -> bool:
-        mine = [entry for entry in self._subscribers if entry[0] is subscriber]
-        for entry in mine:
-            self._subscribers.remove(entry)
-            for place in entry[1]:
-                self._take_back(*place)
-        return bool(mine)
-
-    def _take_back(self, name: Any, listener: Listener, place: object) -> None:
-        if isinstance(place, Registration):
-            place.remove()
-        else:  # a host's add_listener gave Whistle's answer, None
-            self.remove_listener(name, listener)
+        self._subscribers.remove(subscriber)
 
     # -- dispatch -------------------------------------------------------------------------------------------
 
@@ -218,45 +201,24 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     async def _dispatch(self, name: Any, event: Any) -> None:
         """The same with everything: overrides, observers, options, nesting, foreign events."""
-        if is_pattern(name):
-            raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
         if isinstance(name, Event):
             raise TypeError(
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
             )
-        warn_if_deprecated(name)
+        check_dispatched(name)
         admit(event)
         listeners = self.get_listeners(name)
         if name not in self._ready:
             self._make_ready(name, listeners)
-        outer = running(event)
-        before = () if outer is False else (event.name, event.dispatcher, event.propagation_stopped)
-        mark(event, name, self, stopped=False)
-        errors: list[Exception] = []
-        set_running(event, errors)
+        before = begin(event, name, self)
         try:
             if self._observers:
-                seen = Dispatch(name=name, event=event, listeners=listeners)
-                await watch(self._observers, seen, self._settle)
+                all_of_them = partial(settle, self._adispatch, self._listeners.container)
+                await watch(self._observers, Dispatch(name=name, event=event, listeners=listeners), all_of_them)
             else:
-                await self._settle(listeners, event)
+                await settle(self._adispatch, self._listeners.container, listeners, event)
         finally:
-            set_running(event, outer)
-            if before:
-                mark(event, before[0], before[1], stopped=before[2])
-
-    async def _settle(self, listeners: Iterable[Listener], event: Any) -> None:
-        """Run them, then raise what was collected, together with what ended the run."""
-        errors = running(event)
-        assert isinstance(errors, list)
-        try:
-            await self._adispatch(listeners, event)
-        except Exception as error:
-            if not errors:
-                raise
-            errors.append(error)
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} listeners of {event.name!r} failed", errors)
+            end(event, before)
 
     @overridable
     async def _adispatch(self, listeners: Iterable[Listener], event: Any, /) -> None:
@@ -317,18 +279,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
             TimeoutError: none came in time.
             DispatcherClosed: the dispatcher is closed, or was while waiting.
         """
-        heard, hear = self._background.ear(where)
-        place = self.add_listener(name, hear, priority=LAST)
-        try:
-            async with asyncio.timeout(timeout):
-                return await heard
-        except TimeoutError as error:
-            if not heard.cancelled():  # where() raised it
-                raise
-            raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
-        finally:
-            heard.cancel()
-            self._take_back(name, hear, place)
+        return await self._background.wait_for(self, name, where, timeout)
 
     async def aclose(self) -> None:
         """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""

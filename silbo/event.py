@@ -231,6 +231,26 @@ def mark(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> No
     write(event, "propagation_stopped", stopped)
 
 
+def begin(event: Any, name: Hashable, dispatcher: object) -> tuple[object, ...]:
+    """Mark an event for a dispatch; what is to be given to :func:`end` afterwards.
+
+    Raises:
+        NotAnEvent: a foreign object that accepts no attribute.
+    """
+    outer = running(event)
+    before = (outer,) if outer is False else (outer, event.name, event.dispatcher, event.propagation_stopped)
+    mark(event, name, dispatcher, stopped=False)
+    set_running(event, [])
+    return before
+
+
+def end(event: Any, before: Any) -> None:
+    """Give an event the marks of the dispatch around this one; after an outermost one it keeps those it has."""
+    set_running(event, before[0])
+    if len(before) > 1:
+        mark(event, before[1], before[2], stopped=before[3])
+
+
 def write(event: Any, attribute: str, value: object) -> None:
     """Write one mark: past any freeze into a silbo event's ``__dict__``; on others as Whistle does, else past the freeze.
 

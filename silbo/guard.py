@@ -9,10 +9,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from itertools import groupby
-from typing import Any, Final, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from silbo.errors import ListenerTimeout
 from silbo.event import running
+from silbo.resolving import beside, scoped
+
+if TYPE_CHECKING:
+    from silbo.protocols import Container
 
 __all__ = [
     "DEFAULTS",
@@ -26,6 +30,7 @@ __all__ = [
     "check_policy",
     "is_async",
     "run",
+    "settle",
 ]
 
 Listener: TypeAlias = Callable[[Any], Awaitable[object]]
@@ -90,6 +95,8 @@ class Wrapper:
     rank: object = None
     plain: bool = True
     """It asks nothing of the dispatch: it is run in its turn, and keeps or raises its errors itself."""
+    container: Container | None = None
+    """What makes the object that it runs; a dispatch holds a scope of it open."""
 
     def __init__(self, listener: Listener) -> None:
         update_wrapper(self, listener, updated=())
@@ -110,14 +117,21 @@ class Wrapper:
 
 
 class Guard(Wrapper):
-    """A listener with its options applied."""
+    """A listener with its options applied.
+
+    Attributes:
+        target: What it runs inside of them: the listener, or what stands in for its class.
+    """
 
     def __init__(
-        self, listener: Listener, options: Options, policy: ErrorPolicy, *, rank: object, retire: Callable[[], None]
+        self, target: Listener, options: Options, policy: ErrorPolicy, *, rank: object, retire: Callable[[], None]
     ) -> None:
-        super().__init__(listener)
+        super().__init__(target)
+        self.target = target
+        if isinstance(target, Wrapper):
+            self.__wrapped__, self.container = target.__wrapped__, target.container
         self.concurrent, self.rank = options.concurrent, rank
-        self.plain = not options.concurrent and policy != "collect"
+        self.plain = not options.concurrent and policy != "collect" and self.container is None
         self._options, self._policy, self._retire, self.spent = options, policy, retire, False
 
     async def __call__(self, event: Any, *, listener: Listener | None = None) -> None:
@@ -128,7 +142,7 @@ class Guard(Wrapper):
             self.spent = True
             self._retire()
         try:
-            await self._run(listener or self.__wrapped__, event)
+            await self._run(listener or self.target, event)
         except Exception as error:  # the policy decides; a cancellation passes through
             if self._policy == "raise":
                 raise
@@ -159,6 +173,34 @@ class Guard(Wrapper):
             raise error
 
 
+async def settle(
+    adispatch: Callable[[Sequence[Listener], Any], Awaitable[object]],
+    container: Container | None,
+    listeners: Sequence[Listener],
+    event: Any,
+) -> None:
+    """Run them all, then raise what was collected, together with what ended the run.
+
+    In one scope of the container, where one of them needs an object of it.
+    """
+    if container is not None:
+        listeners = tuple(listeners)  # a host's get_listeners may give what can be read once
+        if any(isinstance(one, Wrapper) and one.container is container for one in listeners):
+            async with scoped(container):
+                await settle(adispatch, None, listeners, event)
+            return
+    errors = running(event)
+    assert isinstance(errors, list)
+    try:
+        await adispatch(listeners, event)
+    except Exception as error:
+        if not errors:
+            raise
+        errors.append(error)
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} listeners of {event.name!r} failed", errors)
+
+
 async def run(listeners: Iterable[Listener], event: Any) -> None:
     """Run listeners in turn until one stops the event; neighbours of equal rank that are concurrent share a turn."""
     for turn in _turns(tuple(listeners)):
@@ -174,11 +216,11 @@ def _turns(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
     if not any(isinstance(listener, Wrapper) and listener.concurrent for listener in listeners):
         yield from zip(listeners, strict=True)
         return
-    for (_, concurrent), beside in groupby(listeners, key=_place):
+    for (_, concurrent), turn in groupby(listeners, key=_place):
         if concurrent:
-            yield tuple(beside)
+            yield tuple(turn)
         else:
-            yield from zip(beside, strict=True)
+            yield from zip(turn, strict=True)
 
 
 def _place(listener: Listener) -> tuple[object, bool]:
@@ -189,7 +231,7 @@ def _place(listener: Listener) -> tuple[object, bool]:
 
 async def _run_together(listeners: Sequence[Listener], event: Any) -> None:
     """Run them at once; all have ended when this returns or raises, also when it is cancelled."""
-    results = await asyncio.gather(*(listener(event) for listener in listeners), return_exceptions=True)
+    results = await asyncio.gather(*(beside(listener, event) for listener in listeners), return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if len(errors) > 1:
         raise BaseExceptionGroup(f"{len(errors)} concurrent listeners failed", errors)

@@ -13,12 +13,16 @@ from functools import partial
 from itertools import chain, count
 from numbers import Real
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from silbo.guard import DEFAULTS, ErrorPolicy, Guard, Listener, Options, is_async
+from silbo.handlers import ClassListener, HandlerClass, handling_method
 from silbo.names import compile_pattern, is_pattern
 
-__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration"]
+if TYPE_CHECKING:
+    from silbo.protocols import Container
+
+__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "take_back"]
 
 CACHED_NAMES: Final = 1024
 """Names whose listeners are kept ready. Names can be dynamic, so the cache is emptied when it is full."""
@@ -75,11 +79,11 @@ class _Entry:
     """One listener under one name or pattern."""
 
     name: Hashable
-    listener: Listener
+    listener: Listener | HandlerClass
     priority: float
     options: Options
     order: tuple[Any, int]
-    run: Listener  # the listener itself, or its guard
+    run: Listener  # the listener itself, what stands in for its class, or its guard
     pattern: re.Pattern[str] | None = field(default=None)
 
 
@@ -104,13 +108,21 @@ class Registration:
         self.remove()
 
 
+def take_back(dispatcher: Any, name: Any, listener: Listener, place: object) -> None:
+    """Undo one ``add_listener``, of which ``place`` is the answer."""
+    if isinstance(place, Registration):
+        place.remove()
+    else:  # a host's add_listener gave Whistle's answer, None
+        dispatcher.remove_listener(name, listener)
+
+
 @dataclass(frozen=True, slots=True)
 class ListenerRow:
     """One line of ``describe()``.
 
     Attributes:
         name: The name or pattern it is registered under.
-        listener: The listener itself.
+        listener: The listener itself, a class where that was given.
         priority: Lower runs first.
         plugin: The module the listener comes from.
         defined_at: ``file:line`` of its code; empty where it has none.
@@ -118,7 +130,7 @@ class ListenerRow:
     """
 
     name: Hashable
-    listener: Listener
+    listener: Listener | HandlerClass
     priority: float
     plugin: str
     defined_at: str
@@ -129,10 +141,20 @@ class ListenerRegistry:
     """Name or pattern -> listeners in running order: by priority, then by order of registration.
 
     Lookups are cached by name; every change empties the cache and calls ``on_change``.
+
+    Attributes:
+        container: Makes the objects of those that are classes.
     """
 
-    def __init__(self, *, policy: ErrorPolicy = "raise", on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        policy: ErrorPolicy = "raise",
+        container: Container | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._policy: ErrorPolicy = policy
+        self.container = container
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of it that is matched
@@ -140,27 +162,28 @@ class ListenerRegistry:
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
 
     def add(
-        self, name: Any, listener: Listener, /, *, priority: float = 0, options: Options = DEFAULTS
+        self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
     ) -> Registration:
         """Register a listener; it counts from the next dispatch on."""
-        if not is_async(listener):
+        run = ClassListener(listener, self.container) if isinstance(listener, type) else listener
+        if not is_async(run):
             raise TypeError(
                 f"a listener is an async function (or an object with an async __call__), not {listener!r}; "
                 "write 'async def'"
             )
         rank = _rank(priority)
         pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
-        entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), listener, pattern)
+        entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), run, pattern)
         policy = options.on_error or self._policy
         if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
-            entry.run = Guard(listener, options, policy, rank=rank, retire=partial(self._discard, entry))
+            entry.run = Guard(run, options, policy, rank=rank, retire=partial(self._discard, entry))
         insort(self._entries.setdefault(name, []), entry, key=_order)
         if pattern is not None:
             self._patterns[name] = self._entries[name]
         self._changed()
         return Registration(partial(self._discard, entry))
 
-    def remove(self, name: Hashable, listener: Listener, /) -> None:
+    def remove(self, name: Hashable, listener: Listener | HandlerClass, /) -> None:
         """Remove every copy of a listener, compared by ``==``; silent where a known name has none.
 
         Raises:
@@ -229,12 +252,15 @@ def _order(entry: _Entry) -> tuple[Any, int]:
 
 
 def _row(entry: _Entry) -> ListenerRow:
-    code = entry.listener
-    while isinstance(code, partial):
-        code = code.func
-    code = inspect.unwrap(code)
-    if not hasattr(code, "__code__"):
-        code = inspect.unwrap(getattr(type(code), "__call__", code))  # noqa: B004
+    source = entry.listener
+    while isinstance(source, partial):
+        source = source.func
+    if isinstance(source, type):
+        code = inspect.unwrap(getattr(source, handling_method(source)))
+    else:
+        source = code = inspect.unwrap(source)
+        if not hasattr(code, "__code__"):
+            source = code = inspect.unwrap(getattr(type(code), "__call__", code))  # noqa: B004
     where = getattr(code, "__code__", None)
     chosen = {
         option: value
@@ -245,7 +271,7 @@ def _row(entry: _Entry) -> ListenerRow:
         name=entry.name,
         listener=entry.listener,
         priority=entry.priority,
-        plugin=getattr(code, "__module__", None) or "",
+        plugin=getattr(source, "__module__", None) or "",
         defined_at=f"{where.co_filename}:{where.co_firstlineno}" if where is not None else "",
         options=chosen,
     )

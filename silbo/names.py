@@ -24,7 +24,7 @@ else:
 
     E, T = TypeVar("E"), TypeVar("T")
 
-__all__ = ["EventName", "Key", "Name", "compile_pattern", "is_pattern", "warn_if_deprecated"]
+__all__ = ["EventName", "Key", "Name", "check_dispatched", "compile_pattern", "is_pattern", "warn_if_deprecated"]
 
 Key: TypeAlias = "str | Callable[[Any], object]"
 """Where a routing key comes from: an attribute's name, or a function of the event."""
@@ -95,6 +95,17 @@ else:
 def is_pattern(name: object) -> bool:
     """Whether a name is a pattern: it contains a ``*``."""
     return isinstance(name, str) and "*" in name
+
+
+def check_dispatched(name: object) -> None:
+    """Look at a name before a dispatch: a deprecated one gives a warning.
+
+    Raises:
+        NameInvalid: it is a pattern.
+    """
+    if is_pattern(name):
+        raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
+    warn_if_deprecated(name)
 
 
 def warn_if_deprecated(name: object) -> None:

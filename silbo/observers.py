@@ -107,8 +107,9 @@ class _Watched(Wrapper):
 
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._guard = listener if isinstance(listener, Guard) else None
-        if isinstance(listener, Guard):
-            self.concurrent, self.rank = listener.concurrent, listener.rank
+        self._target = listener.target if isinstance(listener, Guard) else listener
+        if isinstance(listener, Wrapper):
+            self.concurrent, self.rank, self.container = listener.concurrent, listener.rank, listener.container
             listener = listener.__wrapped__
         super().__init__(listener)
         self._dispatch, self._observers = dispatch, observers
@@ -122,7 +123,7 @@ class _Watched(Wrapper):
     async def _watch(self, event: Any) -> None:
         call = Call(dispatch=self._dispatch, listener=self.__wrapped__)
         with _observed(self._observers, "listener", call, event):
-            await self.__wrapped__(event)
+            await self._target(event)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ async def registered(d: AsyncEventDispatcher) -> None:
 
 def decorated(d: AsyncEventDispatcher) -> None:
     d.listen("x")(sync)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
-    d.listen(USER_JOINED)(on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.listen(USER_JOINED)(on_left)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
     d.listen("x", onse=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     on("x", onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
