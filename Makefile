@@ -20,7 +20,7 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.demo ## a host application, a plugin and a second program over real Redis; about half a minute
+demo: $(VENV)/.demo ## a host with a plugin, a second program, real Redis; all three killed in the middle, and 0 lost
 	@$(RUN) -m examples.meetings
 
 test: $(VENV)/.test ## the whole suite on real Redis, in parallel, with the coverage gate
@@ -38,9 +38,10 @@ docs: $(VENV)/.docs ## the documentation, into docs/_build/html; warnings are er
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
 
-bench: $(VENV)/.demo ## measure dispatch against Whistle, and the bridge against redis-py
+bench: $(VENV)/.demo ## measure dispatch against Whistle, bridge and consumer against redis-py, the outbox against one by hand
 	$(RUN) -m benchmarks.dispatch
 	$(RUN) -m benchmarks.redis_publish
+	$(RUN) -m benchmarks.outbox
 
 venv: $(VENV)/.dev ## one environment with every tool, for an editor
 
