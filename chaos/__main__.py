@@ -1,4 +1,4 @@
-"""`python -m chaos`: play batteries of faults, and say what was found."""
+"""Play batteries of faults on real programs and servers, and say what was found."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ import asyncio
 import json
 import platform
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from chaos.batteries import BATTERIES
-from chaos.stage import NotInTime, Stage
+from chaos.stage import NotInTime, Stage, phrase
+from chaos.table import DOCS, write
+from chaos.together import play_all
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("batteries", nargs="*", metavar="BATTERY", help=f"all, or some of: {', '.join(BATTERIES)}")
-    parser.add_argument("--seed", type=int, default=None, help="of what chance decides; another one each time")
+    parser.add_argument("battery", nargs="?", default="all", help=f"all, or one of: {', '.join(BATTERIES)}")
+    parser.add_argument("--seed", type=int, help="of what chance decides; another one each time")
     parser.add_argument("--short", action="store_true", help="as in the test suite: few events, few faults")
-    parser.add_argument("--json", type=Path, help="write the findings of the one battery to this file")
+    parser.add_argument("--json", type=Path, help="write what one battery found to this file")
+    parser.add_argument("--write-docs", action="store_true", help=f"write what was found to {DOCS}")
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
-    names = options.batteries or ["all"]
-    if unknown := set(names) - BATTERIES.keys() - {"all"}:
-        parser.error(f"no such battery: {', '.join(sorted(unknown))}")
+    if options.battery not in ("all", *BATTERIES):
+        parser.error(f"no such battery: {options.battery}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
     try:
-        found = [asyncio.run(play(name, seed, short=options.short)) for name in names]
+        if options.battery == "all":
+            found = asyncio.run(play_all(seed, short=options.short))
+        else:
+            found = [asyncio.run(play(options.battery, seed, short=options.short))]
     except KeyboardInterrupt:
         return 130
     if options.json:
         options.json.write_text(json.dumps(found[0]))
+    if options.write_docs:
+        write(found)
     return int(any(one["wrong"] for one in found))
 
 
@@ -48,11 +58,20 @@ async def play(name: str, seed: int, *, short: bool = False) -> dict[str, Any]:
         for worker in stage.workers:
             if stage.wrong and (log := worker.log):
                 say(f"-- {worker.name}:\n{log[-3000:]}")
-    figures = ", ".join(f"{key} {value}" for key, value in stage.figures.items())
-    say(f"{name} {'FAILED' if stage.wrong else 'passed'} in {time.monotonic() - began:.0f} s, seed {seed}: {figures}")
+    took = time.monotonic() - began
+    figures = ", ".join(phrase(key, value) for key, value in (stage.done | stage.kept).items())
+    say(f"{name} {'FAILED' if stage.wrong else 'passed'} in {took:.0f} s, seed {seed}: {figures}")
     for wrong in stage.wrong:
         say(f"{name} WRONG {wrong}")
-    return {"battery": name, "seed": seed, "figures": stage.figures, "wrong": stage.wrong}
+    return {
+        "battery": name,
+        "seed": seed,
+        "python": platform.python_version(),
+        "seconds": took,
+        "done": stage.done,
+        "kept": stage.kept,
+        "wrong": stage.wrong,
+    }
 
 
 def say(text: str) -> None:

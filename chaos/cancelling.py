@@ -117,8 +117,10 @@ class Cancelling:
     async def _look(self, what: str, sent: dict[str, bool]) -> None:
         """What was answered is there once; what was cancelled is there once or not at all."""
         async with Redis.from_url(self.settings.direct) as client:
+            there, missing = Counter[str](), list(sent)
             for _ in range(100):
-                there = Counter(_publication(fields[b"message"]) for _, fields in await client.xrange(STREAM))
+                page: Any = await client.xrange(STREAM)
+                there = Counter(_publication(fields[b"message"]) for _, fields in page)
                 missing = [one for one, answered in sent.items() if answered and one not in there]
                 if not missing:
                     break
@@ -154,15 +156,7 @@ class Cancelling:
                     self.cancelled[what] += 1
 
             await asyncio.gather(*(one(number) for number in range(CONSUMERS)))
-            for number in range(CONSUMERS):  # the rest, each its own
-                group = RedisStreams(client, app=f"{APP}-reader").group("all", start="oldest", consumer=f"c{number}")
-                async with Consumer(dispatcher, group, events=[COUNTED]) as consumer:
-                    running = asyncio.create_task(consumer.run())
-                    await self._settled(client, f"c{number}")
-                    began = time.monotonic()
-                    consumer.stop()
-                    await running
-                self.took(time.monotonic() - began)
+            await asyncio.gather(*(self._finish(client, dispatcher, f"c{number}") for number in range(CONSUMERS)))
             if missing := given - len(heard):
                 self.wrong.append(f"{what}: {missing} were never handled")
         async with Redis.from_url(self.settings.direct) as client:
@@ -197,12 +191,25 @@ class Cancelling:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.wrong.append(f"{what}: {error!r}")
 
+    async def _finish(self, client: Redis, dispatcher: AsyncEventDispatcher, name: str) -> None:
+        """What a consumer of this name was given and did not acknowledge."""
+        group = RedisStreams(client, app=f"{APP}-reader").group("all", start="oldest", consumer=name)
+        async with Consumer(dispatcher, group, events=[COUNTED]) as consumer:
+            running = asyncio.create_task(consumer.run())
+            await self._settled(client, name)
+            began = time.monotonic()
+            consumer.stop()
+            await running
+        self.took(time.monotonic() - began)
+
     async def _settled(self, client: Redis, consumer: str) -> None:
         for _ in range(200):
             waiting = (await client.xpending(STREAM, "all"))["consumers"]
             group = (await client.xinfo_groups(STREAM))[0]
-            last = (await client.xrevrange(STREAM, count=1))[0][0]
-            if group["last-delivered-id"] == last and consumer not in {one["name"].decode() for one in waiting}:
+            stream = await client.xinfo_stream(STREAM)
+            if group["last-delivered-id"] == stream["last-generated-id"] and consumer not in {
+                one["name"].decode() for one in waiting
+            }:
                 return
             await asyncio.sleep(0.02)
 
@@ -243,6 +250,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
     await cancelling.consumers("consume", lambda task, consumer: task.cancel())
     await cancelling.consumers("stop", lambda task, consumer: consumer.stop())
     async with Redis.from_url(settings.direct) as client:
+        connections = 0
         for _ in range(20):  # a proxy hears of an end a moment later
             connections = len(await client.client_list()) - 1
             if not connections:

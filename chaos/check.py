@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     id: str
     event: str
     publication: str
+    name: str
     lane: str
     number: int
 
@@ -49,7 +50,7 @@ async def dead_letters(url: str) -> list[str]:
         return [_entry(entry_id, fields).event async for entry_id, fields in _pages(client, f"{STREAM}:dead")]
 
 
-async def _pages(client: Redis, stream: str) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
+async def _pages(client: Any, stream: str) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
     after = "-"
     while page := await client.xrange(stream, min=after, count=PAGE):
         for entry in page:
@@ -64,6 +65,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         entry_id.decode(),
         message["message_id"],
         message["headers"]["publication"],
+        message["message_name"],
         payload["lane"],
         payload["number"],
     )
@@ -103,7 +105,7 @@ async def check_groups(stage: Stage, url: str) -> None:
     stage.zero("stuck pending", waiting)
 
 
-async def unfinished(client: Redis, group: bytes | str) -> int:
+async def unfinished(client: Any, group: bytes | str) -> int:
     """What is pending in a group, and 1 if there is something that it has not read."""
     name = group if isinstance(group, str) else group.decode()
     for info in await client.xinfo_groups(STREAM):

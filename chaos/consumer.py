@@ -6,16 +6,18 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 
-from chaos.events import APP, COUNTED, Counted
+from chaos.effects import Effects
+from chaos.events import APP, CHARGED, COUNTED, Counted
 from chaos.ledger import Ledger
 from chaos.worker import ready, serve
-from silbo import AsyncEventDispatcher, Backoff, Consumer
+from silbo import AsyncEventDispatcher, Backoff, Consumer, EventName
 from silbo.brokers.redis import RedisStreams
 
 
@@ -27,8 +29,8 @@ class Settings:
         name: Of the consumer in its group; empty for another in each process.
         claim_after: Seconds of silence after which another consumer takes over.
         slow: Seconds that a listener takes.
+        effects: A database in which a second group with an inbox has its effects; empty for no such group.
         flaky: One event in so many fails at its first attempt.
-        dies: Whether what kills a consumer does so.
     """
 
     url: str
@@ -40,6 +42,7 @@ class Settings:
     max_attempts: int = 5
     slow: float = 0.0
     flaky: int = 0
+    effects: str = ""
 
 
 class Listener:
@@ -65,34 +68,46 @@ class Listener:
 
 
 async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
-    dispatcher = AsyncEventDispatcher()
     listener = Listener(settings)
-    dispatcher.add_listener(COUNTED, listener)
     errors: Counter[str] = Counter()
 
     def report(error: Exception, delivery: Any) -> None:
         errors[type(error).__name__] += 1
 
-    async with Redis.from_url(settings.url) as client, RedisStreams(client, app=f"{APP}-reader") as streams:
-        group = streams.group(
-            settings.group, start="oldest", consumer=settings.name or None, claim_after=settings.claim_after
-        )
-        async with Consumer(
-            dispatcher,
-            group,
-            events=[COUNTED],
-            concurrency=settings.concurrency,
-            max_attempts=settings.max_attempts,
-            backoff=Backoff(initial=0.05, cap=0.2),
-            on_error=report,
-        ) as consumer:
-            running = asyncio.create_task(consumer.run())
-            ready()
-            await asyncio.wait([running, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(Redis.from_url(settings.url))
+        streams = await stack.enter_async_context(RedisStreams(client, app=f"{APP}-reader"))
+
+        async def consume(group: str, events: list[EventName[Counted]], heard: Any, **more: Any) -> Consumer:
+            dispatcher = AsyncEventDispatcher()
+            for name in events:
+                dispatcher.add_listener(name, heard)
+            name = settings.name or None
+            subscription = streams.group(group, start="oldest", consumer=name, claim_after=settings.claim_after)
+            patience = Backoff(initial=0.05, cap=0.2)
+            consumer = Consumer(
+                dispatcher,
+                subscription,
+                events=events,
+                max_attempts=settings.max_attempts,
+                backoff=patience,
+                on_error=report,
+                **more,
+            )
+            return await stack.enter_async_context(consumer)
+
+        consumers = [await consume(settings.group, [COUNTED, CHARGED], listener, concurrency=settings.concurrency)]
+        if settings.effects:
+            effects = await stack.enter_async_context(Effects(settings.effects))
+            consumers.append(await consume("effects", [CHARGED], effects.have, concurrency=4, inbox=effects.inbox))
+        ready()
+        running = [asyncio.create_task(consumer.run()) for consumer in consumers]
+        await asyncio.wait([*running, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
+        for consumer in consumers:
             consumer.stop()
-            await running
+        await asyncio.gather(*running)
     await listener.ledger.close()
-    return asdict(consumer.stats) | {"errors": errors}
+    return asdict(consumers[0].stats) | {"errors": errors}
 
 
 if __name__ == "__main__":

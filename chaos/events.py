@@ -1,4 +1,4 @@
-"""The one event of the harness."""
+"""The events of the harness."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from silbo import ECSTEvent, EventName
 
-__all__ = ["APP", "COUNTED", "STREAM", "Counted", "Fate", "fate_of"]
+__all__ = ["APP", "CHARGED", "COUNTED", "STREAM", "Counted", "Fate", "fate_of"]
 
 Fate = Literal["", "fails", "kills"]
 
@@ -22,6 +22,8 @@ class Counted(ECSTEvent):
 
 
 COUNTED: Final = EventName("chaos.counted", Counted, key="lane")
+CHARGED: Final = EventName("chaos.charged", Counted, key="lane")
+"""Some lanes' events have this name; a group with an inbox has an effect of them in a database."""
 APP: Final = "chaos"
 STREAM: Final = "silbo:{events}"
 

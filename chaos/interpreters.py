@@ -33,7 +33,7 @@ def _interpreter(version: str) -> str | None:
         return own
     for plain in _plain(version):
         made = subprocess.run(
-            [plain, "tools/make_venv.py", str(folder), "demo"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+            [plain, "tools/make_venv.py", str(folder), "demo"], cwd=ROOT, capture_output=True, check=False
         )
         if made.returncode == 0 and _is_good(own, version):
             return own

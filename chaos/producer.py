@@ -18,10 +18,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from chaos.events import APP, COUNTED, Counted, fate_of
+from chaos.events import APP, CHARGED, COUNTED, Counted, fate_of
 from chaos.ledger import Ledger, read
 from chaos.worker import ready, serve
-from silbo import AsyncEventDispatcher, Bridge, Outbox, Publisher, Quota
+from silbo import AsyncEventDispatcher, Bridge, EventName, Outbox, Publisher, Quota
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import PublishError
 from silbo.stores.sqlite import SQLiteStore
@@ -42,6 +42,7 @@ class Settings:
         relay: Whether the outbox sends too.
         fails: One event in so many always fails at the consumer.
         kills: One event in so many kills the consumer.
+        charges: One lane in so many has events of the other name.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Settings:
     timeout: float = 5.0
     fails: int = 0
     kills: int = 0
+    charges: int = 0
 
 
 class Producer:
@@ -78,6 +80,7 @@ class Producer:
 
     async def _give(self, position: int, lane: str) -> None:
         settings, began, first = self._settings, time.monotonic(), self._next[lane]
+        name = CHARGED if settings.charges and position % settings.charges == 0 else COUNTED
         every = settings.lanes / settings.rate if settings.rate else 0.0
         for number in range(first, settings.each):
             nth = number * settings.lanes + position
@@ -86,17 +89,17 @@ class Producer:
                 await asyncio.sleep(wait)
             while not self._stopping.is_set():
                 event = Counted(lane, number, fate_of(nth, fails=settings.fails, kills=settings.kills))
-                if await self._dispatch(event):
+                if await self._dispatch(name, event):
                     await self._ledger.write(f"{lane} {number} {event.event_id}")
                     break
                 await asyncio.sleep(AGAIN)
             if self._stopping.is_set():
                 return
 
-    async def _dispatch(self, event: Counted) -> bool:
+    async def _dispatch(self, name: EventName[Counted], event: Counted) -> bool:
         asked = time.monotonic()
         try:
-            await self._dispatcher.adispatch(COUNTED, event)
+            await self._dispatcher.adispatch(name, event)
         except PublishError as error:
             self.errors[type(error).__name__] += 1
             return False

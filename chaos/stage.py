@@ -21,7 +21,7 @@ from chaos.proxy import Proxy, Rule
 from tools.redis_binary import Binary
 from tools.redis_server import RedisServer
 
-__all__ = ["NotInTime", "Stage", "Worker"]
+__all__ = ["NotInTime", "Stage", "Worker", "phrase"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 POLL: Final = 0.1
@@ -115,13 +115,15 @@ class Stage:
 
     Attributes:
         random: What chance decides, by the seed.
-        figures: What a battery has found, in its order.
+        done: What was done: figures that are neither right nor wrong.
+        kept: What was promised: figures that must be as they are.
         wrong: The promises that did not hold; empty is a pass.
     """
 
     def __init__(self, name: str, seed: int, say: Callable[[str], object] | None = None) -> None:
         self.name, self.random = name, Random(f"{name} {seed}")
-        self.figures: dict[str, Any] = {}
+        self.done: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
         self.wrong: list[str] = []
         self._say, self._began = say, time.monotonic()
         self._ends = AsyncExitStack()
@@ -152,7 +154,7 @@ class Stage:
     def redis(self, *, port: bool = False, binary: Binary | None = None) -> RedisServer:
         """A server that has everything on the disk before it answers."""
         server: RedisServer = self._ends.enter_context(RedisServer(appendonly="always", port=port, binary=binary))
-        self.figures.setdefault("redis", server.binary.version)
+        self.done.setdefault("Redis", server.binary.version)
         return server
 
     async def proxy(self, server: RedisServer, rule: Rule | None = None) -> Proxy:
@@ -221,13 +223,13 @@ class Stage:
 
     def note(self, name: str, value: Any) -> None:
         """A figure that is neither right nor wrong."""
-        self.figures[name] = round(value, 2) if isinstance(value, float) else value
+        self.done[name] = value
 
     def must(self, name: str, value: Any, held: bool, wanted: str) -> None:
         """A figure that keeps a promise or breaks it."""
-        self.note(name, value)
+        self.kept[name] = value
         if not held:
-            self.wrong.append(f"{name}: {self.figures[name]}, not {wanted}")
+            self.wrong.append(f"{phrase(name, value)}, not {wanted}")
 
     def zero(self, name: str, value: int) -> None:
         """A figure that must be 0."""
@@ -240,3 +242,15 @@ class Stage:
     def below(self, name: str, value: float, bound: float) -> None:
         """A figure with a bound."""
         self.must(name, value, value < bound, f"below {bound:g}")
+
+
+def phrase(name: str, value: Any) -> str:
+    """A figure for people: `20 relays killed`, and for `slowest answer, s`: `slowest answer 5.01 s`."""
+    if isinstance(value, float):
+        value = f"{value:.3g}"
+    elif isinstance(value, int):
+        value = f"{value:,}"
+        if ", " not in name:
+            return f"{value} {name}"
+    name, _, unit = name.partition(", ")
+    return f"{name} {value} {unit}".rstrip()

@@ -10,6 +10,7 @@ from chaos.batteries.cancel import cancel
 from chaos.batteries.fence import fence
 from chaos.batteries.flush import flush
 from chaos.batteries.freeze import freeze
+from chaos.batteries.machines import machines
 from chaos.batteries.outage import outage
 from chaos.batteries.patience import patience
 from chaos.batteries.poison import poison
@@ -67,4 +68,5 @@ BATTERIES: Final[dict[str, Battery]] = {
         cores=4.0,
         short={"many": 100, "versions": ()},
     ),
+    "machines": Battery(machines, "the state machines of the test suite", cores=2.0, short={"examples": 20}),
 }

@@ -14,16 +14,21 @@ VERSIONS = ("3.11", "3.12", "3.13")
 WAY = 0.001
 """Seconds in each direction: 2 ms there and back."""
 SHUTDOWN = 1.0
-WHAT = ("publish", "outbox publish", "consume", "stop")
+WHAT = {
+    "publish": "publishes cancelled",
+    "outbox publish": "publishes to an outbox cancelled",
+    "consume": "consumers cancelled",
+    "stop": "consumers stopped",
+}
 
 
 async def cancel(stage: Stage, *, many: int = 2_000, versions: Sequence[str] = VERSIONS) -> None:
     """See above."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = await asyncio.to_thread(interpreters, versions or [here])
-    stage.note("Python", ", ".join(version for version, python in found.items() if python))
+    stage.note("by Python", ", ".join(version for version, python in found.items() if python))
     if absent := [version for version, python in found.items() if not python]:
-        stage.note("not found", ", ".join(f"Python {version}" for version in absent))
+        stage.note("not found: Python", ", ".join(absent))
     workers: list[Worker] = []
     for version, python in found.items():
         if python is None:
@@ -53,9 +58,9 @@ async def cancel(stage: Stage, *, many: int = 2_000, versions: Sequence[str] = V
             stage.wrong.append(f"{worker.name} ended with {worker.ended}")
         stage.wrong += [f"{worker.name}: {wrong}" for wrong in worker.figures.get("wrong", ())]
     figures = [worker.figures for worker in workers if worker.figures]
-    for what in WHAT:
+    for what, name in WHAT.items():
         least = min((one["cancelled"].get(what, 0) for one in figures), default=0)
-        stage.must(f"{what} cancelled, each", least, least >= many, f"{many}")
+        stage.must(f"{name} in each", least, least >= many, f"{many}")
     for name in ("wrong replies", "leaked connections", "leaked tasks"):
         stage.zero(name, sum(one[name] for one in figures))
-    stage.below("slowest shutdown, seconds", max((one["slowest shutdown"] for one in figures), default=0.0), SHUTDOWN)
+    stage.below("slowest shutdown, s", max((one["slowest shutdown"] for one in figures), default=0.0), SHUTDOWN)

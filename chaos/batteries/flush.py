@@ -117,7 +117,7 @@ async def _go_back(server: RedisServer, reading: Reading) -> None:
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, copy / path.name)
     await asyncio.to_thread(server.restart)
     start = reading.count()
-    while reading.count() < start + 2_000:  # noqa: ASYNC110  # what another process writes
+    while reading.count() < start + 2_000:  # what another process writes
         await asyncio.sleep(0.1)
     await asyncio.to_thread(server.kill)
     for path in _data(server.folder):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -20,7 +21,7 @@ TIMEOUT = 5.0
 async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0)) -> None:
     """See above: for a publisher that is directly on Redis, and for one with an outbox."""
     server = stage.redis()
-    common = {"url": server.url, "lanes": 20, "each": 1_000_000, "rate": RATE, "timeout": TIMEOUT}
+    common: dict[str, Any] = {"url": server.url, "lanes": 20, "each": 1_000_000, "rate": RATE, "timeout": TIMEOUT}
     direct = await stage.start("direct", "producer", name="d", ledger=str(stage.ledger("direct")), **common)
     outbox = await stage.start(
         "outbox",
@@ -51,15 +52,15 @@ async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0)) -> Non
             return bool(await client.xlen(STREAM) >= len(safe))
 
     await stage.until("all events sent", sent, 30.0)
-    stage.note("frozen, seconds", " and ".join(f"{duration:g}" for duration in seconds))
-    stage.below("slowest answer, seconds", direct.figures["slowest"], TIMEOUT + 0.5)
-    stage.note("slowest answer of the outbox, seconds", outbox.figures["slowest"])
+    stage.note("frozen for, s", " and ".join(f"{duration:g}" for duration in seconds))
+    stage.below("slowest answer, s", direct.figures["slowest"], TIMEOUT + 0.5)
+    stage.note("slowest answer of the outbox, s", outbox.figures["slowest"])
     stage.must("publishes that failed", sum(direct.figures["errors"].values()), bool(direct.figures["errors"]), "some")
     stage.same("publishes to the outbox that failed", sum(outbox.figures["errors"].values()), 0)
-    stage.below("giving again after, seconds", slowest, 5.0)
+    stage.below("giving again after, s", slowest, 5.0)
     check_stream(stage, safe, await entries(server.url))
 
 
-def _more(readings: Sequence[Reading]) -> object:
+def _more(readings: Sequence[Reading]) -> Callable[[], bool]:
     wanted = [reading.count() + 20 for reading in readings]
     return lambda: all(reading.count() >= many for reading, many in zip(readings, wanted, strict=True))

@@ -55,7 +55,7 @@ async def outage(stage: Stage, *, seconds: float = 60.0, rate: float = RATE, wit
     back, waiting = time.monotonic(), reading.count()
     async with Redis.from_url(server.url) as client:
         had = await client.xlen(STREAM)
-        while await client.xlen(STREAM) == had and time.monotonic() - back < RECOVERY:  # noqa: ASYNC110
+        while await client.xlen(STREAM) == had and time.monotonic() - back < RECOVERY:
             await asyncio.sleep(0.02)
         first = time.monotonic() - back
         while (length := await client.xlen(STREAM)) < waiting and time.monotonic() - back < within:
@@ -64,14 +64,14 @@ async def outage(stage: Stage, *, seconds: float = 60.0, rate: float = RATE, wit
         drained = time.monotonic() - back
     size = sum(file.stat().st_size for file in stage.folder.glob("outbox.db*"))
     await host.stop()
-    stage.note("away, seconds", seconds)
+    stage.note("away for, s", seconds)
     stage.must("stored meanwhile", stored, stored > 0.95 * rate * seconds, f"{rate:g} a second")
     stage.same("publishes that failed", sum(host.figures["errors"].values()), 0)
-    stage.note("slowest publish, seconds", host.figures["slowest"])
+    stage.note("slowest publish, s", host.figures["slowest"])
     stage.below("memory grew by, MB", grown, MEMORY)
     stage.below("file, MB", size / 2**20, quota / 2**20)
-    stage.below("sending again after, seconds", first, RECOVERY)
-    stage.must("all sent after, seconds", drained, length >= waiting, f"within {within:g}")
+    stage.below("sending again after, s", first, RECOVERY)
+    stage.must("all sent after, s", drained, length >= waiting, f"within {within:g}")
     stage.note("sent a second", int((length - had) / drained))
     check_stream(stage, given([stage.ledger("host")]), await entries(server.url))
 

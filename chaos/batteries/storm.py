@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from chaos.check import check_groups, check_handled, check_stream, entries, given, unfinished
-from chaos.events import STREAM
+from chaos.effects import effects_in
+from chaos.events import CHARGED, STREAM
 from chaos.ledger import Reading
 from chaos.stage import Stage, Worker
 from tools.redis_server import RedisServer
@@ -26,7 +28,7 @@ async def storm(
     stage: Stage, *, events: int = 100_000, lanes: int = 100, kills: int = 20, pauses: int = 10, within: float = 400.0
 ) -> None:
     """See above; faults come as the events do, so each kind has its share of them whatever the machine's speed."""
-    server, store = stage.redis(), str(stage.folder / "outbox.db")
+    server, store, effects = stage.redis(), str(stage.folder / "outbox.db"), stage.folder / "effects.db"
     numbers = range(EACH)
     given_ledgers = [stage.ledger(f"producer-{number}") for number in numbers]
     handled_ledgers = [stage.ledger(f"consumer-{number}") for number in numbers]
@@ -37,6 +39,7 @@ async def storm(
             url=server.url,
             ledger=str(handled_ledgers[number]),
             name="named" if number == 0 else "",  # one that has a name, and one that is another after each start
+            effects=str(effects),
         )
         for number in numbers
     ]
@@ -61,6 +64,7 @@ async def storm(
             lanes=lanes,
             each=events // EACH // lanes,
             store=store,
+            charges=10,
         )
         for number in numbers
     ]
@@ -97,11 +101,17 @@ async def storm(
     check_stream(stage, safe, found)
     check_handled(stage, {entry.event for entry in found}, handled_ledgers)
     await check_groups(stage, server.url)
+    charged, had = {entry.event for entry in found if entry.name == CHARGED}, Counter(effects_in(effects))
+    stage.note("with an effect in a database", len(had))
+    stage.zero("without their effect", len(charged - had.keys()))
+    stage.zero("double effects", sum(had.values()) - len(had))
 
 
 async def _is_finished(server: RedisServer, events: int) -> bool:
     async with Redis.from_url(server.url) as client:
-        return await client.xlen(STREAM) >= events and not await unfinished(client, "readers")
+        return await client.xlen(STREAM) >= events and not (
+            await unfinished(client, "readers") or await unfinished(client, "effects")
+        )
 
 
 class Progress:
@@ -156,7 +166,7 @@ class Faults:
         self, name: str, points: Sequence[float], progress: Callable[[], int], strike: Callable[[], object]
     ) -> None:
         for point in points:
-            while progress() < point:  # noqa: ASYNC110  # what other processes write
+            while progress() < point:  # what other processes write
                 await asyncio.sleep(0.02)
             await strike()  # type: ignore[misc]
             self.done[name] += 1

@@ -1,0 +1,50 @@
+"""Effects in a database, in one transaction with the inbox that remembers them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from chaos.events import Counted
+from silbo.stores.sqlalchemy import SQLAlchemyInbox, current_session
+
+__all__ = ["Effects", "effects_in"]
+
+TABLE = "CREATE TABLE IF NOT EXISTS effect (event TEXT NOT NULL)"
+
+
+class Effects:
+    """A listener whose effect is a row; nothing but the inbox keeps it from having two."""
+
+    def __init__(self, path: str) -> None:
+        self._engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30})
+        self.inbox = SQLAlchemyInbox(self._engine)
+
+    async def __aenter__(self) -> Self:
+        await self.inbox.create()
+        async with self._engine.begin() as connection:
+            await connection.execute(text(TABLE))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._engine.dispose()
+
+    async def have(self, event: Counted) -> None:
+        """One more row."""
+        await current_session().execute(text("INSERT INTO effect VALUES (:event)"), {"event": str(event.event_id)})
+
+
+def effects_in(path: Path) -> list[str]:
+    """The event of each row."""
+    connection = sqlite3.connect(path)
+    try:
+        return [event for (event,) in connection.execute("SELECT event FROM effect")]
+    finally:
+        connection.close()

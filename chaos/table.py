@@ -1,0 +1,41 @@
+"""What was found, as the table of docs/explanation/reliability.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from chaos.batteries import BATTERIES
+from chaos.stage import phrase
+
+__all__ = ["DOCS", "write"]
+
+DOCS: Final = Path("docs/explanation/reliability.md")
+BEGIN, END = "<!-- {}: begin -->\n", "<!-- {}: end -->"
+
+
+def write(found: Sequence[Mapping[str, Any]]) -> None:
+    """Put it between the markers: of all batteries, or of the soak."""
+    soak = [one["battery"] for one in found] == ["soak"]
+    path = Path(__file__).resolve().parent.parent / DOCS
+    text, mark = path.read_text(), "soak" if soak else "chaos"
+    begin, end = BEGIN.format(mark), END.format(mark)
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}{_table(found)}{end}{after}")
+
+
+def _table(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| battery | what was done | what was found |", "|---|---|---|"]
+    for one in found:
+        name = one["battery"]
+        done, kept = (", ".join(phrase(*item) for item in one[part].items()) for part in ("done", "kept"))
+        verdict = "**failed**: " + "; ".join(one["wrong"]) + "; " if one["wrong"] else ""
+        rows.append(f"| `{name}`: {BATTERIES[name].title} | {done} | {verdict}{kept} |")
+    seeds = ", ".join(sorted({str(one["seed"]) for one in found}))
+    python = ".".join(map(str, sys.version_info[:3]))
+    return "\n".join(
+        [*rows, "", f"Python {python}, seed {seeds}, {sum(bool(one['wrong']) for one in found)} failed.", ""]
+    )
