@@ -18,7 +18,7 @@ from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
 from silbo.payload import MAX_DEPTH, MAX_SIZE, UNCHANGED, UNREADABLE, Unwritable, invalid, is_too_deep, plain, timestamp
 
-__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat"]
+__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "write"]
 
 MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
@@ -59,7 +59,7 @@ class JsonFormat(_ByEventName):
 
     def encode(self, message: Message, origin: Origin) -> bytes:
         """See :class:`~silbo.protocols.Format`. An origin that the message carries already is kept."""
-        return _write(
+        return write(
             message,
             {
                 "message_type": message.message_type,
@@ -101,7 +101,7 @@ class DiatorFormat:
         when = payload.get("event_timestamp")
         if isinstance(when, str):
             payload["event_timestamp"] = when.removesuffix("Z")
-        return _write(
+        return write(
             message,
             {
                 "message_type": message.message_type,
@@ -189,7 +189,7 @@ class CloudEventsFormat(_ByEventName):
             if not value or _HAS_CONTROL(value):
                 raise MessageRefused(message.message_name, f"CloudEvents can't carry {attribute} {value!r}")
         record["data"] = message.payload
-        return _write(message, record)
+        return write(message, record)
 
     def decode(self, raw: bytes) -> Message:
         """See :class:`~silbo.protocols.Format`."""
@@ -221,7 +221,12 @@ _OWN: Final = _CONTEXT | {"silbokind"}
 # -- both ways ----------------------------------------------------------------------------------------------
 
 
-def _write(message: Message, record: dict[str, Any]) -> bytes:
+def write(message: Message, record: dict[str, Any]) -> bytes:
+    """What a message is to be, as JSON.
+
+    Raises:
+        MessageRefused: something in it can't be written, or it is too large.
+    """
     try:
         for value in message.payload.values():
             if type(value) not in UNCHANGED:

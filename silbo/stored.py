@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
 
 import msgspec
 
-from silbo.errors import MessageRefused
+from silbo.formats import write
 from silbo.message import Message
-from silbo.payload import MAX_SIZE
 
 __all__ = ["Lead", "OutboxStatus", "Packed", "Quota", "Row", "State", "pack", "partition_of", "unpack"]
 
 State: TypeAlias = Literal["pending", "sending", "sent", "dead"]
 """``pending`` waits, ``sending`` is in a relay's hands, ``sent`` is kept for a replay, ``dead`` was refused for good."""
 
-_encode: Final = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
+_FIELDS: Final = tuple(field.name for field in fields(Message))
 _decode: Final = msgspec.json.Decoder(Message).decode
 
 
@@ -112,14 +111,9 @@ def pack(message: Message, partitions: int) -> Packed:
     """A message as it is stored: everything of it, the address and the class name too.
 
     Raises:
-        MessageRefused: it can't be written, or is larger than 1 MiB.
+        MessageRefused: something in it can't be written, or it is larger than 1 MiB.
     """
-    try:
-        raw = _encode(message)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MessageRefused(message.message_name, str(error) or repr(error)) from error
-    if len(raw) > MAX_SIZE:
-        raise MessageRefused(message.message_name, f"{len(raw)} bytes are more than the {MAX_SIZE} of a message")
+    raw = write(message, {name: getattr(message, name) for name in _FIELDS})
     return Packed(partition_of(message.key, partitions), message.key, raw)
 
 
