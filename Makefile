@@ -5,20 +5,21 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEED ?=
 
 VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
 VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench venv format lint types imports wheel clean
+.PHONY: help demo test check chaos chaos-mutants soak docs bench venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "make <target> [PYTHON=python3.12]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## a host with a plugin, a second program, real Redis; all three killed in the middle, and 0 lost
 	@$(RUN) -m examples.meetings
@@ -33,6 +34,15 @@ endif
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel
 	@echo "check: all good"
+
+chaos: $(VENV)/.test ## the proof: real programs and servers, killed and frozen in all ways; about 8 minutes (SEED=1 repeats one)
+	$(RUN) -m chaos all $(if $(SEED),--seed $(SEED))
+
+chaos-mutants: $(VENV)/.test ## take each safeguard out of a copy, and see that a battery of faults notices
+	$(RUN) -m chaos.mutants $(if $(SEED),--seed $(SEED))
+
+soak: $(VENV)/.test ## ten minutes without Redis at 1,000 events a second
+	$(RUN) -m chaos soak $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/.docs ## the documentation, into docs/_build/html; warnings are errors
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html

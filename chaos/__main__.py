@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import silbo
 from chaos.batteries import BATTERIES
 from chaos.stage import NotInTime, Stage, phrase
 from chaos.table import DOCS, write
@@ -67,6 +68,7 @@ async def play(name: str, seed: int, *, short: bool = False) -> dict[str, Any]:
         "battery": name,
         "seed": seed,
         "python": platform.python_version(),
+        "silbo": str(Path(silbo.__file__).parent),
         "seconds": took,
         "done": stage.done,
         "kept": stage.kept,

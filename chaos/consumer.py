@@ -82,8 +82,9 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
             dispatcher = AsyncEventDispatcher()
             for name in events:
                 dispatcher.add_listener(name, heard)
-            name = settings.name or None
-            subscription = streams.group(group, start="oldest", consumer=name, claim_after=settings.claim_after)
+            subscription = streams.group(
+                group, start="oldest", consumer=settings.name or None, claim_after=settings.claim_after
+            )
             patience = Backoff(initial=0.05, cap=0.2)
             consumer = Consumer(
                 dispatcher,

@@ -16,6 +16,7 @@ from chaos.batteries.patience import patience
 from chaos.batteries.poison import poison
 from chaos.batteries.replies import replies
 from chaos.batteries.storm import storm
+from chaos.stage import Stage
 
 __all__ = ["BATTERIES", "Battery"]
 
@@ -29,12 +30,19 @@ class Battery:
         title: What it proves, for the table.
         cores: How many it keeps busy.
         short: How large it is in the test suite and with --short.
+        of_all: Whether it is one of `all`.
     """
 
     run: Callable[..., Awaitable[None]]
     title: str
     cores: float = 1.0
     short: Mapping[str, Any] = field(default_factory=dict)
+    of_all: bool = True
+
+
+def soak(stage: Stage) -> Awaitable[None]:
+    """The outage, for ten minutes."""
+    return outage(stage, seconds=600.0, within=120.0)
 
 
 BATTERIES: Final[dict[str, Battery]] = {
@@ -69,4 +77,5 @@ BATTERIES: Final[dict[str, Battery]] = {
         short={"many": 100, "versions": ()},
     ),
     "machines": Battery(machines, "the state machines of the test suite", cores=2.0, short={"examples": 20}),
+    "soak": Battery(soak, "Redis away for ten minutes", of_all=False),
 }

@@ -101,7 +101,7 @@ async def storm(
     check_stream(stage, safe, found)
     check_handled(stage, {entry.event for entry in found}, handled_ledgers)
     await check_groups(stage, server.url)
-    charged, had = {entry.event for entry in found if entry.name == CHARGED}, Counter(effects_in(effects))
+    charged, had = {entry.event for entry in found if entry.name == str(CHARGED)}, Counter(effects_in(effects))
     stage.note("with an effect in a database", len(had))
     stage.zero("without their effect", len(charged - had.keys()))
     stage.zero("double effects", sum(had.values()) - len(had))

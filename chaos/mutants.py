@@ -1,0 +1,146 @@
+"""`python -m chaos.mutants`: take a safeguard out of a copy of silbo, and see a battery go red. All of them, one by one.
+
+A battery that stays green without a safeguard proves nothing about it. Each is played on an untouched copy first, where it
+must be green.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+COPIED: Final = ("silbo", "chaos", "tools")
+
+
+class PatchFailed(Exception):
+    """The text to be taken out is not there just once: the mutant has to follow the code."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One safeguard, the exact text of it, and what stands there without it."""
+
+    name: str
+    battery: str
+    path: str
+    safeguard: str
+    without: str
+
+    def apply(self, tree: Path) -> None:
+        """Take it out.
+
+        Raises:
+            PatchFailed: the text is not there, or more than once.
+        """
+        file = tree / self.path
+        text = file.read_text()
+        if (found := text.count(self.safeguard)) != 1:
+            raise PatchFailed(f"{self.name}: found {found} times in {self.path}, not once:\n{self.safeguard}")
+        file.write_text(text.replace(self.safeguard, self.without))
+
+
+MUTANTS: Final = [
+    Mutant(
+        "the sequence check",
+        "replies",
+        "silbo/brokers/redis/scripts.py",
+        "while first <= #ARGV and tonumber(ARGV[first]) <= last do first = first + 2 end\n",
+        "",
+    ),
+    Mutant(
+        "the fence",
+        "fence",
+        "silbo/brokers/redis/scripts.py",
+        "if newest > epoch then return {newest, last, 0} end\n",
+        "",
+    ),
+    Mutant(
+        "the reading of own pending entries",
+        "replies",
+        "silbo/brokers/redis/group_reader.py",
+        'self._own = dict.fromkeys(self._upkeep, b"0")',
+        "self._own = {}",
+    ),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m chaos.mutants", description=__doc__)
+    parser.add_argument("--seed", type=int, default=None)
+    seed = parser.parse_args().seed
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _play_all(seed)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _play_all(seed: int) -> int:
+    """0 where each battery is green with all safeguards, and red without its own."""
+    unnoticed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="silbo-mutants-") as folder:
+        for mutant in MUTANTS:  # all of them first: a patch that does not fit is found at once
+            mutant.apply(_copy(Path(folder, "try")))
+        for battery in dict.fromkeys(mutant.battery for mutant in MUTANTS):
+            if wrong := _play(_copy(Path(folder, "whole")), battery, seed):
+                unnoticed.append(f"{battery} is red with all safeguards: {wrong}")
+        for mutant in MUTANTS:
+            tree = _copy(Path(folder, "mutant"))
+            mutant.apply(tree)
+            wrong = _play(tree, mutant.battery, seed)
+            print(
+                f"without {mutant.name}: {mutant.battery} {'is red: ' + '; '.join(wrong) if wrong else 'stays GREEN'}"
+            )
+            if not wrong:
+                unnoticed.append(f"{mutant.battery} does not notice that {mutant.name} is gone")
+    for one in unnoticed:
+        print(f"FAILED {one}")
+    print(f"{len(MUTANTS)} safeguards taken out, seed {seed}: {'FAILED' if unnoticed else 'each was missed'}")
+    return int(bool(unnoticed))
+
+
+def _copy(tree: Path) -> Path:
+    """A fresh copy of what the batteries need."""
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    if (servers := ROOT / ".venv" / "redis").exists():  # fetched already
+        (tree / ".venv").mkdir()
+        (tree / ".venv" / "redis").symlink_to(servers)
+    return tree
+
+
+def _play(tree: Path, battery: str, seed: int) -> list[str]:
+    """What a battery found wrong in a tree."""
+    findings = tree / "findings.json"
+    command = [sys.executable, "-m", "chaos", battery, "--short", "--seed", str(seed), "--json", str(findings)]
+    # The copy's own silbo, whatever is installed: the folder comes first for `python -m`, and for its programs.
+    with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            told, _ = process.communicate()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    if not findings.exists():
+        raise RuntimeError(f"{battery} did not come to an end:\n{told[-4000:]}")
+    found: dict[str, Any] = json.loads(findings.read_text())
+    if found["silbo"] != str(tree / "silbo"):
+        raise RuntimeError(f"{battery} was played on {found['silbo']}, not on the copy in {tree}")
+    return [line.splitlines()[0] for line in found["wrong"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
