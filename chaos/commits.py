@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from chaos import producer
-from chaos.worker import ready
+from chaos.worker import end_with_starter, ready
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,13 @@ class Settings:
 
 def main() -> None:
     settings = Settings(**json.loads(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # no thread here: it would be gone in the forked
     random = Random(settings.seed)
     ready()
     for _ in range(settings.kills):
         if not (child := os.fork()):
-            signal.alarm(10)  # if nobody is left to kill it
+            end_with_starter()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             asyncio.run(producer.main(producer.Settings(**settings.producer), asyncio.Event()))
             os._exit(3)  # it was to be killed before
         time.sleep(random.uniform(0.01, 0.05))

@@ -94,8 +94,8 @@ def _play_all(seed: int) -> int:
         for mutant in MUTANTS:  # all of them first: a patch that does not fit is found at once
             mutant.apply(_copy(Path(folder, "try")))
         for battery in dict.fromkeys(mutant.battery for mutant in MUTANTS):
-            if wrong := _play(_copy(Path(folder, "whole")), battery, seed):
-                unnoticed.append(f"{battery} is red with all safeguards: {wrong}")
+            wrong = _play(_copy(Path(folder, "whole")), battery, seed)
+            unnoticed += [f"{battery} is red with all safeguards: {one}" for one in wrong]
         for mutant in MUTANTS:
             tree = _copy(Path(folder, "mutant"))
             mutant.apply(tree)

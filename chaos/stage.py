@@ -55,7 +55,7 @@ class Worker:
         async for line in process.stdout:
             if line == b"ready\n":
                 self._ready.set()
-            else:
+            elif line.endswith(b"}\n"):  # not what a kill has torn
                 self.figures = json.loads(line)
         await process.wait()
         self._ready.set()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["ready", "serve"]
+__all__ = ["end_with_starter", "ready", "serve"]
 
 _S = TypeVar("_S")
 
@@ -25,7 +25,7 @@ _S = TypeVar("_S")
 def serve(settings: type[_S], main: Callable[[_S, asyncio.Event], Awaitable[Mapping[str, Any]]]) -> None:
     """Run `main(settings, stopping)` as this process's program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which ends us
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    end_with_starter()
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     async def run() -> Mapping[str, Any]:
@@ -41,7 +41,12 @@ def ready() -> None:
     print("ready", flush=True)
 
 
-def _end_with_starter() -> None:
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
+def end_with_starter() -> None:
+    """End this process at once when its standard input ends."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
