@@ -1,4 +1,4 @@
-"""One dispatcher for everybody who asks a rodi container for one (``pip install 'silbo[rodi]'``).
+"""Listener classes made by rodi, and one dispatcher for everybody who asks for one (``pip install 'silbo[rodi]'``).
 
 container = rodi.Container()
 dispatcher = register_dispatcher(container)
@@ -9,11 +9,13 @@ class Invoices:
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, overload
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
+from typing import TypeVar, overload
 
-from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
+from silbo.containers import dispatcher_types
 from silbo.dispatcher import AsyncEventDispatcher
-from silbo.errors import MissingExtra
+from silbo.errors import MissingExtra, Unresolvable
 
 try:
     import rodi
@@ -22,9 +24,44 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("silbo.containers.rodi", extra="rodi") from error
 
-__all__ = ["register_dispatcher"]
+__all__ = ["RodiContainer", "register_dispatcher"]
 
+T = TypeVar("T")
 D = TypeVar("D", bound=AsyncEventDispatcher)
+
+
+class RodiContainer:
+    """Makes the objects of listener classes with a rodi container.
+
+    Each unit of work has an activation scope: ``add_scoped`` is one object for it. rodi knows no clean-up: what is scoped
+    is forgotten at the end, not closed.
+
+    Args:
+        container: May be filled until the first dispatch that needs it: then rodi checks and builds everything in it.
+    """
+
+    def __init__(self, container: rodi.Container) -> None:
+        self.container = container
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[_Scope]:
+        """See :class:`silbo.protocols.Container`."""
+        with ExitStack() as stack:
+            yield _Scope(self, stack)
+
+
+class _Scope:
+    def __init__(self, adapter: RodiContainer, stack: ExitStack) -> None:
+        self._adapter, self._stack = adapter, stack
+        self._activation: rodi.ActivationScope | None = None
+
+    async def resolve(self, cls: type[T], /) -> T:
+        try:
+            if self._activation is None:  # what any class in the container misses comes out here
+                self._activation = self._stack.enter_context(self._adapter.container.provider.create_scope())
+            return self._activation.get(cls)
+        except rodi.DIException as error:
+            raise Unresolvable(cls, self._adapter, str(error)) from error
 
 
 @overload
@@ -41,7 +78,8 @@ def register_dispatcher(
 
     Args:
         container: Where to register it.
-        dispatcher: A dispatcher of yours, of a class of yours if you like; by default a new one.
+        dispatcher: A dispatcher of yours, of a class of yours if you like; by default a new one, whose listener classes are
+            made by this container.
 
     Returns:
         The dispatcher, also what the container gives from now on. Closing it stays with you: rodi closes nothing.
@@ -53,11 +91,8 @@ def register_dispatcher(
     Source: rodi resolves by exact type, so each type needs its own entry.
     """
     if dispatcher is None:
-        dispatcher = AsyncEventDispatcher()
-    elif not isinstance(dispatcher, AsyncEventDispatcher):
-        raise TypeError(f"register_dispatcher takes a silbo.AsyncEventDispatcher, not {dispatcher!r}")
-    types: list[Any] = [IAsyncEventDispatcher]
-    types += [cls for cls in type(dispatcher).__mro__ if issubclass(cls, WhistleDispatcher)]
+        dispatcher = AsyncEventDispatcher(container=RodiContainer(container))
+    types = dispatcher_types(type(dispatcher))
     for cls in types:
         if cls in container:
             raise rodi.OverridingServiceException(cls, dispatcher)  # type: ignore[no-untyped-call]  # rodi's, untyped

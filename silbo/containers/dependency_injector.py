@@ -1,0 +1,197 @@
+"""Listener classes made by dependency_injector, and one dispatcher (``pip install 'silbo[dependency-injector]'``).
+
+class Services(containers.DeclarativeContainer):
+    dispatcher = providers.Dependency()
+    invoices = providers.Factory(Invoices, dispatcher)
+
+services = Services()
+dispatcher = register_dispatcher(services)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from typing import Any, TypeVar, get_type_hints, overload
+
+from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
+from silbo.containers import dispatcher_types
+from silbo.dispatcher import AsyncEventDispatcher
+from silbo.errors import MissingExtra, Unresolvable
+
+try:
+    from dependency_injector import containers, errors, providers
+except ModuleNotFoundError as error:
+    if error.name != "dependency_injector":
+        raise
+    raise MissingExtra("silbo.containers.dependency_injector", extra="dependency-injector") from error
+
+__all__ = ["DependencyInjectorContainer", "register_dispatcher"]
+
+T = TypeVar("T")
+D = TypeVar("D", bound=AsyncEventDispatcher)
+
+
+class DependencyInjectorContainer:
+    """Makes the objects of listener classes with a dependency_injector container.
+
+    A class is looked up among the container's providers, those of nested containers included: the one that provides it,
+    else the only one that provides a subclass of it.
+
+    Each unit of work has a context of its own, begun without what ``ContextLocalSingleton`` and ``ContextLocalResource``
+    hold elsewhere: those are made once in it, and the resources are shut down at the end. The library does not tell them
+    of an error.
+    """
+
+    def __init__(self, container: containers.Container) -> None:
+        _check(container)
+        self.container = container
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[_Scope]:
+        """See :class:`silbo.protocols.Container`."""
+        context = copy_context()
+        resource: Any  # its stubs lack reset_state
+        for resource in self.container.traverse([providers.ContextLocalResource]):
+            context.run(resource.reset_state)  # forgets it in this context; whoever opened it has it still
+        for singleton in self.container.traverse([providers.ContextLocalSingleton]):
+            context.run(singleton.reset)
+        try:
+            yield _Scope(self, context)
+        finally:
+            await _shut_down(self.container, context)
+
+    def provider(self, cls: type) -> providers.Provider[Any]:
+        """The provider that gives objects of a class.
+
+        Raises:
+            Unresolvable: there is none, or more than one.
+        """
+        wanted: type = WhistleDispatcher if cls is IAsyncEventDispatcher else cls
+        given = [(provider, gives) for provider in _flat(self.container) if (gives := _gives(provider)) is not None]
+        exact = [provider for provider, gives in given if gives is wanted]
+        found = exact or [provider for provider, gives in given if wanted in gives.__mro__]
+        if len(found) != 1:
+            problem = f"{len(found)} providers give it: {found}" if found else "no provider of the container gives it"
+            raise Unresolvable(cls, self, problem)
+        return found[0]
+
+
+class _Scope:
+    def __init__(self, adapter: DependencyInjectorContainer, context: Context) -> None:
+        self._adapter, self._context = adapter, context
+
+    async def resolve(self, cls: type[T], /) -> T:
+        provider = self._adapter.provider(cls)
+        try:
+            made: Any = self._context.run(provider)
+            return await made if inspect.isawaitable(made) else made  # type: ignore[no-any-return]
+        except errors.Error as error:
+            raise Unresolvable(cls, self._adapter, str(error)) from error
+        except TypeError as error:
+            problem = _missing_argument(provider)
+            if problem is None:  # raised inside of a constructor
+                raise
+            raise Unresolvable(cls, self._adapter, problem) from error
+
+
+@overload
+def register_dispatcher(container: containers.Container, *, name: str = ...) -> AsyncEventDispatcher: ...
+@overload
+def register_dispatcher(container: containers.Container, dispatcher: D, *, name: str = ...) -> D: ...
+def register_dispatcher(
+    container: containers.Container, dispatcher: AsyncEventDispatcher | None = None, *, name: str = "dispatcher"
+) -> AsyncEventDispatcher:
+    """Make one dispatcher the container's: the provider of a name, and found under every type that one may ask for.
+
+    Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
+    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
+
+    Args:
+        container: The object, not its class. Where the class declares ``dispatcher = providers.Dependency()``, to inject
+            it into others, that is what is provided.
+        dispatcher: A dispatcher of yours, of a class of yours if you like; by default a new one, whose listener classes are
+            made by this container.
+        name: The provider's.
+
+    Returns:
+        The dispatcher, also what the container gives from now on. Closing it stays with you.
+
+    Raises:
+        TypeError: it is no silbo dispatcher, or no container.
+        dependency_injector.errors.Error: the container provides something under this name already.
+    """
+    _check(container)
+    if dispatcher is None:
+        dispatcher = AsyncEventDispatcher(container=DependencyInjectorContainer(container))
+    dispatcher_types(type(dispatcher))
+    declared = container.providers.get(name)
+    if declared is None:
+        container.set_provider(name, providers.Object(dispatcher))
+    elif isinstance(declared, providers.Dependency) and not declared.is_defined:
+        declared.override(providers.Object(dispatcher))
+    else:
+        raise errors.Error(f"the container has a provider {name!r} already: {declared}")
+    return dispatcher
+
+
+def _check(container: object) -> None:
+    if not isinstance(container, containers.Container):
+        raise TypeError(f"an object of a dependency_injector container is needed, as Services(), not {container!r}")
+
+
+def _flat(container: Any) -> Iterator[providers.Provider[Any]]:
+    for provider in container.providers.values():
+        if isinstance(provider, providers.Container):
+            yield from _flat(provider)
+        else:
+            yield provider
+
+
+def _gives(provider: Any) -> type | None:
+    """The class of what a provider gives, where it can be known without asking it."""
+    if isinstance(provider, providers.Dependency):
+        return _gives(provider.last_overriding) if provider.last_overriding else provider.instance_of
+    source = getattr(provider, "provides", None)
+    if isinstance(provider, providers.Object):
+        return None if source is None else type(source)
+    if inspect.isfunction(source):
+        try:
+            source = get_type_hints(source).get("return")
+        except NameError:  # an annotation that only type checkers can read
+            return None
+    return source if isinstance(source, type) else None
+
+
+def _missing_argument(provider: providers.Provider[Any]) -> str | None:
+    one: Any
+    for one in (provider, *provider.traverse()):
+        source = getattr(one, "provides", None)
+        if callable(source) and hasattr(one, "kwargs"):
+            try:
+                inspect.signature(source).bind(*getattr(one, "args", ()), **one.kwargs)
+            except TypeError as error:
+                return f"{getattr(source, '__qualname__', source)}: {error}"
+    return None
+
+
+async def _shut_down(container: containers.Container, context: Context) -> None:
+    """Shut down the resources of a context; where one fails, the others too."""
+    failures: list[Exception] = []
+    for _ in range(1 + sum(1 for _ in container.traverse([providers.ContextLocalResource]))):
+        try:
+            closing = context.run(container.shutdown_resources, providers.ContextLocalResource)
+            if closing is not None:
+                await asyncio.create_task(_run(closing), context=context)
+            break
+        except Exception as failure:  # noqa: BLE001  # raised below; the next call goes on with those that are left
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+async def _run(work: Awaitable[None]) -> None:
+    await work

@@ -1,0 +1,93 @@
+"""Listener classes made by dishka, and one dispatcher for everybody who asks for one (``pip install 'silbo[dishka]'``).
+
+container = make_async_container(YourProvider(), DispatcherProvider())
+dispatcher = await container.get(AsyncEventDispatcher)
+
+class Invoices:
+    def __init__(self, dispatcher: IAsyncEventDispatcher) -> None: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from silbo.containers import dispatcher_types
+from silbo.dispatcher import AsyncEventDispatcher
+from silbo.errors import MissingExtra, Unresolvable
+
+try:
+    import dishka
+    from dishka.entities.scope import BaseScope
+    from dishka.exception_base import DishkaError
+except ModuleNotFoundError as error:
+    if error.name != "dishka":
+        raise
+    raise MissingExtra("silbo.containers.dishka", extra="dishka") from error
+
+__all__ = ["DishkaContainer", "DispatcherProvider"]
+
+T = TypeVar("T")
+
+
+class DishkaContainer:
+    """Makes the objects of listener classes with a dishka container.
+
+    Each unit of work enters a scope: what is provided there is made once in it, and its generators are closed at the end,
+    told of an error of the dispatch as dishka does it (``error = yield session``).
+
+    Args:
+        container: From ``make_async_container``.
+        scope: The scope to enter; by default the next one, ``Scope.REQUEST`` for a container of the application.
+    """
+
+    def __init__(self, container: dishka.AsyncContainer, *, scope: BaseScope | None = None) -> None:
+        if not isinstance(container, dishka.AsyncContainer):
+            raise TypeError(f"a dishka.AsyncContainer is needed, from make_async_container, not {container!r}")
+        self.container = container
+        self._scope = scope
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[_Scope]:
+        """See :class:`silbo.protocols.Container`."""
+        async with self.container(scope=self._scope) as opened:
+            yield _Scope(self, opened)
+
+
+class _Scope:
+    def __init__(self, adapter: DishkaContainer, opened: dishka.AsyncContainer) -> None:
+        self._adapter, self._opened = adapter, opened
+
+    async def resolve(self, cls: type[T], /) -> T:
+        try:
+            return await self._opened.get(cls)
+        except DishkaError as error:
+            raise Unresolvable(cls, self._adapter, str(error)) from error
+
+
+class DispatcherProvider(dishka.Provider):
+    """Makes one dispatcher the container's, under every type that a component may ask for.
+
+    Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
+    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``. Closing it stays
+    with you.
+
+    Args:
+        dispatcher: A dispatcher of yours; or the class of which one is made, with the container for listener classes.
+
+    Raises:
+        TypeError: it is no silbo dispatcher.
+    """
+
+    def __init__(self, dispatcher: AsyncEventDispatcher | type[AsyncEventDispatcher] = AsyncEventDispatcher) -> None:
+        super().__init__(scope=dishka.Scope.APP)
+        cls = dispatcher if isinstance(dispatcher, type) else type(dispatcher)
+        types = dispatcher_types(cls)
+
+        def make(container: dishka.AsyncContainer) -> AsyncEventDispatcher:
+            return dispatcher(container=DishkaContainer(container)) if isinstance(dispatcher, type) else dispatcher
+
+        self.provide(make, provides=cls)
+        for other in types[1:]:
+            self.alias(source=cls, provides=other)
