@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,17 @@ from chaos.events import STREAM
 from chaos.ledger import read
 from chaos.stage import Stage
 
-__all__ = ["Entry", "Given", "check_groups", "check_handled", "check_stream", "dead_letters", "entries", "given"]
+__all__ = [
+    "Entry",
+    "Given",
+    "check_effects",
+    "check_groups",
+    "check_handled",
+    "check_stream",
+    "dead_letters",
+    "entries",
+    "given",
+]
 
 PAGE = 2_000
 
@@ -113,3 +124,15 @@ async def unfinished(client: Any, group: bytes | str) -> int:
             unread = await client.xrange(STREAM, min=f"({info['last-delivered-id'].decode()}", count=1)
             return int(info["pending"]) + len(unread)
     return 1
+
+
+def check_effects(stage: Stage, wanted: set[str], database: Path) -> None:
+    """Each event has its row, and no two."""
+    connection = sqlite3.connect(database)
+    try:
+        had = Counter(event for (event,) in connection.execute("SELECT event FROM effect"))
+    finally:
+        connection.close()
+    stage.note("effects in a database", len(had))
+    stage.zero("without their effect", len(wanted - had.keys()))
+    stage.zero("double effects", sum(had.values()) - len(had))

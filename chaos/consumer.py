@@ -13,7 +13,6 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from chaos.effects import Effects
 from chaos.events import APP, CHARGED, COUNTED, Counted
 from chaos.ledger import Ledger
 from chaos.worker import ready, serve
@@ -99,6 +98,8 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
 
         consumers = [await consume(settings.group, [COUNTED, CHARGED], listener, concurrency=settings.concurrency)]
         if settings.effects:
+            from chaos.effects import Effects  # not every Python that plays here has SQLAlchemy
+
             effects = await stack.enter_async_context(Effects(settings.effects))
             consumers.append(await consume("effects", [CHARGED], effects.have, concurrency=4, inbox=effects.inbox))
         ready()

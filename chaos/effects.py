@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from chaos.events import Counted
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, current_session
 
-__all__ = ["Effects", "effects_in"]
+__all__ = ["Effects"]
 
 TABLE = "CREATE TABLE IF NOT EXISTS effect (event TEXT NOT NULL)"
 
@@ -39,12 +37,3 @@ class Effects:
     async def have(self, event: Counted) -> None:
         """One more row."""
         await current_session().execute(text("INSERT INTO effect VALUES (:event)"), {"event": str(event.event_id)})
-
-
-def effects_in(path: Path) -> list[str]:
-    """The event of each row."""
-    connection = sqlite3.connect(path)
-    try:
-        return [event for (event,) in connection.execute("SELECT event FROM effect")]
-    finally:
-        connection.close()

@@ -177,5 +177,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
                 await rule(data, link)  # type: ignore[misc]
+                if writer.is_closing():  # the rule has cut it
+                    return
                 writer.write(data)
                 await writer.drain()

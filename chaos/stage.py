@@ -44,9 +44,16 @@ class Worker:
 
     async def start(self) -> None:
         self._ready.clear()
+        # Not measured for coverage: it is to be fast, and what is killed measures nothing.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
+                *self._command,
+                cwd=ROOT,
+                env=env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
             )
         self._listening = asyncio.create_task(self._listen(self._process))
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from chaos.check import check_groups, check_handled, check_stream, entries, given, unfinished
-from chaos.effects import effects_in
+from chaos.check import check_effects, check_groups, check_handled, check_stream, entries, given, unfinished
 from chaos.events import CHARGED, STREAM
 from chaos.ledger import Reading
 from chaos.stage import Stage, Worker
@@ -101,10 +99,7 @@ async def storm(
     check_stream(stage, safe, found)
     check_handled(stage, {entry.event for entry in found}, handled_ledgers)
     await check_groups(stage, server.url)
-    charged, had = {entry.event for entry in found if entry.name == str(CHARGED)}, Counter(effects_in(effects))
-    stage.note("with an effect in a database", len(had))
-    stage.zero("without their effect", len(charged - had.keys()))
-    stage.zero("double effects", sum(had.values()) - len(had))
+    check_effects(stage, {entry.event for entry in found if entry.name == str(CHARGED)}, effects)
 
 
 async def _is_finished(server: RedisServer, events: int) -> bool:
