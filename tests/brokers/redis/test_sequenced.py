@@ -104,13 +104,14 @@ async def test_refused_messages_are_told_and_the_others_go_on(admin: Redis, stre
 async def test_large_calls_go_out_in_parts_and_in_order(admin: Redis, streams: RedisStreams) -> None:
     """500 messages or 1 MiB at a time; a call that is repeated does not send again what is known of it."""
     many = numbered(*range(1, 1201))
-    await streams.publish_sequenced("box/0", 1, many[:700])
+    assert (await streams.publish_sequenced("box/0", 1, many[:700])).last == 0
     await admin.config_resetstat()
     outcome = await streams.publish_sequenced("box/0", 1, many)
     assert (set(outcome.known), outcome.last) == (set(range(1, 701)), 700)
     assert (await admin.info("commandstats"))["cmdstat_evalsha"]["calls"] == 2
     large = [(n, message(n, blob="x" * 600_000)) for n in range(2001, 2006)]
     await streams.publish_sequenced("box/0", 1, [*numbered(2000), *large, *numbered(2006)])
+    assert (await admin.info("commandstats"))["cmdstat_evalsha"]["calls"] == 2 + 5
     assert await stored(admin) == [*range(1, 1201), *range(2000, 2007)]
 
 

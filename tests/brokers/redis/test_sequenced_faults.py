@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 
 from chaos.proxy import Link, Proxy, Rule
 from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis.calls import Calls
+from silbo.brokers.redis.scripts import ADD
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, PublishError
 from silbo.message import Message
 from tests.brokers.redis.support import has_connections, message, stored
@@ -216,6 +218,23 @@ async def test_frozen_redis_is_waited_for_no_longer_than_the_deadline(
         own_redis.resume()
         await until_sent(streams, 1, numbered(2, 4))
         assert await stored(admin) == [1, 2, 4]
+
+
+async def test_call_does_not_wait_for_its_turn_past_its_deadline(own_redis: RedisServer, streams_client: Redis) -> None:
+    """As the second part of a large call, behind one that began later."""
+    calls = Calls(streams_client, 2)
+    await calls.ask(b"PING")
+    own_redis.pause()
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    first = asyncio.ensure_future(calls.ask(b"PING"))
+    await asyncio.sleep(0)
+    with pytest.raises(BrokerUnavailable, match="not sent"):
+        await calls.run(ADD, deadline=begin + 0.2)
+    assert loop.time() - begin < 0.2 + TOLERANCE
+    own_redis.resume()
+    assert await first == b"PONG"
+    await calls.aclose()
 
 
 @pytest.mark.every_redis
