@@ -10,7 +10,7 @@ from typing import Final
 
 from silbo.cli.output import printable
 
-__all__ = ["log_to_stderr"]
+__all__ = ["Lines", "log_to_stderr"]
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -18,12 +18,12 @@ _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 def log_to_stderr() -> None:
     """For the process: silbo's own lines from INFO on, everybody else's warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
+    handler.setFormatter(Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("silbo").setLevel(logging.INFO)
 
 
-class _Lines(logging.Formatter):
+class Lines(logging.Formatter):
     """``2026-03-07T09:26:02Z WARNING broker unavailable, trying again partition=0: Redis has not answered``.
 
     An error that silbo foresaw is its text alone; any other comes with its traceback.

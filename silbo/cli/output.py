@@ -109,11 +109,11 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"{question} There is no terminal to ask on: say --yes")
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
     # The loop answers a Ctrl-C when it comes to run again, which is not before the line is read.
     loops = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
         answer = sys.stdin.readline().strip().lower()
     finally:
         signal.signal(signal.SIGINT, loops)

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Final
 
 from silbo.brokers.redis import RedisStreams
 from silbo.brokers.redis.connection import where
@@ -32,9 +31,6 @@ __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
-FIGURES_EVERY: Final = 10.0
-"""Seconds."""
-
 EPILOG = """\
 It runs until SIGTERM or Ctrl-C, then sends what waits, for --drain seconds at most,
 and exits with 0. A kill -9 loses nothing. Any number may run on one store: of each partition
@@ -42,7 +38,7 @@ one leads, the others stand by.
 
 examples:
   silbo relay --store /var/lib/shop/outbox.db --redis redis://localhost
-  silbo relay --store postgresql+asyncpg://shop@db/shop --redis rediss://redis:6380 -v
+  silbo relay --store postgresql+asyncpg://shop@db/shop --redis rediss://redis:6380 --figures 1m
 """
 
 
@@ -72,7 +68,7 @@ def add_to(commands: Commands) -> None:
         "--drain", metavar="TIME", type=seconds, default=5.0, help="how long a stop still sends what waits (5s)"
     )
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help=f"figures every {FIGURES_EVERY:.0f} s, where they changed"
+        "--figures", metavar="TIME", type=some_seconds, help="log what was sent so often, where it changed (never)"
     )
 
 
@@ -91,14 +87,14 @@ async def relay(options: argparse.Namespace) -> int:
             format=FORMATS[options.format],
             retain=options.stream_retain,
         )
-        async with Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain) as running:
-            logger.info("relay started", extra={"partitions": store.partitions, "broker": where(client)})
-            figures = asyncio.create_task(_figures(running.stats)) if options.verbose else None
-            with _stopped_by_signals(running):
+        running = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
+        with _stopped_by_signals(running):
+            async with running:
+                logger.info("relay started", extra={"partitions": store.partitions, "broker": where(client)})
+                figures = asyncio.create_task(_figures(running.stats, options.figures))
                 await running.run()
-            if figures is not None:
                 figures.cancel()
-            logger.info("relay stopped", extra=asdict(running.stats))
+        logger.info("relay stopped", extra=asdict(running.stats))
     return 0
 
 
@@ -115,10 +111,10 @@ def _stopped_by_signals(running: Relay) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _figures(stats: RelayStats) -> None:
-    told: dict[str, int] = {}
-    while True:
-        await asyncio.sleep(FIGURES_EVERY)
+async def _figures(stats: RelayStats, every: float | None) -> None:
+    told = asdict(stats)
+    while every is not None:
+        await asyncio.sleep(every)
         if (now := asdict(stats)) != told:
             logger.info("relay figures", extra=now)
             told = now

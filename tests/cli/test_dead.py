@@ -1,0 +1,178 @@
+"""`silbo dead` on what a real group gave up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.message import Delivery
+from silbo.protocols import Receiver
+from tests.cli.support import Done, message, silbo, terminal
+
+
+class Dead:
+    """The command line on one stream, and groups that give up what they receive."""
+
+    def __init__(self, redis: Redis, url: str, prefix: str) -> None:
+        self.redis, self.prefix, self.stream = redis, prefix, f"{prefix}:{{events}}"
+        self.where = ("--redis", url, "--prefix", prefix)
+
+    async def __call__(self, name: str, *arguments: object) -> Done:
+        return await silbo("dead", name, *self.where, *arguments)
+
+    async def bury(self, group: str, many: int, *, raw: bytes | None = None) -> list[str]:
+        """Publish, receive as this group, and give up; the ids of the dead letters."""
+        async with RedisStreams(self.redis, app="shop", prefix=self.prefix) as streams:
+            receiver: Receiver = await streams.group(group, start="new").open()
+            try:
+                if raw is None:
+                    await streams.publish(*(message(number) for number in range(many)))
+                else:
+                    await self.redis.xadd(self.stream, {"message": raw})
+                received: list[Any] = []
+                async with asyncio.timeout(10):
+                    while len(received) < many:
+                        received += await receiver.receive(many)
+                for delivery in received:
+                    assert isinstance(delivery, Delivery)
+                    assert await receiver.bury(delivery, error="ValueError: no such order", attempts=5)
+            finally:
+                await receiver.aclose()
+        return (await self.ids())[-many:]
+
+    async def ids(self) -> list[str]:
+        entries: Any = await self.redis.xrange(f"{self.stream}:dead")
+        return [entry.decode() for entry, _ in entries]
+
+    async def pending(self, group: str) -> int:
+        return int((await self.redis.xpending(self.stream, group))["pending"])
+
+
+@pytest.fixture
+def dead(redis: Redis, redis_url: str, prefix: str) -> Dead:
+    return Dead(redis, redis_url, prefix)
+
+
+async def test_dead_letters_are_listed(dead: Dead) -> None:
+    """Oldest first, page by page, of one group or all; the same for people and for programs."""
+    billing, mail = await dead.bury("billing", 3), await dead.bury("mail", 1)
+    table, every, page, rest, one, none = await asyncio.gather(
+        dead("list"),
+        dead("list", "--json"),
+        dead("list", "--json", "--limit", 2),
+        dead("list", "--json", "--after", billing[1]),
+        dead("list", "--json", "--group", "mail"),
+        dead("list", "--group", "nobody"),
+    )
+    assert [line.split()[:3] for line in table.out.splitlines()[2:]] == [
+        *([letter, "billing", "order.paid"] for letter in billing),
+        [mail[0], "mail", "order.paid"],
+    ]
+    assert [letter["id"] for letter in every.objects] == billing + mail
+    assert [letter["id"] for letter in page.objects] == billing[:2] and f"--after {billing[1]}" in page.err
+    assert [letter["id"] for letter in rest.objects] == [billing[2], *mail] and rest.err == ""
+    assert one.object["id"] == mail[0]
+    assert (none.code, none.out, none.err) == (0, "", "no dead letters\n")
+
+
+async def test_dead_letter_is_shown_with_its_message(dead: Dead) -> None:
+    (letter,) = await dead.bury("billing", 1)
+    text, program, missing = await asyncio.gather(
+        dead("show", letter), dead("show", letter, "--json"), dead("show", "1-1", "--json")
+    )
+    shown = program.object
+    assert (shown["id"], shown["group"], shown["attempts"]) == (letter, "billing", 5)
+    assert (shown["stream"], shown["error"]) == (dead.stream, "ValueError: no such order")
+    assert shown["message"]["payload"] == {"number": 0} and shown["raw"] is None
+    assert "ValueError: no such order" in text.out and '"number": 0' in text.out
+    assert (missing.code, missing.out) == (1, "") and "1-1" in missing.err
+
+
+async def test_malformed_message_is_shown_as_it_came(dead: Dead) -> None:
+    (letter,) = await dead.bury("billing", 1, raw=b'{"not": \xff\x1b[31m')
+    text, program, table = await asyncio.gather(dead("show", letter), dead("show", letter, "--json"), dead("list"))
+    assert program.object["message"] is None and program.object["raw"] == '{"not": \\xff\x1b[31m'
+    assert r"\x1b[31m" in text.out and "\x1b" not in text.out and letter in table.out
+
+
+async def test_retry_gives_it_back_to_its_group_alone(dead: Dead) -> None:
+    first, second = await dead.bury("billing", 2)
+    (other,) = await dead.bury("mail", 1)
+    done = await dead("retry", first)
+    assert (done.code, done.out) == (0, "1 dead letter given back\n")
+    assert await dead.ids() == [second, other]
+    assert (await dead.pending("billing"), await dead.pending("mail")) == (1, 0)
+    group = await dead("retry", "--group", "mail", "--yes", "--json")
+    assert group.object == {"returned": 1, "failed": {}} and await dead.ids() == [second]
+    rest = await dead("retry", "--all", "--yes", "--json")
+    assert rest.object == {"returned": 1, "failed": {}} and await dead.pending("billing") == 2
+
+
+async def test_what_cannot_be_retried_stays_and_says_why(dead: Dead) -> None:
+    """An entry that is gone from the stream comes back with --everybody only, for it comes back to all."""
+    letters = await dead.bury("billing", 2)
+    gone = (await dead("show", letters[0], "--json")).object["entry"]
+    await dead.redis.xdel(dead.stream, gone)
+    done = await dead("retry", *letters, "9-9", "--json")
+    assert done.code == 1 and done.object["returned"] == 1 and set(done.object["failed"]) == {letters[0], "9-9"}
+    assert f"{letters[0]}: its entry is gone" in done.err and "9-9: there is no such" in done.err
+    assert await dead.ids() == [letters[0]]
+    refused = await dead("retry", letters[0], "--everybody")
+    assert refused.code == 2 and "every group" in refused.err
+    before = await dead.redis.xlen(dead.stream)
+    anew = await dead("retry", letters[0], "--everybody", "--yes", "--json")
+    assert anew.object["returned"] == 1 and await dead.redis.xlen(dead.stream) == before + 1
+
+
+async def test_dead_letters_are_purged(dead: Dead) -> None:
+    letters = await dead.bury("billing", 4)
+    for arguments in ([letters[0]], ["--before", "now"]):
+        refused = await dead("purge", *arguments)
+        assert refused.code == 2 and "--yes" in refused.err
+    one = await dead("purge", letters[0], letters[0], "1-1", "--yes", "--json")
+    assert (one.code, one.object) == (1, {"purged": 1}) and "1 of the 2" in one.err
+    young = await dead("purge", "--before", "1h", "--yes")
+    assert (young.code, young.out) == (0, "0 dead letters deleted\n") and await dead.ids() == letters[1:]
+    rest = await dead("purge", "--before", "now", "--yes", "--json")
+    assert rest.object == {"purged": 3} and await dead.ids() == []
+
+
+async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
+    await dead.bury("billing", 3)
+    for typed, code, left in (("n\n", 1, 3), ("y\n", 0, 0)):
+        async with terminal("dead", "retry", "--all", *dead.where) as screen:
+            await screen.until("Give 3 dead letters back to the group? [y/N]")
+            screen.type(typed)
+            assert await screen.end() == code, screen.shown
+        assert len(await dead.ids()) == left
+    assert "3/3" in screen.shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["retry"], "--all"),
+        (["retry", "1-1", "--all"], "--all"),
+        (["retry", "--group", "billing", "--all"], "--all"),
+        (["retry", "first"], "1700000000000-0"),
+        (["purge"], "--before"),
+        (["purge", "1-1", "--before", "now"], "--before"),
+        (["show"], "ID"),
+        (["list", "--limit", "0"], "whole number"),
+        (["list", "--stream", "{events}"], "{events}"),
+    ],
+)
+async def test_wrong_command_exits_with_2(arguments: list[str], hint: str) -> None:
+    done = await silbo("dead", *arguments, "--redis", "redis://localhost:1")
+    assert (done.code, done.out) == (2, "") and hint in done.err.splitlines()[-1]
+
+
+async def test_redis_that_is_away_is_an_error_of_one_line() -> None:
+    for url, name in (("redis://127.0.0.1:1/0", "127.0.0.1:1"), ("unix:///nowhere/redis.sock", "/nowhere/redis.sock")):
+        done = await silbo("dead", "list", env={"SILBO_REDIS_URL": url})
+        assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+        assert name in done.err and "can't be reached" in done.err

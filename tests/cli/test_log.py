@@ -1,0 +1,48 @@
+"""A line of a relay's log: everything in it, and no more lines than it needs."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from silbo.cli.log import Lines
+from silbo.errors import BrokerUnavailable
+from silbo.reporting import QuietLog
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def logger(log: io.StringIO) -> logging.Logger:
+    logger = logging.Logger("silbo.test")
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(Lines())
+    logger.addHandler(handler)
+    return logger
+
+
+def test_data_stand_behind_the_text(logger: logging.Logger, log: io.StringIO) -> None:
+    logger.info("relay started", extra={"partitions": 0, "broker": "Redis at host:1", "sent": None})
+    _, _, line = log.getvalue().partition("Z ")
+    assert line == 'INFO relay started partitions=0 broker="Redis at host:1" sent=null\n'
+
+
+def test_foreseen_error_is_its_text_on_the_same_line(logger: logging.Logger, log: io.StringIO) -> None:
+    quiet = QuietLog(logger, every=0.0)
+    quiet.write("broker unavailable", BrokerUnavailable("Redis is\naway"), partition=1)
+    _, _, line = log.getvalue().partition("Z ")
+    assert line == "WARNING broker unavailable partition=1: Redis is\\naway\n"
+
+
+def test_unforeseen_error_comes_with_its_traceback(logger: logging.Logger, log: io.StringIO) -> None:
+    try:
+        raise RuntimeError("a defect")
+    except RuntimeError:
+        logger.exception("relay failed")
+    first, second, *_ = log.getvalue().splitlines()
+    assert first.endswith("ERROR relay failed: a defect") and second.startswith("Traceback")
