@@ -1,42 +1,74 @@
 """A program that has never heard of silbo: with the bare redis library it reads what the channels carry.
 
-It ends at a message on the channel `<prefix>:over`, and then prints what it counted. Redis delivers in order, so that
-message comes after everything that was published before it.
+While Redis is away it hears nothing, and nobody tells it later: that is Pub/Sub. It ends at a message on the channel
+`<prefix>:over`, and then prints what it heard. Redis delivers in order, so that message comes after everything that was
+published before it.
 """
 
 import json
 import os
 import time
-from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisIsAway
+from redis.retry import Retry
 
 from examples.meetings.process import Settings, ready, when_input_ends
 
 
+class Bystander:
+    """Listens, and notes what it hears."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._announced = False
+        self.event_ids: list[str] = []
+        self.milliseconds: list[float] = []
+
+    def listen(self) -> None:
+        """Until it is over, or Redis goes away."""
+        prefix = self._settings.prefix
+        with (
+            Redis.from_url(self._settings.redis_url, retry=Retry(NoBackoff(), 0)) as client,
+            client.pubsub() as pubsub,
+        ):
+            pubsub.psubscribe(f"{prefix}:notification_event:*", f"{prefix}:ecst_event:*")
+            pubsub.subscribe(f"{prefix}:over")
+            for heard in pubsub.listen():
+                if heard["type"] == "subscribe":  # the last of the three to be confirmed
+                    self._announce()
+                elif heard["type"] == "pmessage":
+                    self._note(json.loads(heard["data"]))
+                elif heard["type"] == "message":
+                    return
+
+    def _announce(self) -> None:
+        if not self._announced:
+            ready()
+        self._announced = True
+
+    def _note(self, message: dict[str, dict[str, str] | str]) -> None:
+        payload = message["payload"]
+        assert isinstance(payload, dict)
+        happened = datetime.fromisoformat(payload["event_timestamp"])
+        self.milliseconds.append((time.time() - happened.timestamp()) * 1000)
+        self.event_ids.append(str(message["message_id"]))
+
+
 def main(settings: Settings) -> None:
-    """Subscribe, listen, report."""
-    names: Counter[str] = Counter()
-    event_ids: list[str] = []
-    milliseconds: list[float] = []
-    with Redis.from_url(settings.redis_url) as client, client.pubsub() as pubsub:
-        pubsub.psubscribe(f"{settings.prefix}:notification_event:*", f"{settings.prefix}:ecst_event:*")
-        pubsub.subscribe(f"{settings.prefix}:over")
-        for heard in pubsub.listen():
-            if heard["type"] == "subscribe":  # the last of the three to be confirmed
-                ready()
-            elif heard["type"] == "pmessage":
-                now = time.time()
-                message = json.loads(heard["data"])
-                happened = datetime.fromisoformat(message["payload"]["event_timestamp"])
-                names[message["message_name"]] += 1
-                event_ids.append(message["message_id"])
-                milliseconds.append((now - happened.timestamp()) * 1000)
-            elif heard["type"] == "message":
-                break
-    print(json.dumps({"names": names, "event_ids": event_ids, "milliseconds": milliseconds}))
+    """Listen, report."""
+    bystander = Bystander(settings)
+    while True:
+        try:
+            bystander.listen()
+        except RedisIsAway:
+            time.sleep(0.05)
+        else:
+            break
+    print(json.dumps({"event_ids": bystander.event_ids, "milliseconds": bystander.milliseconds}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Starts Redis and the three programs, sends the requests, and counts whether everything arrived."""
+"""Starts Redis and three programs, sends requests, kills Redis and two of the programs in the middle, and counts what arrived."""
 
 import argparse
 import asyncio
+import json
 import random
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -18,15 +21,21 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import Progress
 
+from examples.meetings import ledger
+from examples.meetings.misfortunes import Misfortunes, unsent
 from examples.meetings.process import Settings
 from examples.meetings.programs import Program, ProgramFailed, running
-from examples.meetings.report import Outcome, Side
-from examples.meetings.traffic import Plan, send
-from tools.redis_server import ExternalRedis, RedisFailed, RedisNotFound, open_redis
+from examples.meetings.report import Outcome
+from examples.meetings.traffic import Answer, Gate, Plan, send
+from tools.redis_server import ExternalRedis, RedisFailed, RedisNotFound, RedisServer, external_url
 
 HOST, BILLING, BYSTANDER = (f"examples.meetings.{name}" for name in ("host", "billing", "bystander"))
-SECONDS_TO_ARRIVE = 10.0
+SECONDS_TO_ARRIVE = 15.0
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HELPERS = ("", ":outbox", ":attempts:billing", ":dead")
+"""What silbo keeps beside a stream, in keys that begin with the stream's."""
+
+Server = RedisServer | ExternalRedis
 
 
 class RedisAway(Exception):
@@ -41,6 +50,7 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
         RedisAway: Redis can't be reached, now or later.
     """
     prefix = f"silbo-demo-{uuid4().hex[:8]}"
+    keys = [stream(prefix) + helper for helper in HELPERS]
     try:
         client = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     except ValueError as error:
@@ -48,12 +58,24 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
     try:
         async with client:
             await client.ping()
+            expiring = asyncio.create_task(expire(client, keys))
             try:
                 yield client, prefix
             finally:
-                await client.unlink(stream(prefix))
+                expiring.cancel()
+                with suppress(RedisError):  # it is away, and so are they
+                    await client.unlink(*keys)
     except RedisError as error:
         raise RedisAway(f"Redis does not answer: {error}") from None
+
+
+async def expire(client: Redis, keys: list[str]) -> None:
+    """Whoever is killed tidies nothing away; so Redis does it, in an hour."""
+    while True:
+        with suppress(RedisError):
+            for key in keys:
+                await client.expire(key, 3600)
+        await asyncio.sleep(0.1)
 
 
 def stream(prefix: str) -> str:
@@ -61,15 +83,18 @@ def stream(prefix: str) -> str:
     return f"{prefix}:{{events}}"
 
 
-async def all_read(client: Redis, prefix: str, billing: Program) -> None:
-    """Return when billing has acknowledged the whole stream; or when that takes too long, which the table will show."""
+async def entries(client: Redis, key: str) -> list[tuple[str, str]]:
+    """The name and the event id of each message in a stream, read without silbo."""
+    rows: Any = await client.xrange(key)
+    messages = [json.loads(fields[b"message"]) for _, fields in rows]
+    return [(message["message_name"], message["message_id"]) for message in messages]
+
+
+async def until(done: Callable[[], Awaitable[bool]], program: Program) -> None:
+    """Return when it is done; or when that takes too long, which the table will show."""
     deadline = time.monotonic() + SECONDS_TO_ARRIVE
-    while time.monotonic() < deadline:
-        last = (await client.xinfo_stream(stream(prefix)))["last-generated-id"]
-        [group] = await client.xinfo_groups(stream(prefix))
-        if group["last-delivered-id"] == last and not group["pending"]:
-            return
-        billing.check()
+    while not await done() and time.monotonic() < deadline:
+        program.check()
         await asyncio.sleep(0.05)
 
 
@@ -92,55 +117,114 @@ def progress(console: Console, total: int) -> Generator[Callable[[], object]]:
         yield count
 
 
-async def demo(console: Console, url: str, requests: int, seed: int) -> int:
-    """Run it all once: 0 when everything adds up, else 1."""
-    started = time.monotonic()
-    plan = Plan(requests, seed)
-    async with own_corner(url) as (client, prefix):
-        settings = Settings(url, prefix)
-        async with (
-            running(HOST, settings) as host,
-            running(BILLING, settings) as billing,
-            running(BYSTANDER, settings) as bystander,
-            httpx.AsyncClient() as http,
-        ):
-            host_url, billing_url = (await host.ready())["url"], (await billing.ready())["url"]
-            await bystander.ready()
-            await client.expire(stream(prefix), 3600)  # whoever is killed tidies nothing away
-            console.print(f"Host, billing and a bystander are ready; {requests} requests, seed {seed}")
-            try:
-                with progress(console, requests) as on_answer:
-                    answers = await send(plan, host_url, on_answer)
-                await client.publish(f"{prefix}:over", "")
-                pubsub = await bystander.report()
-                await all_read(client, prefix, billing)
-                figures = (await http.get(f"{host_url}/figures")).json()
-                streams = (await http.get(f"{billing_url}/figures")).json()
-                accounts = (await http.get(f"{billing_url}/accounts")).json()
-            except httpx.TransportError as error:
-                raise ProgramFailed(f"a program no longer answers, what it wrote is above: {error!r}") from None
-    outcome = Outcome(
-        plan=plan,
-        answers=answers,
-        dispatched=figures["dispatched"],
-        sides=(
-            Side("Pub/Sub to bystander", figures["pubsub"], pubsub["event_ids"], pubsub["milliseconds"]),
-            Side("Streams to billing", figures["streams"], streams["event_ids"], streams["milliseconds"]),
-        ),
-        names=pubsub["names"],
-        accounts=accounts,
-    )
-    console.print(outcome.table())
-    problems = list(outcome.problems())
-    for problem in problems:
-        console.print(f"Does not add up: {problem}", style="bold red", markup=False, soft_wrap=True)
-    if not problems:
-        console.print(
-            f"Everything adds up, and billing's {len(accounts)} accounts are what the requests made of them. "
-            f"{time.monotonic() - started:.1f} s",
-            soft_wrap=True,
+class Demo:
+    """One run of it all."""
+
+    def __init__(self, console: Console, server: Server, folder: Path, plan: Plan, *, calm: bool) -> None:
+        self._console, self._server, self._folder, self._plan, self._calm = console, server, folder, plan, calm
+        self._requests = sum(map(len, plan.requests.values()))
+        self._started = time.monotonic()
+
+    async def run(self) -> int:
+        """0 when everything adds up, else 1."""
+        async with own_corner(self._server.url) as (client, prefix):
+            settings = Settings(self._server.url, prefix, self._folder)
+            async with (
+                running(HOST, settings) as host,
+                running(BILLING, settings) as billing,
+                running(BYSTANDER, settings) as bystander,
+            ):
+                for program in (host, billing, bystander):
+                    await program.ready()
+                self._tell(f"host, billing and a bystander are ready for {self._requests} requests")
+                try:
+                    with progress(self._console, self._requests) as on_answer:
+                        answers = await self._requests_and_misfortunes(client, prefix, host, billing, on_answer)
+                    outcome = await self._collect(client, prefix, answers, host, billing, bystander)
+                except httpx.TransportError as error:
+                    raise ProgramFailed(f"a program no longer answers: {error!r}") from None
+        return self._judge(outcome)
+
+    async def _requests_and_misfortunes(
+        self, client: Redis, prefix: str, host: Program, billing: Program, on_answer: Callable[[], object]
+    ) -> list[Answer]:
+        gate = Gate(self._requests if self._calm else self._requests // 2)
+        misfortunes = Misfortunes(
+            requests=self._requests,
+            gate=gate,
+            server=self._server,
+            client=client,
+            stream=stream(prefix),
+            host=host,
+            billing=billing,
+            outbox=self._folder / "outbox.db",
+            tell=self._tell,
         )
-    return 1 if problems else 0
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(send(self._plan, host, gate, on_answer))
+                if not self._calm:
+                    tasks.create_task(misfortunes.happen())
+        except ExceptionGroup as group:
+            error: Exception = group
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        return sending.result()
+
+    async def _collect(
+        self, client: Redis, prefix: str, answers: list[Answer], host: Program, billing: Program, bystander: Program
+    ) -> Outcome:
+        """Wait until everything has arrived, and ask everybody what they know."""
+
+        async def all_sent() -> bool:
+            return not await unsent(self._folder / "outbox.db")
+
+        async def all_read() -> bool:
+            last = (await client.xinfo_stream(stream(prefix)))["last-generated-id"]
+            [group] = await client.xinfo_groups(stream(prefix))
+            return bool(group["last-delivered-id"] == last and not group["pending"])
+
+        async def somebody_hears() -> bool:
+            return bool(await client.publish(f"{prefix}:over", ""))
+
+        await until(all_sent, host)
+        await host.end()
+        await until(all_read, billing)
+        await until(somebody_hears, bystander)
+        heard = await bystander.report()
+        async with httpx.AsyncClient() as http:
+            accounts = (await http.get(f"{billing.url}/accounts")).json()
+        return Outcome(
+            plan=self._plan,
+            calm=self._calm,
+            answers=answers,
+            accepted=ledger.read(self._folder / "host.ledger"),
+            stream=await entries(client, stream(prefix)),
+            booked=ledger.read(self._folder / "billing.ledger"),
+            dead=[event_id for _, event_id in await entries(client, f"{stream(prefix)}:dead")],
+            heard=heard["event_ids"],
+            milliseconds=heard["milliseconds"],
+            accounts=accounts,
+        )
+
+    def _judge(self, outcome: Outcome) -> int:
+        self._console.print(outcome.table())
+        for remark in outcome.remarks():
+            self._console.print(remark, soft_wrap=True)
+        problems = list(outcome.problems())
+        for problem in problems:
+            self._console.print(f"Does not add up: {problem}", style="bold red", markup=False, soft_wrap=True)
+        if not problems:
+            self._console.print(
+                f"Everything adds up: 0 lost of {len(outcome.given)} given, and billing's {len(outcome.accounts)} accounts "
+                f"are what the requests made of them. {time.monotonic() - self._started:.1f} s",
+                soft_wrap=True,
+            )
+        return 1 if problems else 0
+
+    def _tell(self, what: str) -> None:
+        self._console.print(f"{time.monotonic() - self._started:4.1f} s  {what}", soft_wrap=True)
 
 
 async def until_signal(work: Coroutine[Any, Any, int]) -> int:
@@ -169,16 +253,23 @@ def main(arguments: list[str] | None = None) -> int | str:
     parser = argparse.ArgumentParser(prog="python -m examples.meetings", description=__doc__)
     parser.add_argument("--requests", type=_positive, default=2000, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats a run; default: by chance")
+    parser.add_argument("--calm", action="store_true", help="kill nothing, and see what it takes without")
     options = parser.parse_args(arguments)
     console = Console(highlight=False)
+    url = external_url()
     try:
-        with open_redis() as server:
+        with ExternalRedis(url) if url else RedisServer(appendonly="always") as server:
             which = (
-                "the one at SILBO_REDIS_URL" if isinstance(server, ExternalRedis) else f"{server.binary}, just for this"
+                f"{server.binary} with an append-only file, just for this"
+                if isinstance(server, RedisServer)
+                else "the one at SILBO_REDIS_URL, which is not killed"
             )
-            console.print(f"Redis: {which}")
+            console.print(f"Redis: {which}; seed {options.seed}")
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # until the loop can meet them
-            return asyncio.run(until_signal(demo(console, server.url, options.requests, options.seed)))
+            with TemporaryDirectory(prefix="silbo-demo-") as folder:
+                plan = Plan(options.requests, options.seed)
+                demo = Demo(console, server, Path(folder), plan, calm=options.calm)
+                return asyncio.run(until_signal(demo.run()))
     except (RedisNotFound, RedisFailed, RedisAway, ProgramFailed) as error:
         return str(error)
 

@@ -4,6 +4,7 @@ The module is all that the host, its plugins and the other programs share.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from silbo import ECSTEvent, EventName, NotificationEvent
 
@@ -36,3 +37,5 @@ class MeetingRenamed(ECSTEvent):
 MEETING_JOINED = EventName("meeting.joined", MeetingJoined, key="meeting_id")
 MEETING_LEFT = EventName("meeting.left", MeetingLeft, key="meeting_id")
 MEETING_RENAMED = EventName("meeting.renamed", MeetingRenamed, key="meeting_id")
+
+EVENTS: tuple[EventName[Any], ...] = (MEETING_JOINED, MEETING_LEFT, MEETING_RENAMED)

@@ -1,12 +1,13 @@
 """The host: an HTTP service about meetings.
 
 Each change is an event. It is dispatched in this process first, where plugins may change or stop it; the bridges, which
-run last, pass it on to other programs.
+run last, pass it on to other programs. The one to billing goes through an outbox: a client is answered once its event is on
+the disk, and what is on the disk arrives.
 """
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import msgspec
@@ -26,12 +27,13 @@ from examples.meetings.events import (
     MeetingLeft,
     MeetingRenamed,
 )
-from examples.meetings.measure import Counting, Heard
+from examples.meetings.ledger import Ledger
 from examples.meetings.process import Settings, serve
-from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, IAsyncEventDispatcher, NotificationEvent
+from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, IAsyncEventDispatcher, NotificationEvent, Outbox
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.containers.rodi import register_dispatcher
 from silbo.errors import PublishError
+from silbo.stores.sqlite import SQLiteStore
 
 
 class Seat(msgspec.Struct):
@@ -108,7 +110,7 @@ async def wrong_fields(request: Request, error: Exception) -> JSONResponse:
 
 
 async def try_again(request: Request, error: Exception) -> JSONResponse:
-    """The event did not leave: the bridge's error comes to whoever dispatched."""
+    """The event was not stored (a full disk, say): the bridge's error comes to whoever dispatched."""
     return JSONResponse({"error": str(error)}, 503)
 
 
@@ -125,34 +127,36 @@ def application(settings: Settings) -> Starlette:
     container.add_singleton(Endpoints)
     endpoints = container.resolve(Endpoints)
     house_rules.install(dispatcher)
-    dispatcher.add_subscriber(heard := Heard())
-    sent: dict[str, Counting] = {}
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         async with (
             Redis.from_url(settings.redis_url) as client,
-            RedisStreams(client, app="meetings", prefix=settings.prefix) as streams,
+            # An event that is in this file is not lost: not when Redis is away, and not when this process is killed.
+            Outbox(
+                SQLiteStore(settings.folder / "outbox.db"),
+                RedisStreams(client, app="meetings", prefix=settings.prefix),
+                lease=2.0,  # so long the next host waits for one that was killed, before it sends in its place
+            ) as outbox,
+            # For whoever looks on at this moment. When Redis is away nobody does, and no client has to wait for it.
             RedisPubSub(client, app="meetings", prefix=settings.prefix) as pubsub,
+            Bridge(pubsub, wait=False, on_error=lambda error, message: None) as live,
             dispatcher,
         ):
-            sent.update(streams=Counting(streams), pubsub=Counting(pubsub))
-            # In this order: nothing can come between a change of the members and its place in the stream, so what
-            # is read from the stream ends in the same state, however many requests run at once.
-            for publisher in sent.values():
-                dispatcher.add_subscriber(Bridge(publisher))
-            yield
-
-    async def figures(request: Request) -> JSONResponse:
-        """For the demo's table."""
-        return JSONResponse({"dispatched": len(heard.event_ids)} | {name: one.sent for name, one in sent.items()})
+            with closing(Ledger(settings.folder / "host.ledger")) as ledger:
+                await ledger.replay(dispatcher)
+                # In this order: nothing can come between a change of the members and its place in the outbox, so what
+                # is read from the stream ends in the same state, however many requests run at once.
+                dispatcher.add_subscriber(Bridge(outbox))
+                dispatcher.add_subscriber(live)
+                dispatcher.add_subscriber(ledger)  # the outbox has it: a listener that fails is the last that runs
+                yield
 
     return Starlette(
         routes=[
             Route("/meetings/{meeting_id:int}/join", endpoints.join, methods=["POST"]),
             Route("/meetings/{meeting_id:int}/leave", endpoints.leave, methods=["POST"]),
             Route("/meetings/{meeting_id:int}/rename", endpoints.rename, methods=["POST"]),
-            Route("/figures", figures),
         ],
         exception_handlers={
             msgspec.DecodeError: bad_json,

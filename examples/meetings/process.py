@@ -13,23 +13,29 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where Redis is, and the prefix of this application's keys and channels there."""
+    """Where Redis is, the prefix of this application's keys and channels there, and the folder of its files."""
 
     redis_url: str
     prefix: str
+    folder: Path
 
     @classmethod
     def from_environment(cls) -> "Settings":
         """From the environment, not the command line: a URL may hold a password, and `ps` shows command lines."""
         if not (redis_url := os.environ.get("SILBO_REDIS_URL")):
             sys.exit("Set SILBO_REDIS_URL to say where Redis is, for example redis://localhost:6379/3")
-        return cls(redis_url, os.environ.get("MEETINGS_PREFIX", "meetings"))
+        prefix, folder = (
+            os.environ.get("MEETINGS_PREFIX", "meetings"),
+            os.environ.get("MEETINGS_FOLDER", "meetings-data"),
+        )
+        return cls(redis_url, prefix, Path(folder))
 
 
 def ready(**facts: object) -> None:

@@ -1,4 +1,4 @@
-"""Starts the other programs, hears when they are ready, and ends them."""
+"""Starts the other programs, hears when they are ready, kills them, and ends them."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ from examples.meetings.process import SECONDS_TO_END, Settings
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_START = 20.0
 SECONDS_TO_REPORT = 10.0
+LINES_OF_LOG = 20
 
 
 class ProgramFailed(Exception):
@@ -22,30 +23,22 @@ class ProgramFailed(Exception):
 
 
 class Program:
-    """One of the programs, running from here on."""
+    """One of the programs, running from here on. What it logs goes into a file, which is shown where it fails."""
 
     def __init__(self, module: str, settings: Settings) -> None:
-        self._module = module
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            cwd=ROOT,
-            env={**os.environ, "SILBO_REDIS_URL": settings.redis_url, "MEETINGS_PREFIX": settings.prefix},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C in a terminal is for the demo alone, which ends the others in good order
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._input, self._output = self._process.stdin, self._process.stdout
+        self._module, self._settings = module, settings
+        self._log = settings.folder / f"{module.rpartition('.')[2]}.log"
+        self.url = ""
+        """Where it answers, once it is ready; another one after each start."""
+        self._run()
 
-    async def ready(self) -> dict[str, Any]:
-        """What it says when it is ready.
+    async def ready(self) -> None:
+        """Wait until it says so.
 
         Raises:
             ProgramFailed: it ended instead, or says nothing.
         """
-        return await self._read(self._output.readline, SECONDS_TO_START)
+        self.url = (await self._read(self._output.readline, SECONDS_TO_START)).get("url", "")
 
     async def report(self) -> dict[str, Any]:
         """What it says at its end, to which it comes by itself.
@@ -56,41 +49,77 @@ class Program:
         return await self._read(self._output.read, SECONDS_TO_REPORT)
 
     def check(self) -> None:
-        """Raise where it has ended already.
+        """Raise where it has ended, and not because of :meth:`kill`.
 
         Raises:
             ProgramFailed: it has.
         """
-        if self._process.poll() is not None:
-            raise ProgramFailed(f"{self._module} ended too early; what it wrote is above")
+        if self._process.poll() is not None and not self._killed:
+            raise ProgramFailed(self._told("ended too early"))
+
+    def kill(self) -> None:
+        """What `kill -9` does: it has no time for anything. Returns when it is gone."""
+        self._killed = True
+        self._process.kill()
+        self._process.wait()
+        self._input.close()
+        self._output.close()
+
+    async def start_again(self) -> None:
+        """Start it after :meth:`kill`, and wait until it is ready."""
+        self._run()
+        await self.ready()
 
     async def end(self) -> None:
-        """Close its input, which ends it, and wait until it is gone."""
+        """Close its input, which ends it, and wait until it is gone. May be called twice."""
         self._input.close()
         try:
             await asyncio.to_thread(self._process.wait, SECONDS_TO_END + 1)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         self._output.close()
+
+    def _run(self) -> None:
+        self._killed = False
+        settings = self._settings
+        addresses = {"SILBO_REDIS_URL": settings.redis_url, "MEETINGS_PREFIX": settings.prefix}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module],
+                cwd=ROOT,
+                env={**os.environ, **addresses, "MEETINGS_FOLDER": str(settings.folder)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C in a terminal is for the demo alone, which ends the others
+            )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
 
     async def _read(self, read: Callable[[], str], seconds: float) -> dict[str, Any]:
         try:
             async with asyncio.timeout(seconds):
                 said = await asyncio.to_thread(read)  # comes to its end with the program, at the latest
         except TimeoutError:
-            raise ProgramFailed(f"{self._module} said nothing within {seconds:g} s") from None
+            raise ProgramFailed(self._told(f"said nothing within {seconds:g} s")) from None
         if not said:
-            raise ProgramFailed(f"{self._module} ended too early; what it wrote is above")
+            raise ProgramFailed(self._told("ended too early"))
         answer: dict[str, Any] = json.loads(said)
         return answer
+
+    def _told(self, what: str) -> str:
+        logged = self._log.read_text(errors="replace").splitlines()[-LINES_OF_LOG:]
+        return "\n".join([f"{self._module} {what}", *logged])
 
 
 @asynccontextmanager
 async def running(module: str, settings: Settings) -> AsyncGenerator[Program]:
-    """Start a program, and end it with the block."""
+    """Start a program, and end it with the block: in good order, or at once where something else has failed."""
     program = Program(module, settings)
     try:
         yield program
-    finally:
         await program.end()
+    finally:
+        program.kill()

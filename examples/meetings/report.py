@@ -1,55 +1,72 @@
 """The demo's table, and whether its figures add up."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
 
 from rich.table import Table
 
+from examples.meetings.ledger import Line
 from examples.meetings.traffic import Answer, Plan
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way to another program: what the host sent over it, and what that program heard."""
-
-    title: str
-    sent: int
-    event_ids: list[str]
-    milliseconds: list[float]
-
-    def lost(self, wanted: set[str]) -> int:
-        """Events that the host confirmed and the program did not hear."""
-        return len(wanted.difference(self.event_ids))
-
-    @property
-    def doubled(self) -> int:
-        """Events heard more than once."""
-        return len(self.event_ids) - len(set(self.event_ids))
-
-    def percentile(self, number: int) -> str:
-        """Of the time between dispatch and listener."""
-        if len(self.milliseconds) < 2:
-            return "-"
-        return f"{quantiles(self.milliseconds, n=100, method='inclusive')[number - 1]:.1f} ms"
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """Everything that was planned and everything that was seen."""
+    """What was planned, and what each side knows of it: none of them takes another's word.
+
+    Attributes:
+        calm: Nothing was killed, so nothing may be missing anywhere.
+        accepted: The host's ledger.
+        stream: What Redis has, a name and an event id for each entry.
+        booked: Billing's ledger.
+        dead: The event ids of the dead letters.
+        heard: What the bystander heard, by event id.
+        milliseconds: Until it heard them.
+        accounts: Billing's answer.
+    """
 
     plan: Plan
+    calm: bool
     answers: list[Answer]
-    dispatched: int
-    sides: tuple[Side, Side]
-    names: dict[str, int]
+    accepted: list[Line]
+    stream: list[tuple[str, str]]
+    booked: list[Line]
+    dead: list[str]
+    heard: list[str]
+    milliseconds: list[float]
     accounts: dict[str, Any]
 
     @property
-    def confirmed(self) -> set[str]:
-        """The events that clients were told have happened."""
-        return {answer.event_id for answer in self.answers if answer.event_id}
+    def given(self) -> list[str]:
+        """The events that clients were told have happened. None of these may be lost."""
+        return [answer.event_id for answer in self.answers if answer.event_id]
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that got no answer and were sent again. They may have happened, so there may be so many more events."""
+        return sum(answer.unanswered for answer in self.answers)
+
+    @property
+    def handled(self) -> list[str]:
+        """What billing has done."""
+        return [line.event_id for line in self.booked if not line.again]
+
+    @property
+    def redelivered(self) -> int:
+        """What came to billing again after it was done."""
+        return sum(line.again for line in self.booked)
+
+    @property
+    def in_stream(self) -> list[str]:
+        """The events in the stream."""
+        return [event_id for _, event_id in self.stream]
+
+    @property
+    def lost(self) -> int:
+        """Given, and neither handled nor a dead letter."""
+        return len(set(self.given).difference(self.handled, self.dead))
 
     def count(self, *statuses: int) -> int:
         """Answers with one of these statuses."""
@@ -59,47 +76,55 @@ class Outcome:
         """For people."""
         table = Table()
         table.add_column()
-        for title in ("host", *(side.title for side in self.sides)):
+        for title in ("host", "Streams: billing", "Pub/Sub: bystander"):
             table.add_column(title, justify="right")
         table.add_row("requests", str(len(self.answers)))
         table.add_row("bad, rejected", str(self.count(400, 404, 409, 422)))
         table.add_row("refused by the plugin", str(self.count(403)))
-        table.add_row("dispatched", str(self.dispatched), end_section=True)
-        table.add_row("sent", "", *(str(side.sent) for side in self.sides))
-        table.add_row("received", "", *(str(len(side.event_ids)) for side in self.sides))
-        table.add_row("lost", "", *(str(side.lost(self.confirmed)) for side in self.sides))
-        table.add_row("doubled", "", *(str(side.doubled) for side in self.sides), end_section=True)
-        table.add_row("dispatch to listener, p50", "", *(side.percentile(50) for side in self.sides))
-        table.add_row("dispatch to listener, p99", "", *(side.percentile(99) for side in self.sides))
+        table.add_row("given", str(len(self.given)), end_section=True)
+        missed = len(set(self.given).difference(self.heard))
+        table.add_row("in the stream", "", str(len(self.stream)))
+        table.add_row("handled", "", str(len(self.handled)), str(len(self.heard)))
+        table.add_row("dead letters", "", str(len(self.dead)))
+        table.add_row("redelivered", "", str(self.redelivered))
+        table.add_row("lost", "", str(self.lost), str(missed))
+        table.add_row("duplicates in the stream", "", str(_doubled(self.in_stream)), end_section=True)
+        booked = [(line.written - line.happened) * 1000 for line in self.booked if not line.again]
+        for number in (50, 99):
+            cells = percentile(booked, number), percentile(self.milliseconds, number)
+            table.add_row(f"dispatch to done, p{number}", "", *cells)
         return table
+
+    def remarks(self) -> Iterator[str]:
+        """What a reader may wonder about."""
+        if self.unanswered:
+            more = len(set(self.in_stream).difference(self.given))
+            yield (
+                f"{self.unanswered} requests got no answer and were sent again. {more} of them had happened all the same: so "
+                "many events are in the stream beside those that were given (answered as done)."
+            )
+        if missed := set(self.given).difference(self.heard):
+            yield f"Pub/Sub keeps nothing: the bystander missed {len(missed)} while Redis was away."
 
     def problems(self) -> Iterator[str]:
         """What does not add up, one line each; none when all is well."""
         planned = sum(map(len, self.plan.requests.values()))
         if len(self.answers) != planned:
             yield f"{planned} requests, but {len(self.answers)} answers"
-        if wrong := [answer for answer in self.answers if answer.status != answer.request.status]:
+        if wrong := [answer for answer in self.answers if not answer.is_expected]:
             request = wrong[0].request
             yield (
                 f"{len(wrong)} answers with another status than expected, first {wrong[0].status} instead of "
                 f"{request.status} for POST {request.path} {request.body!r}"
             )
-        confirmed = self.confirmed
-        if len(confirmed) != self.count(200):
-            yield f"{self.count(200)} requests were confirmed, with {len(confirmed)} different event ids"
-        if self.dispatched != len(confirmed) + self.count(403):
-            yield f"{self.dispatched} dispatched, but {len(confirmed)} confirmed and {self.count(403)} refused"
-        for side in self.sides:
-            if side.sent != len(confirmed):
-                yield f"{side.title}: {len(confirmed)} confirmed, but {side.sent} sent"
-            if lost := side.lost(confirmed):
-                yield f"{side.title}: {lost} lost"
-            if side.doubled:
-                yield f"{side.title}: {side.doubled} doubled"
-            if strange := set(side.event_ids) - confirmed:
-                yield f"{side.title}: {len(strange)} that nobody was told of, refused ones for example"
-        if self.names != self.plan.names:
-            yield f"{self.sides[0].title}: heard {self.names}, planned {dict(self.plan.names)}"
+        given = set(self.given)
+        if len(given) != self.count(200):
+            yield f"{self.count(200)} requests were answered as done, with {len(given)} different event ids"
+        if self.lost:
+            yield f"{self.lost} lost"
+        yield from self._ledgers(given)
+        yield from self._stream(given)
+        yield from self._bystander(given)
         wanted = self.plan.accounts
         if wrong_accounts := [one for one in {**wanted, **self.accounts} if wanted.get(one) != self.accounts.get(one)]:
             one = wrong_accounts[0]
@@ -107,3 +132,46 @@ class Outcome:
                 f"billing has {len(wrong_accounts)} accounts wrong, first that of meeting {one}: "
                 f"{self.accounts.get(one)} instead of {wanted.get(one)}"
             )
+
+    def _ledgers(self, given: Collection[str]) -> Iterator[str]:
+        accepted = {line.event_id for line in self.accepted}
+        if missing := len(set(given) - accepted):
+            yield f"{missing} given, but not in the host's ledger"
+        if missing := len(accepted.difference(self.in_stream)):
+            yield f"{missing} in the host's ledger, but not in the stream"
+        if left := len(set(self.in_stream).difference(self.handled, self.dead)):
+            yield f"{left} in the stream, but neither handled nor dead"
+        if doubled := _doubled(self.handled):
+            yield f"{doubled} handled twice"
+        if strange := len({*self.handled, *self.dead}.difference(self.in_stream)):
+            yield f"{strange} handled or dead, but not in the stream"
+
+    def _stream(self, given: Collection[str]) -> Iterator[str]:
+        if doubled := _doubled(self.in_stream):
+            yield f"{doubled} duplicates in the stream"
+        if (more := len(set(self.in_stream).difference(given))) > self.unanswered:
+            yield f"{more} more in the stream than given, but only {self.unanswered} requests were sent again"
+        names = Counter(name for name, _ in self.stream)
+        if missing := self.plan.names - names:
+            yield f"not in the stream: {dict(missing)}"
+        if not self.plan.dead_letters <= len(self.dead) <= self.plan.dead_letters + self.unanswered:
+            yield f"{self.plan.dead_letters} events that billing can't handle, but {len(self.dead)} dead letters"
+
+    def _bystander(self, given: Collection[str]) -> Iterator[str]:
+        if (missed := len(set(given).difference(self.heard))) and self.calm:
+            yield f"Pub/Sub: {missed} lost"
+        if doubled := _doubled(self.heard):
+            yield f"Pub/Sub: {doubled} doubled"
+        if strange := len(set(self.heard).difference(self.in_stream)):
+            yield f"Pub/Sub: {strange} heard that are not in the stream"
+
+
+def percentile(milliseconds: list[float], number: int) -> str:
+    """In words."""
+    if len(milliseconds) < 2:
+        return "-"
+    return f"{quantiles(milliseconds, n=100, method='inclusive')[number - 1]:.1f} ms"
+
+
+def _doubled(event_ids: list[str]) -> int:
+    return len(event_ids) - len(set(event_ids))

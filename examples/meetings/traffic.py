@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,12 +14,19 @@ import msgspec
 from examples.meetings.billing import Account
 from examples.meetings.events import MEETING_JOINED, MEETING_LEFT, MEETING_RENAMED
 from examples.meetings.house_rules import BANNED
+from examples.meetings.programs import Program
 
 MEETINGS = 32
 """So many at once: the requests about one meeting are sent one after another, so their outcome is known beforehand."""
 
 USERS = [user_id for user_id in range(1, 60) if user_id not in BANNED]
 TITLES = {"sales": "Weekly numbers", "r&d": "Ünïcode 🚀 review", "legal": 'The "small" print', "people": "面談"}
+
+NOBODY_PAYS = "lottery"
+"""A cost centre that billing does not know."""
+
+PATIENCE = 15.0
+"""Seconds that a client goes on asking a host that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,55 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """What came back in the end.
+
+    Attributes:
+        unanswered: How often it was sent before, in vain: each of these may have happened all the same.
+    """
 
     request: Request
     status: int
     event_id: str | None
+    unanswered: int = 0
+
+    @property
+    def is_expected(self) -> bool:
+        """A repeated leave may learn that the first one was heard: they are not in this meeting any more."""
+        if self.unanswered and self.request.path.endswith("leave") and self.request.status == 200:
+            return self.status in (200, 409)
+        return self.status == self.request.status
+
+
+class Gate:
+    """Around each request: counts them, and lets them pass up to a number, so that something can happen in their middle.
+
+    However fast the machine is: the rest waits for it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._begun, self._answered, self._limit = 0, 0, limit
+        self._changed = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._begun < self._limit)
+            self._begun += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self._changed:
+            self._answered += 1
+            self._changed.notify_all()
+
+    async def answered(self, number: int) -> None:
+        """Return when so many have been."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._answered >= number)
+
+    async def open(self, limit: int) -> None:
+        """Let more pass."""
+        async with self._changed:
+            self._limit = limit
+            self._changed.notify_all()
 
 
 class Plan:
@@ -51,8 +103,10 @@ class Plan:
         self.requests: dict[int, list[Request]] = {meeting_id: [] for meeting_id in self._accounts}
         self.names: Counter[str] = Counter()
         """How often each event leaves the host."""
+        self.dead_letters = 0
+        """How many of them billing can't handle."""
 
-        steps = {self._come_or_go: 64, self._rename: 16, self._banned: 6, self._leave_unseen: 4}
+        steps = {self._come_or_go: 64, self._rename: 15, self._unpaid: 1, self._banned: 6, self._leave_unseen: 4}
         steps |= {self._no_json: 4, self._wrong_fields: 3, self._unknown: 3}
         for number in range(requests):
             [step] = self._dice.choices([*steps], weights=[*steps.values()])
@@ -80,6 +134,10 @@ class Plan:
         account.title = f"[{account.cost_centre}] {subject} {self._dice.randrange(1000)}"
         self._add(meeting_id, "rename", {"title": account.title}, event=MEETING_RENAMED)
 
+    def _unpaid(self, meeting_id: int) -> None:
+        self.dead_letters += 1
+        self._add(meeting_id, "rename", {"title": f"[{NOBODY_PAYS}] Party"}, event=MEETING_RENAMED)
+
     def _banned(self, meeting_id: int) -> None:
         self._add(meeting_id, "join", {"user_id": self._dice.choice([*BANNED])}, status=403)
 
@@ -104,28 +162,39 @@ class Plan:
             self.names[str(event)] += 1
 
 
-async def send(plan: Plan, url: str, on_answer: Callable[[], object]) -> list[Answer]:
+async def send(plan: Plan, host: Program, gate: Gate, on_answer: Callable[[], object]) -> list[Answer]:
     """Send it all, over as many connections as there are meetings.
 
     Raises:
-        httpx.TransportError: the host does not answer any more.
+        ProgramFailed: the host has ended, and nobody is about to start it again.
+        httpx.TransportError: it does not answer any more.
     """
     answers: list[Answer] = []
-    failures: list[httpx.TransportError] = []
 
     async def about_one_meeting(requests: list[Request]) -> None:
-        try:
-            for request in requests:
-                response = await client.post(request.path, content=request.body)
-                event_id = response.json()["event_id"] if response.status_code == 200 else None
-                answers.append(Answer(request, response.status_code, event_id))
+        for request in requests:
+            async with gate:
+                answers.append(await _ask(client, host, request))
                 on_answer()
-        except httpx.TransportError as error:
-            failures.append(error)
 
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client, asyncio.TaskGroup() as meetings:
+    async with httpx.AsyncClient(timeout=10) as client, asyncio.TaskGroup() as meetings:
         for requests in plan.requests.values():
             meetings.create_task(about_one_meeting(requests))
-    if failures:
-        raise failures[0]
     return answers
+
+
+async def _ask(client: httpx.AsyncClient, host: Program, request: Request) -> Answer:
+    """Send a request until it is answered."""
+    unanswered, give_up = 0, time.monotonic() + PATIENCE
+    while True:
+        try:
+            response = await client.post(host.url + request.path, content=request.body)
+        except httpx.TransportError as error:
+            host.check()
+            if time.monotonic() > give_up:
+                raise
+            unanswered += not isinstance(error, httpx.ConnectError)  # then nobody was there to hear it
+            await asyncio.sleep(0.05)
+        else:
+            event_id = response.json()["event_id"] if response.status_code == 200 else None
+            return Answer(request, response.status_code, event_id, unanswered)

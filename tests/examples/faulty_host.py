@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 from examples.meetings import host, house_rules
-from examples.meetings.measure import Counting
 from examples.meetings.process import Settings, serve
 from silbo import Message
+from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.protocols import Sequenced
+from silbo.stores.memory import MemoryStore
+from silbo.stores.sqlite import SQLiteStore
 
-FAULT = os.environ["FAULT"]
+WHAT, _, WHERE = os.environ["FAULT"].partition(" ")
 
 
-class Faulty(Counting):
-    """Says that it sent everything, as the real one does; every tenth is lost or sent twice."""
+class FaultyStreams(RedisStreams):
+    """Says that it added everything, as the real one does; every tenth is lost or added twice."""
+
+    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+        hit = [message for sequence, message in messages if sequence % 10 == 0]
+        if WHAT == "double":
+            await self.publish(*hit)
+            return await super().publish_sequenced(source, epoch, messages)
+        return await super().publish_sequenced(source, epoch, [one for one in messages if one[1] not in hit])
+
+
+class FaultyPubSub(RedisPubSub):
+    """The same for Pub/Sub."""
+
+    count = 0
 
     async def publish(self, *messages: Message) -> None:
-        what, _, where = FAULT.partition(" ")
-        hit = where == type(self._publisher).__name__ and self.sent % 10 == 0
-        if not (hit and what == "lose"):
+        self.count += 1
+        for _ in range({"lose": 0, "double": 2}[WHAT] if self.count % 10 == 0 else 1):
             await super().publish(*messages)
-        else:
-            self.sent += len(messages)
-        if hit and what == "double":
-            await self._publisher.publish(*messages)
+
+
+class Forgetful(MemoryStore):
+    """Takes the file's place, and its events go with the process."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        super().__init__()
+        self._file = SQLiteStore(path)
+
+    async def open(self, partitions: int | None = None) -> None:
+        await self._file.open(partitions)  # the demo looks into it
+        await self._file.aclose()
+        await super().open(partitions)
 
 
 async def _nothing(event: Any) -> None:
@@ -32,11 +58,16 @@ async def _nothing(event: Any) -> None:
 
 
 if __name__ == "__main__":
-    host.Counting = Faulty  # type: ignore[misc]
-    if FAULT == "not enriched":
+    if WHERE == "Streams":
+        host.RedisStreams = FaultyStreams  # type: ignore[misc]
+    if WHERE == "Pub/Sub":
+        host.RedisPubSub = FaultyPubSub  # type: ignore[misc]
+    if WHAT == "forget":
+        host.SQLiteStore = Forgetful  # type: ignore[assignment,misc]
+    if WHAT == "enrich-not":
         house_rules.add_cost_centre = _nothing
-    if FAULT == "not refused":
+    if WHAT == "refuse-not":
         house_rules.refuse_banned = _nothing
-    if FAULT == "no start":
+    if WHAT == "start-not":
         raise SystemExit(3)
     serve(host.application(Settings.from_environment()))

@@ -1,0 +1,69 @@
+"""What befalls the programs and their Redis in the middle of the requests: a `kill -9` for each, once."""
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from examples.meetings.programs import Program
+from examples.meetings.traffic import Gate
+from silbo.stores.sqlite import SQLiteStore
+from tools.redis_server import ExternalRedis, RedisServer
+
+
+@dataclass(frozen=True)
+class Misfortunes:
+    """Each happens at a share of the answers, while more requests are under way. A Redis of the user's is left alone."""
+
+    requests: int
+    gate: Gate
+    server: RedisServer | ExternalRedis
+    client: Redis
+    stream: str
+    host: Program
+    billing: Program
+    outbox: Path
+    tell: Callable[[str], object]
+
+    async def happen(self) -> None:
+        """All of them, and the last requests pass when it is over."""
+        await self._answered(1, 4)
+        await self._kill_billing()
+        await self.gate.open(self.requests * 3 // 4)
+        await self._answered(17, 32)
+        if isinstance(self.server, RedisServer):
+            self.server.kill()
+            self.tell("kill -9 Redis; the host goes on to answer")
+        await self._answered(11, 16)
+        await self._kill_host()
+        await self._answered(3, 4)
+        if isinstance(self.server, RedisServer):
+            self.server.restart()
+            self.tell("Redis is back; the host's relay brings it what waits")
+        await self.gate.open(self.requests)
+
+    async def _kill_billing(self) -> None:
+        self.billing.kill()
+        in_hand = (await self.client.xpending(self.stream, "billing"))["pending"]
+        self.tell(f"kill -9 billing, with {in_hand} events in hand that it had not acknowledged")
+        await self.billing.start_again()
+        self.tell("billing is back, and gets these first")
+
+    async def _kill_host(self) -> None:
+        self.host.kill()
+        self.tell(f"kill -9 host, with {await unsent(self.outbox)} events in its outbox that Redis does not have")
+        await self.host.start_again()
+        self.tell("host is back, with the same outbox")
+
+    async def _answered(self, part: int, of: int) -> None:
+        await self.gate.answered(self.requests * part // of)
+
+
+async def unsent(path: Path) -> int:
+    """The events that wait in an outbox. Any process of the machine may look into the file."""
+    async with aclosing(SQLiteStore(path, create=False)) as store:
+        await store.open()
+        counts = (await store.status()).counts
+    return counts["pending"] + counts["sending"]
