@@ -18,6 +18,7 @@ from chaos.ledger import Ledger
 from chaos.worker import ready, serve
 from silbo import AsyncEventDispatcher, Backoff, Consumer, EventName
 from silbo.brokers.redis import RedisStreams
+from silbo.errors import BrokerUnavailable
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,20 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
             subscription = streams.group(
                 group, start="oldest", consumer=settings.name or None, claim_after=settings.claim_after
             )
-            patience = Backoff(initial=0.05, cap=0.2)
-            consumer = Consumer(
-                dispatcher,
-                subscription,
-                events=events,
-                max_attempts=settings.max_attempts,
-                backoff=patience,
-                on_error=report,
-                **more,
-            )
-            return await stack.enter_async_context(consumer)
+            while True:  # a Redis that is away at the start is for a supervisor: here is one
+                consumer = Consumer(
+                    dispatcher,
+                    subscription,
+                    events=events,
+                    max_attempts=settings.max_attempts,
+                    backoff=Backoff(initial=0.05, cap=0.2),
+                    on_error=report,
+                    **more,
+                )
+                try:
+                    return await stack.enter_async_context(consumer)
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.1)
 
         consumers = [await consume(settings.group, [COUNTED, CHARGED], listener, concurrency=settings.concurrency)]
         if settings.effects:

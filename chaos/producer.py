@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import random
 from typing import Any
 
 from redis.asyncio import Redis
@@ -28,6 +29,9 @@ from silbo.stores.sqlite import SQLiteStore
 
 AGAIN = 0.05
 """Seconds after a publish that failed, before the same number is published again."""
+
+SCATTER = 0.004
+"""Seconds between two of a lane, at most: else all lanes would be in step, and a kill would meet all or none of them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Producer:
                 event = Counted(lane, number, fate_of(nth, fails=settings.fails, kills=settings.kills))
                 if await self._dispatch(name, event):
                     await self._ledger.write(f"{lane} {number} {event.event_id}")
+                    await asyncio.sleep(random() * SCATTER)
                     break
                 await asyncio.sleep(AGAIN)
             if self._stopping.is_set():

@@ -111,6 +111,7 @@ class Worker:
 
     async def stop(self, within: float = 30.0) -> None:
         """End it in good order; anything but exit code 0 is an error."""
+        await self.ready()
         self.signal(signal.SIGTERM)
         await self.wait(within)
         if self.ended:
