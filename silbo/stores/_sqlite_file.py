@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Final, TypeVar
 from uuid import uuid4
 
@@ -19,6 +20,9 @@ APPLICATION: Final = 0x73696C62
 """In the file's head: "silb"."""
 LOCKED: Final = 10.0
 """Seconds to wait for a lock that another process holds."""
+POLL: Final = 0.005
+"""Seconds for which SQLite itself waits: the longer it does, the longer it sleeps between two tries."""
+MOVED: Final = "it was moved, replaced or deleted while it was open; the next call opens it anew"
 
 MIGRATIONS: Final[list[Sequence[str]]] = [
     (
@@ -74,7 +78,8 @@ _REASONS: Final = {
     sqlite3.SQLITE_BUSY: f"another process has held its lock for {LOCKED:g} s; look for a long transaction in it",
     sqlite3.SQLITE_FULL: "its disk is full; make room",
     sqlite3.SQLITE_READONLY: "it is read-only; this process has to be able to write the file and its folder",
-    sqlite3.SQLITE_READONLY_DBMOVED: "it was moved, replaced or deleted while it was open; the next call opens it anew",
+    sqlite3.SQLITE_READONLY_DBMOVED: MOVED,
+    sqlite3.SQLITE_IOERR_FSTAT: MOVED,
     sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder has to be there, and writable for this process",
     sqlite3.SQLITE_IOERR: "its disk can't be read or written, or is full",
     sqlite3.SQLITE_CORRUPT: "it is damaged; put it aside, or a copy of it in its place",
@@ -123,10 +128,10 @@ class SQLiteFile:
         assert self._connection is not None
         committing = False
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            _patiently(self._connection, "BEGIN IMMEDIATE")
             result = work(self._connection)
             committing = True
-            self._connection.execute("COMMIT")
+            _patiently(self._connection, "COMMIT")
         except sqlite3.DatabaseError as error:
             raise self._failure(error, committing=committing) from error
         except BaseException:
@@ -165,15 +170,15 @@ class SQLiteFile:
     def _connect(self) -> sqlite3.Connection:
         if not self._create and not self._path.exists():
             raise StoreInvalid(str(self._path), "there is no such file")
-        connection = sqlite3.connect(self._path, timeout=LOCKED, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=POLL, isolation_level=None)
         try:
-            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            (mode,) = _patiently(connection, "PRAGMA journal_mode").fetchone()
             if mode == "wal":  # to change it here would do so under the feet of others
                 problem = (
                     "is in WAL mode, which can damage it in many versions of SQLite: run PRAGMA journal_mode=DELETE"
                 )
                 raise StoreInvalid(str(self._path), problem)
-            connection.execute("PRAGMA journal_mode=PERSIST")
+            _patiently(connection, "PRAGMA journal_mode=PERSIST")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA fullfsync=ON")  # on macOS a plain fsync does not reach the disk
         except BaseException:
@@ -219,3 +224,14 @@ class SQLiteFile:
         known = [(partition,) for partition in range(has)]
         connection.executemany("INSERT OR IGNORE INTO partition (partition) VALUES (?)", known)
         return identity, has
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> sqlite3.Cursor:
+    """Execute what needs a lock, however busy the other processes are: left to itself, SQLite would starve beside them."""
+    deadline = monotonic() + LOCKED
+    while True:
+        try:
+            return connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise

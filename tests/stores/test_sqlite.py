@@ -1,16 +1,511 @@
-"""The store in an SQLite file."""
+"""The store in an SQLite file: what it promises beyond what every store does."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from silbo.errors import OutboxFull, StoreInvalid, StoreUnavailable
+from silbo.stored import Quota
+from silbo.stores import _sqlite_file
 from silbo.stores.sqlite import SQLiteStore
-from tests.stores.conformance import Conformance, Make
+from tests.stores.conformance import (
+    FAR,
+    LONG,
+    PLENTY,
+    Conformance,
+    Make,
+    bury,
+    in_state,
+    leader,
+    numbers,
+    packed,
+    send,
+    sequences,
+)
 
 
 class TestSQLiteStore(Conformance):
     @pytest.fixture
-    def make(self, tmp_path: Path) -> Make:
-        return lambda: SQLiteStore(tmp_path / "outbox.db")
+    def make(self, path: Path) -> Make:
+        return lambda: SQLiteStore(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    await store.open()
+    yield store
+    await store.aclose()
+
+
+def look(path: Path, statement: str) -> list[tuple]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def is_sound(path: Path) -> bool:
+    return look(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def change(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def commits(path: Path) -> int:
+    """How many transactions have changed the file: a counter in its head."""
+    return int.from_bytes(path.read_bytes()[24:28], "big")
+
+
+# -- how it is written ---------------------------------------------------------------------------------------
+
+
+async def test_concurrent_calls_share_few_commits(store: SQLiteStore, path: Path) -> None:
+    before = commits(path)
+    await asyncio.gather(*(store.add(packed(number), PLENTY) for number in range(500)))
+    assert commits(path) - before <= 3
+    assert len(await store.rows("pending", limit=1000)) == 500
+
+
+async def test_one_full_call_does_not_hold_up_those_committed_with_it(store: SQLiteStore) -> None:
+    quotas = [PLENTY, Quota(rows=1), PLENTY]
+    adding = (store.add(packed(number), quota) for number, quota in enumerate(quotas))
+    first, second, third = await asyncio.gather(*adding, return_exceptions=True)
+    assert (first, third) == (None, None)
+    assert isinstance(second, OutboxFull)
+    assert await in_state(store, "pending") == [0, 2]
+
+
+async def test_commits_are_flushed_to_the_disk_in_a_rollback_journal(store: SQLiteStore, path: Path) -> None:
+    """``synchronous=FULL``, and never WAL, which can lose data in many versions of SQLite."""
+    await store.add(packed(1), PLENTY)
+
+    def pragma(name: str) -> Callable[[sqlite3.Connection], object]:
+        return lambda connection: connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+    names = ["synchronous", "journal_mode", "fullfsync"]
+    assert [await store._change(pragma(name)) for name in names] == [2, "persist", 1]
+    assert path.with_name("outbox.db-journal").exists()
+    assert look(path, "PRAGMA journal_mode") == [("delete",)]  # as any other program sees it: no WAL
+
+
+async def test_quota_counters_are_what_is_there(store: SQLiteStore, path: Path) -> None:
+    """Through every state; they are kept by triggers."""
+    await store.add(packed(*range(20)), PLENTY)
+    lead = await leader(store)
+    await send(store, lead, 8)
+    await bury(store, lead, 4)
+    await store.take(lead, 3)
+    await store.replay(since=(await store.rows("sent"))[0].state_at, before=FAR, limit=2)
+    await store.forget(retain=0, limit=1)
+    await store.retry([(await store.rows("dead"))[0].id])
+    await store.purge("dead", before=FAR, limit=1)
+    counted = look(path, "SELECT rows, size, all_rows, all_size FROM outbox")
+    assert counted == look(
+        path,
+        "SELECT sum(state <> 2), sum((state <> 2) * length(raw)), count(*), sum(length(raw)) FROM message",
+    )
+    status = await store.status()
+    assert list(status.counts.items()) == [
+        (state, len(await store.rows(state))) for state in ("pending", "sending", "sent", "dead")
+    ]
+
+
+# -- what is no store ----------------------------------------------------------------------------------------
+
+
+async def opened(path: Path, *, create: bool = True) -> SQLiteStore:
+    store = SQLiteStore(path, create=create)
+    try:
+        await store.open()
+    finally:
+        await store.aclose()
+    return store
+
+
+async def test_other_database_is_left_alone(path: Path) -> None:
+    change(path, "CREATE TABLE users (id)")
+    before = path.read_bytes()
+    with pytest.raises(StoreInvalid, match="something else.*file of its own"):
+        await opened(path)
+    assert path.read_bytes() == before
+
+
+async def test_no_database_is_left_alone(path: Path) -> None:
+    path.write_bytes(b"a letter to my aunt\n" * 500)
+    with pytest.raises(StoreInvalid, match="no SQLite file"):
+        await opened(path)
+    assert path.read_bytes() == b"a letter to my aunt\n" * 500
+
+
+async def test_database_in_wal_mode_is_refused(path: Path) -> None:
+    """It is somebody's who has decided so; to change it under their feet is what damages files."""
+    change(path, "PRAGMA journal_mode=WAL", "CREATE TABLE users (id)")
+    with pytest.raises(StoreInvalid, match="WAL"):
+        await opened(path)
+    assert look(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+async def test_newer_schema_is_refused(path: Path) -> None:
+    await opened(path)
+    change(path, "PRAGMA user_version=99")
+    with pytest.raises(StoreInvalid, match=r"version 99.*update silbo"):
+        await opened(path)
+
+
+async def test_older_schema_is_brought_up_to_date_on_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is in it; a migration that fails changes nothing."""
+    store = SQLiteStore(path)
+    await store.open()
+    await store.add(packed(1, 2), PLENTY)
+    await store.aclose()
+    now = _sqlite_file.MIGRATIONS
+    broken = ("ALTER TABLE message ADD COLUMN later TEXT", "ALTER TABLE nowhere ADD COLUMN later TEXT")
+    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", [*now, broken])
+    with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
+        await opened(path)
+    assert look(path, "PRAGMA user_version") == [(len(now),)]
+    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", [*now, broken[:1]])
+    store = SQLiteStore(path)
+    await store.open()
+    assert await in_state(store, "pending") == [1, 2]
+    await store.aclose()
+    assert look(path, "PRAGMA user_version") == [(len(now) + 1,)]
+    assert look(path, "SELECT later FROM message") == [(None,), (None,)]
+
+
+async def test_store_can_be_asked_for_that_is_there_already(path: Path) -> None:
+    """As the tools do, for which a misspelt path must not make a new outbox."""
+    with pytest.raises(StoreInvalid, match="no such file"):
+        await opened(path, create=False)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(StoreInvalid, match="empty"):
+        await opened(path, create=False)
+    first = await opened(path)
+    assert (await opened(path, create=False)).id == first.id
+
+
+async def test_each_file_is_another_store(tmp_path: Path) -> None:
+    assert (await opened(tmp_path / "a")).id != (await opened(tmp_path / "b")).id
+
+
+@pytest.mark.parametrize("path", ["", ":memory:"])
+def test_what_is_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="MemoryStore"):
+        SQLiteStore(path)
+
+
+async def test_path_stays_the_same_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SQLiteStore("outbox.db")
+    monkeypatch.chdir("/")
+    await store.open()
+    await store.aclose()
+    assert (tmp_path / "outbox.db").exists()
+
+
+async def test_missing_folder_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"outbox\.db.*folder has to be there"):
+        await opened(tmp_path / "nowhere" / "outbox.db")
+
+
+# -- other handles -------------------------------------------------------------------------------------------
+
+
+async def test_handle_with_other_partitions_than_there_are_by_now_stores_nothing(
+    path: Path, store: SQLiteStore
+) -> None:
+    """Another process has opened the empty store with more of them; a key would be in two of them."""
+    other = SQLiteStore(path)
+    await other.open(3)
+    with pytest.raises(StoreInvalid, match=r"3 partitions now.*open it again"):
+        await store.add(packed(1), PLENTY)
+    await other.aclose()
+    await store.aclose()
+    await store.open(3)
+    await store.add(packed(1), PLENTY)
+    assert await in_state(store, "pending") == [1]
+
+
+async def test_file_restored_from_an_older_copy_gives_no_sequence_twice(path: Path) -> None:
+    """The broker has those that were given after the copy was made, and would take nothing under them."""
+    given = []
+    for run in range(3):
+        store = SQLiteStore(path)
+        await store.open()
+        if run == 0:
+            await store.add(packed(1), PLENTY)
+            given += sequences(await send(store, await leader(store, "a", lease=0.001)))
+            shutil.copy(path, path.with_name("copy"))
+        await store.add(packed(2, 3, 4), PLENTY)
+        given += sequences(await send(store, await leader(store, f"run {run}", lease=0.001)))
+        await store.aclose()
+        shutil.copy(path.with_name("copy"), path)
+    assert len(given) == 10
+    assert given == sorted(set(given))
+
+
+async def test_sequences_fit_into_what_a_script_can_count(store: SQLiteStore) -> None:
+    """Numbers in Redis's scripts are exact up to 2**53."""
+    await store.add(packed(1), PLENTY)
+    assert sequences(await send(store, await leader(store)))[0] < 2**53
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["deleted", "replaced"])
+async def test_file_that_was_taken_away_is_told_and_opened_anew(path: Path, store: SQLiteStore, replace: bool) -> None:
+    """Nothing is written to a file that has no name any more: what it holds would be gone with the process."""
+    await store.add(packed(1), PLENTY)
+    old = store.id
+    shutil.copy(path, path.with_name("copy"))
+    await store.add(packed(2), PLENTY)
+    path.unlink()
+    if replace:
+        path.with_name("copy").rename(path)
+    with pytest.raises(StoreUnavailable, match="moved, replaced or deleted"):
+        await store.add(packed(3), PLENTY)
+    await store.add(packed(4), PLENTY)
+    assert await in_state(store, "pending") == ([1, 4] if replace else [4])
+    assert (store.id == old) is replace
+
+
+async def test_file_replaced_by_something_else_is_no_store(path: Path, store: SQLiteStore) -> None:
+    await store.add(packed(1), PLENTY)
+    path.unlink()
+    change(path, "CREATE TABLE users (id)")
+    for error in (StoreUnavailable, StoreInvalid, StoreInvalid):
+        with pytest.raises(error):
+            await store.add(packed(2), PLENTY)
+    assert look(path, "SELECT name FROM sqlite_master") == [("users",)]
+
+
+# -- opening, closing, where it may be used ------------------------------------------------------------------
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+async def test_nothing_is_left_after_closing(path: Path) -> None:
+    """Neither its thread nor an open file."""
+    before = open_files()
+    store = SQLiteStore(path)
+    for _ in range(3):
+        await store.open()
+        await store.add(packed(1), PLENTY)
+        assert any(thread.name.startswith("silbo-outbox") for thread in threading.enumerate())
+        await store.aclose()
+        await store.aclose()
+    for thread in threading.enumerate():
+        if thread.name.startswith("silbo-outbox"):
+            thread.join(10)
+            assert not thread.is_alive()
+    assert open_files() == before
+
+
+async def test_closing_commits_what_waits(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.open()
+    adding = [asyncio.create_task(store.add(packed(number), PLENTY)) for number in range(20)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    assert await asyncio.gather(*adding) == 20 * [None]
+    await store.open()
+    assert len(await store.rows("pending")) == 20
+    await store.aclose()
+
+
+async def test_failed_opening_leaves_nothing_open(path: Path) -> None:
+    change(path, "CREATE TABLE users (id)")
+    before = open_files()
+    store = SQLiteStore(path)
+    with pytest.raises(StoreInvalid):
+        await store.open()
+    assert open_files() == before
+    path.unlink()
+    await store.open()
+    await store.aclose()
+
+
+async def test_closed_store_says_so(path: Path) -> None:
+    store = SQLiteStore(path)
+    with pytest.raises(StoreUnavailable, match="not open.*async with"):
+        await store.add(packed(1), PLENTY)
+    await store.open()
+    with pytest.raises(RuntimeError, match="open already"):
+        await store.open()
+    await store.aclose()
+    with pytest.raises(StoreUnavailable, match="not open"):
+        await store.status()
+
+
+def test_other_event_loop_is_a_clear_error(path: Path) -> None:
+    """Instead of a wait without an end."""
+    store = SQLiteStore(path)
+    asyncio.run(store.open())
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(store.add(packed(1), PLENTY))
+    asyncio.run(store.aclose())
+    asyncio.run(opened(path))
+
+
+def test_forked_process_is_told_to_open_its_own(path: Path) -> None:
+    """The thread is not in it; and SQLite forbids to take a connection across a fork."""
+    code = f"""
+import asyncio, os
+from silbo.stores.sqlite import SQLiteStore
+from tests.stores.conformance import PLENTY, in_state, packed
+
+async def main():
+    await store.open()
+    if os.fork() == 0:
+        raise SystemExit(7)
+    os.wait()
+
+async def child():
+    try:
+        await store.add(packed(1), PLENTY)
+    except RuntimeError as error:
+        print(error)
+    own = SQLiteStore({str(path)!r})
+    await own.open()
+    await own.add(packed(2), PLENTY)
+    await own.aclose()
+
+store = SQLiteStore({str(path)!r})
+loop = asyncio.new_event_loop()
+loop.run_until_complete(store.open())
+if child_id := os.fork():
+    assert os.waitpid(child_id, 0)[1] == 0
+    loop.run_until_complete(store.add(packed(3), PLENTY))
+    print(loop.run_until_complete(in_state(store, "pending")))
+    loop.run_until_complete(store.aclose())
+else:
+    asyncio.run(child())
+    os._exit(0 if os.write(1, b"child ended\\n") else 1)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-u", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "another event loop or process" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[2, 3]"
+
+
+# -- cancellation --------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_calls_leave_the_store_as_it_should_be(path: Path, store: SQLiteStore) -> None:
+    """Each of them is stored once or not at all; whoever was answered is stored; later ones go well."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    answered, cancelled = [], []
+    for round_ in range(40):
+        adding = {number: asyncio.create_task(store.add(packed(number), PLENTY)) for number in _range(round_, 10)}
+        for number, task in adding.items():
+            if chance.random() < 0.5:
+                await asyncio.sleep(chance.choice([0, 0, 0.0005, 0.002]))
+                task.cancel()
+            del number
+        outcomes = await asyncio.gather(*adding.values(), return_exceptions=True)
+        for number, outcome in zip(adding, outcomes, strict=True):
+            (answered if outcome is None else cancelled).append(number)
+            assert outcome is None or isinstance(outcome, asyncio.CancelledError), seed
+    stored = numbers(await store.rows("pending", limit=1000))
+    assert cancelled, seed
+    assert len(stored) == len(set(stored)), seed
+    assert set(answered) <= set(stored) <= set(answered) | set(cancelled), seed
+    assert is_sound(path)
+    await store.add(packed(9999), PLENTY)
+    assert 9999 in numbers(await store.rows("pending", limit=1000))
+
+
+def _range(round_: int, many: int) -> range:
+    return range(round_ * many, (round_ + 1) * many)
+
+
+async def test_call_that_was_cancelled_before_its_turn_is_not_stored(store: SQLiteStore) -> None:
+    first = asyncio.create_task(store.add(packed(1), PLENTY))
+    second = asyncio.create_task(store.add(packed(2), PLENTY))
+    await asyncio.sleep(0)
+    second.cancel()
+    await first
+    assert await in_state(store, "pending") == [1]
+
+
+async def test_cancelled_opening_leaves_nothing_open(path: Path) -> None:
+    before = open_files()
+    for turns in range(6):
+        store = SQLiteStore(path)
+        opening = asyncio.create_task(store.open())
+        for _ in range(turns):
+            await asyncio.sleep(0.0002)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await store.aclose()
+    for thread in threading.enumerate():
+        if thread.name.startswith("silbo-outbox"):
+            thread.join(10)
+    assert open_files() == before
+
+
+# -- the disk ------------------------------------------------------------------------------------------------
+
+
+async def test_full_disk_is_a_clear_error_and_no_false_success(path: Path, store: SQLiteStore) -> None:
+    """SQLite's own limit gives the same error as a disk without room."""
+
+    def most(pages: int) -> Callable[[sqlite3.Connection], object]:
+        return lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
+
+    await store.add(packed(0), PLENTY)
+    await store._change(most(30))
+    stored = [0]
+    with pytest.raises(StoreUnavailable, match="disk is full.*make room.*[Nn]othing was stored"):
+        for number in range(1, 10_000, 20):
+            await store.add(packed(*range(number, number + 20)), PLENTY)
+            stored += range(number, number + 20)
+    assert numbers(await store.rows("pending", limit=1000)) == stored
+    assert is_sound(path)
+    await store.add(packed(99_999), PLENTY)  # the limit was the connection's, which is another now
+    assert numbers(await store.rows("pending", limit=1000)) == [*stored, 99_999]
+
+
+async def test_relay_can_go_on_where_nothing_more_can_be_stored(store: SQLiteStore) -> None:
+    """What is sent and forgotten makes room: a full file mends itself."""
+    await store.add(packed(*range(200)), PLENTY)
+    lead = await leader(store, lease=LONG)
+
+    def most(connection: sqlite3.Connection) -> object:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        return connection.execute(f"PRAGMA max_page_count={pages + 4}").fetchone()  # the indexes of sent rows
+
+    await store._change(most)
+    for _ in range(4):
+        await send(store, lead, 50)
+    assert await store.forget(retain=0) == 200
+    await store.add(packed(999), PLENTY)
