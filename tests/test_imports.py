@@ -22,6 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "brokers/redis": {"redis"},
     "cli": {"redis", "rich", "sqlalchemy"},
     "containers/rodi": {"rodi", "whistle"},
+    "stores/_sqlalchemy": {"sqlalchemy"},
+    "stores/sqlalchemy": {"sqlalchemy"},
     "": {"whistle"},
 }
 

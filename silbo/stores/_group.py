@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from silbo.errors import OutboxFull
+from silbo.errors import OutboxFull, SilboError
 from silbo.stored import Packed, Quota
 
 __all__ = ["Call", "GroupCommit"]
@@ -70,7 +70,7 @@ class GroupCommit:
 
 def _own(answer: Exception) -> Exception:
     """An exception of each caller's own, for it gets a traceback."""
-    if isinstance(answer, OutboxFull):
+    if isinstance(answer, OutboxFull) or not isinstance(answer, SilboError):
         return answer
     copy = type(answer)(*answer.args)
     copy.__cause__ = answer.__cause__

@@ -1,0 +1,35 @@
+"""The store in the host's database, on SQLite. On PostgreSQL: tests/services/."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from silbo.protocols import OutboxStore
+from silbo.stored import Quota
+from silbo.stores.sqlalchemy import SQLAlchemyStore
+from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'host.db'}")
+    await SQLAlchemyStore(engine).create()
+    yield engine
+    await engine.dispose()
+
+
+class TestSQLAlchemyStore(Conformance):
+    @pytest.fixture
+    def make(self, engine: AsyncEngine) -> Make:
+        return lambda: SQLAlchemyStore(engine)
+
+    async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:
+        """Here it takes none: the quota is for what waits, and a host's database has room for an hour of the rest."""
+        await store.add(packed(1, 2), Quota(rows=2))
+        await send(store, await leader(store))
+        await store.add(packed(3, 4), Quota(rows=2))
+        assert (await in_state(store, "sent"), await in_state(store, "pending")) == ([1, 2], [3, 4])
