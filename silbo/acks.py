@@ -1,9 +1,10 @@
-"""What a consumer has in hand, and the batches in which it is acknowledged."""
+"""What a consumer has in hand: kept while it is in work, acknowledged in batches when it is done."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from time import monotonic
 from typing import Final
 
 from silbo.errors import BrokerUnavailable
@@ -11,6 +12,7 @@ from silbo.message import Delivery
 from silbo.protocols import Receiver
 from silbo.reporting import QuietLog
 from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.stats import ConsumerStats
 
 __all__ = ["BROKER", "Acks"]
 
@@ -28,28 +30,113 @@ class Acks:
     What can't be acknowledged (an empty ``id``) is not among them.
     """
 
-    def __init__(self, receiver: Receiver, log: QuietLog, *, stopping: asyncio.Event, freed: asyncio.Event) -> None:
-        self._receiver, self._log, self._stopping, self._freed = receiver, log, stopping, freed
-        self._in_hand: set[tuple[str, str]] = set()  # address and id
+    def __init__(
+        self,
+        receiver: Receiver,
+        stats: ConsumerStats,
+        log: QuietLog,
+        *,
+        stopping: asyncio.Event,
+        freed: asyncio.Event,
+    ) -> None:
+        self._receiver, self._stats, self._log = receiver, stats, log
+        self._stopping, self._freed = stopping, freed
+        self._in_hand: dict[tuple[str, str], Delivery] = {}  # by address and id
+        self._settled: set[tuple[str, str]] = set()  # of these, what is in work no more
         self._done: list[Delivery] = []
         self._some, self._enough = asyncio.Event(), asyncio.Event()
+        self._flushing, self._keeping = asyncio.Lock(), asyncio.Lock()
         self._closed = False
+        self._every = receiver.keep_every
+        self._kept = monotonic()  # since then all that is in hand is surely ours
 
     def __len__(self) -> int:
         return len(self._in_hand)
 
+    # -- in hand --------------------------------------------------------------------------------------------
+
     def take(self, delivery: Delivery) -> bool:
         """Note that it arrived; False when it is in hand: a broker repeats what it had no answer for."""
-        place = (delivery.address, delivery.id)
-        if delivery.id:
-            if place in self._in_hand:
+        return not delivery.id or self._in_hand.setdefault(_place(delivery), delivery) is delivery
+
+    def has(self, delivery: Delivery) -> bool:
+        """Whether it is still in hand, and not another consumer's."""
+        return not delivery.id or self._in_hand.get(_place(delivery)) is delivery
+
+    def settle(self, delivery: Delivery) -> None:
+        """It is in work no more, and the broker need not keep it."""
+        if delivery.id and self.has(delivery):
+            self._settled.add(_place(delivery))
+
+    def drop(self, delivery: Delivery) -> None:
+        """It is not in hand any more."""
+        if delivery.id and self.has(delivery):
+            del self._in_hand[_place(delivery)]
+            self._settled.discard(_place(delivery))
+            self.freed()
+
+    def freed(self) -> None:
+        """Let those go on who wait for room."""
+        self._freed.set()
+
+    # -- keep -----------------------------------------------------------------------------------------------
+
+    def is_sure(self) -> bool:
+        """Whether what is in hand can't have been taken over: it was kept a short while ago."""
+        return self._every is None or monotonic() - self._kept <= 2 * self._every  # it is ours a third longer
+
+    async def check(self) -> bool:
+        """Ask the broker what is still in hand; False when the stop comes before it answers."""
+        outages = 0
+        while not self.is_sure():
+            async with self._keeping:  # one asks for all
+                if self.is_sure():
+                    break
+                try:
+                    await self._keep()
+                    break
+                except BrokerUnavailable as error:
+                    outages += 1
+                    self._log.write("can't tell what is in hand, trying again", error)
+            if self._stopping.is_set():
                 return False
-            self._in_hand.add(place)
+            await pause(BROKER.delay(outages), self._stopping)
         return True
+
+    def doubt(self, since: float) -> None:
+        """Something has arrived that was asked for at this time; that may be long ago."""
+        self._kept = min(self._kept, since)
+
+    async def keep_on(self) -> None:
+        """Tell the broker again and again what is in work."""
+        outages = 0
+        while self._every is not None:
+            await asyncio.sleep((BROKER.delay(outages) or 0) if outages else self._every)
+            leave_if_cancelled()
+            try:
+                async with self._keeping:
+                    await self._keep()
+                outages = 0
+            except BrokerUnavailable as error:
+                outages += 1
+                self._log.write("can't keep what is in hand, trying again", error)
+
+    async def _keep(self) -> None:
+        began = monotonic()
+        kept = [delivery for place, delivery in self._in_hand.items() if place not in self._settled]
+        for delivery in await self._receiver.keep(*kept):
+            if self.has(delivery) and _place(delivery) not in self._settled:
+                self.drop(delivery)
+                self._stats.lost += 1
+        self._kept = began
+
+    # -- acknowledge ----------------------------------------------------------------------------------------
 
     def done(self, delivery: Delivery) -> None:
         """Acknowledge it with one of the next batches."""
         if delivery.id:
+            self._in_hand[_place(delivery)] = delivery  # also where it was lost, and perhaps has come back since
+            self.settle(delivery)
             self._done.append(delivery)
             self._some.set()
             if len(self._done) >= ACK_BATCH:
@@ -88,15 +175,17 @@ class Acks:
         Raises:
             BrokerUnavailable: it was not acknowledged.
         """
-        self._enough.clear()
-        batch = tuple(self._done)
-        if batch:
-            await self._receiver.ack(*batch)
-        del self._done[: len(batch)]
-        self._in_hand.difference_update((delivery.address, delivery.id) for delivery in batch)
-        if not self._done:
-            self._some.clear()
-        self._freed.set()
+        async with self._flushing:
+            self._enough.clear()
+            batch = tuple(self._done)
+            if batch:
+                await self._receiver.ack(*batch)
+            del self._done[: len(batch)]
+            for delivery in batch:
+                self.drop(delivery)
+            if not self._done:
+                self._some.clear()
+            self.freed()
 
     async def finish(self, timeout: float) -> None:
         """Acknowledge what is left, within so many seconds; what fails is logged, and will come again."""
@@ -105,3 +194,7 @@ class Acks:
                 await self.flush()
         except (BrokerUnavailable, TimeoutError) as error:
             self._log.write("not acknowledged at the end, they will come again", error)
+
+
+def _place(delivery: Delivery) -> tuple[str, str]:
+    return delivery.address, delivery.id

@@ -1,27 +1,28 @@
-"""Delivery -> event -> dispatch -> acknowledge, or try again."""
+"""What a subscription receives, dispatched: the consumer's life, from its entering to its stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.acks import BROKER, Acks
 from silbo.bridge import bridges
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
+from silbo.handling import Handling, Policy
 from silbo.incoming import Incoming, Own
-from silbo.lanes import Lane, Lanes
+from silbo.lanes import Lanes
 from silbo.message import Delivery
 from silbo.names import EventName
-from silbo.protocols import Receiver, Subscription
+from silbo.protocols import Inbox, Receiver, Subscription
 from silbo.reporting import ErrorHook, Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.stats import ConsumerStats
 
 __all__ = ["Consumer", "ConsumerStats"]
 
@@ -31,35 +32,12 @@ AHEAD: Final = 100
 """Deliveries read before their turn: enough to batch, few enough for the group's others to get theirs."""
 UNACKED: Final = 1_000
 """Deliveries in hand, those that wait for another try included; then no more are read."""
+SMALL: Final = 16_384
+"""Bytes of a message up to which it is decoded but once, and waits so for its turn."""
 GRACE: Final = 0.5
 """Seconds that a stop allows the broker to answer."""
-DRAIN: Final = 10.0
-"""Seconds in which a stop still begins what was received; within the 30 that most supervisors allow."""
-LISTENERS: Final = Backoff(initial=0.1, cap=30.0)
+LISTENERS: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 """Between two attempts of a delivery whose listeners fail."""
-
-
-@dataclass(slots=True)
-class ConsumerStats:
-    """What a consumer has done so far.
-
-    Attributes:
-        received: Deliveries, each counted once however often it is tried.
-        handled: Whose listeners all ran.
-        failed: Attempts in which a listener failed.
-        retried: Attempts after such a failure.
-        malformed: No message, or it doesn't fit its event class: reported, then acknowledged.
-        skipped: This program's own, and unwanted.
-        gaps: Reports that messages may have been missed.
-    """
-
-    received: int = 0
-    handled: int = 0
-    failed: int = 0
-    retried: int = 0
-    malformed: int = 0
-    skipped: int = 0
-    gaps: int = 0
 
 
 class Consumer:
@@ -72,8 +50,9 @@ class Consumer:
             await consumer.run()
 
     A delivery is acknowledged after its listeners ran. When one fails, all run again later, on an event rebuilt from
-    bytes, while later deliveries go on. A malformed one is reported and acknowledged: it would never get better. What
-    arrives has its ``event.origin`` and is not bridged again. A broker that is away is waited for.
+    bytes; meanwhile later deliveries of the same key wait, and others go on. After the last attempt the delivery becomes
+    a dead letter, as a malformed one does at once: it would never get better. What arrives has its ``event.origin`` and
+    is not bridged again. A broker that is away is waited for.
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
@@ -82,8 +61,13 @@ class Consumer:
             data is its ``payload``.
         own: What to do with messages of this program's own app: ``"skip"`` or ``"handle"``. It has to be said where the
             dispatcher bridges the app that it consumes.
-        concurrency: Deliveries handled side by side, over different keys; those of one key stay in order. Those without
-            a key all take one line, and the first of them is reported.
+        concurrency: Deliveries handled side by side, over different keys; those of one key stay in order. With more
+            than 1, a message that has a listener and no key is malformed.
+        max_attempts: How often the listeners of one delivery run, all consumers of its group taken together. One that
+            kills its process may run once more: its first beginning is not counted.
+        backoff: Between two attempts; from 0.5 to 30 seconds by default.
+        inbox: Remembers what the group has handled, so that what comes again has no second effect.
+        drain: Seconds in which a stop finishes what was received; then listeners that still run are cancelled.
         on_error: ``(error, delivery)``, sync or async: gets the errors of listeners, malformed messages, and each
             :class:`~silbo.errors.Gap` with None; else they are logged.
 
@@ -99,6 +83,10 @@ class Consumer:
         events: Iterable[EventName[Any]] = (),
         own: Own | None = None,
         concurrency: int = 1,
+        max_attempts: int = 5,
+        backoff: Backoff = LISTENERS,
+        inbox: Inbox | None = None,
+        drain: float = 10.0,
         on_error: ErrorHook | None = None,
     ) -> None:
         if not hasattr(subscription, "open"):
@@ -108,19 +96,31 @@ class Consumer:
             )
         if own not in ("skip", "handle", None):
             raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
-        if concurrency < 1:
-            raise ValueError(f"concurrency is 1 or more, not {concurrency!r}")
+        if concurrency < 1 or max_attempts < 1:
+            raise ValueError(f"concurrency and max_attempts are 1 or more, not {concurrency!r} and {max_attempts!r}")
+        if not drain >= 0:
+            raise ValueError(f"drain is seconds, 0 or more, not {drain!r}")
+        if inbox is not None and not subscription.name:
+            raise ValueError("an inbox remembers what a group has handled, and this subscription has no group")
         self.stats: Final = ConsumerStats()
         self._dispatcher, self._subscription, self._own = dispatcher, subscription, own
         self._incoming = Incoming(events, app=subscription.app, own=own)
+        self._policy = Policy(
+            max_attempts=max_attempts,
+            backoff=backoff,
+            needs_keys=concurrency > 1,
+            inbox=inbox,
+            group=subscription.name,
+        )
         self._report = Report(on_error, logger)
-        self._lanes = Lanes(concurrency, self._report)
+        self._concurrency, self._drain = concurrency, drain
+        self._lanes = Lanes()
         self._ahead = max(AHEAD, 2 * concurrency)
         self._entered = False
         self._running: asyncio.Task[Any] | None = None
         self._opened, self._stopping, self._ended, self._freed = (asyncio.Event() for _ in range(4))
         self._receiver: Receiver | None = None
-        self._begin_until = inf
+        self._drain_until = inf
 
     # -- lifecycle ------------------------------------------------------------------------------------------
 
@@ -168,11 +168,12 @@ class Consumer:
     def stop(self) -> None:
         """Let :meth:`run` end with what it has received; to be called in the loop's thread, as from a signal.
 
-        Nothing is received any more. What waits for its turn is begun within 10 seconds; what is left then, or waits for
-        another try, stays with the broker.
+        Nothing is received any more. What is not done within ``drain`` seconds is cancelled or not begun; that, and what
+        waits for another try, is left to the group's other consumers.
         """
         if not self._stopping.is_set():
-            self._begin_until = monotonic() + DRAIN
+            self._drain_until = monotonic() + self._drain
+            self._lanes.end_retries()
         self._stopping.set()
         self._freed.set()
 
@@ -186,21 +187,32 @@ class Consumer:
         if self._receiver is None or self._running is not None:
             raise RuntimeError("enter the consumer with 'async with', then run it once")
         self._running = asyncio.current_task()
-        acks = Acks(self._receiver, self._report.log, stopping=self._stopping, freed=self._freed)
+        receiver, stopping, log = self._receiver, self._stopping, self._report.log
+        acks = Acks(receiver, self.stats, log, stopping=stopping, freed=self._freed)
+        handling = Handling(
+            self._dispatcher,
+            self._incoming,
+            self._policy,
+            receiver,
+            self._lanes,
+            acks,
+            self.stats,
+            self._report,
+            stopping,
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read(self._receiver, acks))
-                working = [tasks.create_task(self._work(lane, acks)) for lane in self._lanes]
+                reading = tasks.create_task(self._read(receiver, acks))
+                working = [tasks.create_task(handling.work()) for _ in range(self._concurrency)]
+                keeping = tasks.create_task(acks.keep_on())
                 acknowledging = tasks.create_task(acks.run())
-                await self._stopping.wait()
-                await asyncio.wait([reading], timeout=GRACE)
-                if reading.cancel():  # a broker that does not answer
-                    await asyncio.wait([reading])
-                self._lanes.close()
-                await asyncio.wait(working)
+                await stopping.wait()
+                await _end([reading], GRACE)  # longer is a broker that does not answer
+                self._lanes.close(self._concurrency)
+                await _end(working, self._drain_until - monotonic())
+                keeping.cancel()
                 acks.close()
-                await asyncio.wait([acknowledging], timeout=GRACE)
-                acknowledging.cancel()
+                await _end([acknowledging], GRACE)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -225,6 +237,7 @@ class Consumer:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
+            asked = monotonic()
             try:
                 items = await receiver.receive(room)
             except BrokerUnavailable as error:
@@ -233,6 +246,7 @@ class Consumer:
                 await pause(BROKER.delay(outages), self._stopping)
                 continue
             outages = 0
+            acks.doubt(asked)
             self._check_own()
             await self._accept(items, acks)
 
@@ -243,68 +257,27 @@ class Consumer:
                 await self._report("messages may have been missed", item, None, address=item.address)
             elif acks.take(item):
                 self.stats.received += 1
-                self._lanes.put(await self._lanes.choose(item), item)
+                self.stats.claimed += item.attempt > 1
+                self._put(item)
+
+    def _put(self, delivery: Delivery) -> None:
+        try:
+            message = delivery.message()
+        except MessageInvalid:  # reported in its turn
+            self._lanes.put(delivery, None, None)
+        else:
+            self._lanes.put(delivery, message if len(delivery.raw) <= SMALL else None, message.key)
 
     def _check_own(self) -> None:
         app = self._subscription.app
         if self._own is None and any(bridge.publisher.app == app for bridge in bridges(self._dispatcher)):
             raise OwnMessagesUndecided(app)
 
-    # -- dispatch -------------------------------------------------------------------------------------------
 
-    async def _work(self, lane: Lane, acks: Acks) -> None:
-        while (delivery := await lane.get()) is not None and monotonic() < self._begin_until:
-            leave_if_cancelled()
-            if await self._handle(delivery) or not self._retry(delivery, lane):
-                acks.done(delivery)
-            self._lanes.done()
-            if not len(self._lanes):
-                acks.no_more()
-            self._freed.set()
-
-    async def _handle(self, delivery: Delivery) -> bool:
-        """Dispatch one; False when that failed."""
-        everybody = self._receiver is not None and self._receiver.skips_own_instance
-        try:
-            arrival = self._incoming.arrival(delivery, skips_own_instance=everybody)
-        except MessageInvalid as error:
-            self.stats.malformed += 1
-            await self._report("malformed message", error, delivery, **_where(delivery))
-            return True
-        except Exception as error:  # noqa: BLE001  # a class of the host's that can't be an event
-            return await self._failed(error, delivery)
-        if arrival is None:
-            self.stats.skipped += 1
-            return True
-        try:
-            await self._dispatcher.adispatch(arrival.name, arrival.event)
-        except asyncio.CancelledError:
-            leave_if_cancelled()
-            return await self._failed(RuntimeError("a listener was cancelled, but not by its consumer"), delivery)
-        except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
-            return await self._failed(error, delivery)
-        self.stats.handled += 1
-        return True
-
-    async def _failed(self, error: Exception, delivery: Delivery) -> Literal[False]:
-        self.stats.failed += 1
-        await self._report("listener failed", error, delivery, **_where(delivery))
-        return False
-
-    def _retry(self, delivery: Delivery, lane: Lane) -> bool:
-        """Plan another attempt; False when there is none."""
-        delay = LISTENERS.delay(delivery.attempt) if delivery.id else None  # what is not kept can't be tried again
-        if delay is None:
-            return False
-        again = replace(delivery, attempt=delivery.attempt + 1)
-        asyncio.get_running_loop().call_later(delay, self._try_again, lane, again)
-        return True
-
-    def _try_again(self, lane: Lane, delivery: Delivery) -> None:
-        if not self._stopping.is_set():
-            self.stats.retried += 1
-            self._lanes.put(lane, delivery)
-
-
-def _where(delivery: Delivery) -> dict[str, object]:
-    return {"address": delivery.address, "delivery_id": delivery.id, "attempt": delivery.attempt}
+async def _end(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
+    """Wait for their end, and cancel what lasts longer."""
+    _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)

@@ -17,10 +17,11 @@ Own = Literal["skip", "handle"]
 
 
 class Arrival(NamedTuple):
-    """What to dispatch for a delivery."""
+    """What to dispatch for a delivery, and the message that it was made of."""
 
     name: Any
     event: Any
+    message: Message
 
 
 class Incoming:
@@ -54,24 +55,27 @@ class Incoming:
             if name.cls is not None:
                 self._by_class.setdefault(name.cls.__name__, name)
 
-    def arrival(self, delivery: Delivery, *, skips_own_instance: bool) -> Arrival | None:
+    def arrival(
+        self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
+    ) -> Arrival | None:
         """The event to dispatch, new at each call; None for a message of our own that is not wanted.
 
         Args:
             delivery: What was received.
+            message: It, decoded and not used yet, where that is done already.
             skips_own_instance: Whether messages of this very process are not wanted, whatever ``own`` says.
 
         Raises:
             Exception: MessageInvalid, or whatever a class of the host's raises when it is built.
         """
-        message = delivery.message()
+        message = message or delivery.message()
         origin = message.origin or Origin("", "")  # it came from outside, even where nothing says whence
         if origin.app == self._app and (self._own == "skip" or (skips_own_instance and origin.instance == instance())):
             return None
         name, cls = self._resolve(message, delivery.format.names)
         event = to_event(message, cls)
         write(event, "origin", origin)
-        return Arrival(name, event)
+        return Arrival(name, event, message)
 
     def _resolve(self, message: Message, names: Literal["event", "class"]) -> tuple[Any, type | None]:
         known = self._by_name if names == "event" else self._by_class

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+from silbo.brokers.redis.calls import Calls
 from silbo.brokers.redis.claiming import Upkeep, order
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
-from silbo.brokers.redis.group_scripts import ACK, CREATE, LEAVE, call
+from silbo.brokers.redis.group_scripts import ACK, CREATE, call
 from silbo.brokers.redis.hold import Hold, attempts_key
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery, instance
@@ -49,7 +50,8 @@ class GroupReader:
         self._group = group.name.encode()
         self._name = (group.consumer or f"{instance()}-{next(_opened)}").encode()
         self.keep_every: float | None = group.claim_after / 3
-        self._hold = Hold(self._group, self._name, group.app, claim_after=group.claim_after)
+        calls = Calls(group.client, group.timeout)
+        self._hold = Hold(calls, self._group, self._name, group.app, claim_after=group.claim_after)
         self._upkeep = {
             key.encode(): Upkeep(
                 key.encode(), self._group, self._name, claim_after=group.claim_after, retain=group.retain
@@ -57,7 +59,7 @@ class GroupReader:
             for key in group.keys
         }
         self._connection: Connection | None = None
-        self._turn = asyncio.Lock()  # one command at a time
+        self._turn = asyncio.Lock()  # one read at a time
         self._ready: deque[Delivery | Gap] = deque()
         self._own: dict[bytes, bytes] = {}  # streams with entries given before: the last id that was read again
         self._seen: dict[bytes, str] = {}  # the last id that the group has given out, as far as known
@@ -77,46 +79,35 @@ class GroupReader:
 
     async def ack(self, *deliveries: Delivery) -> None:
         """See :class:`~silbo.protocols.Receiver`."""
-        if deliveries:
-            async with self._turn, self._talk("acknowledge at") as connection:
-                await self._hold.ack(connection, deliveries)
+        await self._hold.ack(deliveries)
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        if not deliveries:
-            return ()
-        async with self._turn, self._talk("keep deliveries at") as connection:
-            return await self._hold.keep(connection, deliveries)
+        return await self._hold.keep(deliveries)
 
     async def count(self, delivery: Delivery) -> int:
         """See :class:`~silbo.protocols.Receiver`. A call that is repeated after an error counts once."""
-        async with self._turn, self._talk("count an attempt at") as connection:
-            return await self._hold.count(connection, delivery)
+        return await self._hold.count(delivery)
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
         """See :class:`~silbo.protocols.Receiver`."""
-        async with self._turn, self._talk("add a dead letter at") as connection:
-            return await self._hold.bury(connection, delivery, error, attempts)
+        return await self._hold.bury(delivery, error, attempts)
 
     async def aclose(self) -> None:
-        """Take leave, and close the connection. May be called twice."""
+        """Take leave, and close the connections. May be called twice."""
+        if self._closed:
+            return
         self._closed = True
-        async with self._turn:  # a read that waits is over soon
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                try:
-                    await self._leave(connection)
-                finally:
+        try:
+            async with self._turn:  # a read that waits is over soon
+                connection, self._connection = self._connection, None
+                if connection is not None:
                     await connection.aclose()
-
-    async def _leave(self, connection: Connection) -> None:
-        """Let others claim at once what is left; go without a trace where nothing is, and the name is nobody's."""
-        after = b"%d" % (self._description.claim_after * 1000)
-        unnamed = b"" if self._description.consumer else b"1"
-        with suppress(Lost, Refused, TimeoutError):
-            async with asyncio.timeout(GOODBYE):
-                for key in self._upkeep:
-                    await call(connection, LEAVE, [key], self._group, self._name, after, unnamed)
+            with suppress(BrokerUnavailable, TimeoutError):
+                async with asyncio.timeout(GOODBYE):
+                    await self._hold.leave(self._upkeep, unnamed=self._description.consumer is None)
+        finally:
+            await self._hold.aclose()
 
     # -- the connection -------------------------------------------------------------------------------------
 
@@ -268,7 +259,7 @@ class GroupReader:
             if await self._create(connection, key, start):
                 reason = f"the stream or its group was deleted; the group was made again, after {start}"
                 self._ready.append(Gap(key.decode(), reason))
-                await self._hold.take_back(connection, key)
+                await self._hold.take_back(key)
 
     async def _where_it_was(self, connection: Connection, key: bytes) -> str:
         """The last id seen, in the stream that it is of. A stream begun anew is read from its beginning."""

@@ -71,6 +71,7 @@ return {reply[1], taken, #gone}
 # Set, not added to: so it can be repeated.
 _COUNT: Final = """
 local known = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
+if not ARGV[2] then return known end
 if known >= tonumber(ARGV[2]) then return known end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
@@ -181,7 +182,7 @@ CLAIM: Final = Script(_CLAIM)
 """Two keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, most at once. Answers with the
 cursor, entries, and how many others were gone."""
 COUNT: Final = Script(_COUNT)
-"""Two keys: the stream, the attempts. Arguments: id, number, milliseconds to keep them all."""
+"""Two keys: the stream, the attempts. Arguments: id, and to set it: number, milliseconds to keep them all."""
 BURY: Final = Script(_BURY)
 """Three keys: the stream, the attempts, the dead letters. Arguments: group, consumer, id, milliseconds to keep dead letters,
 message, error, attempts, app. Answers with 0 where the consumer does not have it."""

@@ -7,8 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
-from silbo.brokers.redis.connection import Connection
-from silbo.brokers.redis.group_scripts import ACK, BURY, COUNT, KEEP, call
+from silbo.brokers.redis.calls import Calls, ScriptCall
+from silbo.brokers.redis.connection import Lost, Refused
+from silbo.brokers.redis.group_scripts import ACK, BURY, COUNT, KEEP, LEAVE
+from silbo.brokers.redis.scripts import Script
+from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 
 __all__ = ["Hold", "attempts_key"]
@@ -32,12 +35,15 @@ def attempts_key(key: bytes, group: bytes) -> bytes:
 class Hold:
     """The deliveries that one consumer has handed out, until they are done, dead or another's.
 
+    Over a connection of its own: on the other one, Redis holds reads back.
+
     Args:
         claim_after: Seconds after which another consumer may take over what was not kept.
     """
 
-    def __init__(self, group: bytes, consumer: bytes, app: str, *, claim_after: float) -> None:
-        self._group, self._consumer, self._app, self._claim_after = group, consumer, app.encode(), claim_after
+    def __init__(self, calls: Calls, group: bytes, consumer: bytes, app: str, *, claim_after: float) -> None:
+        self._calls, self._group, self._consumer, self._app = calls, group, consumer, app.encode()
+        self._claim_after = claim_after
         self._since: dict[_Place, float] = {}  # when it surely was this consumer's, by the loop's clock
         self._counted: dict[_Place, int] = {}  # what was known when a count began that is not answered
 
@@ -54,58 +60,84 @@ class Hold:
             self._since.pop(_place(delivery), None)
             self._counted.pop(_place(delivery), None)
 
-    async def ack(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """They are done; what was counted of them goes in the same step."""
-        for key, ids in _by_key(map(_place, deliveries)).items():
-            await call(connection, ACK, [key, attempts_key(key, self._group)], self._group, *ids)
+        calls = [
+            ScriptCall.of([key, attempts_key(key, self._group)], self._group, *ids)
+            for key, ids in _by_key(map(_place, deliveries)).items()
+        ]
+        await self._run("acknowledge at", ACK, calls)
         self.forget(deliveries)
 
-    async def keep(self, connection: Connection, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    async def keep(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """They are in work; answers with those that are another's by now."""
         now = asyncio.get_running_loop().time()
         since = now - self._claim_after
         # Nobody can have claimed what was surely ours a moment ago: where nobody has it, its group was deleted.
         sure = [place for place in map(_place, deliveries) if self._since.get(place, since) > since]
         others = [place for place in map(_place, deliveries) if self._since.get(place, since) <= since]
-        lost = await self._keep(connection, sure, b"1") | await self._keep(connection, others, b"")
+        lost = await self._keep(sure, b"1") | await self._keep(others, b"")
         self._since.update(dict.fromkeys(map(_place, deliveries), now))
         taken = [delivery for delivery in deliveries if _place(delivery) in lost]
         self.forget(taken)
         return taken
 
-    async def take_back(self, connection: Connection, key: bytes) -> None:
+    async def take_back(self, key: bytes) -> None:
         """Have all of a stream in hand again, in a group that was made anew."""
         address = key.decode()
-        await self._keep(connection, [place for place in self._since if place[0] == address], b"1")
+        await self._keep([place for place in self._since if place[0] == address], b"1")
 
-    async def _keep(self, connection: Connection, places: Sequence[_Place], take_back: bytes) -> set[_Place]:
-        lost: set[_Place] = set()
-        for first in range(0, len(places), KEPT_AT_ONCE):
-            for key, ids in _by_key(places[first : first + KEPT_AT_ONCE]).items():
-                answer: list[bytes] = await call(connection, KEEP, [key], self._group, self._consumer, take_back, *ids)
-                lost |= {(key.decode(), entry_id.decode()) for entry_id in answer}
-        return lost
+    async def _keep(self, places: Sequence[_Place], take_back: bytes) -> set[_Place]:
+        some = [places[first : first + KEPT_AT_ONCE] for first in range(0, len(places), KEPT_AT_ONCE)]
+        batches = [batch for part in some for batch in _by_key(part).items()]
+        calls = [ScriptCall.of([key], self._group, self._consumer, take_back, *ids) for key, ids in batches]
+        answers = await self._run("keep deliveries at", KEEP, calls)
+        return {
+            (key.decode(), entry_id.decode())
+            for (key, _), lost in zip(batches, answers, strict=True)
+            for entry_id in lost
+        }
 
-    async def count(self, connection: Connection, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery) -> int:
         """Count one attempt, and answer with all of them; a call that is repeated after an error counts once."""
         key, entry_id, place = delivery.address.encode(), delivery.id.encode(), _place(delivery)
-        attempts = attempts_key(key, self._group)
+        keys = [key, attempts_key(key, self._group)]
         if place not in self._counted:
-            self._counted[place] = int(await connection.ask(b"HGET", attempts, entry_id) or 0)
+            (self._counted[place],) = await self._run("read attempts at", COUNT, [ScriptCall.of(keys, entry_id)])
         number = b"%d" % (self._counted[place] + 1)
-        known: Any = await call(connection, COUNT, [key, attempts], entry_id, number, b"%d" % ATTEMPTS_FOR)
+        call = ScriptCall.of(keys, entry_id, number, b"%d" % ATTEMPTS_FOR)
+        (known,) = await self._run("count an attempt at", COUNT, [call])
         del self._counted[place]
         return int(known)
 
-    async def bury(self, connection: Connection, delivery: Delivery, error: str, attempts: int) -> bool:
+    async def bury(self, delivery: Delivery, error: str, attempts: int) -> bool:
         """Make it a dead letter and acknowledge it; False where it is another's, or done."""
         key = delivery.address.encode()
         keys = [key, attempts_key(key, self._group), key + b":dead"]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
-        buried: Any = await call(connection, BURY, keys, *who, *what)
+        (buried,) = await self._run("add a dead letter at", BURY, [ScriptCall.of(keys, *who, *what)])
         self.forget([delivery])
         return bool(buried)
+
+    async def leave(self, keys: Iterable[bytes], *, unnamed: bool) -> None:
+        """Let others claim at once what is left. Where nothing is, and the name is nobody's, it goes."""
+        after, name = b"%d" % (self._claim_after * 1000), b"1" if unnamed else b""
+        calls = [ScriptCall.of([key], self._group, self._consumer, after, name) for key in keys]
+        await self._run("take leave of", LEAVE, calls)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._calls.aclose()
+
+    async def _run(self, what: str, script: Script, calls: Sequence[ScriptCall]) -> list[Any]:
+        if not calls:
+            return []
+        replies = await self._calls.run(script, *calls)
+        for reply in replies:
+            if isinstance(reply, Lost | Refused):
+                raise BrokerUnavailable(f"can't {what} {self._calls.server}: {reply}") from reply
+        return replies
 
 
 def _place(delivery: Delivery) -> _Place:
