@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -139,15 +140,17 @@ class Demo:
                 self._tell(f"host, billing and a bystander are ready for {self._requests} requests")
                 try:
                     with progress(self._console, self._requests) as on_answer:
-                        answers = await self._requests_and_misfortunes(client, prefix, host, billing, on_answer)
+                        answers, in_hand = await self._requests_and_misfortunes(
+                            client, prefix, host, billing, on_answer
+                        )
                     outcome = await self._collect(client, prefix, answers, host, billing, bystander)
                 except httpx.TransportError as error:
                     raise ProgramFailed(f"a program no longer answers: {error!r}") from None
-        return self._judge(outcome)
+        return self._judge(replace(outcome, redelivered=in_hand))
 
     async def _requests_and_misfortunes(
         self, client: Redis, prefix: str, host: Program, billing: Program, on_answer: Callable[[], object]
-    ) -> list[Answer]:
+    ) -> tuple[list[Answer], int]:
         gate = Gate(self._requests if self._calm else self._requests // 2)
         misfortunes = Misfortunes(
             requests=self._requests,
@@ -163,14 +166,13 @@ class Demo:
         try:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(send(self._plan, host, gate, on_answer))
-                if not self._calm:
-                    tasks.create_task(misfortunes.happen())
+                happening = None if self._calm else tasks.create_task(misfortunes.happen())
         except ExceptionGroup as group:
             error: Exception = group
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
-        return sending.result()
+        return sending.result(), happening.result() if happening else 0
 
     async def _collect(
         self, client: Redis, prefix: str, answers: list[Answer], host: Program, billing: Program, bystander: Program

@@ -27,10 +27,10 @@ class Misfortunes:
     outbox: Path
     tell: Callable[[str], object]
 
-    async def happen(self) -> None:
-        """All of them, and the last requests pass when it is over."""
+    async def happen(self) -> int:
+        """All of them, and the last requests pass when it is over; how many events billing had in hand when it died."""
         await self._answered(1, 4)
-        await self._kill_billing()
+        in_hand = await self._kill_billing()
         await self.gate.open(self.requests * 3 // 4)
         await self._answered(17, 32)
         if isinstance(self.server, RedisServer):
@@ -43,13 +43,15 @@ class Misfortunes:
             self.server.restart()
             self.tell("Redis is back; the host's relay brings it what waits")
         await self.gate.open(self.requests)
+        return in_hand
 
-    async def _kill_billing(self) -> None:
+    async def _kill_billing(self) -> int:
         self.billing.kill()
-        in_hand = (await self.client.xpending(self.stream, "billing"))["pending"]
+        in_hand = int((await self.client.xpending(self.stream, "billing"))["pending"])
         self.tell(f"kill -9 billing, with {in_hand} events in hand that it had not acknowledged")
         await self.billing.start_again()
         self.tell("billing is back, and gets these first")
+        return in_hand
 
     async def _kill_host(self) -> None:
         self.host.kill()

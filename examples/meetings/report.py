@@ -25,6 +25,7 @@ class Outcome:
         heard: What the bystander heard, by event id.
         milliseconds: Until it heard them.
         accounts: Billing's answer.
+        redelivered: What was in billing's hands when it was killed, as Redis tells, and so came to it again.
     """
 
     plan: Plan
@@ -37,6 +38,7 @@ class Outcome:
     heard: list[str]
     milliseconds: list[float]
     accounts: dict[str, Any]
+    redelivered: int = 0
 
     @property
     def given(self) -> list[str]:
@@ -54,8 +56,8 @@ class Outcome:
         return [line.event_id for line in self.booked if not line.again]
 
     @property
-    def redelivered(self) -> int:
-        """What came to billing again after it was done."""
+    def again(self) -> int:
+        """What came to billing after it was done: it had been killed, or Redis, before the acknowledgement was there."""
         return sum(line.again for line in self.booked)
 
     @property
@@ -87,6 +89,7 @@ class Outcome:
         table.add_row("handled", "", str(len(self.handled)), str(len(self.heard)))
         table.add_row("dead letters", "", str(len(self.dead)))
         table.add_row("redelivered", "", str(self.redelivered))
+        table.add_row("done before, not again", "", str(self.again))
         table.add_row("lost", "", str(self.lost), str(missed))
         table.add_row("duplicates in the stream", "", str(_doubled(self.in_stream)), end_section=True)
         booked = [(line.written - line.happened) * 1000 for line in self.booked if not line.again]

@@ -1,4 +1,4 @@
-"""The demo's host with something wrong in it (`FAULT` says what), so that it can be seen that the demo notices."""
+"""The demo's host with something wrong in it (`FAULTS` says what), so that it can be seen that the demo notices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from silbo.protocols import Sequenced
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
 
-WHAT, _, WHERE = os.environ["FAULT"].partition(" ")
+FAULTS = os.environ["FAULTS"].split(", ")
 
 
 class FaultyStreams(RedisStreams):
@@ -23,7 +23,7 @@ class FaultyStreams(RedisStreams):
 
     async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         hit = [message for sequence, message in messages if sequence % 10 == 0]
-        if WHAT == "double":
+        if "double Streams" in FAULTS:
             await self.publish(*hit)
             return await super().publish_sequenced(source, epoch, messages)
         return await super().publish_sequenced(source, epoch, [one for one in messages if one[1] not in hit])
@@ -36,7 +36,7 @@ class FaultyPubSub(RedisPubSub):
 
     async def publish(self, *messages: Message) -> None:
         self.count += 1
-        for _ in range({"lose": 0, "double": 2}[WHAT] if self.count % 10 == 0 else 1):
+        for _ in range(2 * ("double Pub/Sub" in FAULTS) if self.count % 10 == 0 else 1):
             await super().publish(*messages)
 
 
@@ -58,16 +58,16 @@ async def _nothing(event: Any) -> None:
 
 
 if __name__ == "__main__":
-    if WHERE == "Streams":
+    if {"lose Streams", "double Streams"} & {*FAULTS}:
         host.RedisStreams = FaultyStreams  # type: ignore[misc]
-    if WHERE == "Pub/Sub":
+    if {"lose Pub/Sub", "double Pub/Sub"} & {*FAULTS}:
         host.RedisPubSub = FaultyPubSub  # type: ignore[misc]
-    if WHAT == "forget":
+    if "forget" in FAULTS:
         host.SQLiteStore = Forgetful  # type: ignore[assignment,misc]
-    if WHAT == "enrich-not":
+    if "enrich-not" in FAULTS:
         house_rules.add_cost_centre = _nothing
-    if WHAT == "refuse-not":
+    if "refuse-not" in FAULTS:
         house_rules.refuse_banned = _nothing
-    if WHAT == "start-not":
+    if "start-not" in FAULTS:
         raise SystemExit(3)
     serve(host.application(Settings.from_environment()))

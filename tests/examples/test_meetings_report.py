@@ -151,7 +151,7 @@ def test_a_redelivery_is_counted_and_is_no_second_handling(perfect: Outcome) -> 
     )
     outcome = replace(perfect, booked=[*perfect.booked, again])
     assert list(outcome.problems()) == []
-    assert outcome.redelivered == 1
+    assert outcome.again == 1
 
 
 def test_pubsub_may_miss_what_is_sent_while_it_is_killed(perfect: Outcome) -> None:
