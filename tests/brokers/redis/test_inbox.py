@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
+from chaos.proxy import Link, Proxy, Rule
 from silbo.brokers.redis import RedisInbox
+from silbo.brokers.redis import inbox as module
+from silbo.errors import AddressInvalid, BrokerUnavailable
+from silbo.protocols import Inbox
+from tests.brokers.redis.support import eventually, has_connections
+from tools.redis_server import RedisServer
 
-pytestmark = pytest.mark.every_redis
+BILLING = "silbo:inbox:billing"
 
 
 @pytest.fixture
@@ -18,20 +26,191 @@ async def inbox(streams_client: Redis) -> AsyncIterator[RedisInbox]:
         yield opened
 
 
-async def handle(inbox: RedisInbox, publication: str, group: str = "billing") -> bool:
+async def handle(inbox: Inbox, publication: str, group: str = "billing") -> bool:
     async with inbox.handling(group, publication) as is_new:
         return is_new
 
 
+@pytest.mark.every_redis
 async def test_what_was_handled_is_known_to_its_group_alone(inbox: RedisInbox) -> None:
     assert await handle(inbox, "p-1")
+    assert not await handle(inbox, "p-1")
     assert not await handle(inbox, "p-1")
     assert await handle(inbox, "p-2")
     assert await handle(inbox, "p-1", "mail")
 
 
 async def test_what_failed_is_not_remembered(inbox: RedisInbox) -> None:
+    """Nor what was cancelled: it comes again, and is to be handled then."""
     with pytest.raises(ZeroDivisionError):
         async with inbox.handling("billing", "p-1"):
             raise ZeroDivisionError
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), inbox.handling("billing", "p-1"):
+            await asyncio.sleep(5)
     assert await handle(inbox, "p-1")
+
+
+async def test_other_processes_know_it_too(admin: Redis, inbox: RedisInbox) -> None:
+    assert await handle(inbox, "p-1")
+    async with RedisInbox(admin) as other, RedisInbox(admin, prefix="shop") as shop:
+        assert not await handle(other, "p-1")
+        assert await handle(shop, "p-1")
+
+
+@pytest.mark.every_redis
+async def test_it_is_bounded_in_number(admin: Redis, streams_client: Redis) -> None:
+    """The oldest are forgotten, one group's not for another's."""
+    async with RedisInbox(streams_client, limit=10) as inbox:
+        await handle(inbox, "mail's", "mail")
+        for n in range(25):
+            await handle(inbox, f"p-{n}")
+            await asyncio.sleep(0.002)  # by the millisecond
+        assert await admin.zcard(BILLING) == 10
+        assert not any([await handle(inbox, f"p-{n}") for n in range(15, 25)])
+        assert await handle(inbox, "p-14")
+        assert not await handle(inbox, "mail's", "mail")
+
+
+@pytest.mark.every_redis
+async def test_it_is_bounded_in_time(admin: Redis, streams_client: Redis) -> None:
+    """What is old goes as others come, and all of it where nothing comes any more."""
+    async with RedisInbox(streams_client, keep=0.3) as inbox:
+        await handle(inbox, "p-1")
+        await asyncio.sleep(0.2)
+        await handle(inbox, "p-2")
+        assert await admin.zcard(BILLING) == 2
+        await asyncio.sleep(0.2)
+        await handle(inbox, "p-3")
+        assert await admin.zcard(BILLING) == 2
+        assert not await handle(inbox, "p-2")
+
+        async def is_gone() -> bool:
+            return not await admin.exists(BILLING)
+
+        await eventually(is_gone)
+
+
+async def test_a_publication_takes_the_documented_memory(admin: Redis, inbox: RedisInbox) -> None:
+    """However long its name is."""
+    for n in range(1000):
+        await handle(inbox, f"{n}" * 1000)
+    assert await admin.memory_usage(BILLING, samples=0) < 130 * 1000
+
+
+@pytest.mark.every_redis
+async def test_redis_that_can_not_be_asked_is_an_error_before_the_work(
+    own_redis: RedisServer, streams_client: Redis
+) -> None:
+    async with RedisInbox(streams_client, timeout=0.3) as inbox:
+        assert await handle(inbox, "p-1")
+        for fault, mend in ((own_redis.pause, own_redis.resume), (own_redis.kill, own_redis.restart)):
+            await asyncio.to_thread(fault)
+            with pytest.raises(BrokerUnavailable, match="Redis at "):
+                async with inbox.handling("billing", "p-2"):
+                    pytest.fail("nobody knows whether it is new")
+            await asyncio.to_thread(mend)
+        assert not await handle(inbox, "p-1")
+
+
+async def test_what_is_no_inbox_is_told(admin: Redis, inbox: RedisInbox) -> None:
+    await admin.set(BILLING, "a string")
+    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+        await handle(inbox, "p-1")
+
+
+@pytest.mark.every_redis
+async def test_redis_that_is_away_for_a_moment_is_told_afterwards(
+    own_redis: RedisServer, streams_client: Redis
+) -> None:
+    """While the listeners ran: what they did is remembered when it is back."""
+    async with RedisInbox(streams_client) as inbox:
+        async with inbox.handling("billing", "p-1") as is_new:
+            assert is_new
+            await asyncio.to_thread(own_redis.kill)
+            restarting = asyncio.ensure_future(asyncio.to_thread(own_redis.restart))
+        await restarting
+        assert not await handle(inbox, "p-1")
+
+
+class CutOnce(Rule):
+    """The answer to the first script does not arrive."""
+
+    def __init__(self) -> None:
+        self.cuts = 0
+
+    async def request(self, data: bytes, link: Link) -> None:
+        link.armed = b"EVAL\r\n" in data[:32]
+
+    async def reply(self, data: bytes, link: Link) -> None:
+        if link.armed and not self.cuts:
+            self.cuts += 1
+            link.cut()
+
+
+async def test_lost_answer_is_asked_for_again(admin: Redis, own_redis: RedisServer) -> None:
+    """To remember twice is to remember."""
+    rule = CutOnce()
+    async with Proxy(own_redis.url, rule) as proxy, Redis.from_url(proxy.url) as client:
+        async with RedisInbox(client) as inbox:
+            assert await handle(inbox, "p-1")
+            assert rule.cuts == 1
+            assert not await handle(inbox, "p-1")
+    assert await admin.zcard(BILLING) == 1
+
+
+@pytest.mark.parametrize("fault", ["frozen", "full"])
+async def test_what_can_not_be_remembered_is_logged_and_no_error(
+    fault: str,
+    admin: Redis,
+    own_redis: RedisServer,
+    streams_client: Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The effect is there: an error would make the consumer repeat it. At most a line a second."""
+    async with RedisInbox(streams_client, timeout=0.3 if fault == "frozen" else 5) as inbox:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        with caplog.at_level(logging.WARNING, module.__name__):
+            for n in range(1 if fault == "frozen" else 3):
+                async with inbox.handling("billing", f"p-{n}") as is_new:
+                    assert is_new
+                    if fault == "frozen":
+                        own_redis.pause()
+                    else:
+                        await admin.config_set("maxmemory", 1)
+        assert loop.time() - begin < 0.3 + 0.4
+        own_redis.resume()
+        await admin.config_set("maxmemory", 0)
+        assert [record.message for record in caplog.records] == ["handled, but not remembered in the inbox"]
+        assert caplog.records[0].__dict__["group"] == "billing"
+
+
+async def test_groups_handle_side_by_side(admin: Redis, inbox: RedisInbox) -> None:
+    """Over one connection, and each gets its own answer."""
+
+    async def lane(number: int) -> list[bool]:
+        return [await handle(inbox, f"p-{number}-{n // 2}") for n in range(40)]
+
+    for answers in await asyncio.gather(*map(lane, range(10))):
+        assert answers == [True, False] * 20
+    await has_connections(admin, "streams", 1)
+
+
+async def test_it_is_closed(admin: Redis, streams_client: Redis) -> None:
+    async with RedisInbox(streams_client) as inbox:
+        await handle(inbox, "p-1")
+    await inbox.aclose()
+    await has_connections(admin, "streams", 0)
+    with pytest.raises(BrokerUnavailable, match="after aclose"):
+        await handle(inbox, "p-1")
+
+
+async def test_mistakes_are_told(streams_client: Redis, inbox: RedisInbox) -> None:
+    for wrong in ({"keep": 0.0}, {"limit": 0}, {"timeout": 0}):
+        with pytest.raises(ValueError, match="more"):
+            RedisInbox(streams_client, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(AddressInvalid):
+        await handle(inbox, "p-1", "a group:")
+    with pytest.raises(TypeError, match="client is"):
+        RedisInbox("redis://localhost")  # type: ignore[arg-type]
