@@ -95,6 +95,8 @@ class Outbox:
         await self._store.open(self._partitions)
         self._entered = self._open = True
         if self._relay is not None:
+            if isinstance(self._store, SessionStore):
+                self._store.on_commit = self._relay.wake
             self._relaying = asyncio.get_running_loop().create_task(self._relay.run())
         return self
 

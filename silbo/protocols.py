@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -355,7 +355,13 @@ class OutboxStore(Protocol):
 
 @runtime_checkable
 class SessionStore(OutboxStore, Protocol):
-    """A store in the host's own database, which can store in the host's own transaction."""
+    """A store in the host's own database, which can store in the host's own transaction.
+
+    Attributes:
+        on_commit: Called, in the loop's thread, when such a transaction was committed.
+    """
+
+    on_commit: Callable[[], object] | None
 
     async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
         """Store in the transaction of a session, which is not committed here.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, Final
 from zlib import crc32
 
 from sqlalchemy import ARRAY, BigInteger, Integer, any_, delete, event, func, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql.selectable import Select
 
 from silbo.errors import OutboxFull, StoreInvalid
@@ -77,33 +77,47 @@ def _values(each: Packed) -> dict[str, Any]:
 
 
 class _Stored:
-    """What was stored in the session's transaction; or in an earlier one, which does not matter."""
+    """What was stored in one transaction of a session."""
 
-    def __init__(self) -> None:
+    def __init__(self, transaction: SessionTransaction | None) -> None:
+        self.transaction = transaction
         self.rows: list[int] = []
         self.lines: set[int] = set()
+        self.committed: set[Callable[[], object]] = set()
 
 
-def order_at_commit(session: Session, rows: Sequence[int], lines: Collection[int]) -> None:
-    """Have these rows get their ids anew when the session commits.
+def at_commit(
+    session: Session, rows: Sequence[int], lines: Collection[int], committed: Callable[[], object] | None
+) -> None:
+    """Have what was stored in a session's transaction get its place in the order when that commits.
 
     PostgreSQL gives an id at the insert and makes the row visible at the commit. Were the lines locked from the insert on,
     every other transaction with the same key would have to wait until the end of this one, and two that store keys in
     different orders would wait for one another. So the lock and the ids that count are taken just before the commit, when
     nothing else is left to be waited for.
+
+    Args:
+        session: With the transaction.
+        rows: What was stored.
+        lines: Of it; none where the ids are in the right order anyway.
+        committed: Called after the commit.
     """
-    stored: _Stored = session.info.setdefault(_STORED, _Stored())
+    stored: _Stored | None = session.info.get(_STORED)
+    if stored is None or stored.transaction is not session.get_transaction():
+        session.info[_STORED] = stored = _Stored(session.get_transaction())
+    if lines:
+        stored.lines |= set(lines)
     stored.rows += rows
-    stored.lines |= set(lines)
+    if committed is not None:
+        stored.committed.add(committed)
     if not event.contains(session, "before_commit", _order):
         event.listen(session, "before_commit", _order)
+        event.listen(session, "after_commit", _tell)
 
 
 def _order(session: Session) -> None:
-    if session.in_nested_transaction():  # a savepoint ends; the transaction's own end is still to come
-        return
-    stored: _Stored | None = session.info.pop(_STORED, None)
-    if stored is None:
+    stored = _stored(session)
+    if stored is None or not stored.lines:
         return
     session.flush()  # what it may wait for comes before the lines
     connection = session.connection(bind_arguments={"clause": message})
@@ -112,6 +126,22 @@ def _order(session: Session) -> None:
     mine = delete(message).where(message.c.id == any_(literal(stored.rows, ARRAY(BigInteger)))).returning(message).cte()
     again = select(*(mine.c[column.key] for column in columns)).order_by(mine.c.id)
     connection.execute(insert(message).from_select([column.key for column in columns], again))
+
+
+def _tell(session: Session) -> None:
+    stored = _stored(session)
+    if stored is not None:
+        del session.info[_STORED]
+        for committed in stored.committed:
+            committed()
+
+
+def _stored(session: Session) -> _Stored | None:
+    """What is about to be committed; None also where only a savepoint ends."""
+    stored: _Stored | None = session.info.get(_STORED)
+    if stored is None or session.in_nested_transaction() or stored.transaction is not session.get_transaction():
+        return None
+    return stored
 
 
 async def connection_of(session: AsyncSession, pool: object, url: object) -> AsyncConnection:

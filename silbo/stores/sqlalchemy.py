@@ -6,7 +6,7 @@ PostgreSQL and SQLite. What is stored in a session commits or rolls back with ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -29,7 +29,7 @@ from sqlalchemy.pool import StaticPool
 
 from silbo.stores import _sqlalchemy as sql
 from silbo.stores import _sqlalchemy_tables as tables
-from silbo.stores._sqlalchemy_adding import Fill, connection_of, lines_of, lock, order_at_commit, store
+from silbo.stores._sqlalchemy_adding import Fill, at_commit, connection_of, lines_of, lock, store
 from silbo.stores._sqlalchemy_inbox import SQLAlchemyInbox
 from silbo.stores._sqlalchemy_session import current_session, in_session, session_or_none
 from silbo.stores._sqlalchemy_tables import metadata
@@ -72,6 +72,7 @@ class SQLAlchemyStore:
         # Whatever the host's default is: what is committed while we wait for a lock has to be seen after it.
         self._engine = engine.execution_options(isolation_level="READ COMMITTED") if self._locks else engine
         self._fill, self._group = Fill(), GroupCommit(self._store)
+        self.on_commit: Callable[[], object] | None = None
         self._open = False
 
     async def create(self) -> None:
@@ -121,8 +122,8 @@ class SQLAlchemyStore:
         await self._fill.look(connection, [(messages, quota)])
         self._fill.take(messages, quota)
         rows = await store(connection, messages, self.partitions)
-        if self._locks and (lines := lines_of(messages)):
-            order_at_commit(session.sync_session, rows, lines)
+        lines = lines_of(messages) if self._locks else ()
+        at_commit(session.sync_session, rows, lines, self.on_commit)
 
     async def _store(self, calls: Sequence[Call]) -> Sequence[OutboxFull | None]:
         """Commit what waits together, as far as the quota of each call allows."""

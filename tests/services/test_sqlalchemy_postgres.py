@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from silbo.errors import OutboxFull
 from silbo.protocols import OutboxStore
 from silbo.stored import Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
+from tests.stores.sessions import InSession
 
 
 class TestSQLAlchemyStore(Conformance):
@@ -22,3 +26,19 @@ class TestSQLAlchemyStore(Conformance):
         await send(store, await leader(store))
         await store.add(packed(3, 4), Quota(rows=2))
         assert (await in_state(store, "sent"), await in_state(store, "pending")) == ([1, 2], [3, 4])
+
+    async def test_quota_holds_for_concurrent_calls(self, store: OutboxStore, other: OutboxStore) -> None:
+        """Approximately here, between processes: what another one stores in the same second is seen after it."""
+        quota = Quota(rows=15)
+        handles = 10 * [store, other]
+        adding = (handle.add(packed(number, number), quota) for number, handle in enumerate(handles))
+        answers = await asyncio.gather(*adding, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {type(None), OutboxFull}
+        assert 14 <= len(await store.rows("pending")) <= 28
+        for handle in (store, other):
+            with pytest.raises(OutboxFull):
+                await handle.add(packed(1, 2), quota)
+
+
+class TestInSession(InSession):
+    pass

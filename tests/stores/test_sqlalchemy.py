@@ -12,6 +12,7 @@ from silbo.protocols import OutboxStore
 from silbo.stored import Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
+from tests.stores.sessions import InSession
 
 
 @pytest.fixture
@@ -33,3 +34,7 @@ class TestSQLAlchemyStore(Conformance):
         await send(store, await leader(store))
         await store.add(packed(3, 4), Quota(rows=2))
         assert (await in_state(store, "sent"), await in_state(store, "pending")) == ([1, 2], [3, 4])
+
+
+class TestInSession(InSession):
+    pass
