@@ -117,14 +117,16 @@ async def _commits(stage: Stage, commits: int) -> None:
         await worker.wait(240.0)
     stage.note("commits killed", EACH * -(-commits // EACH))
     stored: Counter[str] = Counter()
+    broken = 0
     for number in range(EACH):
         path = stage.folder / f"commits-{number}.db"
-        stage.same(f"integrity {number}", _integrity(path), "ok")
+        broken += _integrity(path) != "ok"
         stored.update(await _rows(path))
+    stage.zero("files damaged", broken)
     answered = given(stage.ledger(worker.name) for worker in workers)
     stage.must("commits answered", len(answered), len(answered) > commits, f"above {commits}")
-    stage.note("stored, not answered", len(stored.keys() - answered.keys()))
-    stage.zero("answered, not stored", len(answered.keys() - stored.keys()))
+    stage.note("stored but not answered", len(stored.keys() - answered.keys()))
+    stage.zero("answered but not stored", len(answered.keys() - stored.keys()))
     stage.zero("stored twice", sum(stored.values()) - len(stored))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from redis.asyncio import Redis
@@ -11,7 +12,7 @@ from redis.exceptions import RedisError
 
 from chaos.check import check_effects, check_groups, check_handled, check_stream, entries, given, unfinished
 from chaos.events import CHARGED, STREAM
-from chaos.ledger import Reading
+from chaos.ledger import Reading, read
 from chaos.stage import Stage, Worker
 from tools.redis_server import RedisServer
 
@@ -96,6 +97,9 @@ async def storm(
     safe, found = given(given_ledgers), await entries(server.url)
     for name, many in faults.done.items():
         stage.note(name, many)
+    reported = Counter(word for relay in relays for (word,) in read(stage.ledger(relay.name)))
+    stage.note("batches of unknown outcome", reported["DeliveryUnknown"])
+    stage.note("refused leaders", reported["Fenced"])
     check_stream(stage, safe, found)
     check_handled(stage, {entry.event for entry in found}, handled_ledgers)
     await check_groups(stage, server.url)
