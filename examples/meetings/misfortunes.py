@@ -1,7 +1,8 @@
 """What befalls the programs and their Redis in the middle of the requests: a `kill -9` for each, once."""
 
+import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from examples.meetings.programs import Program
 from examples.meetings.traffic import Gate
 from silbo.stores.sqlite import SQLiteStore
 from tools.redis_server import ExternalRedis, RedisServer
+
+HANDFUL = 10
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,20 @@ class Misfortunes:
         return in_hand
 
     async def _kill_billing(self) -> int:
+        with suppress(TimeoutError):  # a moment at which there is something to lose
+            async with asyncio.timeout(1):
+                while await self._in_hand() < HANDFUL:
+                    pass
         self.billing.kill()
-        in_hand = int((await self.client.xpending(self.stream, "billing"))["pending"])
+        in_hand = await self._in_hand()
         self.tell(f"kill -9 billing, with {in_hand} events in hand that it had not acknowledged")
         await self.billing.start_again()
         self.tell("billing is back, and gets these first")
         return in_hand
+
+    async def _in_hand(self) -> int:
+        """Events that Redis has given to billing, and that it has not acknowledged."""
+        return int((await self.client.xpending(self.stream, "billing"))["pending"])
 
     async def _kill_host(self) -> None:
         self.host.kill()
