@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ class Producer:
 
 
 @asynccontextmanager
-async def publisher(settings: Settings) -> AsyncIterator[Publisher]:
+async def publisher(settings: Settings) -> AsyncGenerator[Publisher]:
     async with Redis.from_url(settings.url) as client:
         streams = RedisStreams(client, app=APP, timeout=settings.timeout)
         if not settings.store:

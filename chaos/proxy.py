@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
 from types import TracebackType
@@ -171,12 +171,12 @@ class Proxy:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        rule: Callable[[bytes, Link], object],
+        rule: Callable[[bytes, Link], Awaitable[None]],
         link: Link,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
-                await rule(data, link)  # type: ignore[misc]
+                await rule(data, link)
                 if writer.is_closing():  # the rule has cut it
                     return
                 writer.write(data)

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -212,7 +212,7 @@ class Stage:
             self._say(f"{self.name} {time.monotonic() - self._began:5.1f} s  {text}")
 
     @asynccontextmanager
-    async def saying(self, what: Callable[[], str], every: float = 5.0) -> AsyncIterator[None]:
+    async def saying(self, what: Callable[[], str], every: float = 5.0) -> AsyncGenerator[None]:
         """Show progress now and then."""
 
         async def go_on() -> None:

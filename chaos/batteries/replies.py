@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -29,8 +30,8 @@ async def replies(stage: Stage, *, flushes: int = 1_000, reads: int = 1_000, com
 async def _broker(stage: Stage, flushes: int, reads: int) -> None:
     server = stage.redis()
 
-    async def dropping(command: bytes, most: int, counts: object) -> Proxy:
-        rule = DropReplies(command, stage.random, share=0.5, most=-(-most // EACH), counts=counts)  # type: ignore[arg-type]
+    async def dropping(command: bytes, most: int, counts: Callable[[bytes], bool]) -> Proxy:
+        rule = DropReplies(command, stage.random, share=0.5, most=-(-most // EACH), counts=counts)
         return await stage.proxy(server, rule)
 
     writes = [await dropping(b"EVALSHA", flushes, _was_carried_out) for _ in range(EACH)]

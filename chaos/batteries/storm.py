@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -116,8 +117,8 @@ async def _is_finished(server: RedisServer, events: int) -> bool:
 class Progress:
     """How many lines some ledgers have."""
 
-    def __init__(self, ledgers: Sequence[object]) -> None:
-        self._readings = [Reading(ledger) for ledger in ledgers]  # type: ignore[arg-type]
+    def __init__(self, ledgers: Sequence[Path]) -> None:
+        self._readings = [Reading(ledger) for ledger in ledgers]
 
     def __call__(self) -> int:
         return sum(reading.count() for reading in self._readings)
@@ -154,7 +155,7 @@ class Faults:
         return ", ".join(f"{many} {name}" for name, many in self.done.items())
 
     def plan(
-        self, name: str, many: int, progress: Callable[[], int], strike: Callable[[], object]
+        self, name: str, many: int, progress: Callable[[], int], strike: Callable[[], Awaitable[None]]
     ) -> asyncio.Task[None]:
         """So many strikes, at points of the progress that chance chooses."""
         points = sorted(self._stage.random.uniform(0.02, 0.9) * self._events for _ in range(many))
@@ -162,12 +163,12 @@ class Faults:
         return self._stage.spawn(self._strike(name, points, progress, strike))
 
     async def _strike(
-        self, name: str, points: Sequence[float], progress: Callable[[], int], strike: Callable[[], object]
+        self, name: str, points: Sequence[float], progress: Callable[[], int], strike: Callable[[], Awaitable[None]]
     ) -> None:
         for point in points:
             while progress() < point:  # what other processes write
                 await asyncio.sleep(0.02)
-            await strike()  # type: ignore[misc]
+            await strike()
             self.done[name] += 1
 
     def _turn(self, worker: Worker) -> asyncio.Lock:
