@@ -107,7 +107,7 @@ class MemoryStore:
         if first is None or ((due := self._rows[first].next_attempt_at) is not None and due > self._now()):
             return ()
         while waiting and len(taken) < limit:
-            its.sequence += 1
+            its.sequence = max(its.sequence + 1, int(self._clock() * 1e6))  # as in stores that can be restored
             row = heappop(waiting)
             self._rows[row] = replace(self._rows[row], sequence=its.sequence)
             taken.append(row)

@@ -266,12 +266,6 @@ async def test_file_restored_from_an_older_copy_gives_no_sequence_twice(path: Pa
     assert given == sorted(set(given))
 
 
-async def test_sequences_fit_into_what_a_script_can_count(store: SQLiteStore) -> None:
-    """Numbers in Redis's scripts are exact up to 2**53."""
-    await store.add(packed(1), PLENTY)
-    assert sequences(await send(store, await leader(store)))[0] < 2**53
-
-
 @pytest.mark.parametrize("replace", [False, True], ids=["deleted", "replaced"])
 async def test_file_that_was_taken_away_is_told_and_opened_anew(path: Path, store: SQLiteStore, replace: bool) -> None:
     """Nothing is written to a file that has no name any more: what it holds would be gone with the process."""
