@@ -30,6 +30,7 @@ class Lines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line, or the lines."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = {name: value for name, value in vars(record).items() if name not in _OWN}
         if not fields.get("withheld"):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from silbo import Message, Outbox, Quota
 from silbo.brokers.memory import MemoryBroker
@@ -21,21 +21,23 @@ from silbo.stores.sqlite import SQLiteStore
 
 ROOT = Path(__file__).resolve().parents[2]
 SILBO = (sys.executable, "-W", "error", "-m", "silbo")
-WITHOUT_RICH = (
-    *(sys.executable, "-W", "error", "-c"),
-    """
+
+
+def without(library: str) -> Sequence[str]:
+    """The command line where a library is not installed."""
+    program = f"""
 import sys
 
 class Missing:
     def find_spec(self, name, *_):
-        if name.partition(".")[0] == "rich":
-            raise ModuleNotFoundError(name=name)
+        if name.partition(".")[0] == {library!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
 from silbo.__main__ import main
 sys.exit(main())
-""",
-)
+"""
+    return sys.executable, "-W", "error", "-c", program
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Done:
     def object(self) -> Any:
         (only,) = self.objects
         return only
+
+
+class Run(Protocol):
+    """Runs a command in this process; for those that fail before they do anything."""
+
+    def __call__(self, *arguments: str) -> Done: ...
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:

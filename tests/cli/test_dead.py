@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from silbo.brokers.redis import RedisStreams
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.cli.support import Done, message, silbo, terminal
+from tests.cli.support import Done, Run, message, silbo, terminal
 
 
 class Dead:
@@ -166,8 +166,8 @@ async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
         (["list", "--stream", "{events}"], "{events}"),
     ],
 )
-async def test_wrong_command_exits_with_2(arguments: list[str], hint: str) -> None:
-    done = await silbo("dead", *arguments, "--redis", "redis://localhost:1")
+def test_wrong_command_exits_with_2(arguments: list[str], hint: str, run: Run) -> None:
+    done = run("dead", *arguments, "--redis", "redis://localhost:1")
     assert (done.code, done.out) == (2, "") and hint in done.err.splitlines()[-1]
 
 

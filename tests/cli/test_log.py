@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,12 +19,14 @@ def log() -> io.StringIO:
 
 
 @pytest.fixture
-def logger(log: io.StringIO) -> logging.Logger:
-    logger = logging.Logger("silbo.test")
+def logger(log: io.StringIO) -> Iterator[logging.Logger]:
+    logger = logging.getLogger("silbo.tests.cli")
     handler = logging.StreamHandler(log)
     handler.setFormatter(Lines())
     logger.addHandler(handler)
-    return logger
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.removeHandler(handler)
 
 
 def test_data_stand_behind_the_text(logger: logging.Logger, log: io.StringIO) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from silbo.stores.sqlite import SQLiteStore
-from tests.cli.support import SILBO, WITHOUT_RICH, Done, counts, fill, settle, silbo, terminal
+from tests.cli.support import SILBO, Done, Run, counts, fill, settle, silbo, terminal, without
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ async def test_file_that_is_no_outbox_is_left_alone(tmp_path: Path) -> None:
         (["relay", "--store", "x", "--redis", "redis://localhost", "--prefix", "a b"], "a b"),
     ],
 )
-async def test_wrong_command_exits_with_2_and_says_what_is_missing(arguments: list[str], hint: str) -> None:
-    done = await silbo(*arguments)
+def test_wrong_command_exits_with_2_and_says_what_is_missing(arguments: list[str], hint: str, run: Run) -> None:
+    done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert hint in done.err.splitlines()[-1]
 
@@ -204,8 +204,8 @@ async def test_what_deletes_or_sends_many_asks(store: Path, arguments: list[str]
 
 async def test_without_rich_programs_are_served_and_people_told_what_to_install(store: Path) -> None:
     program, table = await asyncio.gather(
-        silbo("outbox", "status", "--json", "--store", store, command=WITHOUT_RICH),
-        silbo("outbox", "status", "--store", store, command=WITHOUT_RICH),
+        silbo("outbox", "status", "--json", "--store", store, command=without("rich")),
+        silbo("outbox", "status", "--store", store, command=without("rich")),
     )
     assert program.code == 0 and program.object["rows"]["pending"] == 3
     assert (table.code, table.out) == (1, "") and "pip install 'silbo[cli]'" in table.err

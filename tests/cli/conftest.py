@@ -1,0 +1,24 @@
+"""A command in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from silbo.cli.main import main
+from tests.cli.support import Done, Run
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.delenv("SILBO_STORE", raising=False)
+    monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
+
+    def call(*arguments: str) -> Done:
+        try:
+            code = main(arguments)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return call

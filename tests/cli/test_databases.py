@@ -1,0 +1,65 @@
+"""The command line on an outbox in the host's own database, through SQLAlchemy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from silbo import Outbox
+from silbo.brokers.memory import MemoryBroker
+from silbo.stores.sqlalchemy import SQLAlchemyStore
+from tests.brokers.redis.support import eventually
+from tests.cli.support import message, relay, silbo, stopped, without
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> str:
+    """Of a database with 3 messages that wait."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}"
+    engine = create_async_engine(url)
+    store = SQLAlchemyStore(engine)
+    await store.create()
+    async with Outbox(store, MemoryBroker(app="shop"), relay=False) as outbox:
+        await outbox.publish(*map(message, range(3)))
+    await engine.dispose()
+    return url
+
+
+async def test_what_is_in_a_database_is_seen_sent_and_replayed(
+    url: str, redis: Redis, redis_url: str, prefix: str
+) -> None:
+    async def has(many: int) -> bool:
+        return int(await redis.xlen(f"{prefix}:{{events}}")) == many
+
+    status = await silbo("outbox", "status", "--store", url, "--json")
+    assert status.object["rows"] == {"pending": 3, "sending": 0, "sent": 0, "dead": 0}
+    async with relay("--store", url, "--redis", redis_url, "--prefix", prefix) as process:
+        await eventually(lambda: has(3))
+        done = await silbo("outbox", "replay", "--since", "1h", "--yes", "--json", "--store", url)
+        assert done.object == {"replayed": 3}
+        await eventually(lambda: has(6))
+        await stopped(process)
+    purged = await silbo("outbox", "purge", "sent", "--before", "now", "--yes", "--json", "--store", url)
+    assert purged.object == {"purged": 3}
+
+
+async def test_database_without_our_tables_is_an_error_and_stays_as_it_is(tmp_path: Path) -> None:
+    """They come by the host's migrations, not by looking."""
+    path = tmp_path / "shop.db"
+    path.touch()
+    done = await silbo("outbox", "status", "--store", f"sqlite+aiosqlite:///{path}")
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("library", "code", "hint"),
+    [("sqlalchemy", 1, "pip install 'silbo[sqlalchemy]'"), ("asyncpg", 2, "pip install asyncpg")],
+)
+async def test_missing_library_is_named(library: str, code: int, hint: str) -> None:
+    place = "postgresql+asyncpg://shop@localhost:1/shop"
+    done = await silbo("outbox", "status", "--store", place, command=without(library))
+    assert (done.code, done.out) == (code, "") and hint in done.err
