@@ -14,7 +14,7 @@ from silbo._whistle import IAsyncEventDispatcher
 from silbo.acks import BROKER, Acks
 from silbo.bridge import bridges
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
-from silbo.handling import Handling, Policy
+from silbo.attempts import Attempts, Policy
 from silbo.incoming import Incoming, Own
 from silbo.lanes import Lanes
 from silbo.message import Delivery
@@ -189,7 +189,7 @@ class Consumer:
         self._running = asyncio.current_task()
         receiver, stopping, log = self._receiver, self._stopping, self._report.log
         acks = Acks(receiver, self.stats, log, stopping=stopping, freed=self._freed)
-        handling = Handling(
+        attempts = Attempts(
             self._dispatcher,
             self._incoming,
             self._policy,
@@ -203,7 +203,7 @@ class Consumer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(receiver, acks))
-                working = [tasks.create_task(handling.work()) for _ in range(self._concurrency)]
+                working = [tasks.create_task(attempts.work()) for _ in range(self._concurrency)]
                 keeping = tasks.create_task(acks.keep_on())
                 acknowledging = tasks.create_task(acks.run())
                 await stopping.wait()

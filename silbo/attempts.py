@@ -22,7 +22,7 @@ from silbo.reporting import Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
 
-__all__ = ["Handling", "Policy"]
+__all__ = ["Attempts", "Policy"]
 
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
@@ -57,7 +57,7 @@ class _Malformed(Exception):
     """The message will never be one; no listener has run."""
 
 
-class Handling:
+class Attempts:
     """Takes deliveries from the lanes and sees each of them through.
 
     An attempt is counted at the broker when it fails; where the delivery was given out before, it is counted before it
@@ -100,12 +100,12 @@ class Handling:
             if not turn.counted and not await self._suspect(turn):
                 return None
             alone = turn.attempts > 1
-            # What is done must not come again, and be suspected, because of this one.
-            if alone and await self._insist("not acknowledged, trying again", self._acks.flush) is _STOPPED:
-                return None
         if alone or not self._floor.enter_now():
             await self._floor.enter(alone=alone)
         try:
+            # What is done must not come again, and be suspected, because of this one.
+            if alone and await self._insist("not acknowledged, trying again", self._acks.flush) is _STOPPED:
+                return None
             if not self._acks.is_sure() and not await self._acks.check():
                 return None
             if not self._acks.has(turn.delivery):

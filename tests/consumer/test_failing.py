@@ -1,0 +1,456 @@
+"""What is malformed, and what fails: told, tried again, given up in the end, and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from silbo import (
+    AsyncEventDispatcher,
+    EventName,
+)
+from silbo import consumer as consumer_module
+from silbo.brokers.memory import MemoryBroker
+from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, NotAnEvent
+from silbo.formats import JSON
+from silbo.message import Delivery, Origin
+from silbo.retry import Backoff
+from tests.consumer.support import (
+    USER_JOINED,
+    Consumer,
+    Heard,
+    Running,
+    Scripted,
+    UserJoined,
+    begin,
+    delivery,
+    joined,
+    left_over,
+)
+
+
+async def test_malformed_message_is_reported_becomes_a_dead_letter_and_stops_nothing(
+    d: AsyncEventDispatcher, heard: Heard
+) -> None:
+    """It would not get better: it must not come again for ever, nor be lost, nor go without a word."""
+    misfit = JSON.encode(joined(3), Origin("other", "x")).replace(b'"user_id":3', b'"user_id":"three"')
+    starred = JSON.encode(joined(4), Origin("other", "x")).replace(b'"user.joined"', b'"user.*"')
+    bad = [delivery(1, raw=b"{"), delivery(2, raw=b""), delivery(3, raw=misfit), delivery(4, raw=starred)]
+    subscription = Scripted([*bad, delivery(5)])
+    errors: list[Any] = []
+    consumer = Consumer(
+        d, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append((error, what))
+    )
+    async with Running(consumer):
+        await heard.until(1)
+        await subscription.until_acked(5)
+    assert heard.ids == [5]
+    assert [what.id for _, what in errors] == ["1", "2", "3", "4"]
+    assert all(isinstance(error, MessageInvalid) for error, _ in errors)
+    assert (consumer.stats.malformed, consumer.stats.handled, consumer.stats.failed) == (4, 1, 0)
+    assert consumer.stats.dead == 4
+    assert [(number, attempts) for number, _, attempts in subscription.buried] == [(str(n), 0) for n in (1, 2, 3, 4)]
+    assert subscription.buried[2][1].startswith("MessageInvalid: payload.user_id: ")
+
+
+async def test_errors_without_a_hook_are_logged(
+    d: AsyncEventDispatcher, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Running(Consumer(d, Scripted([Gap("events", "cut off"), delivery(1, raw=b"{"), delivery(2)]))):
+        await heard.until(1)
+    records: list[Any] = caplog.records
+    assert [record.message for record in records] == ["messages may have been missed", "malformed message"]
+    assert (records[1].address, records[1].delivery_id) == ("events", "1")
+
+
+async def test_gap_is_counted_and_reported(d: AsyncEventDispatcher, heard: Heard) -> None:
+    gap = Gap("events", "cut off", count=3)
+    errors: list[Any] = []
+
+    async def hook(error: Exception, what: object) -> None:
+        errors.append((error, what))
+
+    consumer = Consumer(d, Scripted([gap, delivery(1)]), on_error=hook)
+    async with Running(consumer):
+        await heard.until(1)
+    assert errors == [(gap, None)]
+    assert (consumer.stats.gaps, consumer.stats.received) == (1, 1)
+
+
+async def test_class_that_can_not_be_dispatched_is_a_failure_not_a_malformed_message(
+    broker: MemoryBroker, d: AsyncEventDispatcher
+) -> None:
+    """The mistake is the program's: its messages stay with the broker until it is mended."""
+
+    @dataclass(slots=True)
+    class Slotted:
+        user_id: int
+
+    errors: list[Any] = []
+    reported = asyncio.Event()
+
+    def hook(error: Exception, what: object) -> None:
+        errors.append(error)
+        reported.set()
+
+    group = broker.group("billing", start="new")
+    consumer = Consumer(d, group, events=[EventName("user.joined", Slotted)], on_error=hook)  # type: ignore[type-var]
+    async with Running(consumer):
+        await broker.publish(joined(7))
+        await reported.wait()
+    assert isinstance(errors[0], NotAnEvent)
+    assert consumer.stats.malformed == 0
+    assert len(await left_over(broker)) == 1
+
+
+# -- what fails ---------------------------------------------------------------------------------------------
+
+
+async def test_failed_delivery_is_tried_again_on_a_fresh_event_while_later_ones_go_on(
+    broker: MemoryBroker, d: AsyncEventDispatcher
+) -> None:
+    """Every listener runs again, on an event that no earlier attempt has touched."""
+    log: list[tuple[str, int, str]] = []
+    failures = 2
+    done = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def enrich(event: UserJoined) -> None:
+        log.append(("enrich", event.user_id, event.plan))
+        event.plan = "pro"
+
+    @d.listen("user.joined")
+    async def book(event: UserJoined) -> None:
+        nonlocal failures
+        if event.user_id == 1 and failures:
+            failures -= 1
+            raise ValueError("not now")
+        log.append(("book", event.user_id, event.plan))
+        if event.user_id == 1:
+            done.set()
+
+    errors: list[Any] = []
+    consumer = Consumer(
+        d,
+        broker.group("billing", start="new"),
+        events=[USER_JOINED],
+        on_error=lambda error, what: errors.append((str(error), what.attempt)),
+    )
+    async with Running(consumer):
+        await broker.publish(joined(1), joined(2))
+        await done.wait()
+    assert log == [
+        ("enrich", 1, "free"),
+        ("enrich", 2, "free"),
+        ("book", 2, "pro"),
+        ("enrich", 1, "free"),
+        ("enrich", 1, "free"),
+        ("book", 1, "pro"),
+    ]
+    assert errors == [("not now", 1), ("not now", 2)]
+    stats = consumer.stats
+    assert (stats.received, stats.handled, stats.failed, stats.retried) == (2, 2, 2, 2)
+    assert await left_over(broker) == []
+
+
+async def test_failure_that_the_dispatcher_isolates_is_no_failure_here(broker: MemoryBroker) -> None:
+    d = AsyncEventDispatcher(on_error=lambda error, event, listener: None)
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        raise ValueError("isolated")
+
+    heard = Heard()
+    d.add_subscriber(heard)
+    consumer = Consumer(d, broker.group("billing", start="new"))
+    async with Running(consumer):
+        await broker.publish(joined(1))
+        await heard.until(1)
+    assert (consumer.stats.handled, consumer.stats.failed) == (1, 0)
+    assert await left_over(broker) == []
+
+
+async def test_what_failed_to_the_end_comes_again_to_the_next_consumer(
+    broker: MemoryBroker, d: AsyncEventDispatcher
+) -> None:
+    """It was never acknowledged. A failure is no reason to lose it."""
+    failed = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        if event.payload["user_id"] == 1:
+            failed.set()
+            raise ValueError("never")
+
+    consumer = Consumer(d, broker.group("billing", start="new"), on_error=lambda error, what: None)
+    async with Running(consumer):
+        await broker.publish(joined(1), joined(2))
+        await failed.wait()
+    await asyncio.sleep(0.1)  # longer than the back-off: what was planned is given up with the stop
+    assert (consumer.stats.failed, consumer.stats.retried) == (1, 0)
+    assert [(item.message().payload["user_id"], item.attempt) for item in await left_over(broker)] == [(1, 2)]
+
+
+async def test_without_acknowledgement_a_failure_is_reported_once(d: AsyncEventDispatcher) -> None:
+    """A broker that keeps nothing (Pub/Sub) has nothing to try again."""
+    heard = Heard()
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        await heard.hear(event)
+        raise ValueError("no")
+
+    subscription = Scripted([delivery(1, kept=False), delivery(2, kept=False)])
+    errors: list[Any] = []
+    consumer = Consumer(d, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(str(error)))
+    async with Running(consumer):
+        await heard.until(2)
+        await asyncio.sleep(0.1)  # longer than the back-off
+    assert (heard.ids, errors, subscription.acked) == ([1, 2], ["no", "no"], [])
+    assert (consumer.stats.failed, consumer.stats.retried) == (2, 0)
+
+
+async def test_too_many_waiting_for_a_retry_stop_the_reading(
+    broker: MemoryBroker, d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded when everything fails; when that is over, everything is handled."""
+    monkeypatch.setattr(consumer_module, "UNACKED", 10)
+    broken = True
+    heard = Heard()
+    attempts = asyncio.Semaphore(0)
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        attempts.release()
+        if broken:
+            raise ValueError("all of them")
+        await heard.hear(event)
+
+    consumer = Consumer(
+        d,
+        broker.group("billing", start="new"),
+        events=[USER_JOINED],
+        max_attempts=10**6,
+        on_error=lambda error, what: None,
+    )
+    async with Running(consumer):
+        await broker.publish(*map(joined, range(50)))
+        for _ in range(100):
+            await attempts.acquire()
+        assert consumer.stats.received == 10
+        broken = False
+        await heard.until(50)
+    assert sorted(heard.ids) == list(range(50))
+    assert await left_over(broker) == []
+
+
+async def test_listener_cancelled_from_elsewhere_is_a_failure_like_any_other(
+    broker: MemoryBroker, d: AsyncEventDispatcher, heard: Heard
+) -> None:
+    """A cancelled task that a listener awaits must not end the consumer, silently least of all."""
+    errors: list[Any] = []
+
+    @d.listen("user.joined", priority=-1)
+    async def await_cancelled(event: Any) -> None:
+        if not errors:
+            task = asyncio.create_task(asyncio.sleep(10))
+            task.cancel()
+            await task
+
+    consumer = Consumer(
+        d, broker.group("billing", start="new"), events=[USER_JOINED], on_error=lambda error, what: errors.append(error)
+    )
+    async with Running(consumer):
+        await broker.publish(joined(1))
+        await heard.until(1)
+    assert [str(error) for error in errors] == ["a listener was cancelled, but not by its consumer"]
+    assert await left_over(broker) == []
+
+
+# -- the last attempt ---------------------------------------------------------------------------------------
+
+
+async def test_what_fails_to_the_last_attempt_becomes_a_dead_letter(
+    broker: MemoryBroker, d: AsyncEventDispatcher, heard: Heard
+) -> None:
+    """It is parked with its error, and acknowledged; the others are handled."""
+
+    @d.listen("user.joined", priority=-1)
+    async def fail(event: Any) -> None:
+        if event.user_id == 1:
+            raise ValueError("no such account")
+
+    errors: list[int] = []
+    consumer = Consumer(
+        d,
+        broker.group("billing", start="new"),
+        events=[USER_JOINED],
+        max_attempts=3,
+        on_error=lambda error, what: errors.append(what.attempt),
+    )
+    async with Running(consumer):
+        await broker.publish(*map(joined, range(3)))
+        async with asyncio.timeout(10):
+            while not broker.dead:
+                await asyncio.sleep(0.01)
+    (letter,) = broker.dead
+    assert (letter.delivery.message().payload["user_id"], letter.error) == (1, "ValueError: no such account")
+    assert (letter.attempts, errors) == (3, [1, 2, 3])
+    stats = consumer.stats
+    assert (heard.ids, stats.dead, stats.failed, stats.handled) == ([0, 2], 1, 3, 2)
+    assert await left_over(broker) == []
+
+
+async def test_attempts_of_all_consumers_count_together(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
+    """A consumer that is restarted does not begin from one."""
+    ran = asyncio.Semaphore(0)
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        ran.release()
+        raise ValueError("no")
+
+    await begin(broker)
+    await broker.publish(joined(1))
+    attempts = 0
+    while not broker.dead:
+        consumer = Consumer(
+            d,
+            broker.group("billing", start="new"),
+            max_attempts=4,
+            backoff=Backoff(initial=60, cap=60),
+            on_error=lambda error, what: None,
+        )
+        async with Running(consumer):
+            async with asyncio.timeout(10):
+                await ran.acquire()
+                while not consumer.stats.failed:
+                    await asyncio.sleep(0)
+        attempts += consumer.stats.failed
+    assert (attempts, broker.dead[0].attempts) == (4, 4)
+
+
+async def test_what_never_ends_is_given_up_without_another_beginning(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """As where it kills its process: its beginnings are counted, before the listeners run."""
+    subscription = Scripted([delivery(1, attempt=2), delivery(2, attempt=2)])
+    subscription.attempts["1"] = 5
+    subscription.attempts["2"] = 4
+    errors: list[str] = []
+    consumer = Consumer(d, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(str(error)))
+    async with Running(consumer):
+        await subscription.until_acked(2)
+    assert heard.ids == [2]
+    assert [(number, attempts) for number, _, attempts in subscription.buried] == [("1", 5)]
+    assert len(errors) == 1
+    assert "did not end" in errors[0]
+    assert (consumer.stats.claimed, consumer.stats.dead, consumer.stats.failed) == (2, 1, 0)
+
+
+async def test_what_was_only_redelivered_has_all_its_attempts(d: AsyncEventDispatcher) -> None:
+    """A lost answer of the broker's is no attempt; what is counted before it begins is not counted again as it fails."""
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        raise ValueError("no")
+
+    subscription = Scripted([delivery(1, attempt=2)])
+    consumer = Consumer(d, subscription, max_attempts=3, on_error=lambda error, what: None)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (consumer.stats.failed, subscription.buried[0][2]) == (3, 3)
+
+
+async def test_suspect_that_has_begun_before_runs_alone_and_what_is_done_is_acknowledged_before(
+    d: AsyncEventDispatcher,
+) -> None:
+    """If it kills the process, no neighbour is suspected for it: neither one in work, nor one that is done."""
+    busy: set[int] = set()
+    beside: dict[int, set[int]] = {}
+    acked: dict[int, list[str]] = {}
+    done: dict[int, set[str]] = {}
+    finished: list[str] = []
+
+    @d.listen("user.joined")
+    async def work(event: UserJoined) -> None:
+        busy.add(event.user_id)
+        acked[event.user_id], done[event.user_id] = list(subscription.acked), set(finished)
+        for _ in range(20):
+            await asyncio.sleep(0)
+            beside.setdefault(event.user_id, set()).update(busy)
+        busy.discard(event.user_id)
+        finished.append(str(event.user_id))
+
+    items = [delivery(number, key=str(number), attempt=2 if number == 5 else 1) for number in range(10)]
+    subscription = Scripted(items)
+    subscription.attempts["5"] = 1
+    async with Running(Consumer(d, subscription, events=[USER_JOINED], concurrency=4)):
+        await subscription.until_acked(10)
+    assert beside[5] == {5}
+    assert any(len(others) > 1 for others in beside.values())
+    assert len(done[5]) > 2
+    assert set(acked[5]) == done[5]
+
+
+async def test_suspect_for_the_first_time_runs_with_the_others(d: AsyncEventDispatcher) -> None:
+    """After each lost connection everything in hand is suspect: that must not cost the concurrency."""
+    busy = most = 0
+
+    @d.listen("user.joined")
+    async def work(event: Any) -> None:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        busy -= 1
+
+    subscription = Scripted([delivery(number, key=str(number), attempt=2) for number in range(8)])
+    async with Running(Consumer(d, subscription, concurrency=4)):
+        await subscription.until_acked(8)
+    assert most == 4
+
+
+async def test_error_of_a_listener_that_looks_like_a_malformed_message_is_a_failure(d: AsyncEventDispatcher) -> None:
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        raise MessageInvalid("from a broker of its own")
+
+    subscription = Scripted([delivery(1)])
+    consumer = Consumer(d, subscription, max_attempts=2, on_error=lambda error, what: None)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (consumer.stats.malformed, consumer.stats.failed, subscription.buried[0][2]) == (0, 2, 2)
+
+
+async def test_counting_and_burying_wait_for_the_broker(d: AsyncEventDispatcher) -> None:
+    """An outage in that moment loses neither the count nor the message."""
+
+    class Away(Scripted):
+        outages = 4
+
+        async def count(self, delivery: Delivery) -> int:
+            self._be_away()
+            return await super().count(delivery)
+
+        async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+            self._be_away()
+            return await super().bury(delivery, error=error, attempts=attempts)
+
+        def _be_away(self) -> None:
+            if self.outages:
+                self.outages -= 1
+                raise BrokerUnavailable("away")
+            self.outages = 2
+
+    @d.listen("user.joined")
+    async def fail(event: Any) -> None:
+        raise ValueError("no")
+
+    subscription = Away([delivery(1)])
+    consumer = Consumer(d, subscription, max_attempts=2, on_error=lambda error, what: None)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (consumer.stats.failed, subscription.buried) == (2, [("1", "ValueError: no", 2)])
