@@ -107,7 +107,7 @@ local function retry(id)
   if not found then return 'missing' end
   local letter = {}
   for i = 1, #found[2], 2 do letter[found[2][i]] = found[2][i + 1] end
-  if not (letter.group and letter.id and letter.message) then return 'foreign' end
+  if not (letter.group and letter.message and string.match(letter.id or '', '^%d+%-%d+$')) then return 'foreign' end
   local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
   if type(forgotten) == 'table' then return {err = plain(forgotten.err)} end
   local claimed = redis.pcall(

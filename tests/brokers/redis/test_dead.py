@@ -130,10 +130,13 @@ async def test_what_others_wrote_can_be_seen_and_deleted(admin: Redis, dead: Dea
     assert letter.time == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     with pytest.raises(MessageInvalid):
         letter.message()
+    await admin.xadd(DEAD, {"message": "x", "group": "billing", "id": "first"})
+    await bury(admin, 1)
     retried = await dead.retry()
-    assert retried.returned == 0
+    assert retried.returned == 1
+    assert len(retried.failed) == 2
     assert "not written by silbo" in retried.failed[letter.id]
-    assert await dead.purge([letter.id]) == 1
+    assert await dead.purge(list(retried.failed)) == 2
 
 
 # -- retry --------------------------------------------------------------------------------------------------
@@ -238,6 +241,10 @@ async def test_retry_that_redis_refuses_loses_nothing(everybody: bool, admin: Re
     await admin.execute_command("REPLICAOF", "NO", "ONE")
     assert await dead.count() == 2
     await admin.set(ATTEMPTS, "a string")
+    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+        await dead.retry([first], everybody=everybody)
+    await admin.delete(ATTEMPTS, STREAM)
+    await admin.set(STREAM, "a string")
     with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
         await dead.retry([first], everybody=everybody)
     assert await dead.count() == 2
