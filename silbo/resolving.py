@@ -83,11 +83,7 @@ async def _as_member(scopes: list[_LazyScope], listener: Callable[[Any], Awaitab
     task = asyncio.current_task()
     for scope in scopes:
         scope.members.add(task)
-    try:
-        return await listener(event)
-    finally:
-        for scope in scopes:
-            scope.members.discard(task)
+    return await listener(event)
 
 
 class _LazyScope:

@@ -13,15 +13,16 @@ from silbo.dispatcher import AsyncEventDispatcher
 __all__ = ["dispatcher_types"]
 
 
-def dispatcher_types(cls: type) -> list[Any]:
-    """The types that a component may ask for when it wants the dispatcher: for the adapters.
+def dispatcher_types(dispatcher: object, *, or_class: bool = False) -> list[Any]:
+    """For the adapters: the types that a component may ask for when it wants the dispatcher, its own class first.
 
     Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
     with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
 
     Raises:
-        TypeError: it is no class of silbo dispatchers.
+        TypeError: it is no silbo dispatcher.
     """
+    cls = dispatcher if or_class and isinstance(dispatcher, type) else type(dispatcher)
     if not issubclass(cls, AsyncEventDispatcher):
-        raise TypeError(f"the dispatcher is a silbo.AsyncEventDispatcher, not one of {cls!r}")
+        raise TypeError(f"a dispatcher is an object of silbo.AsyncEventDispatcher, not {dispatcher!r}")
     return [*(base for base in cls.__mro__ if issubclass(base, WhistleDispatcher)), IAsyncEventDispatcher]

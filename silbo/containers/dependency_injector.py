@@ -10,9 +10,8 @@ dispatcher = register_dispatcher(services)
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from typing import Any, TypeVar, get_type_hints, overload
@@ -127,7 +126,7 @@ def register_dispatcher(
     _check(container)
     if dispatcher is None:
         dispatcher = AsyncEventDispatcher(container=DependencyInjectorContainer(container))
-    dispatcher_types(type(dispatcher))
+    dispatcher_types(dispatcher)
     declared = container.providers.get(name)
     if declared is None:
         container.set_provider(name, providers.Object(dispatcher))
@@ -179,19 +178,23 @@ def _missing_argument(provider: providers.Provider[Any]) -> str | None:
 
 
 async def _shut_down(container: containers.Container, context: Context) -> None:
-    """Shut down the resources of a context; where one fails, the others too."""
+    """Shut down the resources of a context, each before those it was made of; where one fails, the others too.
+
+    Not by ``shutdown_resources``: where one fails there, others are left open.
+    """
+    resources: Iterator[Any] = container.traverse([providers.ContextLocalResource])
+    left = [resource for resource in resources if context.run(getattr, resource, "initialized")]
     failures: list[Exception] = []
-    for _ in range(1 + sum(1 for _ in container.traverse([providers.ContextLocalResource]))):
+    while left:
+        resource = next(one for one in left if not any(one in other.traverse() for other in left))
+        left.remove(resource)
         try:
-            closing = context.run(container.shutdown_resources, providers.ContextLocalResource)
+            closing = context.run(resource.shutdown)
             if closing is not None:
-                await asyncio.create_task(_run(closing), context=context)
-            break
-        except Exception as failure:  # noqa: BLE001  # raised below; the next call goes on with those that are left
+                await closing
+        except Exception as failure:  # noqa: BLE001  # raised below
             failures.append(failure)
+    if len(failures) > 1:
+        raise ExceptionGroup(f"{len(failures)} resources failed to shut down", failures)
     if failures:
         raise failures[0]
-
-
-async def _run(work: Awaitable[None]) -> None:
-    await work

@@ -121,7 +121,7 @@ def register_dispatcher(
     """
     if dispatcher is None:
         dispatcher = AsyncEventDispatcher(container=DIContainer(container))
-    types, found = dispatcher_types(type(dispatcher)), dispatcher
+    types, found = dispatcher_types(dispatcher), dispatcher
 
     def give() -> AsyncEventDispatcher:
         return found

@@ -82,12 +82,11 @@ class DispatcherProvider(dishka.Provider):
 
     def __init__(self, dispatcher: AsyncEventDispatcher | type[AsyncEventDispatcher] = AsyncEventDispatcher) -> None:
         super().__init__(scope=dishka.Scope.APP)
-        cls = dispatcher if isinstance(dispatcher, type) else type(dispatcher)
-        types = dispatcher_types(cls)
+        own, *others = dispatcher_types(dispatcher, or_class=True)
 
         def make(container: dishka.AsyncContainer) -> AsyncEventDispatcher:
             return dispatcher(container=DishkaContainer(container)) if isinstance(dispatcher, type) else dispatcher
 
-        self.provide(make, provides=cls)
-        for other in types[1:]:
-            self.alias(source=cls, provides=other)
+        self.provide(make, provides=own)
+        for other in others:
+            self.alias(source=own, provides=other)

@@ -92,7 +92,7 @@ def register_dispatcher(
     """
     if dispatcher is None:
         dispatcher = AsyncEventDispatcher(container=RodiContainer(container))
-    types = dispatcher_types(type(dispatcher))
+    types = dispatcher_types(dispatcher)
     for cls in types:
         if cls in container:
             raise rodi.OverridingServiceException(cls, dispatcher)  # type: ignore[no-untyped-call]  # rodi's, untyped

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import rodi
 import whistle
 
 import silbo
-from silbo.containers.rodi import register_dispatcher
+from silbo import AsyncEventDispatcher
+from silbo.containers.rodi import RodiContainer, register_dispatcher
+from silbo.errors import Unresolvable
+from silbo.protocols import Container
+from tests.containers import conformance
+from tests.containers.conformance import Conformance, Journal, Library
+
+
+class Rodi:
+    @asynccontextmanager
+    async def adapter(self, journal: Journal, session: Callable[..., Any]) -> AsyncIterator[Container]:
+        container = rodi.Container()
+        container.add_instance(journal)
+        container.add_singleton(conformance.Api)
+        container.add_scoped_by_factory(journal.open, conformance.Session)
+        for cls in (conformance.Welcome, conformance.Audit, conformance.Explosive):
+            container.register(cls)
+        yield RodiContainer(container)
+
+    def incomplete(self) -> Container:
+        return RodiContainer(rodi.Container().register(conformance.Incomplete))
+
+    async def register(
+        self, dispatcher: AsyncEventDispatcher | None
+    ) -> tuple[AsyncEventDispatcher, Callable[[type[Any]], Awaitable[Any]]]:
+        container = rodi.Container()
+        registered = (
+            register_dispatcher(container) if dispatcher is None else register_dispatcher(container, dispatcher)
+        )
+        for cls in (conformance.Emitter, conformance.Plugin, conformance.Old):
+            container.register(cls)
+
+        async def resolve(cls: type[Any]) -> Any:
+            return container.resolve(cls)
+
+        return registered, resolve
+
+
+class TestRodi(Conformance):
+    """rodi closes nothing."""
+
+    @pytest.fixture
+    def library(self) -> Library:
+        return Rodi()
+
+    @pytest.fixture
+    def session(self) -> None:
+        """rodi knows no generators."""
 
 
 class HostDispatcher(silbo.AsyncEventDispatcher):
@@ -89,37 +137,13 @@ def test_a_container_that_has_a_dispatcher_is_left_as_it_was(container: rodi.Con
 
 @pytest.mark.parametrize("wrong", [whistle.AsyncEventDispatcher(), silbo.AsyncEventDispatcher])
 def test_only_an_instance_of_silbos_dispatcher_is_accepted(container: rodi.Container, wrong: object) -> None:
-    with pytest.raises(TypeError, match=r"takes a silbo\.AsyncEventDispatcher, not "):
+    with pytest.raises(TypeError, match=r"an object of silbo\.AsyncEventDispatcher, not "):
         register_dispatcher(container, wrong)  # type: ignore[type-var]
     assert not list(container)
 
 
-_HIDING = """
-import sys
-import silbo
-class Hiding:
-    def find_spec(self, name, path=None, target=None):
-        if name == {hidden!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hiding())
-sys.modules.pop({hidden!r}, None)
-try:
-    import silbo.containers.rodi
-except ImportError as error:
-    print(type(error).__name__, "|", error)
-"""
-
-
-def _import_without(hidden: str) -> str:
-    script = [sys.executable, "-c", _HIDING.format(hidden=hidden)]
-    return subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_without_rodi_the_import_says_what_to_install() -> None:
-    wanted = "silbo.containers.rodi needs a library that is not installed: pip install 'silbo[rodi]'"
-    assert _import_without("rodi") == f"MissingExtra | {wanted}"
-
-
-def test_a_broken_rodi_is_not_taken_for_a_missing_one() -> None:
-    """What rodi itself can't import is named as it is."""
-    assert _import_without("inspect") == "ModuleNotFoundError | No module named 'inspect'"
+async def test_a_class_nobody_registered_is_named() -> None:
+    d = AsyncEventDispatcher(container=RodiContainer(rodi.Container()))
+    d.add_listener("x", conformance.Plugin)
+    with pytest.raises(Unresolvable, match="^RodiContainer can't make Plugin: Unable to resolve the type"):
+        await d.adispatch("x")
