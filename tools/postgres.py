@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -79,10 +79,13 @@ class PostgresServer:
     Args:
         port: A free TCP port on 127.0.0.1 instead of a unix socket.
         fsync: Whether what is committed is on the disk. Without it all is faster, and nothing is proved about crashes.
+        config: More settings, as in postgresql.conf: `{"max_connections": 20}`.
     """
 
-    def __init__(self, *, port: bool = False, fsync: bool = True) -> None:
-        self._tcp, self._fsync = port, fsync
+    def __init__(
+        self, *, port: bool = False, fsync: bool = True, config: Mapping[str, str | int] | None = None
+    ) -> None:
+        self._tcp, self._fsync, self._config = port, fsync, dict(config or {})
         self._supervisor: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._port = 5432  # a part of the socket's name
@@ -130,7 +133,7 @@ class PostgresServer:
             "fsync": "on" if self._fsync else "off",
             "synchronous_commit": "on" if self._fsync else "off",
             "full_page_writes": "on" if self._fsync else "off",
-            "log_lock_waits": "on",
+            **self._config,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         supervisor = [sys.executable, "-S", "-E", "-m", "tools.postgres", "--supervise", str(self._folder)]

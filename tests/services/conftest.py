@@ -23,7 +23,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    with PostgresServer(fsync=False) as server:
+    with PostgresServer(fsync=False, config={"track_commit_timestamp": "on"}) as server:
         yield server
 
 
