@@ -12,7 +12,7 @@ VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos chaos-mutants soak docs bench venv format lint types imports wheel clean
+.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,9 @@ ifeq ($(ARGS),)
 else
 	$(RUN) -m pytest $(ARGS)
 endif
+
+test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL, from the binaries found here
+	$(RUN) -m pytest tests/services $(ARGS)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel
@@ -78,6 +81,6 @@ clean: ## remove the environments, the caches and everything built
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# demo, test, check, docs or dev: the dependency group of that name in pyproject.toml.
+# demo, test, services, check, docs or dev: the dependency group of that name in pyproject.toml.
 $(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py
 	@$(PYTHON) tools/make_venv.py $(VENV) $*
