@@ -93,7 +93,9 @@ class Upkeep:
         if now < self._look_at and not self._may_miss(now, last):
             return None
         self._look_at = now + self._every
-        retain = b"" if self._retain is None else b"%d" % (self._retain * 1000)
+        # Where Redis does not count: who had been given everything that recently has missed nothing.
+        certain = self._retain is None or now - self._at_tip < self._retain
+        retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
         missed, age = await call(connection, LOOK, [self._key], self._group, retain)
         address = self._key.decode()
         if missed:

@@ -189,8 +189,8 @@ message, error, attempts, app. Answers with 0 where the consumer does not have i
 CREATE: Final = Script(_CREATE)
 """One key: the stream. Arguments: group, start."""
 LOOK: Final = Script(_LOOK)
-"""One key: the stream. Arguments: group, milliseconds that entries are kept or nothing. Answers with how many the group has
-missed (-1: some) and how old the next one is, in milliseconds (-1: there is none)."""
+"""One key: the stream. Arguments: group, milliseconds that entries are kept, or nothing where the group surely has missed
+none. Answers with how many it has missed (-1: some) and how old the next one is, in milliseconds (-1: there is none)."""
 TIDY: Final = Script(_TIDY)
 """One key: the stream. Arguments: group, consumer, idle milliseconds. Answers with how many consumers were removed."""
 LEAVE: Final = Script(_LEAVE)
