@@ -93,6 +93,9 @@ class Retried:
 class DeadLetters:
     """The dead letters of one stream, ``{prefix}:{stream}:dead`` with the braces, oldest first.
 
+    They are kept for 30 days, by which time the stream may have forgotten the entry itself (``retain``); such a one can
+    be looked at, but not given back to its group alone.
+
     For one event loop at a time; leaving closes the connection::
 
         async with DeadLetters(client) as dead:
