@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-EXTRAS = "cli,rodi,sqlalchemy,starlette"
+EXTRAS = "cli,dependency-injector,di,dishka,rodi,sqlalchemy,starlette"
 
 
 def main(folder: str, group: str) -> "str | None":
