@@ -29,6 +29,17 @@ async def too_few() -> None: ...
 def sync(event: UserJoined) -> None: ...
 
 
+class HandlesLeft:
+    async def handle(self, event: UserLeft) -> None: ...
+
+
+class HandlesSync:
+    def handle(self, event: UserJoined) -> None: ...
+
+
+class HandlesNothing: ...
+
+
 async def registered(d: AsyncEventDispatcher) -> None:
     d.add_listener("x", sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener("x", too_many)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -38,11 +49,21 @@ async def registered(d: AsyncEventDispatcher) -> None:
     d.add_listener("x", on_joined, on_error="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener(USER_JOINED, HandlesLeft)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener(USER_JOINED, HandlesSync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", HandlesSync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener("x", HandlesNothing)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def contained() -> None:
+    AsyncEventDispatcher(container=HandlesNothing())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def decorated(d: AsyncEventDispatcher) -> None:
     d.listen("x")(sync)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     d.listen(USER_JOINED)(on_left)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    d.listen(USER_JOINED)(HandlesSync)  # type: ignore[type-var]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    d.listen("x")(HandlesNothing)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     d.listen("x", onse=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     on("x", onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
