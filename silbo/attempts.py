@@ -24,6 +24,8 @@ from silbo.stats import ConsumerStats
 
 __all__ = ["Attempts", "Policy"]
 
+INBOX: Final = 1.0
+"""Seconds between two tries of an inbox that is away."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
 
@@ -133,7 +135,7 @@ class Attempts:
         """What follows from an attempt that failed."""
         delivery = turn.delivery
         if isinstance(error, _InboxAway):
-            return BROKER.cap
+            return INBOX
         if not delivery.id or not self._acks.has(delivery):  # not kept at all, or another's by now
             return None
         if isinstance(error, _Malformed):

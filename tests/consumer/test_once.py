@@ -1,0 +1,135 @@
+"""With an inbox, what comes again has no second effect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from silbo import AsyncEventDispatcher
+from silbo.brokers.memory import MemoryBroker
+from silbo.codec import to_message
+from silbo.errors import StoreUnavailable
+from silbo.formats import DIATOR, JSON
+from silbo.message import Delivery, Origin
+from silbo.protocols import Inbox
+from tests.consumer.support import (
+    USER_JOINED,
+    Consumer,
+    Heard,
+    Running,
+    Scripted,
+    UserJoined,
+    delivery,
+    joined,
+)
+
+
+class Memory:
+    """An inbox like one in a database: what fails is not remembered."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        self.away = 0
+
+    @asynccontextmanager
+    async def handling(self, group: str, publication: str) -> AsyncIterator[bool]:
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailable("locked")
+        yield (group, publication) not in self.seen
+        self.seen.add((group, publication))
+
+
+async def test_publication_that_was_handled_is_acknowledged_and_no_more(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """Whatever its entry is called: after a replay it has another id. The same fact published twice is heard twice."""
+    inbox: Inbox = Memory()
+    event = UserJoined(1)
+    twice = [
+        Delivery(
+            JSON.encode(to_message(event, name="user.joined", kind="ecst"), Origin("other", "x")), "events", JSON, id_
+        )
+        for id_ in ("1", "2")
+    ]
+    again = Delivery(twice[0].raw, "events", JSON, "3", 2)
+    subscription = Scripted([*twice, again])
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=inbox)
+    async with Running(consumer):
+        await subscription.until_acked(3)
+    assert heard.ids == [1, 1]
+    assert (consumer.stats.handled, consumer.stats.duplicates) == (2, 1)
+
+
+async def test_failed_attempt_is_not_remembered(d: AsyncEventDispatcher) -> None:
+    attempts: list[int] = []
+
+    @d.listen("user.joined")
+    async def fail_once(event: UserJoined) -> None:
+        attempts.append(event.user_id)
+        if len(attempts) == 1:
+            raise ValueError("no")
+
+    subscription = Scripted([delivery(1)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=Memory(), on_error=lambda *_: None)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (attempts, consumer.stats.handled, consumer.stats.duplicates) == ([1, 1], 1, 0)
+
+
+async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
+    d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No listener has run: it would be wrong to give up messages because a database restarts."""
+    monkeypatch.setattr("silbo.attempts.INBOX", 0.01)
+    inbox = Memory()
+    inbox.away = 7
+    subscription = Scripted([delivery(1, key="a"), delivery(2, key="a")])
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=inbox, max_attempts=2)
+    async with Running(consumer):
+        await subscription.until_acked(2)
+    assert heard.ids == [1, 2]
+    assert (consumer.stats.failed, dict(subscription.attempts)) == (0, {})
+
+
+async def test_message_that_names_no_publication_is_known_by_its_entry(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """Formats without headers: the broker's redelivery is recognised, more can't be."""
+    raw = DIATOR.encode(joined(1), Origin("other", "x"))
+    items = [Delivery(raw, "events", DIATOR, "1"), Delivery(raw, "events", DIATOR, "2"), delivery(3)]
+    inbox = Memory()
+    inbox.seen.add(("billing", "events/1"))
+    subscription = Scripted(items)
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=inbox)
+    async with Running(consumer):
+        await subscription.until_acked(3)
+    assert heard.ids == [1, 3]
+    assert consumer.stats.duplicates == 1
+
+
+async def test_cancelled_listener_is_not_remembered(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
+    begun = asyncio.Event()
+    inbox = Memory()
+
+    @d.listen("user.joined")
+    async def endless(event: Any) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with Consumer(d, broker.group("billing", start="new"), inbox=inbox) as consumer:
+        running = asyncio.create_task(consumer.run())
+        await broker.publish(joined(1))
+        await begun.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert inbox.seen == set()
+
+
+def test_inbox_is_for_groups(d: AsyncEventDispatcher) -> None:
+    """Where everybody hears everything there is nobody whose redelivery it could be."""
+    subscription = Scripted()
+    subscription.name = ""
+    with pytest.raises(ValueError, match="no group"):
+        Consumer(d, subscription, inbox=Memory())
