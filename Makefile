@@ -32,7 +32,7 @@ else
 endif
 
 test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL, from the binaries found here
-	$(RUN) -m pytest tests/services $(ARGS)
+	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel

@@ -7,10 +7,9 @@ from time import monotonic
 from typing import Any, Final
 from zlib import crc32
 
-from sqlalchemy import ARRAY, BigInteger, Integer, any_, delete, event, func, insert, literal, select
+from sqlalchemy import ARRAY, BigInteger, Integer, any_, bindparam, delete, event, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.sql.selectable import Select
 
 from silbo.errors import OutboxFull, StoreInvalid
 from silbo.stored import Packed, Quota
@@ -24,7 +23,16 @@ COUNT_EVERY: Final = 1.0
 COUNT_SHARE: Final = 20
 """And at least so many times as long as a count takes."""
 
-_STORED = "silbo.stored"  # in a session's ``info``
+_STORED: Final = "silbo.stored"  # in a session's ``info``
+
+# Made once: that takes as long as they do.
+_LINE: Final = func.unnest(bindparam("lines", type_=ARRAY(Integer))).column_valued("line")
+_LOCK: Final = select(func.pg_advisory_xact_lock(LOCKS, _LINE))
+_MINE: Final = (
+    delete(message).where(message.c.id == any_(bindparam("rows", type_=ARRAY(BigInteger)))).returning(message).cte()
+)
+_REST: Final = [column.key for column in message.columns if column is not message.c.id]
+_AGAIN: Final = insert(message).from_select(_REST, select(*(_MINE.c[key] for key in _REST)).order_by(_MINE.c.id))
 
 
 def lines_of(messages: Sequence[Packed]) -> set[int]:
@@ -32,13 +40,12 @@ def lines_of(messages: Sequence[Packed]) -> set[int]:
     return {crc32(each.key.encode()) % LINES for each in messages if each.key is not None}
 
 
-def lock(lines: Collection[int]) -> Select[Any]:
+async def lock(connection: AsyncConnection, lines: Collection[int]) -> None:
     """Wait for every transaction that is about to commit messages of these lines; the others wait for ours.
 
     Always in the same order, so that no two wait for one another.
     """
-    line = func.unnest(literal(sorted(lines), ARRAY(Integer))).column_valued("line")
-    return select(func.pg_advisory_xact_lock(LOCKS, line))
+    await connection.execute(_LOCK, {"lines": sorted(lines)})
 
 
 async def store(connection: AsyncConnection, messages: Sequence[Packed], partitions: int) -> list[int]:
@@ -121,11 +128,8 @@ def _order(session: Session) -> None:
         return
     session.flush()  # what it may wait for comes before the lines
     connection = session.connection(bind_arguments={"clause": message})
-    connection.execute(lock(stored.lines))
-    columns = [column for column in message.columns if column is not message.c.id]
-    mine = delete(message).where(message.c.id == any_(literal(stored.rows, ARRAY(BigInteger)))).returning(message).cte()
-    again = select(*(mine.c[column.key] for column in columns)).order_by(mine.c.id)
-    connection.execute(insert(message).from_select([column.key for column in columns], again))
+    connection.execute(_LOCK, {"lines": sorted(stored.lines)})
+    connection.execute(_AGAIN, {"rows": stored.rows})
 
 
 def _tell(session: Session) -> None:

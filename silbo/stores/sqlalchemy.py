@@ -141,7 +141,7 @@ class SQLAlchemyStore:
                     answers.append(None)
                     messages += call.messages
             if self._locks and (lines := lines_of(messages)):
-                await connection.execute(lock(lines))
+                await lock(connection, lines)
             if messages:
                 await store(connection, messages, self.partitions)
         return answers
