@@ -1,6 +1,6 @@
 """Listener classes made by dishka, and one dispatcher for everybody who asks for one (``pip install 'silbo[dishka]'``).
 
-container = make_async_container(YourProvider(), DispatcherProvider())
+container = make_async_container(YourProvider(), dispatcher_provider())
 dispatcher = await container.get(AsyncEventDispatcher)
 
 class Invoices:
@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("silbo.containers.dishka", extra="dishka") from error
 
-__all__ = ["DishkaContainer", "DispatcherProvider"]
+__all__ = ["DishkaContainer", "dispatcher_provider"]
 
 T = TypeVar("T")
 
@@ -66,27 +66,30 @@ class _Scope:
             raise Unresolvable(cls, self._adapter, str(error)) from error
 
 
-class DispatcherProvider(dishka.Provider):
-    """Makes one dispatcher the container's, under every type that a component may ask for.
+def dispatcher_provider(
+    dispatcher: AsyncEventDispatcher | type[AsyncEventDispatcher] = AsyncEventDispatcher,
+) -> dishka.Provider:
+    """A provider that makes one dispatcher the container's, under every type that a component may ask for.
 
     Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
-    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``. Closing it stays
-    with you.
+    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
 
     Args:
-        dispatcher: A dispatcher of yours; or the class of which one is made, with the container for listener classes.
+        dispatcher: A dispatcher of yours; or the class of which one is made, with this container for its listener classes.
+
+    Returns:
+        For ``make_async_container``. Closing the dispatcher stays with you.
 
     Raises:
         TypeError: it is no silbo dispatcher.
     """
+    own, *others = dispatcher_types(dispatcher, or_class=True)
 
-    def __init__(self, dispatcher: AsyncEventDispatcher | type[AsyncEventDispatcher] = AsyncEventDispatcher) -> None:
-        super().__init__(scope=dishka.Scope.APP)
-        own, *others = dispatcher_types(dispatcher, or_class=True)
+    def make(container: dishka.AsyncContainer) -> AsyncEventDispatcher:
+        return dispatcher(container=DishkaContainer(container)) if isinstance(dispatcher, type) else dispatcher
 
-        def make(container: dishka.AsyncContainer) -> AsyncEventDispatcher:
-            return dispatcher(container=DishkaContainer(container)) if isinstance(dispatcher, type) else dispatcher
-
-        self.provide(make, provides=own)
-        for other in others:
-            self.alias(source=own, provides=other)
+    provider = dishka.Provider(scope=dishka.Scope.APP)
+    provider.provide(make, provides=own)
+    for other in others:
+        provider.alias(source=own, provides=other)
+    return provider

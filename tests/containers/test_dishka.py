@@ -10,7 +10,7 @@ import dishka
 import pytest
 
 from silbo import AsyncEventDispatcher, Event
-from silbo.containers.dishka import DishkaContainer, DispatcherProvider
+from silbo.containers.dishka import DishkaContainer, dispatcher_provider
 from silbo.errors import Unresolvable
 from silbo.protocols import Container
 from tests.containers.conformance import (
@@ -55,7 +55,7 @@ class Dishka:
         for cls in (Emitter, Plugin, Old):
             provider.provide(cls)
         container = dishka.make_async_container(
-            provider, DispatcherProvider() if dispatcher is None else DispatcherProvider(dispatcher)
+            provider, dispatcher_provider() if dispatcher is None else dispatcher_provider(dispatcher)
         )
         return await container.get(AsyncEventDispatcher), container.get
 
@@ -70,7 +70,7 @@ async def test_a_dispatcher_of_the_hosts_class_can_be_made_with_the_container() 
     """Its listener classes come from there."""
     provider = dishka.Provider(scope=dishka.Scope.REQUEST)
     provider.provide(Plugin)
-    container = dishka.make_async_container(provider, DispatcherProvider(HostDispatcher))
+    container = dishka.make_async_container(provider, dispatcher_provider(HostDispatcher))
     d = await container.get(HostDispatcher)
     assert d is await container.get(AsyncEventDispatcher)
     d.add_listener("x", Plugin)

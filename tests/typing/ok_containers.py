@@ -16,7 +16,7 @@ import silbo.containers.rodi
 from silbo import AsyncEventDispatcher, DomainEvent, EventName
 from silbo.containers.dependency_injector import DependencyInjectorContainer
 from silbo.containers.di import DIContainer
-from silbo.containers.dishka import DishkaContainer, DispatcherProvider
+from silbo.containers.dishka import DishkaContainer, dispatcher_provider
 from silbo.containers.rodi import RodiContainer
 from silbo.protocols import Container
 
@@ -93,4 +93,4 @@ def registered(services: dependency_injector.containers.Container) -> None:
     assert_type(silbo.containers.di.register_dispatcher(di.Container(), Host()), Host)
     assert_type(silbo.containers.dependency_injector.register_dispatcher(services), AsyncEventDispatcher)
     assert_type(silbo.containers.dependency_injector.register_dispatcher(services, Host(), name="events"), Host)
-    dishka.make_async_container(DispatcherProvider(), DispatcherProvider(Host()), DispatcherProvider(Host))
+    dishka.make_async_container(dispatcher_provider(), dispatcher_provider(Host()), dispatcher_provider(Host))
