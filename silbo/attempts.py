@@ -97,11 +97,9 @@ class Attempts:
 
     async def _serve(self, turn: Turn) -> float | None:
         """One turn of a delivery; the seconds until it needs another, None where it needs none here."""
-        alone = False
-        if turn.delivery.attempt > 1 and turn.delivery.id and not turn.tries:
-            if not turn.counted and not await self._suspect(turn):
-                return None
-            alone = turn.attempts > 1
+        first = not turn.tries and not turn.counted
+        is_suspect = first and turn.delivery.attempt > 1 and bool(turn.delivery.id)
+        alone = first and turn.delivery.attempt > 2
         if alone or not self._floor.enter_now():
             await self._floor.enter(alone=alone)
         try:
@@ -110,7 +108,7 @@ class Attempts:
                 return None
             if not self._acks.is_sure() and not await self._acks.check():
                 return None
-            if not self._acks.has(turn.delivery):
+            if not self._acks.has(turn.delivery) or (is_suspect and not await self._suspect(turn)):
                 return None
             error = await self._attempt(turn)
         finally:
@@ -121,8 +119,8 @@ class Attempts:
         return await self._after(turn, error)
 
     async def _suspect(self, turn: Turn) -> bool:
-        """Count the beginning of what may have begun before; False where it must not begin here."""
-        if not self._acks.has(turn.delivery) or not await self._count(turn):
+        """Count the beginning of what may have begun before, right before it; False where it must not begin here."""
+        if not await self._count(turn):
             return False
         if turn.attempts <= self._policy.max_attempts:
             return True

@@ -65,7 +65,7 @@ class Delivery:
         raw: The message as it came.
         address: The channel or stream it came from.
         id: What the broker calls it; what is acknowledged. Empty where nothing can be.
-        attempt: 1 at first; 2 or more is a redelivery.
+        attempt: 1 at first. From 2 on it was given out before, and 2 are no attempt that is counted.
     """
 
     raw: bytes

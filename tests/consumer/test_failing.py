@@ -191,7 +191,7 @@ async def test_what_failed_to_the_end_comes_again_to_the_next_consumer(
         await failed.wait()
     await asyncio.sleep(0.1)  # longer than the back-off: what was planned is given up with the stop
     assert (consumer.stats.failed, consumer.stats.retried) == (1, 0)
-    assert [(item.message().payload["user_id"], item.attempt) for item in await left_over(broker)] == [(1, 2)]
+    assert [(item.message().payload["user_id"], item.attempt) for item in await left_over(broker)] == [(1, 3)]
 
 
 async def test_without_acknowledgement_a_failure_is_reported_once(d: AsyncEventDispatcher) -> None:
@@ -383,7 +383,7 @@ async def test_suspect_that_has_begun_before_runs_alone_and_what_is_done_is_ackn
         busy.discard(event.user_id)
         finished.append(str(event.user_id))
 
-    items = [delivery(number, key=str(number), attempt=2 if number == 5 else 1) for number in range(10)]
+    items = [delivery(number, key=str(number), attempt=3 if number == 5 else 1) for number in range(10)]
     subscription = Scripted(items)
     subscription.attempts["5"] = 1
     async with Running(Consumer(d, subscription, events=[USER_JOINED], concurrency=4)):

@@ -61,7 +61,7 @@ class Group:
         returned = [delivery for delivery, holder in self.pending.values() if holder is receiver]
         for delivery in returned:
             del self.pending[delivery.id]
-        again = [replace(delivery, attempt=delivery.attempt + 1) for delivery in returned]
+        again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
         self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
         self._wake()
 

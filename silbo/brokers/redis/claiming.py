@@ -58,23 +58,28 @@ class Upkeep:
         if all_of_it:
             self._at_tip = asyncio.get_running_loop().time()
 
-    async def claim(self, connection: Connection, limit: int) -> tuple[list[Any], int]:
-        """Entries that silent consumers had, where it is time to look, at most ``limit``; and how many are gone."""
+    async def claim(self, connection: Connection, limit: int) -> tuple[list[Any], list[int], int]:
+        """Entries that silent consumers had, where it is time to look, at most ``limit``.
+
+        With the attempts of each that are known, and how many other entries were gone.
+        """
         loop = asyncio.get_running_loop()
         if loop.time() < self._claim_at:
-            return [], 0
+            return [], [], 0
         entries: list[Any] = []
+        attempts: list[int] = []
         gone = 0
         for _ in range(CLAIM_PAGES):
             page = b"%d" % limit
             arguments = [self._group, self._consumer, self._idle, self._cursor, page]
-            self._cursor, entries, gone = await call(connection, CLAIM, [self._key, self._attempts], *arguments)
+            answer = await call(connection, CLAIM, [self._key, self._attempts], *arguments)
+            self._cursor, entries, attempts, gone = answer
             if self._cursor == _START:
                 self._claim_at = loop.time() + self._every
                 break
             if entries or gone:
                 break
-        return entries, gone
+        return entries, attempts, gone
 
     async def tidy(self, connection: Connection) -> None:
         """Remove consumers that are silent and have nothing in hand, where it is time to."""

@@ -191,15 +191,18 @@ class GroupReader:
             await call(connection, ACK, [key, attempts_key(key, self._group)], self._group, *gone)
             self._tell_gone(address, len(gone))
         self._own[key] = entries[-1][0]
-        self._hand_out(key, [entry for entry in entries if entry[1] is not None], asked, attempt=2)
-        return len(empty) < len(entries)
+        if there := [entry for entry in entries if entry[1] is not None]:
+            ids = [entry_id for entry_id, _ in there]
+            known = await connection.ask(b"HMGET", attempts_key(key, self._group), *ids)
+            self._hand_out(key, there, asked, [int(attempts or 0) for attempts in known])
+        return bool(there)
 
     async def _claim(self, connection: Connection, key: bytes, upkeep: Upkeep, limit: int) -> None:
         asked = asyncio.get_running_loop().time()
-        entries, gone = await upkeep.claim(connection, limit)
+        entries, attempts, gone = await upkeep.claim(connection, limit)
         if gone:
             self._tell_gone(key.decode(), gone)
-        self._hand_out(key, entries, asked, attempt=2)
+        self._hand_out(key, entries, asked, attempts)
         await upkeep.tidy(connection)
         if gap := await upkeep.look(connection, self._seen.get(key, "0")):
             self._ready.append(gap)
@@ -222,14 +225,16 @@ class GroupReader:
             upkeep.read(all_of_it=len(entries) < limit)
             if entries:
                 self._seen[key] = entries[-1][0].decode()
-                self._hand_out(key, entries, asked, attempt=1)
+                self._hand_out(key, entries, asked)
 
     async def _xreadgroup(self, connection: Connection, limit: int, *rest: bytes) -> Any:
         return await connection.ask(b"XREADGROUP", b"GROUP", self._group, self._name, b"COUNT", b"%d" % limit, *rest)
 
-    def _hand_out(self, key: bytes, entries: list[Any], asked: float, *, attempt: int) -> None:
+    def _hand_out(self, key: bytes, entries: list[Any], asked: float, attempts: Sequence[int] = ()) -> None:
+        """Have them ready; with the attempts of each that are known, where they were given out before."""
         address, form = key.decode(), self._description.format
-        for entry_id, fields in entries:
+        numbers = [2 + known for known in attempts] or [1] * len(entries)
+        for (entry_id, fields), attempt in zip(entries, numbers, strict=True):
             raw = _mapping(fields).get(b"message", b"")  # somebody else's entry is malformed, and told as such
             delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
             self._hold.take(delivery, asked)

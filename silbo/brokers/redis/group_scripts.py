@@ -54,18 +54,19 @@ return lost
 # tells it apart.
 _CLAIM: Final = """
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
-local taken, gone = {}, reply[3] or {}
+local taken, attempts, gone = {}, {}, reply[3] or {}
 for _, id in ipairs(reply[2]) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
   if entry then
     taken[#taken + 1] = entry
+    attempts[#taken] = tonumber(redis.call('HGET', KEYS[2], id) or 0)
   else
     redis.call('XACK', KEYS[1], ARGV[1], id)
     gone[#gone + 1] = id
   end
 end
 for _, id in ipairs(gone) do redis.call('HDEL', KEYS[2], id) end
-return {reply[1], taken, #gone}
+return {reply[1], taken, attempts, #gone}
 """
 
 # Set, not added to: so it can be repeated.
@@ -180,7 +181,7 @@ KEEP: Final = Script(_KEEP)
 """One key: the stream. Arguments: group, consumer, 1 to take back what nobody has, then ids. Answers with those lost."""
 CLAIM: Final = Script(_CLAIM)
 """Two keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, most at once. Answers with the
-cursor, entries, and how many others were gone."""
+cursor, entries, the attempts of each that are known, and how many other entries were gone."""
 COUNT: Final = Script(_COUNT)
 """Two keys: the stream, the attempts. Arguments: id, and to set it: number, milliseconds to keep them all."""
 BURY: Final = Script(_BURY)

@@ -168,6 +168,8 @@ async def test_attempts_count_over_consumers_until_it_is_acknowledged(admin: Red
         assert [await one.count(first), await one.count(first), await one.count(second)] == [1, 2, 1]
         assert await admin.hgetall(ATTEMPTS) == {first.id.encode(): b"2", second.id.encode(): b"1"}
         assert 6 * 24 * 3600 < await admin.ttl(ATTEMPTS) <= 7 * 24 * 3600
+        await asyncio.sleep(SOON + 0.05)
+        assert [item.attempt for item in await deliveries(other, 2)] == [4, 3]
         assert await other.count(first) == 3
         await one.ack(first)
         assert await admin.hkeys(ATTEMPTS) == [second.id.encode()]
