@@ -105,7 +105,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
             from chaos.effects import Effects  # not every Python that plays here has SQLAlchemy
 
             effects = await stack.enter_async_context(Effects(settings.effects))
-            consumers.append(await consume("effects", [CHARGED], effects.have, concurrency=4, inbox=effects.inbox))
+            consumers.append(await consume("effects", [CHARGED], effects.have, inbox=effects.inbox))
         ready()
         running = [asyncio.create_task(consumer.run()) for consumer in consumers]
         await asyncio.wait([*running, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)

@@ -206,6 +206,13 @@ class Stage:
                 raise NotInTime(f"not within {within:g} s: {what}")
             await asyncio.sleep(POLL)
 
+    async def settled(self, what: str, true: Callable[[], bool | Awaitable[bool]], within: float) -> None:
+        """Wait for the end of it all; where it does not come, that is a finding, and the rest is looked at."""
+        try:
+            await self.until(what, true, within)
+        except NotInTime as error:
+            self.wrong.append(str(error))
+
     def say(self, text: str) -> None:
         """Show progress."""
         if self._say is not None:

@@ -63,7 +63,7 @@ async def fence(stage: Stage, *, rounds: int = 10) -> None:
         async with Redis.from_url(server.url) as client:
             return bool(await client.xlen(STREAM) >= len(safe))
 
-    await stage.until("all events sent", sent, 30.0)
+    await stage.settled("all events sent", sent, 30.0)
     for relay in relays:
         await relay.stop()
     refused = sum(word == "Fenced" for relay in relays for (word,) in read(stage.ledger(relay.name)))

@@ -87,7 +87,7 @@ async def flush(stage: Stage, *, before: int = 2_000, after: int = 1_000) -> Non
         async with Redis.from_url(server.url) as client:
             return not await unfinished(client, "readers")
 
-    await stage.until("all events handled", finished, 60.0)
+    await stage.settled("all events handled", finished, 60.0)
     for consumer in consumers:
         await consumer.stop()
     stage.must("not handled when the replays began", missing_before, missing_before > 0, "some")

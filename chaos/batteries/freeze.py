@@ -51,7 +51,7 @@ async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0)) -> Non
         async with Redis.from_url(server.url) as client:
             return bool(await client.xlen(STREAM) >= len(safe))
 
-    await stage.until("all events sent", sent, 30.0)
+    await stage.settled("all events sent", sent, 30.0)
     stage.note("frozen for, s", " and ".join(f"{duration:g}" for duration in seconds))
     stage.below("slowest answer, s", direct.figures["slowest"], TIMEOUT + 0.5)
     stage.note("slowest answer of the outbox, s", outbox.figures["slowest"])

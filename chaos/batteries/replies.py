@@ -75,7 +75,7 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
         await stage.until("all answers dropped", lambda: (dropped(writes), dropped(readers)) == wanted, 240.0)
         for producer in producers:
             await producer.stop()
-        await stage.until("all events handled", handled, 60.0)
+        await stage.settled("all events handled", handled, 60.0)
     for consumer in consumers:
         await consumer.stop()
     stage.note("flushes unanswered", dropped(writes))

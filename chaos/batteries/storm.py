@@ -88,7 +88,7 @@ async def storm(
         for producer in producers:  # a killed one is started again, by its own fault
             await stage.until("all events given", lambda one=producer: one.ended == 0, within)  # type: ignore[misc]
         await stage.until("all faults done", lambda: all(task.done() for task in tasks), within)
-        await stage.until(
+        await stage.settled(
             "all events handled", lambda: _is_finished(server, sum(1 for _ in given(given_ledgers))), 60.0
         )
     watching.cancel()
