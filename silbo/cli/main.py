@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import silbo
 from silbo.cli import dead, outbox, relay
 from silbo.cli.arguments import UsageError, command
-from silbo.cli.output import ReaderGone, forget_stdout, printable, say
+from silbo.cli.output import ReaderGone, printable, say
 from silbo.errors import SilboError
 
 __all__ = ["main", "parser"]
@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error, 2)
     except ReaderGone:  # as `| head` does when it has enough
-        forget_stdout()
         return 0
     except (SilboError, OSError) as error:
         return _fail(error, 1)

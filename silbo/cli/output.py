@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -19,7 +18,6 @@ __all__ = [
     "ReaderGone",
     "ago",
     "confirmed",
-    "forget_stdout",
     "many",
     "message_fields",
     "object_line",
@@ -48,11 +46,6 @@ def write(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ReaderGone from error
-
-
-def forget_stdout() -> None:
-    """Let what is left in the buffer go nowhere, or Python complains of it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:

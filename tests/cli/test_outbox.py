@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from silbo import Outbox
+from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlite import SQLiteStore
-from tests.cli.support import SILBO, Done, Run, counts, fill, settle, silbo, terminal, without
+from tests.cli.support import SILBO, Done, Run, counts, fill, message, settle, silbo, terminal, without
 
 
 @pytest.fixture
@@ -269,3 +272,12 @@ async def test_version_and_help() -> None:
     )
     assert version.out.startswith("silbo ") and "exit codes" in whole.out
     assert all(done.code == 0 and "examples:" in done.out and "  silbo " in done.out for done in commands)
+
+
+async def test_name_that_the_output_cannot_show_is_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    broker = MemoryBroker(app="shop")
+    async with Outbox(SQLiteStore(path), broker, relay=False) as outbox:
+        await outbox.publish(replace(message(0), message_name="bestellung.bezahlt.€"))
+    done = await silbo("outbox", "status", "--rows", "pending", "--store", path, env={"PYTHONIOENCODING": "ascii"})
+    assert done.code == 0 and r"bestellung.bezahlt.\u20ac" in done.out
