@@ -53,12 +53,13 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
     prefix = f"silbo-demo-{uuid4().hex[:8]}"
     keys = [stream(prefix) + helper for helper in HELPERS]
     try:
-        client = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        # No socket timeout: with one, redis-py can swallow a cancellation on Python 3.11, and so a Ctrl-C.
+        client = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=None, retry=Retry(NoBackoff(), 0))
     except ValueError as error:
         raise RedisAway(f"SILBO_REDIS_URL is no URL of a Redis: {error}") from None
     try:
         async with client:
-            await client.ping()
+            await answers(client)
             expiring = asyncio.create_task(expire(client, keys))
             try:
                 yield client, prefix
@@ -68,6 +69,19 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
                     await client.unlink(*keys)
     except RedisError as error:
         raise RedisAway(f"Redis does not answer: {error}") from None
+
+
+async def answers(client: Redis) -> None:
+    """Return when it does.
+
+    Raises:
+        RedisAway: it takes too long.
+    """
+    try:
+        async with asyncio.timeout(5):
+            await client.ping()
+    except TimeoutError:
+        raise RedisAway("Redis does not answer within 5 s") from None
 
 
 async def expire(client: Redis, keys: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,10 @@ class Misfortunes:
         return in_hand
 
     async def _kill_billing(self) -> int:
-        with suppress(TimeoutError):  # a moment at which there is something to lose
-            async with asyncio.timeout(1):
-                while await self._in_hand() < HANDFUL:
-                    pass
+        for _ in range(100):  # until there is something to lose
+            if await self._in_hand() >= HANDFUL:
+                break
+            await asyncio.sleep(0.005)
         self.billing.kill()
         in_hand = await self._in_hand()
         self.tell(f"kill -9 billing, with {in_hand} events in hand that it had not acknowledged")

@@ -340,6 +340,13 @@ def test_a_wrong_url_is_one_clear_line(start: Start, url: str, told: str) -> Non
     assert len(err.splitlines()) == 1
 
 
+def test_a_frozen_redis_is_one_clear_line(start: Start, own_redis: RedisServer) -> None:
+    own_redis.pause()
+    code, _, err = start(DEMO, SILBO_REDIS_URL=own_redis.url).end()
+    own_redis.resume()
+    assert (code, err) == (1, "Redis does not answer within 5 s\n")
+
+
 def test_help_and_wrong_options(start: Start) -> None:
     code, out, _ = start([*DEMO, "--help"]).end()
     assert code == 0
