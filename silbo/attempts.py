@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -52,7 +51,7 @@ class Policy:
 
 
 class _InboxAway(Exception):
-    """The inbox can't be asked; no listener has run."""
+    """The inbox can't be asked, or could not remember: that is no failure of the listeners."""
 
 
 class _Malformed(Exception):
@@ -206,7 +205,7 @@ class Attempts:
         except Exception as error:  # noqa: BLE001  # a class of the host's that can't be an event
             return await self._failed(error, delivery)
         try:
-            if self._policy.inbox is None:
+            if self._policy.inbox is None or not self._is_heard(arrival.name):  # then there is nothing to remember
                 await self._dispatcher.adispatch(arrival.name, arrival.event)
                 self._stats.handled += 1
             else:
@@ -222,15 +221,25 @@ class Attempts:
         return None
 
     async def _run_once(self, inbox: Inbox, arrival: Arrival, delivery: Delivery) -> None:
+        """Run the listeners, if the inbox does not know the publication.
+
+        Raises:
+            _InboxAway: it can't be asked, or could not remember; whether anything is done is for the inbox to undo.
+        """
         publication = arrival.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
-        async with AsyncExitStack() as stack:
-            handling = inbox.handling(self._policy.group, publication)
-            try:
-                is_new = await stack.enter_async_context(handling)
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                raise _InboxAway from error
-            if is_new:
-                await self._dispatcher.adispatch(arrival.name, arrival.event)
+        failed = False
+        try:
+            async with inbox.handling(self._policy.group, publication) as is_new:
+                try:
+                    if is_new:
+                        await self._dispatcher.adispatch(arrival.name, arrival.event)
+                except BaseException:
+                    failed = True
+                    raise
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            if failed:  # the listeners' own
+                raise
+            raise _InboxAway from error
         self._stats.handled += is_new
         self._stats.duplicates += not is_new
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from silbo import AsyncEventDispatcher
+from silbo import AsyncEventDispatcher, Bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.codec import to_message
 from silbo.errors import StoreUnavailable
@@ -92,6 +92,56 @@ async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
         await subscription.until_acked(2)
     assert heard.ids == [1, 2]
     assert (consumer.stats.failed, dict(subscription.attempts)) == (0, {})
+
+
+async def test_inbox_that_can_not_remember_costs_no_attempt(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """Its commit was lost, and the effect with it; what a listener itself finds away is a failure like any other."""
+
+    class Commits(Memory):
+        lost = 3
+
+        @asynccontextmanager
+        async def handling(self, group: str, publication: str) -> AsyncIterator[bool]:
+            yield True
+            if self.lost:
+                self.lost -= 1
+                raise StoreUnavailable("gone")
+
+    errors: list[Any] = []
+
+    @d.listen("user.joined", priority=1)
+    async def fail_once(event: UserJoined) -> None:
+        if event.user_id == 2 and not errors:
+            raise StoreUnavailable("the listener's own")
+
+    subscription = Scripted([delivery(1), delivery(2)])
+    consumer = Consumer(
+        d,
+        subscription,
+        events=[USER_JOINED],
+        inbox=Commits(),
+        max_attempts=2,
+        on_error=lambda error, what: errors.append(str(error)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("silbo.attempts.INBOX", 0.01)
+        async with Running(consumer):
+            await subscription.until_acked(2)
+    assert (consumer.stats.handled, consumer.stats.dead) == (2, 0)
+    assert errors == ["the listener's own"]
+
+
+async def test_inbox_is_not_asked_about_what_nobody_listens_to(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """One stream carries everything: that must not become a row for each message in every consumer's database."""
+    inbox = Memory()
+    only = AsyncEventDispatcher()
+    only.add_listener("user.left", heard.hear)
+    only.add_subscriber(Bridge(MemoryBroker("web")))
+    subscription = Scripted([delivery(1)])
+    consumer = Consumer(only, subscription, events=[USER_JOINED], inbox=inbox)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (consumer.stats.handled, inbox.seen) == (1, set())
 
 
 async def test_message_that_names_no_publication_is_known_by_its_entry(d: AsyncEventDispatcher, heard: Heard) -> None:
