@@ -203,16 +203,16 @@ async def test_order_is_that_of_commit_under_load(
     async def host(number: int) -> None:
         nonlocal done
         for step in range(15):
-            async with sessions() as session:
-                for _ in range(dice.randint(1, 3)):
-                    await add(store, session, number * 100 + step, dice.choice("abc"))
-                    await asyncio.sleep(dice.random() * 0.003)
-                try:
+            try:
+                async with sessions() as session:
+                    for _ in range(dice.randint(1, 3)):
+                        await add(store, session, number * 100 + step, dice.choice("abc"))
+                        await asyncio.sleep(dice.random() * 0.003)
                     await session.commit()
-                except DBAPIError as error:
-                    failed.append(str(error.orig))
-                else:
-                    done += 1
+            except DBAPIError as error:
+                failed.append(str(error.orig))
+            else:
+                done += 1
 
     async def alone(number: int) -> None:
         for step in range(15):

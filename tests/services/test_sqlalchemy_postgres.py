@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from silbo.errors import OutboxFull
 from silbo.protocols import OutboxStore
 from silbo.stored import Quota
-from silbo.stores.sqlalchemy import SQLAlchemyStore
+from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore, current_session
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
+from tests.stores.inboxes import InboxBehaviour, Sessions
 from tests.stores.sessions import InSession
 
 
@@ -42,3 +46,29 @@ class TestSQLAlchemyStore(Conformance):
 
 class TestInSession(InSession):
     pass
+
+
+class TestInbox(InboxBehaviour):
+    async def test_error_that_a_listener_has_swallowed_is_no_success(
+        self, inbox: SQLAlchemyInbox, sessions: Sessions
+    ) -> None:
+        """PostgreSQL rolls such a transaction back at the commit, without a word: the delivery would be lost."""
+        with pytest.raises(DBAPIError, match="transaction is aborted"):
+            async with inbox.handling("billing", "p-1"):
+                await self.order(1)
+                with suppress(DBAPIError):
+                    await current_session().execute(text("SELECT 1 / 0"))
+        assert (await self.effects(sessions), await self.remembered(sessions)) == ([], 0)
+
+    async def test_constraint_that_is_checked_at_the_commit_is_the_listeners_own_error(
+        self, inbox: SQLAlchemyInbox, sessions: Sessions
+    ) -> None:
+        async with sessions.begin() as session:
+            later = "ALTER TABLE orders ADD CONSTRAINT once UNIQUE (id) DEFERRABLE INITIALLY DEFERRED"
+            await session.execute(text("ALTER TABLE orders DROP CONSTRAINT orders_pkey"))
+            await session.execute(text(later))
+        with pytest.raises(IntegrityError):
+            async with inbox.handling("billing", "p-1"):
+                await self.order(1)
+                await self.order(1)
+        assert await self.remembered(sessions) == 0

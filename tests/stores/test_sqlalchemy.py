@@ -12,6 +12,7 @@ from silbo.protocols import OutboxStore
 from silbo.stored import Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
+from tests.stores.inboxes import InboxBehaviour
 from tests.stores.sessions import InSession
 
 
@@ -37,4 +38,8 @@ class TestSQLAlchemyStore(Conformance):
 
 
 class TestInSession(InSession):
+    pass
+
+
+class TestInbox(InboxBehaviour):
     pass
