@@ -282,7 +282,10 @@ def main(arguments: list[str] | None = None) -> int | str:
             )
             console.print(f"Redis: {which}; seed {options.seed}")
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # until the loop can meet them
-            with TemporaryDirectory(prefix="silbo-demo-") as folder:
+            # In the server's own folder, where there is one: that goes with us in any case, after a `kill -9` too.
+            with TemporaryDirectory(
+                prefix="silbo-demo-", dir=server.folder if isinstance(server, RedisServer) else None
+            ) as folder:
                 plan = Plan(options.requests, options.seed)
                 demo = Demo(console, server, Path(folder), plan, calm=options.calm)
                 return asyncio.run(until_signal(demo.run()))

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from redis import Redis
@@ -234,14 +235,17 @@ def test_demo_ended_while_it_starts_leaves_nothing(start: Start, number: signal.
 
 
 @pytest.mark.parametrize("moment", ["are ready", "kill -9 host"])
-def test_killed_demo_leaves_no_process(start: Start, moment: str) -> None:
+def test_killed_demo_leaves_no_process_and_no_file(start: Start, moment: str) -> None:
     """`kill -9`: its programs and its Redis see that their input has ended."""
-    run = start([*DEMO, "--requests", "300"])
-    run.until(moment)
-    if moment == "are ready":
-        assert all(any(program in line for line in run.processes().values()) for program in PROGRAMS)
-    run.process.kill()
-    assert run.nothing_left(within=8)
+    with TemporaryDirectory() as folder:  # `tmp_path` is too long for a socket
+        run = start([*DEMO, "--requests", "300"], TMPDIR=folder)
+        run.until(moment)
+        assert os.listdir(folder)
+        if moment == "are ready":
+            assert all(any(program in line for line in run.processes().values()) for program in PROGRAMS)
+        run.process.kill()
+        assert run.nothing_left(within=8)
+        assert os.listdir(folder) == []
 
 
 def test_ctrl_c_in_a_real_terminal(start: Start) -> None:
@@ -315,8 +319,10 @@ def test_a_given_redis_is_left_as_it_was(start: Start, own_redis: RedisServer, i
         assert client.keys() == [b"mine"]
 
 
-def test_what_a_killed_demo_leaves_in_a_given_redis_expires(start: Start, own_redis: RedisServer) -> None:
-    run = start([*DEMO, "--requests", "300"], SILBO_REDIS_URL=own_redis.url)
+def test_what_a_killed_demo_leaves_in_a_given_redis_expires(
+    start: Start, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    run = start([*DEMO, "--requests", "300"], SILBO_REDIS_URL=own_redis.url, TMPDIR=str(tmp_path))
     run.until("75 of 300")
     run.process.kill()
     assert run.nothing_left(within=8)
