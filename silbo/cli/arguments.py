@@ -36,7 +36,7 @@ Commands: TypeAlias = Any
 
 FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "diator": DIATOR}
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhd])").fullmatch
+_is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII).fullmatch
 
 
 class UsageError(Exception):
