@@ -135,8 +135,9 @@ class Acks:
     def done(self, delivery: Delivery) -> None:
         """Acknowledge it with one of the next batches."""
         if delivery.id:
-            self._in_hand[_place(delivery)] = delivery  # also where it was lost, and perhaps has come back since
-            self.settle(delivery)
+            place = delivery.address, delivery.id
+            self._in_hand[place] = delivery  # also where it was lost, and perhaps has come back since
+            self._settled.add(place)
             self._done.append(delivery)
             self._some.set()
             if len(self._done) >= ACK_BATCH:
@@ -182,7 +183,10 @@ class Acks:
                 await self._receiver.ack(*batch)
             del self._done[: len(batch)]
             for delivery in batch:
-                self.drop(delivery)
+                place = delivery.address, delivery.id
+                if self._in_hand.get(place) is delivery:
+                    del self._in_hand[place]
+                    self._settled.discard(place)
             if not self._done:
                 self._some.clear()
             self.freed()

@@ -42,7 +42,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._ready: asyncio.PriorityQueue[tuple[float, Turn | None]] = asyncio.PriorityQueue()
-        self._lines: dict[str, deque[Turn]] = {}  # what waits behind the first of its key
+        self._lines: dict[str, deque[Turn] | None] = {}  # what waits behind the first of its key
         self._turns = self._came = 0
         self._parked: dict[Turn, asyncio.TimerHandle] = {}
         self._held: set[str] = set()  # keys of those
@@ -58,10 +58,13 @@ class Lanes:
         turn = Turn(self._came, delivery, message, key)
         if key is not None:
             if key in self._lines:
-                self._lines[key].append(turn)
+                line = self._lines[key]
+                if line is None:
+                    line = self._lines[key] = deque()
+                line.append(turn)
                 self._turns -= key in self._held
                 return
-            self._lines[key] = deque()
+            self._lines[key] = None
         self._ready.put_nowait((turn.order, turn))
 
     async def get(self) -> Turn | None:
@@ -106,7 +109,8 @@ class Lanes:
             self._ready.put_nowait((turn.order, turn))
 
     def _behind(self, turn: Turn) -> int:
-        return 0 if turn.key is None else len(self._lines[turn.key])
+        line = None if turn.key is None else self._lines[turn.key]
+        return 0 if line is None else len(line)
 
 
 class Floor:

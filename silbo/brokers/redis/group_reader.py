@@ -202,7 +202,8 @@ class GroupReader:
         entries, attempts, gone = await upkeep.claim(connection, limit)
         if gone:
             self._tell_gone(key.decode(), gone)
-        self._hand_out(key, entries, asked, attempts)
+        if entries:
+            self._hand_out(key, entries, asked, attempts)
         await upkeep.tidy(connection)
         if gap := await upkeep.look(connection, self._seen.get(key, "0")):
             self._ready.append(gap)

@@ -52,13 +52,15 @@ class Hold:
 
     def take(self, delivery: Delivery, asked: float) -> None:
         """Note that it was given, in the answer to what was asked at this time."""
-        self._since[_place(delivery)] = asked
+        self._since[delivery.address, delivery.id] = asked
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """They are this consumer's business no more."""
         for delivery in deliveries:
-            self._since.pop(_place(delivery), None)
-            self._counted.pop(_place(delivery), None)
+            place = delivery.address, delivery.id
+            self._since.pop(place, None)
+            if self._counted:
+                self._counted.pop(place, None)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """They are done; what was counted of them goes in the same step."""
