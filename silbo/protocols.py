@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from silbo.stored import NOTHING
+
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
     from silbo.message import Delivery, Message, Origin
@@ -255,7 +257,7 @@ class OutboxStore(Protocol):
             partitions: How many it is to have; None takes what is there, or 1.
 
         Raises:
-            StoreInvalid: no store, a newer schema, or other partitions while rows wait.
+            StoreInvalid: no store, a newer schema, or other partitions while rows wait or a relay leads.
         """
         ...
 
@@ -264,6 +266,7 @@ class OutboxStore(Protocol):
 
         Raises:
             OutboxFull: they would go past the quota; nothing was stored.
+            StoreInvalid: it has other partitions by now; nothing was stored.
             DeliveryUnknown: the commit was not answered: they may be stored.
         """
         ...
@@ -286,11 +289,20 @@ class OutboxStore(Protocol):
         """End the lease, so that another relay need not wait for it. Nothing happens where it is lost already."""
         ...
 
-    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+    async def take(
+        self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
+    ) -> Sequence[Row]:
         """Rows to send next: those that have a sequence already, then the oldest pending ones, which get theirs now.
 
         They are ``sending`` from then on, with one more attempt, under this lead. Empty while the first of them waits
-        for its next attempt.
+        for its next attempt. A new sequence is above the last one and not below the store's clock in microseconds, so
+        that a store that was restored from an older copy gives none for a second time.
+
+        Args:
+            lead: Of their partition.
+            limit: The most rows; a store may give fewer where they are large.
+            sent: What to :meth:`settle` before, in the same transaction.
+            dead: The same.
 
         Raises:
             LeadLost: another relay leads.
@@ -298,7 +310,7 @@ class OutboxStore(Protocol):
         ...
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
+        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error. Only those that are ``sending``.
 
         Raises:
             LeadLost: another relay leads.
@@ -315,6 +327,8 @@ class OutboxStore(Protocol):
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
         """Give rows that were taken once, and all later ones, new sequences above this one: the broker was ahead.
+
+        That is where a store was restored from an older copy and its clock was set back, too.
 
         Raises:
             LeadLost: another relay leads.
@@ -334,13 +348,13 @@ class OutboxStore(Protocol):
         ...
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Make dead rows pending again, all of them or these; how many."""
+        """Make dead rows pending again, as if never taken, all of them or these; how many."""
         ...
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """Make rows pending again that were sent from ``since`` on and before ``before``; how many, at most ``limit``.
 
-        They get new sequences, so that they are sent again, before what has not been taken yet.
+        As if never taken: they get new sequences, so that they are sent again, before what has not been taken yet.
         """
         ...
 

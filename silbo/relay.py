@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
-from silbo.message import Message
-from silbo.protocols import OutboxStore, Publisher, Sequenced, SequencedPublisher
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, StoreUnavailable
+from silbo.protocols import OutboxStore, Publisher
 from silbo.reporting import ErrorHook, Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.sending import Outcome, outcome_of, publish_rows
 from silbo.stored import Lead, Row
 
 __all__ = ["Relay", "RelayStats"]
@@ -27,6 +27,9 @@ POLL: Final = 0.25
 """Seconds between two looks at a store in which somebody else may have stored something."""
 STANDBY: Final = 0.5
 """Seconds between two tries to lead."""
+REST: Final = 3.0
+"""How long, in times of what taking took, the store is left to those who publish, unless there is much to send."""
+LONGEST_REST: Final = 0.02
 FORGET_EVERY: Final = 5.0
 """Seconds between two looks for what was sent long ago."""
 AWAY: Final = Backoff(initial=0.1, cap=2.0)
@@ -183,7 +186,7 @@ class Relay:
     async def _lead(self, lead: Lead, woken: asyncio.Event) -> None:
         """Send until the stop, or until somebody else leads."""
         now = asyncio.get_running_loop().time
-        renew_at, failures = now() + self._lease / 3, 0
+        renew_at, failures, outcome = now() + self._lease / 3, 0, Outcome()
         try:
             while True:
                 leave_if_cancelled()
@@ -193,57 +196,58 @@ class Relay:
                         raise LeadLost(lead.partition, lead.epoch)
                     renew_at = now() + self._lease / 3
                 woken.clear()
-                delay = POLL
-                if rows := await self._store.take(lead, BATCH):
-                    if await self._send(lead, rows, delay := AWAY.delay(failures + 1) or AWAY.cap):
-                        failures = 0
-                        await asyncio.sleep(0)  # neither a store nor a broker in memory ever lets others run
-                        continue
+                begun = now()
+                rows = await self._store.take(lead, BATCH, sent=outcome.sent, dead=outcome.dead)
+                busy = now() - begun
+                await self._count(outcome)
+                outcome = Outcome()
+                if not rows:
+                    if self._stopping.is_set():
+                        return
+                    # A broker that is away is not asked sooner because more was stored.
+                    wait = min(POLL, max(0.0, renew_at - now()))
+                    await pause(wait, self._stopping if failures else woken)
+                    continue
+                delay = AWAY.delay(failures + 1) or AWAY.cap
+                answered = await self._send(lead, rows, delay)
+                if answered is None:
                     failures += 1
-                elif self._stopping.is_set():
-                    return
-                # A broker that is away is not asked sooner because more was stored.
-                await pause(min(delay, max(0.0, renew_at - now())), self._stopping if failures else woken)
+                    await pause(min(delay, max(0.0, renew_at - now())), self._stopping)
+                    continue
+                failures, outcome = 0, answered
+                behind = len(rows) >= BATCH or self._stopping.is_set()
+                # Not 0 seconds alone where all is in memory: others have to run, too.
+                await asyncio.sleep(0 if behind else min(REST * busy, LONGEST_REST))
         finally:
             await self._resign(lead)
 
-    async def _send(self, lead: Lead, rows: Sequence[Row], delay: float) -> bool:
-        """Send rows and settle them; False when they have to wait, for ``delay`` seconds at least."""
+    async def _send(self, lead: Lead, rows: Sequence[Row], delay: float) -> Outcome | None:
+        """Send rows; what is to be settled, or None when they have to wait, for ``delay`` seconds at least."""
         try:
-            outcome = await self._publish(lead, rows)
+            answer = await publish_rows(self._publisher, f"{self._store.id}/{lead.partition}", lead.epoch, rows)
         except (BrokerUnavailable, DeliveryUnknown) as error:
             self.stats.postponed += 1
             await self._report("broker unavailable, trying again", error, None, partition=lead.partition)
             await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
-            return False
-        behind = {row.id for row in rows if row.attempts == 1 and row.sequence in outcome.known}
-        await self._settle(lead, [row for row in rows if row.id not in behind], outcome)
+            return None
+        behind = {row.id for row in rows if row.attempts == 1 and row.sequence in answer.known}
+        outcome = outcome_of([row for row in rows if row.id not in behind], answer)
         if behind:  # nobody has ever sent them
             logger.warning(
                 "outbox is older than its broker, restored from a copy: giving new sequences",
-                extra={"partition": lead.partition, "sequence": outcome.last},
+                extra={"partition": lead.partition, "sequence": answer.last},
             )
-            await self._store.renumber(lead, above=outcome.last)
-        return True
+            await self._store.settle(lead, outcome.sent, outcome.dead)
+            await self._store.renumber(lead, above=answer.last)
+        return outcome
 
-    async def _settle(self, lead: Lead, rows: Sequence[Row], outcome: Sequenced) -> None:
-        refused = {row.id: outcome.refused[row.sequence or 0] for row in rows if row.sequence in outcome.refused}
-        sent = [row.id for row in rows if row.id not in refused]
-        await self._store.settle(lead, sent, {row: str(error) for row, error in refused.items()})
-        self.stats.sent += len(sent)
-        self.stats.known += sum(row.sequence in outcome.known for row in rows)
-        self.stats.dead += len(refused)
-        for row in rows:
-            if row.id in refused:
-                await self._report(
-                    "message refused, it is dead", refused[row.id], row.message, event_name=row.message.message_name
-                )
-
-    async def _publish(self, lead: Lead, rows: Sequence[Row]) -> Sequenced:
-        messages = [(row.sequence or 0, row.message) for row in rows]
-        if isinstance(self._publisher, SequencedPublisher):
-            return await self._publisher.publish_sequenced(f"{self._store.id}/{lead.partition}", lead.epoch, messages)
-        return await _publish_plainly(self._publisher, messages)
+    async def _count(self, outcome: Outcome) -> None:
+        """Tell of what is settled."""
+        self.stats.sent += len(outcome.sent)
+        self.stats.known += outcome.known
+        self.stats.dead += len(outcome.dead)
+        for error, message in outcome.refused:
+            await self._report("message refused, it is dead", error, message, event_name=message.message_name)
 
     async def _resign(self, lead: Lead) -> None:
         with suppress(StoreUnavailable, TimeoutError):  # then the lease ends by itself
@@ -276,15 +280,3 @@ async def close(publisher: Publisher, store: OutboxStore) -> None:
         await publisher.aclose()
     finally:
         await store.aclose()
-
-
-async def _publish_plainly(publisher: Publisher, messages: Sequence[tuple[int, Message]]) -> Sequenced:
-    """To a broker that knows no sequences: a call each, for publishers keep the order of their calls."""
-    answers = await asyncio.gather(*(publisher.publish(message) for _, message in messages), return_exceptions=True)
-    refused: dict[int, MessageRefused] = {}
-    for (sequence, _), answer in zip(messages, answers, strict=True):
-        if isinstance(answer, MessageRefused):
-            refused[sequence] = answer
-        elif answer is not None:
-            raise answer
-    return Sequenced(refused=refused)

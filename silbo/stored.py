@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 from zlib import crc32
 
@@ -13,10 +14,12 @@ import msgspec
 from silbo.formats import write
 from silbo.message import Message
 
-__all__ = ["Lead", "OutboxStatus", "Packed", "Quota", "Row", "State", "pack", "partition_of", "unpack"]
+__all__ = ["NOTHING", "Lead", "OutboxStatus", "Packed", "Quota", "Row", "State", "pack", "partition_of", "unpack"]
 
 State: TypeAlias = Literal["pending", "sending", "sent", "dead"]
 """``pending`` waits, ``sending`` is in a relay's hands, ``sent`` is kept for a replay, ``dead`` was refused for good."""
+
+NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 
 _FIELDS: Final = tuple(field.name for field in fields(Message))
 _decode: Final = msgspec.json.Decoder(Message).decode
@@ -37,7 +40,7 @@ class Row:
 
     Attributes:
         id: The store's own; ascending in the order of commit, for one key.
-        attempts: How often a relay has taken it.
+        attempts: How often a relay has taken it, since it was stored or was made to be sent again.
         error: Why the last attempt failed.
         sequence: Its place in what is sent of its partition, given when a relay first takes it.
         owner: The relay that took it last.

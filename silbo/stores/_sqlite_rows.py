@@ -16,6 +16,8 @@ STATES: Final[tuple[State, ...]] = ("pending", "sending", "sent", "dead")
 NO_SEQUENCE: Final = 1 << 62
 """Behind every sequence, so that one index has the rows in the order in which they are taken."""
 STEP: Final = 1000
+TAKE_SIZE: Final = 4 << 20
+"""Bytes after which no more rows are taken at once."""
 COLUMNS: Final = (
     "id, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at"
 )
@@ -95,12 +97,12 @@ def _sequence(connection: sqlite3.Connection, lead: Lead) -> int:
     return int(sequence)
 
 
-def take(connection: sqlite3.Connection, lead: Lead, limit: int) -> list[Row]:
+def take(
+    connection: sqlite3.Connection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
+) -> list[Row]:
+    settle(connection, lead, sent, dead)
     last, at = _sequence(connection, lead), now()
-    found = connection.execute(
-        f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
-        (lead.partition, limit),
-    ).fetchall()
+    found = _first(connection, lead.partition, limit)
     if not found or (found[0][-1] or 0) > at:
         return []
     # Not below the clock: then a file that was restored from an older copy gives no sequence for a second time.
@@ -120,6 +122,22 @@ def take(connection: sqlite3.Connection, lead: Lead, limit: int) -> list[Row]:
     )
     connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (last, lead.partition))
     return rows
+
+
+def _first(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
+    """As many as are to be sent together: of large ones fewer."""
+    cursor = connection.execute(
+        f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
+        (partition, limit),
+    )
+    found, size = [], 0
+    for values in cursor:
+        found.append(values)
+        size += len(values[3])
+        if size >= TAKE_SIZE:
+            cursor.close()
+            break
+    return found
 
 
 def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:

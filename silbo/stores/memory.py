@@ -12,7 +12,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.stored import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 
 __all__ = ["MemoryStore"]
 
@@ -99,8 +99,11 @@ class MemoryStore:
         if (its.owner, its.epoch) == (lead.owner, lead.epoch):
             its.owner = None
 
-    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+    async def take(
+        self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
+    ) -> Sequence[Row]:
         """See :class:`~silbo.protocols.OutboxStore`."""
+        await self.settle(lead, sent, dead)
         its = self._check(lead)
         taken, waiting = self._taken[lead.partition], self._waiting[lead.partition]
         first = next(iter(taken or waiting), None)

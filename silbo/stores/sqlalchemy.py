@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from silbo.errors import DeliveryUnknown, MissingExtra, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
-from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
+from silbo.stored import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores._group import Call, GroupCommit
 
 try:
@@ -156,12 +156,17 @@ class SQLAlchemyStore:
         async with self._transaction() as connection:
             await sql.resign(connection, lead)
 
-    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+    async def take(
+        self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
+    ) -> Sequence[Row]:
         """See :class:`~silbo.protocols.OutboxStore`."""
+        if not sent and not dead:
+            async with self._transaction() as connection:
+                if not await sql.due(connection, lead):
+                    return ()
         async with self._transaction() as connection:
-            if not await sql.due(connection, lead):
-                return ()
-        async with self._transaction() as connection:
+            if sent or dead:
+                await sql.settle(connection, lead, sent, dead)
             return await sql.take(connection, lead, limit)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from silbo.errors import StoreUnavailable
-from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
+from silbo.stored import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores import _sqlite_rows as sql
 from silbo.stores._group import Call, GroupCommit
 from silbo.stores._sqlite_file import SQLiteFile
@@ -31,7 +31,8 @@ class SQLiteStore:
 
     The file is not in the transaction of any other database: what a program writes elsewhere and what it stores here
     can part when it dies in between. It is as durable as its disk: a folder that goes with its container goes with its
-    messages. It can't be on a network file system, whose locks SQLite can't rely on.
+    messages. It can't be on a network file system, whose locks SQLite can't rely on. A process that is frozen in the
+    middle of a transaction keeps the file locked for the others; after 10 s of that they get StoreUnavailable.
 
     Args:
         path: Of the file. Beside it there is another, with ``-journal`` at its end, which belongs to it.
@@ -83,9 +84,11 @@ class SQLiteStore:
         """See :class:`~silbo.protocols.OutboxStore`."""
         await self._change(lambda connection: sql.resign(connection, lead))
 
-    async def take(self, lead: Lead, limit: int) -> Sequence[Row]:
+    async def take(
+        self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
+    ) -> Sequence[Row]:
         """See :class:`~silbo.protocols.OutboxStore`."""
-        return await self._change(lambda connection: sql.take(connection, lead, limit))
+        return await self._change(lambda connection: sql.take(connection, lead, limit, sent, dead))
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""

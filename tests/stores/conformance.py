@@ -426,6 +426,27 @@ class Conformance:
         status = await store.status()
         assert (status.size, status.counts["sent"], status.counts["dead"]) == (size, 1, 0)
 
+    async def test_answers_can_be_settled_with_the_next_taking(self, store: OutboxStore) -> None:
+        await store.add(packed(1, 2, 3, 4), PLENTY)
+        lead = await leader(store)
+        first = await store.take(lead, 2)
+        second = await store.take(lead, 1, sent=[first[0].id], dead={first[1].id: "too odd"})
+        assert numbers(second) == [3]
+        assert (await in_state(store, "sent"), await in_state(store, "dead")) == ([1], [2])
+        assert numbers(await store.take(lead, 1, sent=ids(second))) == [4]
+        assert await in_state(store, "sent") == [1, 3]
+
+    async def test_old_leader_settles_nothing_with_its_next_taking(
+        self, store: OutboxStore, other: OutboxStore
+    ) -> None:
+        await store.add(packed(1, 2), PLENTY)
+        old = await leader(store, lease=SHORT)
+        rows = await store.take(old, 1)
+        await leader(other, "b")
+        with pytest.raises(LeadLost):
+            await store.take(old, 1, sent=ids(rows))
+        assert (await in_state(store, "sent"), await in_state(store, "sending")) == ([], [1])
+
     # -- to mend ------------------------------------------------------------------------------------------------
 
     async def test_dead_rows_can_be_retried(self, store: OutboxStore) -> None:

@@ -33,6 +33,7 @@ from silbo.message import Message, Origin
 from silbo.outbox import Outbox
 from silbo.protocols import Sequenced
 from silbo.relay import Relay
+from silbo.sending import Outcome
 from silbo.stored import Lead
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
@@ -191,6 +192,7 @@ class Process:
         self._relay = Relay(world.store, self.publisher, on_error=lambda *_: None)
         self.lead: Lead | None = None
         self._above = 0
+        self._outcome = Outcome()  # to be settled with the next taking
         self.sending: asyncio.Task[Any] | None = None  # frozen in it
 
     async def takes_the_lead(self) -> None:
@@ -210,8 +212,9 @@ class Process:
 
     async def _send(self, limit: int) -> None:
         assert self.lead is not None
-        if rows := await self._store.take(self.lead, limit):
-            await self._relay._send(self.lead, rows, delay=0.0)
+        outcome, self._outcome = self._outcome, Outcome()
+        if rows := await self._store.take(self.lead, limit, sent=outcome.sent, dead=outcome.dead):
+            self._outcome = await self._relay._send(self.lead, rows, delay=0.0) or Outcome()
 
     async def thaws(self) -> None:
         assert self.publisher.frozen is not None
@@ -224,18 +227,17 @@ class Process:
         assert sending is not None
         try:
             await sending
-        except Crash:
-            self.lead = None
-        except LeadLost:
-            self.lead = None
+        except (Crash, LeadLost):
+            self.lead, self._outcome = None, Outcome()
         except Fenced as error:
-            self.lead, self._above = None, error.epoch
+            self.lead, self._outcome, self._above = None, Outcome(), error.epoch
 
     async def crashes(self) -> None:
         if self.sending is not None:
             self.sending.cancel()
             await asyncio.wait({self.sending})
         self.sending = self.lead = None
+        self._outcome = Outcome()
         self.publisher.froze.clear()
 
 

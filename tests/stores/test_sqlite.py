@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from silbo.errors import OutboxFull, StoreInvalid, StoreUnavailable
-from silbo.stored import Quota
+from silbo.message import Message
+from silbo.stored import Quota, pack
 from silbo.stores import _sqlite_file
 from silbo.stores.sqlite import SQLiteStore
 from tests.stores.conformance import (
@@ -105,6 +106,14 @@ async def test_commits_are_flushed_to_the_disk_in_a_rollback_journal(store: SQLi
     assert [await store._change(pragma(name)) for name in names] == [2, "persist", 1]
     assert path.with_name("outbox.db-journal").exists()
     assert look(path, "PRAGMA journal_mode") == [("delete",)]  # as any other program sees it: no WAL
+
+
+async def test_large_messages_are_taken_in_small_numbers(store: SQLiteStore) -> None:
+    """So that a backlog of them does not come into memory at once."""
+    large = [pack(Message("ecst_event", "counted", "id", {"n": n, "text": "x" * 1_000_000}), 1) for n in range(7)]
+    await store.add(large, PLENTY)
+    lead = await leader(store)
+    assert [len(await send(store, lead, 500)) for _ in range(2)] == [5, 2]
 
 
 async def test_quota_counters_are_what_is_there(store: SQLiteStore, path: Path) -> None:
