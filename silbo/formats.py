@@ -41,6 +41,7 @@ class _ByEventName:
     """Channels of the formats whose ``message_name`` is the event name."""
 
     names: Literal["event", "class"] = "event"
+    content_type = "application/json"
 
     def channel(self, message: Message, prefix: str) -> str:
         """``{prefix}:{message_type}:{event name}``, or ``{prefix}:{address}`` where a route chose one."""
@@ -90,6 +91,7 @@ class DiatorFormat:
     """
 
     names: Literal["event", "class"] = "class"
+    content_type = "application/json"
     _decoder = msgspec.json.Decoder(_Record)
 
     def __init__(self, prefix: str = "python_diator_channel") -> None:
@@ -164,6 +166,7 @@ class CloudEventsFormat(_ByEventName):
     Source: CloudEvents 1.0.2, its JSON event format, and its partitioning extension.
     """
 
+    content_type = "application/cloudevents+json"
     _decoder = msgspec.json.Decoder(dict[str, Any])
 
     def encode(self, message: Message, origin: Origin) -> bytes:

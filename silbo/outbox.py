@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 
 from silbo.errors import MessageRefused, StoreUnavailable
 from silbo.message import Message, instance
-from silbo.protocols import OutboxStore, Publisher, SessionStore
+from silbo.protocols import OutboxStore, Promises, Publisher, SessionStore
 from silbo.relay import Relay, RelayStats, close, finish
 from silbo.reporting import ErrorHook
 from silbo.stored import OutboxStatus, Packed, Quota, pack
@@ -77,6 +77,12 @@ class Outbox:
     def app(self) -> str:
         """The broker's."""
         return self.publisher.app
+
+    @property
+    def promises(self) -> Promises:
+        """The broker's; with several partitions the order of each key at most."""
+        promises = getattr(self.publisher, "promises", Promises())
+        return replace(promises, order="key") if self._partitions > 1 and promises.order == "all" else promises
 
     @property
     def stats(self) -> RelayStats | None:

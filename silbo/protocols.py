@@ -20,6 +20,7 @@ __all__ = [
     "Format",
     "Inbox",
     "OutboxStore",
+    "Promises",
     "Publisher",
     "Receiver",
     "Scope",
@@ -38,6 +39,11 @@ class Format(Protocol):
     @property
     def names(self) -> Literal["event", "class"]:
         """What ``message_name`` holds on the wire: the event name, or (Diator) the class name."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """Its media type, for brokers that carry one beside a message."""
         ...
 
     def encode(self, message: Message, origin: Origin) -> bytes:
@@ -67,6 +73,23 @@ class Format(Protocol):
         among them.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What one publisher promises and another can't; a publisher has it as its attribute ``promises``.
+
+    That nothing is lost without an error, and what an error means, is promised by all of them. One that declares
+    nothing promises the most.
+
+    Attributes:
+        order: Which messages arrive in the order in which they were published: ``"all"``, those of one ``"key"``, or
+            ``"none"``.
+        keeps: Whether what was published is still there for consumers when the broker went away and came back.
+    """
+
+    order: Literal["all", "key", "none"] = "all"
+    keeps: bool = True
 
 
 @runtime_checkable

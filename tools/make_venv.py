@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-EXTRAS = "cli,dependency-injector,di,dishka,rodi,sqlalchemy,starlette"
+EXTRAS = "azure,cli,dependency-injector,di,dishka,kafka,rabbitmq,rodi,sqlalchemy,starlette"
 
 
 def main(folder: str, group: str) -> "str | None":

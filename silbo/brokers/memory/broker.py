@@ -14,7 +14,7 @@ from silbo.brokers.memory.groups import DeadLetter, Group, GroupReceiver
 from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, StartInvalid
 from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
-from silbo.protocols import Format, Receiver, Sequenced
+from silbo.protocols import Format, Promises, Receiver, Sequenced
 from silbo.routing import check_address
 
 __all__ = ["MemoryBroker", "MemoryGroup"]
@@ -37,6 +37,8 @@ class MemoryBroker:
     Attributes:
         dead: What groups have given up, oldest first; the last ``limit`` of them.
     """
+
+    promises: Final = Promises(keeps=False)  # it goes away with its process
 
     def __init__(
         self,

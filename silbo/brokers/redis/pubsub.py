@@ -15,7 +15,7 @@ from silbo.brokers.redis.scripts import PUBLISH
 from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
 from silbo.names import compile_pattern
-from silbo.protocols import Format
+from silbo.protocols import Format, Promises
 from silbo.routing import check_address
 
 __all__ = ["RedisPubSub"]
@@ -36,6 +36,8 @@ class RedisPubSub:
         timeout: Seconds in which a publish returns or raises. After one was missed, further publishes fail at once
             until Redis answers again.
     """
+
+    promises: Final = Promises(keeps=False)
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from silbo.brokers.redis.scripts import ADD
 from silbo.brokers.redis.sequenced import SequencedSender
 from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
-from silbo.protocols import Format, Sequenced
+from silbo.protocols import Format, Promises, Sequenced
 from silbo.routing import check_address
 
 __all__ = ["RedisStreams"]
@@ -39,6 +39,8 @@ class RedisStreams:
         retain: Seconds that an entry is kept at least, by Redis's clock; older ones go as others are added, in
             blocks of some hundred. None keeps everything.
     """
+
+    promises: Final = Promises()
 
     def __init__(
         self,
