@@ -16,7 +16,9 @@ __all__ = [
     "DispatcherClosed",
     "EnvelopeConflict",
     "Fenced",
+    "FollowUpsExceeded",
     "Gap",
+    "HandlerShared",
     "LeadLost",
     "ListenerTimeout",
     "MessageInvalid",
@@ -137,6 +139,39 @@ class Unresolvable(SilboError, LookupError):
 
     def __str__(self) -> str:
         return f"{type(self.container).__name__} can't make {self.cls.__qualname__}: {self.problem}"
+
+
+class HandlerShared(SilboError, RuntimeError):
+    """One object that collects events was at work in two places at once, so nobody knows whose events they are."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(cls)
+        self.cls = cls
+
+    def __str__(self) -> str:
+        return (
+            f"one {self.cls.__qualname__} collected events while it was at work in two places at once; register the class "
+            "as transient or scoped, so that each has an object of its own"
+        )
+
+
+class FollowUpsExceeded(SilboError, RuntimeError):
+    """The events that handlers collect bring about more and more events.
+
+    Attributes:
+        limit: So many have been dispatched.
+        name: What would have been the next one.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        super().__init__(limit, name)
+        self.limit, self.name = limit, name
+
+    def __str__(self) -> str:
+        return (
+            f"{self.limit} events have followed of one unit of work, and {self.name!r} would be the next: do two "
+            "handlers answer each other for ever?"
+        )
 
 
 class DispatcherClosed(SilboError, RuntimeError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from silbo.errors import ListenerTimeout
 from silbo.event import running
-from silbo.resolving import beside, scoped
+from silbo.unit import beside, unit_of_work
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
@@ -96,7 +96,7 @@ class Wrapper:
     plain: bool = True
     """It asks nothing of the dispatch: it is run in its turn, and keeps or raises its errors itself."""
     container: Container | None = None
-    """What makes the object that it runs; a dispatch holds a scope of it open."""
+    """What makes the object that it runs; its dispatch is a unit of work."""
 
     def __init__(self, listener: Listener) -> None:
         update_wrapper(self, listener, updated=())
@@ -181,12 +181,12 @@ async def settle(
 ) -> None:
     """Run them all, then raise what was collected, together with what ended the run.
 
-    In one scope of the container, where one of them needs an object of it.
+    In one unit of work, where one of them needs an object of the container.
     """
     if container is not None:
         listeners = tuple(listeners)  # a host's get_listeners may give what can be read once
         if any(isinstance(one, Wrapper) and one.container is container for one in listeners):
-            async with scoped(container):
+            async with unit_of_work(container):
                 await settle(adispatch, None, listeners, event)
             return
     errors = running(event)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from silbo.errors import ContainerMissing
 from silbo.guard import Wrapper, is_async
-from silbo.resolving import current_scope, scoped
+from silbo.unit import Unit, current_unit, unit_of_work
 
 if TYPE_CHECKING:
-    from silbo.protocols import Container, Scope
+    from silbo.protocols import Container
 
 __all__ = ["Calls", "ClassListener", "HandlerClass", "Handles", "Listens", "handling_method", "is_listener"]
 
@@ -75,7 +75,7 @@ def handling_method(cls: type) -> str:
 
 
 class ClassListener(Wrapper):
-    """A class among the listeners: each run resolves it in the scope of the dispatch, and lets the object handle."""
+    """A class among the listeners: each run resolves it in the dispatch's unit of work, and lets the object handle."""
 
     plain = False
 
@@ -89,13 +89,14 @@ class ClassListener(Wrapper):
 
     async def __call__(self, event: Any) -> None:
         """Resolve it and let it handle the event."""
-        scope = current_scope(self._from)
-        if scope is not None:
-            await self._run(scope, event)
+        unit = current_unit(self._from)
+        if unit is not None:
+            await self._run(unit, event)
             return
-        async with scoped(self._from) as scope:  # run by hand, or by a dispatcher without this container
-            await self._run(scope, event)
+        async with unit_of_work(self._from) as unit:  # run by hand, or by a dispatcher without this container
+            await self._run(unit, event)
 
-    async def _run(self, scope: Scope, event: Any) -> None:
-        handler = await scope.resolve(self._cls)
-        await getattr(handler, self._method)(event)
+    async def _run(self, unit: Unit, event: Any) -> None:
+        handler = await unit.resolve(self._cls)
+        with unit.handling(handler, getattr(event, "dispatcher", None)):
+            await getattr(handler, self._method)(event)

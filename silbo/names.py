@@ -6,9 +6,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
 
 from silbo.errors import NameInvalid
 
@@ -24,7 +25,16 @@ else:
 
     E, T = TypeVar("E"), TypeVar("T")
 
-__all__ = ["EventName", "Key", "Name", "check_dispatched", "compile_pattern", "is_pattern", "warn_if_deprecated"]
+__all__ = [
+    "EventName",
+    "Key",
+    "Name",
+    "check_dispatched",
+    "compile_pattern",
+    "is_pattern",
+    "name_of",
+    "warn_if_deprecated",
+]
 
 Key: TypeAlias = "str | Callable[[Any], object]"
 """Where a routing key comes from: an attribute's name, or a function of the event."""
@@ -82,6 +92,7 @@ else:
             self = super().__new__(own, name)
             self.cls, self.key, self.version = cls, key, version
             self.description, self.deprecated = description, deprecated
+            _make_known(self)
             return self
 
         def __class_getitem__(cls, _item):
@@ -90,6 +101,33 @@ else:
         def __reduce__(self):
             options = {slot: getattr(self, slot) for slot in self.__slots__}
             return partial(EventName, str(self), **options), ()
+
+
+_KNOWN: Final = "__silbo_names__"
+"""On an event class, its names; there, so that a class that nobody needs any more can go."""
+
+
+def _make_known(name: Any) -> None:
+    known = () if name.cls is None else vars(name.cls).get(_KNOWN, ())
+    if name.cls is not None and name not in known:
+        with suppress(TypeError, AttributeError):  # a built-in class, or one that is closed
+            setattr(name.cls, _KNOWN, (*known, name))
+
+
+def name_of(event: object) -> Any:
+    """The name of an event that comes without one, or of a class of events: its :class:`EventName`, else the class's name.
+
+    Raises:
+        NameInvalid: there are two of them.
+    """
+    cls = event if isinstance(event, type) else type(event)
+    known: tuple[Any, ...] = vars(cls).get(_KNOWN, ())
+    if len(known) > 1:
+        names = ", ".join(map(repr, map(str, known)))
+        raise NameInvalid(
+            cls.__name__, f"events of this class have several names ({names}); dispatch it under one of them"
+        )
+    return known[0] if known else cls.__name__
 
 
 def is_pattern(name: object) -> bool:

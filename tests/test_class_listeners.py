@@ -1,13 +1,9 @@
-"""Listeners given as classes: registered, run with options, and the scopes that their objects live in.
-
-The container here is the smallest that fits the protocol; the libraries' own are in tests/containers.
-"""
+"""Listeners given as classes: registered, run with options, and the scopes that their objects live in."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,49 +16,8 @@ from silbo import AsyncEventDispatcher, Event, Trace
 from silbo.containers.rodi import RodiContainer
 from silbo.errors import ContainerMissing, ListenerTimeout, SilboError, Unresolvable
 from silbo.protocols import Container
-from silbo.resolving import scoped
-
-
-class Opened:
-    """A scope: makes each class once, and knows when it is over."""
-
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
-        self.made: dict[type, Any] = {}
-        self.closed = False
-        self.error: BaseException | None = None
-
-    async def resolve(self, cls: type[Any], /) -> Any:
-        assert not self.closed
-        self.shelf.asked.append(cls)
-        if cls not in self.made:
-            made = self.shelf.factories.get(cls, cls)()
-            self.made[cls] = await made if inspect.isawaitable(made) else made
-        return self.made[cls]
-
-
-class Shelf:
-    """A container."""
-
-    def __init__(self) -> None:
-        self.factories: dict[type, Callable[[], Any]] = {}
-        self.asked: list[type] = []
-        self.scopes: list[Opened] = []
-        self.closing: Callable[[], Awaitable[object]] | None = None
-
-    @asynccontextmanager
-    async def scope(self) -> AsyncGenerator[Opened]:
-        opened = Opened(self)
-        self.scopes.append(opened)
-        try:
-            yield opened
-        except BaseException as error:
-            opened.error = error
-            raise
-        finally:
-            opened.closed = True
-            if self.closing is not None:
-                await self.closing()
+from silbo.unit import unit_of_work
+from tests.shelf import Opened, Shelf
 
 
 class Ping(Event):
@@ -353,8 +308,8 @@ async def test_two_dispatchers_of_one_container_share_its_scope(shelf: Shelf) ->
 async def test_a_unit_of_work_spans_the_dispatches_in_it(d: AsyncEventDispatcher, shelf: Shelf) -> None:
     """As a command has it, with the events of its handler."""
     d.add_listener("x", Hears)
-    async with scoped(shelf) as scope:
-        handler = await scope.resolve(Hears)
+    async with unit_of_work(shelf) as unit:
+        handler = await unit.resolve(Hears)
         event = await d.adispatch("x", Ping())
         assert event.heard == [handler] and not shelf.scopes[0].closed
     assert len(shelf.scopes) == 1 and shelf.scopes[0].closed

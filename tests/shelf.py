@@ -1,0 +1,50 @@
+"""The smallest container that fits the protocol, for what goes for all of them; the libraries' own are in tests/containers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+class Opened:
+    """A scope: makes each class once, and knows when it is over."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.made: dict[type, Any] = {}
+        self.closed = False
+        self.error: BaseException | None = None
+
+    async def resolve(self, cls: type[Any], /) -> Any:
+        assert not self.closed
+        self.shelf.asked.append(cls)
+        if cls not in self.made:
+            made = self.shelf.factories.get(cls, cls)()
+            self.made[cls] = await made if inspect.isawaitable(made) else made
+        return self.made[cls]
+
+
+class Shelf:
+    """A container."""
+
+    def __init__(self) -> None:
+        self.factories: dict[type, Callable[[], Any]] = {}
+        self.asked: list[type] = []
+        self.scopes: list[Opened] = []
+        self.closing: Callable[[], Awaitable[object]] | None = None
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[Opened]:
+        opened = Opened(self)
+        self.scopes.append(opened)
+        try:
+            yield opened
+        except BaseException as error:
+            opened.error = error
+            raise
+        finally:
+            opened.closed = True
+            if self.closing is not None:
+                await self.closing()
