@@ -31,12 +31,16 @@ def main() -> None:
     random = Random(settings.seed)
     ready()
     for _ in range(settings.kills):
+        out, into = os.pipe()
         if not (child := os.fork()):
             end_with_starter()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(into, 1)
             asyncio.run(producer.main(producer.Settings(**settings.producer), asyncio.Event()))
             os._exit(3)  # it was to be killed before
-        time.sleep(random.uniform(0.01, 0.05))
+        os.close(into)
+        os.read(out, 16)  # it is ready
+        os.close(out)
+        time.sleep(random.uniform(0.0, 0.04))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     print("{}", flush=True)

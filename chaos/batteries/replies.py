@@ -11,8 +11,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chaos.check import check_groups, check_handled, check_stream, entries, given, unfinished
+from chaos.events import STREAM
 from chaos.proxy import DropReplies, Proxy
-from chaos.stage import Stage
+from chaos.stage import Stage, Worker
 from silbo.stores.sqlite import SQLiteStore
 
 EACH = 4
@@ -47,6 +48,8 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
         )
         for number, proxy in enumerate(readers)
     ]
+    relays: list[Worker] = []
+    wanted_in_stream = 0
     producers = [
         await stage.start(
             f"producer-{number}",
@@ -68,21 +71,34 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
 
     async def handled() -> bool:
         async with Redis.from_url(server.url) as client:
-            return not await unfinished(client, "readers")
+            return await client.xlen(STREAM) >= wanted_in_stream and not await unfinished(client, "readers")
 
     async with stage.saying(lambda: f"{dropped(writes)} flushes and {dropped(readers)} reads without an answer"):
         wanted = EACH * -(-flushes // EACH), EACH * -(-reads // EACH)
         await stage.until("all answers dropped", lambda: (dropped(writes), dropped(readers)) == wanted, 240.0)
-        for producer in producers:
+        for number, producer in enumerate(producers):
             await producer.stop()
+            relays.append(  # what a host leaves in its outbox is another's to send
+                await stage.start(
+                    f"relay-{number}",
+                    "relay",
+                    url=server.url,
+                    store=str(stage.folder / f"outbox-{number}.db"),
+                    ledger=str(stage.ledger(f"relay-{number}")),
+                )
+            )
+        wanted_in_stream = len(given(stage.ledger(one.name) for one in producers))
         await stage.settled("all events handled", handled, 60.0)
-    for consumer in consumers:
-        await consumer.stop()
+    for worker in [*relays, *consumers]:
+        await worker.stop()
     stage.note("flushes unanswered", dropped(writes))
     stage.note("reads unanswered", dropped(readers))
     safe, found = given(stage.ledger(one.name) for one in producers), await entries(server.url)
     check_stream(stage, safe, found)
-    check_handled(stage, {entry.event for entry in found}, [stage.ledger(one.name) for one in consumers])
+    handled_events = check_handled(
+        stage, {entry.event for entry in found}, [stage.ledger(one.name) for one in consumers]
+    )
+    stage.zero("handled twice", sum(handled_events.values()) - len(handled_events))
     await check_groups(stage, server.url)
 
 
