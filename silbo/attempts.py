@@ -96,9 +96,9 @@ class Attempts:
 
     async def _serve(self, turn: Turn) -> float | None:
         """One turn of a delivery; the seconds until it needs another, None where it needs none here."""
-        first = not turn.tries and not turn.counted
-        is_suspect = first and turn.delivery.attempt > 1 and bool(turn.delivery.id)
-        alone = first and turn.delivery.attempt > 2
+        delivery = turn.delivery
+        is_suspect = delivery.attempt > 1 and not turn.tries and not turn.counted
+        alone = is_suspect and delivery.attempt > 2
         if alone or not self._floor.enter_now():
             await self._floor.enter(alone=alone)
         try:
@@ -107,13 +107,13 @@ class Attempts:
                 return None
             if not self._acks.is_sure() and not await self._acks.check():
                 return None
-            if not self._acks.has(turn.delivery) or (is_suspect and not await self._suspect(turn)):
+            if not self._acks.has(delivery) or (is_suspect and not await self._suspect(turn)):
                 return None
             error = await self._attempt(turn)
         finally:
             self._floor.leave(alone=alone)
         if error is None:
-            self._acks.done(turn.delivery)
+            self._acks.done(delivery)
             return None
         return await self._after(turn, error)
 
