@@ -100,7 +100,7 @@ def current_unit(container: Container) -> Unit | None:
 
 
 @asynccontextmanager
-async def unit_of_work(container: Container, *, follow_ups: int = FOLLOW_UPS) -> AsyncGenerator[Unit]:
+async def unit_of_work(container: Container, *, max_follow_ups: int = FOLLOW_UPS) -> AsyncGenerator[Unit]:
     """Around a unit of work, or a part of the one that is open in this task: a part adds its events where it succeeds.
 
     At the end of the whole its events are dispatched, in the order they were collected; what their handlers collect goes
@@ -109,7 +109,7 @@ async def unit_of_work(container: Container, *, follow_ups: int = FOLLOW_UPS) ->
 
     Args:
         container: Where its objects come from.
-        follow_ups: Most events that may follow.
+        max_follow_ups: Most events that may follow.
 
     Raises:
         FollowUpsExceeded: there were more.
@@ -121,7 +121,7 @@ async def unit_of_work(container: Container, *, follow_ups: int = FOLLOW_UPS) ->
     try:
         yield unit
         if outer is None:
-            await _follow(unit, follow_ups)
+            await _follow(unit, max_follow_ups)
     except BaseException as error:
         if outer is None:
             await unit.scope.close(error)

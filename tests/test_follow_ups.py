@@ -309,10 +309,10 @@ async def test_handlers_that_answer_each_other_for_ever_are_stopped(
         await d.adispatch("start", Start())
     assert len(heard) == 1000 and shelf.scopes[0].closed
     heard.clear()
-    async with unit_of_work(shelf, follow_ups=2) as unit:
+    async with unit_of_work(shelf, max_follow_ups=2) as unit:
         unit.collected.extend((d, Last(number)) for number in range(2))
     with pytest.raises(FollowUpsExceeded, match=r"^2 events .* 'it\.ended' would"):
-        async with unit_of_work(shelf, follow_ups=2) as unit:
+        async with unit_of_work(shelf, max_follow_ups=2) as unit:
             unit.collected.extend((d, Last(number)) for number in range(2, 5))
     assert heard == [0, 1, 2, 3]
 
