@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.acks import BROKER, Acks
+from silbo.attempts import Attempts, Policy
 from silbo.bridge import bridges
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
-from silbo.attempts import Attempts, Policy
 from silbo.incoming import Incoming, Own
 from silbo.lanes import Lanes
 from silbo.message import Delivery

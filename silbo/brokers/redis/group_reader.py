@@ -75,7 +75,9 @@ class GroupReader:
             if not self._ready:
                 async with self._talk("read from") as connection:
                     await self._read(connection, limit)
-            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+            items = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+            # What came again while it was in hand may be done by now.
+            return [item for item in items if isinstance(item, Gap) or (item.address, item.id) in self._hold]
 
     async def ack(self, *deliveries: Delivery) -> None:
         """See :class:`~silbo.protocols.Receiver`."""
@@ -160,6 +162,7 @@ class GroupReader:
     # -- reading --------------------------------------------------------------------------------------------
 
     async def _read(self, connection: Connection, limit: int) -> None:
+        self._hold.read()
         try:
             while self._own and not await self._read_own(connection, limit):
                 pass
@@ -195,7 +198,7 @@ class GroupReader:
             ids = [entry_id for entry_id, _ in there]
             known = await connection.ask(b"HMGET", attempts_key(key, self._group), *ids)
             self._hand_out(key, there, asked, [int(attempts or 0) for attempts in known])
-        return bool(there)
+        return any(isinstance(item, Delivery) for item in self._ready)
 
     async def _claim(self, connection: Connection, key: bytes, upkeep: Upkeep, limit: int) -> None:
         asked = asyncio.get_running_loop().time()
@@ -238,8 +241,8 @@ class GroupReader:
         for (entry_id, fields), attempt in zip(entries, numbers, strict=True):
             raw = _mapping(fields).get(b"message", b"")  # somebody else's entry is malformed, and told as such
             delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
-            self._hold.take(delivery, asked)
-            self._ready.append(delivery)
+            if self._hold.take(delivery, asked):
+                self._ready.append(delivery)
 
     # -- groups ---------------------------------------------------------------------------------------------
 

@@ -46,19 +46,33 @@ class Hold:
         self._claim_after = claim_after
         self._since: dict[_Place, float] = {}  # when it surely was this consumer's, by the loop's clock
         self._counted: dict[_Place, int] = {}  # what was known when a count began that is not answered
+        self._over: set[_Place] = set()  # done with since the last read began
 
     def __contains__(self, place: _Place) -> bool:
         return place in self._since
 
-    def take(self, delivery: Delivery, asked: float) -> None:
-        """Note that it was given, in the answer to what was asked at this time."""
-        self._since[delivery.address, delivery.id] = asked
+    def read(self) -> None:
+        """A read begins: what was done with before, it can't bring."""
+        self._over.clear()
+
+    def take(self, delivery: Delivery, asked: float) -> bool:
+        """Note that it was given, in the answer to what was asked at this time.
+
+        False where it was done with meanwhile: over two connections, a read may overtake an acknowledgement and its
+        answer come later all the same.
+        """
+        place = delivery.address, delivery.id
+        if place in self._over:
+            return False
+        self._since[place] = asked
+        return True
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """They are this consumer's business no more."""
         for delivery in deliveries:
             place = delivery.address, delivery.id
             self._since.pop(place, None)
+            self._over.add(place)
             if self._counted:
                 self._counted.pop(place, None)
 

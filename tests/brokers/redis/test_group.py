@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -154,6 +155,41 @@ async def test_entry_deleted_while_it_is_in_hand_is_no_gap(admin: Redis, streams
             await receiver.receive(1)
         assert await receiver.receive(1) == []
         await receiver.ack(delivery)
+        assert await owners(admin) == {}
+
+
+@pytest.mark.parametrize("when", ["during-the-read", "before-it-is-handed-out"])
+async def test_what_is_acknowledged_while_it_is_read_again_does_not_come_twice(
+    when: str, admin: Redis, streams: RedisStreams
+) -> None:
+    """After a lost connection everything in hand is read again, while it is acknowledged over the other one."""
+    async with opened(streams.group("billing", start="new")) as receiver:
+        await streams.publish(message(1), message(2))
+        one, two = await deliveries(receiver, 2)
+        reader: Any = receiver
+        await reader._drop()
+        real = reader._xreadgroup
+
+        async def overtaken(*words: Any) -> Any:
+            answer = await real(*words)
+            await receiver.ack(two)
+            return answer
+
+        if when == "during-the-read":
+            reader._xreadgroup = overtaken
+            assert [number(item) for item in await receiver.receive(2)] == [1]
+        else:
+            assert [number(item) for item in await receiver.receive(1)] == [1]
+            reader._own[KEY.encode()] = b"0"
+            assert [number(item) for item in await receiver.receive(1)] == [1]
+            reader._own[KEY.encode()] = b"0"
+            async with reader._turn, reader._talk("read") as connection:
+                await reader._read(connection, 2)
+            await receiver.ack(two)
+            assert [number(item) for item in await receiver.receive(2)] == [1]
+        reader._xreadgroup = real
+        assert await receiver.receive(2) == []
+        await receiver.ack(one)
         assert await owners(admin) == {}
 
 
