@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import random
 from typing import Any
 
 from redis.asyncio import Redis
@@ -28,7 +29,8 @@ class Settings:
     Attributes:
         name: Of the consumer in its group; empty for another in each process.
         claim_after: Seconds of silence after which another consumer takes over.
-        slow: Seconds that a listener takes.
+        slow: Seconds that a slow listener takes.
+        slow_one_in: How many of them are.
         effects: A database in which a second group with an inbox has its effects; empty for no such group.
         flaky: One event in so many fails at its first attempt.
     """
@@ -41,6 +43,7 @@ class Settings:
     concurrency: int = 64
     max_attempts: int = 5
     slow: float = 0.0
+    slow_one_in: int = 1
     flaky: int = 0
     effects: str = ""
 
@@ -58,7 +61,7 @@ class Listener:
             os.kill(os.getpid(), signal.SIGKILL)
         if event.fate == "fails":
             raise ValueError("it always fails")
-        if self._settings.slow:
+        if self._settings.slow and random() * self._settings.slow_one_in < 1.0:
             await asyncio.sleep(self._settings.slow)
         if self._settings.flaky and event.number % self._settings.flaky == 0:
             self._failed[event.lane, event.number] += 1

@@ -52,22 +52,27 @@ BATTERIES: Final[dict[str, Battery]] = {
         cores=4.0,
         short={"events": 4_000, "lanes": 40, "kills": 2, "pauses": 1},
     ),
+    "freeze": Battery(freeze, "Redis frozen", cores=0.5, short={"seconds": (2.0,), "timeout": 1.0}),
+    "outage": Battery(outage, "Redis away while a host goes on", short={"seconds": 3.0}),
     "replies": Battery(
         replies,
         "answers of flushes, of reads and of commits that never arrive",
-        cores=2.0,
         short={"flushes": 40, "reads": 40, "commits": 40},
     ),
-    "fence": Battery(fence, "a leader frozen in the middle of a batch", short={"rounds": 2}),
-    "freeze": Battery(freeze, "Redis frozen", short={"seconds": (2.0,)}),
-    "outage": Battery(outage, "Redis away while a host goes on", short={"seconds": 3.0}),
+    "machines": Battery(
+        machines, "the state machines of the test suite", cores=1.5, short={"outbox": 20, "consumer": 5}
+    ),
+    "fence": Battery(fence, "a leader frozen in the middle of a batch", cores=0.5, short={"rounds": 2}),
     "poison": Battery(
         poison,
         "events that always fail, and events that kill",
         short={"events": 500, "fails": 50, "kills": 500},
     ),
     "patience": Battery(
-        patience, "listeners that are slow, and fail at first", short={"events": 64, "concurrency": 16}
+        patience,
+        "listeners that are slow, and fail at first",
+        cores=0.5,
+        short={"events": 128, "concurrency": 32, "slow": 1.5},
     ),
     "flush": Battery(flush, "Redis flushed, its stream or group deleted, or started from an older copy"),
     "cancel": Battery(
@@ -76,6 +81,5 @@ BATTERIES: Final[dict[str, Battery]] = {
         cores=4.0,
         short={"many": 100, "versions": ()},
     ),
-    "machines": Battery(machines, "the state machines of the test suite", cores=2.0, short={"examples": 20}),
     "soak": Battery(soak, "Redis away for ten minutes", of_all=False),
 }

@@ -18,10 +18,10 @@ RATE = 200.0
 TIMEOUT = 5.0
 
 
-async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0)) -> None:
+async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0), timeout: float = TIMEOUT) -> None:
     """See above: for a publisher that is directly on Redis, and for one with an outbox."""
     server = stage.redis()
-    common: dict[str, Any] = {"url": server.url, "lanes": 20, "each": 1_000_000, "rate": RATE, "timeout": TIMEOUT}
+    common: dict[str, Any] = {"url": server.url, "lanes": 20, "each": 1_000_000, "rate": RATE, "timeout": timeout}
     direct = await stage.start("direct", "producer", name="d", ledger=str(stage.ledger("direct")), **common)
     outbox = await stage.start(
         "outbox",
@@ -53,7 +53,7 @@ async def freeze(stage: Stage, *, seconds: Sequence[float] = (7.0, 65.0)) -> Non
 
     await stage.settled("all events sent", sent, 30.0)
     stage.note("frozen for, s", " and ".join(f"{duration:g}" for duration in seconds))
-    stage.below("slowest answer, s", direct.figures["slowest"], TIMEOUT + 0.5)
+    stage.below("slowest answer, s", direct.figures["slowest"], timeout + 0.5)
     stage.note("slowest answer of the outbox, s", outbox.figures["slowest"])
     stage.must("publishes that failed", sum(direct.figures["errors"].values()), bool(direct.figures["errors"]), "some")
     stage.same("publishes to the outbox that failed", sum(outbox.figures["errors"].values()), 0)

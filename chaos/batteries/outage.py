@@ -24,7 +24,7 @@ RECOVERY = 5.0
 async def outage(stage: Stage, *, seconds: float = 60.0, rate: float = RATE, within: float = 60.0) -> None:
     """See above."""
     server, store = stage.redis(), stage.folder / "outbox.db"
-    quota = int(seconds * rate * 1024)
+    quota = max(16 << 20, int(seconds * rate * 1024))
     host = await stage.start(
         "host",
         "producer",

@@ -13,7 +13,7 @@ SLOW = 2.5
 EACH = 2
 
 
-async def patience(stage: Stage, *, events: int = 320, concurrency: int = 32) -> None:
+async def patience(stage: Stage, *, events: int = 320, concurrency: int = 32, slow: float = SLOW) -> None:
     """See above."""
     server = stage.redis()
     lanes = EACH * concurrency
@@ -35,8 +35,8 @@ async def patience(stage: Stage, *, events: int = 320, concurrency: int = 32) ->
             ledger=str(stage.ledger(f"consumer-{number}")),
             claim_after=CLAIM_AFTER,
             concurrency=concurrency,
-            slow=SLOW,
-            flaky=4,
+            slow=slow,
+            flaky=2,
         )
         for number in range(EACH)
     ]

@@ -20,6 +20,8 @@ from tools.redis_server import RedisServer
 LEASE = 1.0
 PAUSE = 2.0
 """Seconds that a relay is frozen: longer than its lease."""
+SLOW = 0.3
+"""Seconds that some listeners take, so that a kill finds them at it: longer than an acknowledgement waits for others."""
 EACH = 2
 """Of each program."""
 
@@ -39,6 +41,8 @@ async def storm(
             url=server.url,
             ledger=str(handled_ledgers[number]),
             name="named" if number == 0 else "",  # one that has a name, and one that is another after each start
+            slow=SLOW,
+            slow_one_in=50,
             effects=str(effects),
         )
         for number in numbers
