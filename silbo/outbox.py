@@ -72,6 +72,8 @@ class Outbox:
         )
         self._relaying: asyncio.Task[None] | None = None
         self._entered = self._open = False
+        self._storing, self._idle = 0, asyncio.Event()
+        self._idle.set()
 
     @property
     def app(self) -> str:
@@ -83,6 +85,11 @@ class Outbox:
         """The broker's; with several partitions the order of each key at most."""
         promises = getattr(self.publisher, "promises", Promises())
         return replace(promises, order="key") if self._partitions > 1 and promises.order == "all" else promises
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a publish of this task would now store in a transaction of the host's, which commits it or not."""
+        return isinstance(self._store, SessionStore) and self._store.in_session
 
     @property
     def stats(self) -> RelayStats | None:
@@ -115,6 +122,7 @@ class Outbox:
         """Send what waits, for at most ``drain`` seconds, then close store and broker. May be called twice."""
         self._open = False
         try:
+            await self._idle.wait()  # or the relay would end before what is just being stored
             if self._relay is not None and self._relaying is not None:
                 self._relay.stop()
                 await finish(self._relaying)
@@ -134,7 +142,14 @@ class Outbox:
             raise StoreUnavailable("the outbox is not open: enter it with 'async with', and publish before it is left")
         packed, refused = self._pack(messages)
         if packed:
-            await self._store.add(packed, self._quota)
+            self._storing += 1
+            self._idle.clear()
+            try:
+                await self._store.add(packed, self._quota)
+            finally:
+                self._storing -= 1
+                if not self._storing:
+                    self._idle.set()
             if self._relay is not None:
                 self._relay.wake()
         if refused is not None:

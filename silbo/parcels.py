@@ -21,6 +21,8 @@ __all__ = ["Parcel", "Send", "Sender", "labels"]
 
 BATCH_MESSAGES: Final = 500
 BATCH_BYTES: Final = 1 << 20
+TRY: Final = 1.0
+"""Seconds at most in which a publish is answered that tries whether a silent broker answers again."""
 LATE: Final = 0.05
 """The share of the timeout that must be left of a message's time: one sent later would likely end unknown."""
 
@@ -102,8 +104,8 @@ class Parcel:
 class _Call:
     """One call of ``publish``, and how far its messages are."""
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
+    def __init__(self) -> None:
+        self.deadline = 0.0
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.refusal: MessageRefused | None = None
         self.messages = self._sent = self._settled = 0
@@ -150,7 +152,7 @@ class Sender:
     """Takes the calls of a publisher; a line for each address, for one event loop.
 
     A batch that is not answered within its deadline makes a line *silent*: whoever waits in it gets an error, and so does
-    every further publish at once, but for one at a time that tries whether the broker answers again.
+    every further publish at once, but for one at a time that tries, for a second, whether the broker answers again.
 
     Args:
         broker: What to call it in errors.
@@ -171,7 +173,7 @@ class Sender:
         """See :class:`~silbo.protocols.Publisher`."""
         if self._closed:
             raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
-        call = _Call(asyncio.get_running_loop().time() + self._timeout)
+        call = _Call()
         parcels: dict[str, list[Parcel]] = {}
         for message in messages:
             try:
@@ -181,15 +183,21 @@ class Sender:
             else:
                 call.messages += 1
                 parcels.setdefault(message.to or self._to, []).append(parcel)
-        for address, its in parcels.items():
-            line = self._lines.get(address)
-            if line is None:
-                line = self._lines[address] = _Line(f"{self._broker} {address!r}", address, self._send, self._timeout)
-            line.put(its)
+        lines = {address: self._line(address) for address in parcels}
+        is_silent = any(line.is_silent for line in lines.values())
+        call.deadline = asyncio.get_running_loop().time() + (min(TRY, self._timeout) if is_silent else self._timeout)
+        for address, line in lines.items():
+            line.put(parcels[address])
         if parcels:
             await call.answer
         elif call.refusal is not None:
             raise call.refusal
+
+    def _line(self, address: str) -> _Line:
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = _Line(f"{self._broker} {address!r}", address, self._send, self._timeout)
+        return line
 
     async def aclose(self) -> None:
         """Answer what waits, within its deadlines."""
@@ -209,12 +217,18 @@ class _Line:
     def __init__(self, where: str, address: str, send: Send, timeout: float) -> None:
         self._where, self._address, self._send, self._timeout = where, address, send, timeout
         self._waiting: deque[Parcel] = deque()
+        self._batch: Sequence[Parcel] = ()  # under way
         self._silent_since: datetime | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the last batch was not answered, and this one neither, up to now."""
+        return self._silent_since is not None and all(parcel.has_missed for parcel in self._batch)
+
     def put(self, parcels: Iterable[Parcel]) -> None:
         is_busy = self.task is not None and not self.task.done()
-        if is_busy and self._silent_since is not None:
+        if is_busy and self.is_silent:
             for parcel in parcels:
                 parcel.unsent(self._silence())
             return
@@ -228,15 +242,17 @@ class _Line:
 
     async def _run(self) -> None:
         """Send what is in line until nothing is."""
-        batch: list[Parcel] = []
         try:
             while batch := self._take():
+                self._batch = batch
                 await self._send_batch(batch)
         except BaseException as error:  # cancelled, or a defect: whoever waits gets to know
-            for parcel in (*batch, *self._waiting):
+            for parcel in (*self._batch, *self._waiting):
                 parcel.lost(f"the sender was ended by {error!r}")
             self._waiting.clear()
             raise
+        finally:
+            self._batch = ()
 
     async def _send_batch(self, batch: list[Parcel]) -> None:
         why = f"{self._where} did not say what became of it"
@@ -248,20 +264,16 @@ class _Line:
         except Exception as error:  # noqa: BLE001  # whatever a library raises, every caller gets an answer
             why = f"{self._where}: {str(error) or repr(error)}"
             if limit.expired() or self._is_late(batch[0]):  # the library has given up just before
-                why = f"{self._where} did not answer within {self._timeout:g} s"
-                self._silent_since = datetime.now(UTC) - timedelta(seconds=self._timeout)
+                if self._silent_since is None:
+                    self._silent_since = datetime.now(UTC) - timedelta(seconds=self._timeout)
+                why = self._silence()
         missed = [parcel for parcel in batch if parcel.has_missed]
         for parcel in missed:
             parcel.lost(why)
-        if missed:
-            self._hold_back({parcel.message.key for parcel in missed}, why)
-
-    def _hold_back(self, keys: set[str | None], why: str) -> None:
-        """Fail what is in line behind a message that did not go: sent now, it would come before the other's repeat."""
-        silence = self._silence() if self._silent_since is not None else ""
-        for parcel in self._waiting:  # taken out in their turn
-            if silence or parcel.message.key in keys:
-                parcel.unsent(silence or f"a message before it was not sent ({why})")
+        keys = {parcel.message.key for parcel in missed}
+        for parcel in self._waiting:  # sent now, one behind it would come before the repeat of a message that missed
+            if missed and (self._silent_since is not None or parcel.message.key in keys):
+                parcel.unsent(f"a message before it was not sent: {why}")
 
     def _take(self) -> list[Parcel]:
         """The oldest messages, as many as go into one batch. Those whose callers have gone away are dropped."""

@@ -72,6 +72,7 @@ class Kafka:
                 "lost; make it with AIOKafkaProducer(..., enable_idempotence=True), which is acks='all' too"
             )
         self._producer, self._format = producer, format
+        self._doubted: set[str] = set()  # topics whose last messages have no answer
         self._sender = Sender(
             "Kafka topic", self._send, self._encode, to=check_address(topic, "a topic"), timeout=timeout
         )
@@ -102,6 +103,10 @@ class Kafka:
         return self._format.encode(message, Origin(self.app, instance()))
 
     async def _send(self, topic: str, parcels: Sequence[Parcel]) -> None:
+        if topic in self._doubted:  # else each try would leave a copy with a producer that can't send it
+            if not await self._producer.client.force_metadata_update():
+                raise ConnectionError("no broker answers")
+            self._doubted.discard(topic)
         answers: list[asyncio.Future[Any]] = []
         failed: Exception | None = None
         for parcel in parcels:
@@ -122,7 +127,9 @@ class Kafka:
                 answer.add_done_callback(partial(_settle, parcel))
                 answers.append(answer)
         if answers:
+            self._doubted.add(topic)
             await asyncio.wait(answers)
+            self._doubted.discard(topic)
         if failed is not None:
             raise failed
 

@@ -1,0 +1,200 @@
+"""The publishers that the public suite is run on, and a look at what arrived behind each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from redis.asyncio import Redis
+
+from silbo import Outbox
+from silbo.brokers.azure import AzureServiceBus
+from silbo.brokers.kafka import Kafka
+from silbo.brokers.memory import MemoryBroker
+from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.errors import BrokerUnavailable
+from silbo.formats import JSON
+from silbo.message import Delivery, Message
+from silbo.protocols import OutboxStore, Publisher, Receiver
+from silbo.stores.memory import MemoryStore
+from silbo.stores.sqlite import SQLiteStore
+from silbo.testing.conformance import ADDRESS, Rig, message
+from tests.brokers.service_bus import ServiceBus
+from tools.kafka import KafkaMock
+from tools.redis_server import RedisServer
+
+TIMEOUT = 1.0
+DEFAULT = "events"
+
+
+@dataclass
+class Received:
+    """A rig whose consumers were there from the start."""
+
+    publisher: Publisher
+    receivers: dict[str | None, Receiver]
+    away: Callable[[], AbstractAsyncContextManager[object]] | None = None
+    got: dict[str | None, list[Message]] = field(default_factory=dict)
+
+    async def arrived(self, to: str | None = None) -> Sequence[Message]:
+        got = self.got.setdefault(to, [])
+        with suppress(BrokerUnavailable):  # it connects again
+            for item in await self.receivers[to].receive(1000):
+                if isinstance(item, Delivery):
+                    got.append(item.message())
+                    await self.receivers[to].ack(item)
+        return got
+
+    def outage(self) -> AbstractAsyncContextManager[object] | None:
+        return None if self.away is None else self.away()
+
+
+@asynccontextmanager
+async def groups(
+    publisher: Publisher, broker: MemoryBroker | RedisStreams, server: RedisServer | None = None
+) -> AsyncIterator[Rig]:
+    async with AsyncExitStack() as stack:
+        receivers: dict[str | None, Receiver] = {}
+        for to in (None, ADDRESS):
+            receivers[to] = await broker.group("rig", start="new", streams=[to or DEFAULT]).open()
+            stack.push_async_callback(receivers[to].aclose)
+        stack.push_async_callback(publisher.aclose)
+        yield Received(publisher, receivers, None if server is None else lambda: killed(server))
+
+
+@asynccontextmanager
+async def killed(server: RedisServer) -> AsyncIterator[None]:
+    await asyncio.to_thread(server.kill)
+    yield
+    await asyncio.to_thread(server.restart)
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[Rig]:
+    broker = MemoryBroker("web")
+    async with groups(broker, broker) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def streams() -> AsyncIterator[Rig]:
+    with RedisServer(appendonly="always") as server:
+        async with Redis.from_url(server.url) as client:
+            broker = RedisStreams(client, app="web", timeout=TIMEOUT)
+            async with groups(broker, broker, server) as rig:
+                yield rig
+
+
+@asynccontextmanager
+async def pubsub() -> AsyncIterator[Rig]:
+    with RedisServer() as server:
+        async with Redis.from_url(server.url) as client, AsyncExitStack() as stack:
+            broker = await stack.enter_async_context(RedisPubSub(client, app="web", timeout=TIMEOUT))
+            receivers: dict[str | None, Receiver] = {
+                None: await broker.subscribe().open(),
+                ADDRESS: await broker.subscribe(channels=(ADDRESS,)).open(),
+            }
+            for receiver in receivers.values():
+                stack.push_async_callback(receiver.aclose)
+
+            @asynccontextmanager
+            async def away() -> AsyncIterator[None]:
+                async with killed(server):
+                    yield
+                rig.got.clear()
+                while not all(rig.got.get(to) for to in receivers):  # both have subscribed again
+                    with suppress(BrokerUnavailable):
+                        await broker.publish(*(message(-1, to=to) for to in receivers))
+                    for to in receivers:
+                        await rig.arrived(to)
+                rig.got.clear()
+
+            rig = Received(broker, receivers, away)
+            yield rig
+
+
+@asynccontextmanager
+async def outbox(store: OutboxStore) -> AsyncIterator[Rig]:
+    broker = MemoryBroker("web")
+    async with Outbox(store, broker) as publisher, groups(publisher, broker) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def outbox_in_memory() -> AsyncIterator[Rig]:
+    async with outbox(MemoryStore()) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def outbox_in_sqlite(folder: Path) -> AsyncIterator[Rig]:
+    with RedisServer(appendonly="always") as server:
+        async with Redis.from_url(server.url) as client:
+            broker = RedisStreams(client, app="web", timeout=TIMEOUT)
+            async with (
+                Outbox(SQLiteStore(folder / "outbox.db"), broker) as publisher,
+                groups(publisher, broker, server) as rig,
+            ):
+                yield rig
+
+
+@dataclass
+class ServiceBusRig:
+    publisher: AzureServiceBus
+    service: ServiceBus
+
+    async def arrived(self, to: str | None = None) -> Sequence[Message]:
+        return [JSON.decode(b"".join(message.body)) for message in self.service.topics[to or DEFAULT]]
+
+    def outage(self) -> AbstractAsyncContextManager[object]:
+        return self.service.outage()
+
+
+@asynccontextmanager
+async def azure(*, sessions: bool) -> AsyncIterator[Rig]:
+    service = ServiceBus()
+    async with (
+        service.client() as client,
+        AzureServiceBus(client, DEFAULT, app="web", timeout=TIMEOUT, sessions=sessions) as broker,
+    ):
+        yield ServiceBusRig(broker, service)
+
+
+@dataclass
+class KafkaRig:
+    publisher: Kafka
+    server: KafkaMock
+
+    async def arrived(self, to: str | None = None) -> Sequence[Message]:
+        return [JSON.decode(record.value) for record in await records(self.server, to or DEFAULT)]
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        self.server.down()
+        yield
+        self.server.up()
+
+
+@asynccontextmanager
+async def kafka() -> AsyncIterator[Rig]:
+    with KafkaMock({DEFAULT: 3, ADDRESS: 1}) as server:
+        async with (
+            AIOKafkaProducer(bootstrap_servers=server.url, enable_idempotence=True, retry_backoff_ms=20) as producer,
+            Kafka(producer, DEFAULT, app="web", timeout=TIMEOUT) as broker,
+        ):
+            yield KafkaRig(broker, server)
+
+
+async def records(server: KafkaMock, topic: str) -> list[Any]:
+    """All that a topic has, partition by partition."""
+    found: list[Any] = []
+    async with AIOKafkaConsumer(topic, bootstrap_servers=server.url, auto_offset_reset="earliest") as consumer:
+        for partition, end in (await consumer.end_offsets(consumer.assignment())).items():
+            while await consumer.position(partition) < end:
+                found += (await consumer.getmany(partition, timeout_ms=1000)).get(partition, [])
+    return found
