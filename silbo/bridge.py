@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,13 +14,15 @@ from silbo._whistle import IAsyncEventDispatcher
 from silbo.codec import to_message
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.event import kind_of, running
+from silbo.guard import Guard, Listener
 from silbo.listeners import LAST
 from silbo.message import Message, Origin
 from silbo.names import EventName
-from silbo.protocols import Publisher
+from silbo.protocols import JoiningPublisher, Publisher
 from silbo.reporting import ErrorHook, Report
 from silbo.routing import Route, Routes, routing_key
 from silbo.subscriber import on
+from silbo.unit import held_back
 
 __all__ = ["Bridge", "bridges"]
 
@@ -35,6 +38,9 @@ class Bridge:
     Notification and ECST events leave, and what a route gives a kind; domain events never do. An event stays when a
     listener stopped it, when its dispatch failed (under ``on_error="raise"`` or ``"collect"``; an isolated failure does
     not hold it back), and when a consumer dispatched it: what came from outside is not sent out again.
+
+    In a command of a :class:`~silbo.mediator.Mediator`, messages wait until the command has succeeded; one that fails sends
+    nothing. Only an outbox that stores in the host's transaction has them at once, for they are to be committed with it.
 
     Args:
         publisher: A broker, or an outbox in front of one. Whoever opened it closes it, after the bridge.
@@ -70,6 +76,7 @@ class Bridge:
                 f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {publisher!r}"
             )
         self.publisher: Final = publisher
+        self._joins = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes, self._wait = Routes(routes), wait
         self._hook, self._report = on_error, Report(on_error, logger)
         self._sending: set[asyncio.Task[None]] = set()
@@ -82,18 +89,18 @@ class Bridge:
             MessageRefused: it can't be made a message: a key or payload that can't be written.
             PublishError: with ``wait``, whatever the publisher raised.
         """
-        message = None
         try:
             message = self._message(event)  # a snapshot, before anybody else gets a turn
-            if message is not None and self._wait:
-                await self.publisher.publish(message)
-        except Exception as error:
-            if self._hook is None:
-                raise
-            await self._report("event not sent", error, message)
+        except Exception as error:  # noqa: BLE001  # raised there, where there is no hook
+            await self._failed(error, None)
             return
-        if message is not None and not self._wait:
-            await self._send_later(message)
+        if message is None:
+            return
+        held = None if self._joins is not None and self._joins.in_transaction else held_back()
+        if held is None:
+            await self._send(message)
+        else:
+            held.append(partial(self._send_held, message, event, self._registered(event)))
 
     async def aclose(self) -> None:
         """Wait until everything is sent that was not waited for. Twice is fine; the publisher stays open."""
@@ -133,17 +140,54 @@ class Bridge:
             key = routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
 
+    def __silbo_sends__(self, event: object, name: object) -> bool:
+        """Whether events of this class and name leave, where nothing stops them."""
+        kind = kind_of(type(event))
+        route = self._routes.match(name) if isinstance(name, str) else None
+        return kind != "domain" and (kind is not None or (route is not None and route.kind is not None))
+
+    def _registered(self, event: Any) -> Listener | None:
+        """What stands for :meth:`forward` among the listeners of the dispatch: with options, or itself."""
+        dispatcher: Any = getattr(event, "dispatcher", None)
+        listeners = dispatcher.get_listeners(event.name) if dispatcher is not None else ()
+        return next((one for one in listeners if one == self.forward), None)
+
+    async def _send_held(self, message: Message, event: Any, registered: Listener | None) -> None:
+        """Send what a command has held back, as :meth:`forward` would have; errors go where its options say."""
+
+        async def send(_: Any) -> None:
+            await self._send(message)
+
+        if isinstance(registered, Guard):
+            await registered(event, listener=send)
+        else:
+            await self._send(message)
+
+    async def _send(self, message: Message) -> None:
+        if not self._wait:
+            await self._send_later(message)
+            return
+        try:
+            await self.publisher.publish(message)
+        except Exception as error:  # noqa: BLE001  # raised there, where there is no hook
+            await self._failed(error, message)
+
+    async def _failed(self, error: Exception, message: Message | None) -> None:
+        if self._hook is None:
+            raise error
+        await self._report("event not sent", error, message)
+
     async def _send_later(self, message: Message) -> None:
         if len(self._sending) >= UNSENT_LIMIT:
             error = BrokerUnavailable(f"{UNSENT_LIMIT} messages are under way to the broker; this one was not sent")
             await self._report("message not sent", error, message, event_name=message.message_name)
             return
         # One task each: publishers keep the order of their calls, and tell apart which message failed.
-        task = asyncio.get_running_loop().create_task(self._send(message))
+        task = asyncio.get_running_loop().create_task(self._send_unwaited(message))
         self._sending.add(task)
         task.add_done_callback(self._sent)
 
-    async def _send(self, message: Message) -> None:
+    async def _send_unwaited(self, message: Message) -> None:
         try:
             await self.publisher.publish(message)
         except Exception as error:  # noqa: BLE001  # whatever it is, there is no caller to raise it to

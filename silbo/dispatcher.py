@@ -17,8 +17,8 @@ from silbo.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registr
 from silbo.names import E, EventName, Name, check_dispatched, warn_if_deprecated
 from silbo.observers import Dispatch, Observer, check_observers, watch
 from silbo.protocols import Container
+from silbo.scopes import check_container
 from silbo.subscriber import Subscribers
-from silbo.unit import check_container
 
 __all__ = ["AsyncEventDispatcher"]
 

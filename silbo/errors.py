@@ -169,8 +169,8 @@ class FollowUpsExceeded(SilboError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"{self.limit} events have followed of one unit of work, and {self.name!r} would be the next: do two "
-            "handlers answer each other for ever?"
+            f"{self.limit} events have followed of the events of one unit of work, and {self.name!r} would be the next: do "
+            "two handlers answer each other for ever?"
         )
 
 

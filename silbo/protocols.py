@@ -19,6 +19,7 @@ __all__ = [
     "Container",
     "Format",
     "Inbox",
+    "JoiningPublisher",
     "OutboxStore",
     "Promises",
     "Publisher",
@@ -151,6 +152,16 @@ class SequencedPublisher(Publisher, Protocol):
             BrokerUnavailable: some may have been sent, where there are several addresses. Safe to repeat.
             DeliveryUnknown: some or all may have been sent. Safe to repeat, in this method.
         """
+        ...
+
+
+@runtime_checkable
+class JoiningPublisher(Publisher, Protocol):
+    """A publisher that can be part of a transaction of its caller's."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether what this task publishes now is committed, or not, by the caller's own transaction."""
         ...
 
 
@@ -399,6 +410,11 @@ class SessionStore(OutboxStore, Protocol):
     """
 
     on_commit: Callable[[], object] | None
+
+    @property
+    def in_session(self) -> bool:
+        """Whether what this task adds now is stored in a session of the host's."""
+        ...
 
     async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
         """Store in the transaction of a session, which is not committed here.

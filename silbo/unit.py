@@ -7,57 +7,47 @@ that come of it.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from silbo.errors import FollowUpsExceeded, HandlerShared
+from silbo.collecting import at_work
 from silbo.names import name_of
+from silbo.scopes import LazyScope
+from silbo.unhandled import warn_if_unhandled
 
 if TYPE_CHECKING:
-    from silbo.protocols import Container, Scope
+    from silbo.protocols import Container
 
-__all__ = ["FOLLOW_UPS", "Unit", "beside", "check_container", "current_unit", "unit_of_work"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["FOLLOW_UPS", "Held", "Unit", "beside", "current_unit", "held_back", "unit_of_work"]
 
 T = TypeVar("T")
 
 FOLLOW_UPS: Final = 1000
-"""Events that may follow of one unit of work: beyond, two handlers are taken to answer each other for ever."""
+"""Events that may follow of those that follow first: beyond, two handlers are taken to answer each other for ever."""
+
+Held: TypeAlias = Callable[[], Awaitable[object]]
+"""Sends a message, when the command that it comes of has succeeded."""
 
 _units: ContextVar[tuple[Unit, ...]] = ContextVar("silbo_units", default=())
 """Those around this code, the outermost first. Tasks inherit it, so each knows whose it is and when it is over."""
 
 
-def check_container(container: object) -> None:
-    """Refuse what is no adapter, as a library's own container.
-
-    Raises:
-        TypeError: says what was given in its place.
-    """
-    if container is None:
-        return
-    if isinstance(container, type) or not callable(getattr(container, "scope", None)):
-        raise TypeError(
-            f"container is an adapter from silbo.containers, as RodiContainer(your_container), not {container!r}"
-        )
-
-
 class Unit:
-    """A unit of work, or a dispatch inside of one: that has the same scope, and gives its events on when it succeeds.
+    """A unit of work, or a part of one: that has the same scope, and gives what it has on when it succeeds.
 
     Attributes:
         collected: The events that are to follow, each with the dispatcher that is to have it, in the order they were collected.
+        held: In a command, what is to be sent when it has succeeded; None elsewhere.
     """
 
-    def __init__(self, scope: _LazyScope) -> None:
+    def __init__(self, scope: LazyScope, *, holds: bool = False) -> None:
         self.scope = scope
         self.collected: deque[tuple[Any, Any]] = deque()
+        self.held: list[Held] | None = [] if holds else None
 
     async def resolve(self, cls: type[T], /) -> T:
         """An object of this class, of the unit's scope; the first call opens it.
@@ -83,9 +73,56 @@ class Unit:
         if dispatcher is None or not hasattr(type(handler), "events"):
             yield
             return
-        with _at_work(handler) as fresh:
+        with at_work(handler) as fresh:
             yield
         self.collected.extend((dispatcher, event) for event in fresh)
+
+    async def follow(self, *, at_once: int = 1) -> None:
+        """Dispatch what was collected, and what is collected meanwhile behind it, until nothing is left.
+
+        Args:
+            at_once: With more than 1, all that is there is dispatched side by side, so many at a time; where some fail,
+                the others are waited for. Then what these have collected.
+
+        Raises:
+            FollowUpsExceeded: there were more than may be.
+            ExceptionGroup: several of those side by side failed; the error of a single one is raised as it is.
+        """
+        uncounted, outermost = len(self.collected), not self.scope.following
+        self.scope.following = True
+        try:
+            while self.collected:
+                wave = [self.collected.popleft() for _ in range(len(self.collected) if at_once > 1 else 1)]
+                for _, event in wave:
+                    if outermost and uncounted:
+                        uncounted -= 1
+                    else:
+                        self.scope.count(event)
+                if len(wave) == 1:
+                    await _dispatch(*wave[0])
+                else:
+                    await self._follow_together(wave, at_once)
+        finally:
+            self.scope.following = not outermost
+
+    async def _follow_together(self, wave: Sequence[tuple[Any, Any]], at_once: int) -> None:
+        gate = asyncio.Semaphore(at_once)
+        parts = [Unit(self.scope, holds=self.held is not None) for _ in wave]
+
+        async def one(part: Unit, dispatcher: Any, event: Any) -> None:
+            _units.set((*_units.get(), part))  # the task's own context: nobody else sees it
+            async with gate:
+                await _dispatch(dispatcher, event)
+
+        pairs = zip(parts, wave, strict=True)
+        await _all([beside(partial(one, part, dispatcher), event) for part, (dispatcher, event) in pairs], "events")
+        for part in parts:  # so their order is that of the events, whoever was done first
+            self._take_over(part)
+
+    def _take_over(self, part: Unit) -> None:
+        self.collected += part.collected
+        if self.held is not None:
+            self.held += part.held or ()
 
 
 def current_unit(container: Container) -> Unit | None:
@@ -99,8 +136,21 @@ def current_unit(container: Container) -> Unit | None:
     return None
 
 
+def held_back() -> list[Held] | None:
+    """Where to put what is to be sent when the command around this code has succeeded; None outside of commands."""
+    found = _units.get()
+    if found:
+        task = asyncio.current_task()
+        for unit in reversed(found):
+            if unit.held is not None and task in unit.scope.members:
+                return unit.held
+    return None
+
+
 @asynccontextmanager
-async def unit_of_work(container: Container, *, max_follow_ups: int = FOLLOW_UPS) -> AsyncGenerator[Unit]:
+async def unit_of_work(
+    container: Container, *, command: bool = False, max_follow_ups: int = FOLLOW_UPS
+) -> AsyncGenerator[Unit]:
     """Around a unit of work, or a part of the one that is open in this task: a part adds its events where it succeeds.
 
     At the end of the whole its events are dispatched, in the order they were collected; what their handlers collect goes
@@ -109,19 +159,22 @@ async def unit_of_work(container: Container, *, max_follow_ups: int = FOLLOW_UPS
 
     Args:
         container: Where its objects come from.
-        max_follow_ups: Most events that may follow.
+        command: What a bridge in it has to send waits for its end: the very last that an outermost command does is to
+            send all of it. One that fails sends nothing.
+        max_follow_ups: Most events that may follow of those that follow first.
 
     Raises:
         FollowUpsExceeded: there were more.
     """
-    around = _units.get()
+    around, hold = _units.get(), held_back()
     outer = current_unit(container)
-    unit = Unit(_LazyScope(container) if outer is None else outer.scope)
+    scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
+    unit = Unit(scope, holds=command or hold is not None)
     _units.set((*around, unit))
     try:
         yield unit
         if outer is None:
-            await _follow(unit, max_follow_ups)
+            await unit.follow()
     except BaseException as error:
         if outer is None:
             await unit.scope.close(error)
@@ -133,16 +186,29 @@ async def unit_of_work(container: Container, *, max_follow_ups: int = FOLLOW_UPS
             outer.collected += unit.collected
     finally:
         _units.set(around)
+    if unit.held and hold is not None:
+        hold += unit.held
+    elif unit.held:
+        await _all([send() for send in unit.held], "messages")
 
 
-async def _follow(unit: Unit, limit: int) -> None:
-    for _ in range(limit):
-        if not unit.collected:
-            return
-        dispatcher, event = unit.collected.popleft()
-        await dispatcher.adispatch(name_of(event), event)
-    if unit.collected:
-        raise FollowUpsExceeded(limit, name_of(unit.collected[0][1]))
+async def _dispatch(dispatcher: Any, event: Any) -> None:
+    name = name_of(event)
+    warn_if_unhandled(dispatcher, name, event)
+    await dispatcher.adispatch(name, event)
+
+
+async def _all(work: Sequence[Awaitable[object]], what: str) -> None:
+    """Await them at once; all have ended when this returns or raises, also when it is cancelled."""
+    if len(work) == 1:
+        await work[0]
+        return
+    results = await asyncio.gather(*work, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if len(errors) > 1:
+        raise BaseExceptionGroup(f"{len(errors)} {what} of one command failed", errors)
+    for error in errors:
+        raise error
 
 
 def beside(listener: Callable[[Any], Awaitable[T]], event: Any) -> Awaitable[T]:
@@ -152,99 +218,8 @@ def beside(listener: Callable[[Any], Awaitable[T]], event: Any) -> Awaitable[T]:
     return _as_member(mine, listener, event) if mine else listener(event)
 
 
-async def _as_member(scopes: list[_LazyScope], listener: Callable[[Any], Awaitable[T]], event: Any) -> T:
+async def _as_member(scopes: list[LazyScope], listener: Callable[[Any], Awaitable[T]], event: Any) -> T:
     task = asyncio.current_task()
     for scope in scopes:
         scope.members.add(task)
     return await listener(event)
-
-
-class _LazyScope:
-    """A scope that is opened when it is first needed, for the task that made it and those that it waits for."""
-
-    def __init__(self, container: Container) -> None:
-        self.container = container
-        self.members = {asyncio.current_task()}  # empty once it is over
-        self._manager: AbstractAsyncContextManager[Scope] | None = None
-        self._scope: Scope | None = None
-        self._lock = asyncio.Lock()
-        self._resolving: asyncio.Task[Any] | None = None
-
-    async def resolve(self, cls: type[T]) -> T:
-        task = asyncio.current_task()
-        if self._resolving is task:  # a factory that dispatches an event would wait for itself
-            return await self._resolve(cls)
-        async with self._lock:  # concurrent listeners: two would make two of what is one
-            self._resolving = task
-            try:
-                return await self._resolve(cls)
-            finally:
-                self._resolving = None
-
-    async def _resolve(self, cls: type[T]) -> T:
-        if self._scope is None:
-            manager = self.container.scope()
-            self._scope = await manager.__aenter__()
-            self._manager = manager
-        return await self._scope.resolve(cls)
-
-    async def close(self, error: BaseException | None) -> None:
-        self.members.clear()
-        if self._manager is None:
-            return
-        try:  # what __aexit__ answers is no matter: a finalizer must not swallow a cancellation
-            await self._manager.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        except Exception as failure:
-            if error is None:
-                raise
-            if failure is not error:
-                logger.exception("scope failed to close", extra={"container": repr(self.container)})
-
-
-# -- what a handler collects --------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A handler that collects events, while it is at work: in how many places, and what it had before."""
-
-    stale: list[Any]
-    places: int = 0
-    shared: bool = False
-
-
-_working: dict[int, _Work] = {}
-"""By ``id``: a handler need not be hashable."""
-
-
-@contextmanager
-def _at_work(handler: Any) -> Generator[list[Any]]:
-    """Gives the list in which the handler's new events are afterwards; in the handler itself none are left."""
-    work = _working.get(id(handler))
-    if work is None:  # what it has now is of a run that failed, or was sent: the container reuses it
-        _clear(handler)
-        work = _working[id(handler)] = _Work(stale=list(handler.events or ()))
-    work.places += 1
-    work.shared |= work.places > 1
-    fresh: list[Any] = []
-    try:
-        yield fresh
-        counted = Counter(map(id, work.stale))
-        for event in handler.events or ():
-            if counted[id(event)]:
-                counted[id(event)] -= 1  # a property that gives copies can't be cleared
-            else:
-                fresh.append(event)
-    finally:
-        work.places -= 1
-        if not work.places:
-            del _working[id(handler)]
-            _clear(handler)
-    if fresh and work.shared:
-        raise HandlerShared(type(handler))
-
-
-def _clear(handler: Any) -> None:
-    events = handler.events
-    if isinstance(events, list):
-        events.clear()

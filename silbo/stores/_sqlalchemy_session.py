@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["current_session", "in_session", "session_or_none"]
+__all__ = ["current_session", "in_session", "session_in_turn", "session_or_none"]
 
 S = TypeVar("S", bound=AsyncSession)
 
 
 class _Within:
-    """A session, and whether its block still runs: a task that outlives the block has a copy of the variable."""
+    """A session, whether its block still runs (a task that outlives it has a copy of the variable), and whose turn it is."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session, self.running = session, True
+        self.turn = asyncio.Lock()
 
 
 _within: ContextVar[_Within | None] = ContextVar("silbo_session", default=None)
@@ -54,6 +56,17 @@ def session_or_none() -> AsyncSession | None:
     """The session of the innermost block that runs."""
     within = _within.get()
     return within.session if within is not None and within.running else None
+
+
+@asynccontextmanager
+async def session_in_turn() -> AsyncGenerator[AsyncSession | None]:
+    """The same, for one at a time: events that are handled side by side may leave at the same time."""
+    within = _within.get()
+    if within is None or not within.running:
+        yield None
+    else:
+        async with within.turn:
+            yield within.session
 
 
 def current_session() -> AsyncSession:

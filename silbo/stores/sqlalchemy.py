@@ -31,7 +31,7 @@ from silbo.stores import _sqlalchemy as sql
 from silbo.stores import _sqlalchemy_tables as tables
 from silbo.stores._sqlalchemy_adding import Fill, at_commit, connection_of, lines_of, lock, store
 from silbo.stores._sqlalchemy_inbox import SQLAlchemyInbox
-from silbo.stores._sqlalchemy_session import current_session, in_session, session_or_none
+from silbo.stores._sqlalchemy_session import current_session, in_session, session_in_turn, session_or_none
 from silbo.stores._sqlalchemy_tables import metadata
 
 __all__ = ["SQLAlchemyInbox", "SQLAlchemyStore", "current_session", "in_session", "metadata"]
@@ -92,18 +92,23 @@ class SQLAlchemyStore:
             self.id, self.partitions = await tables.open_store(connection, partitions)
         self._open = True
 
+    @property
+    def in_session(self) -> bool:
+        """Whether an :func:`in_session` is around the caller."""
+        return session_or_none() is not None
+
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """Store in the session of the :func:`in_session` around the caller, else in a transaction of its own.
 
         See :class:`~silbo.protocols.OutboxStore`. In a session it is the host that commits, and the session's own errors
         come out.
         """
-        session = session_or_none()
-        if session is not None:
-            await self.add_in(session, messages, quota)
-        elif messages:
-            self._check_open()
-            await self._group.add(messages, quota)
+        async with session_in_turn() as session:
+            if session is not None:
+                await self.add_in(session, messages, quota)
+            elif messages:
+                self._check_open()
+                await self._group.add(messages, quota)
 
     async def add_in(self, session: AsyncSession, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.protocols.SessionStore`.
