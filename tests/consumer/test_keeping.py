@@ -138,6 +138,8 @@ async def test_after_a_long_pause_the_broker_is_asked_before_anything_is_begun(
             batch = await super().receive(limit)
             if batch and late:
                 time.sleep(0.3)
+                kept = len(self.kept)
+                await self.until_kept(kept + 1)  # what is in hand is kept since; this answer is older
             return batch
 
     subscription = Late([delivery(1), delivery(2), delivery(3)], taken=["2"] if not late else ["1", "2"])

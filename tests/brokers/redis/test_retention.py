@@ -58,6 +58,20 @@ async def test_group_behind_the_retention_gets_a_gap_once_with_the_count(admin: 
                 assert (gap.count, number(five)) == (5 if await counts(admin) else None, 5)
 
 
+async def test_count_is_exact_for_a_group_that_began_in_the_middle(admin: Redis, streams_client: Redis) -> None:
+    """What was there before it is not what it missed."""
+    async with RedisStreams(streams_client, app="web", retain=RETAIN) as streams:
+        await streams.publish(*map(message, range(5)))
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*map(message, range(10)))
+            assert await read(receiver, 3) == [0, 1, 2]
+            await asyncio.sleep(RETAIN + 0.1)
+            await streams.publish(message(10))
+            gap, ten = await receive(receiver, 2)
+            assert isinstance(gap, Gap)
+            assert (gap.count, number(ten)) == (7 if await counts(admin) else None, 10)
+
+
 async def test_group_that_was_away_too_long_learns_so_when_it_comes_back(admin: Redis, streams_client: Redis) -> None:
     async with RedisStreams(streams_client, app="web", retain=RETAIN) as streams:
         group = streams.group("billing", start="new")
