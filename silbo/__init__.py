@@ -7,6 +7,7 @@ from silbo.consumer import Consumer
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import SilboError
 from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent
+from silbo.incoming import receive
 from silbo.listeners import FIRST, LAST, ListenerRow, Registration
 from silbo.message import Delivery, Message, Origin
 from silbo.names import EventName
@@ -53,4 +54,5 @@ __all__ = [
     "Trace",
     "errors",
     "on",
+    "receive",
 ]

@@ -1,17 +1,24 @@
-"""A received message as an event: under which name, of which class, and whether it is wanted at all."""
+"""A received message as an event: under which name, of which class, and whether it is wanted at all.
+
+:func:`receive` is for a host with a loop of its own around Kafka, FastStream or Service Bus.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from silbo._whistle import IAsyncEventDispatcher
+from silbo.bridge import bridges
 from silbo.codec import to_event
-from silbo.errors import MessageInvalid
+from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import write
+from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
 from silbo.names import EventName, is_pattern
+from silbo.protocols import Format
 
-__all__ = ["Arrival", "Incoming", "Own"]
+__all__ = ["Arrival", "Incoming", "Own", "receive"]
 
 Own = Literal["skip", "handle"]
 
@@ -85,3 +92,52 @@ class Incoming:
         if is_pattern(message.message_name):
             raise MessageInvalid("a name with '*' can't be dispatched", field="message_name")
         return message.message_name, None
+
+
+async def receive(
+    dispatcher: IAsyncEventDispatcher,
+    raw: bytes | str,
+    *,
+    events: Iterable[EventName[Any]] = (),
+    format: Format = JSON,  # noqa: A002  # the word of every broker
+    own: Own | None = None,
+    app: str | None = None,
+) -> Any:
+    """Dispatch one message as a consumer would: under its name, rebuilt as its class, with its ``origin``.
+
+    What it raises is the caller's to act on: acknowledge when it returns, leave the message with the broker or park it
+    when it raises. It retries nothing. What arrives is not bridged again.
+
+    Args:
+        dispatcher: Any dispatcher of silbo's or Whistle's.
+        raw: The message as it came.
+        events: The names whose events are rebuilt as their class. Others arrive as a notification or ECST event whose
+            data is its ``payload``.
+        format: Of these bytes.
+        own: What to do with messages of this program's own app, whose listeners have run where they were dispatched:
+            ``"skip"`` or ``"handle"``. It has to be said where such a message can come.
+        app: The program's name; by default, that of each bridge on the dispatcher.
+
+    Returns:
+        The event after its dispatch; None for a message of this program's own that is skipped.
+
+    Raises:
+        MessageInvalid: the bytes are no message, or don't fit the event's class. It will never get better.
+        OwnMessagesUndecided: it is this program's own, and ``own`` is not given.
+        Exception: whatever a listener raised.
+    """
+    if own not in ("skip", "handle", None):
+        raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
+    delivery = Delivery(raw.encode() if isinstance(raw, str) else bytes(raw), "", format)
+    message = delivery.message()
+    origin = message.origin
+    if origin is not None and own != "handle" and _is_own(dispatcher, origin.app, app):
+        if own is None:
+            raise OwnMessagesUndecided(origin.app)
+        return None
+    arrival = Incoming(events, app="", own="handle").arrival(delivery, message, skips_own_instance=False)
+    return None if arrival is None else await dispatcher.adispatch(arrival.name, arrival.event)
+
+
+def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:
+    return sender == app if app is not None else any(bridge.publisher.app == sender for bridge in bridges(dispatcher))
