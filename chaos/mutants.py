@@ -71,6 +71,27 @@ MUTANTS: Final = [
         'self._own = dict.fromkeys(self._upkeep, b"0")',
         "self._own = {}",
     ),
+    Mutant(
+        "the acknowledgement after the listeners",
+        "storm",
+        "silbo/attempts.py",
+        "            error = await self._attempt(turn)\n",
+        "            self._acks.done(delivery)\n            error = await self._attempt(turn)\n",
+    ),
+    Mutant(
+        "the heartbeat",
+        "patience",
+        "silbo/acks.py",
+        "while self._every is not None:",
+        "while False:",
+    ),
+    Mutant(
+        "the inbox",
+        "storm",
+        "silbo/stores/_sqlalchemy_inbox.py",
+        ".rowcount == 1",
+        ".rowcount < 2",
+    ),
 ]
 
 

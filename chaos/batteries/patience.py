@@ -45,7 +45,7 @@ async def patience(stage: Stage, *, events: int = 320, concurrency: int = 32, sl
         async with Redis.from_url(server.url) as client:
             return not await unfinished(client, "readers")
 
-    await stage.settled("all events handled", finished, 90.0)
+    await stage.settled("all events handled", finished, 60.0)
     for consumer in consumers:
         await consumer.stop()
     ledgers = [stage.ledger(consumer.name) for consumer in consumers]

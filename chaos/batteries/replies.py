@@ -88,7 +88,7 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
                 )
             )
         wanted_in_stream = len(given(stage.ledger(one.name) for one in producers))
-        await stage.settled("all events handled", handled, 60.0)
+        await stage.settled("all events handled", handled, 30.0)
     for worker in [*relays, *consumers]:
         await worker.stop()
     stage.note("flushes unanswered", dropped(writes))
