@@ -9,17 +9,22 @@ from silbo.errors import SilboError
 from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent
 from silbo.incoming import receive
 from silbo.listeners import FIRST, LAST, ListenerRow, Registration
+from silbo.maps import EventMap, RequestMap
+from silbo.mediator import Mediator
 from silbo.message import Delivery, Message, Origin
+from silbo.middleware import LoggingMiddleware, Middleware
 from silbo.names import EventName
 from silbo.observers import Call, Dispatch, Observer
 from silbo.outbox import Outbox
 from silbo.protocols import Publisher, Subscription
 from silbo.relay import Relay
+from silbo.requests import EventHandler, Request, RequestHandler, Response
 from silbo.retry import Backoff
 from silbo.routing import Route
 from silbo.stored import Quota
 from silbo.subscriber import on
 from silbo.trace import Trace
+from silbo.wiring import bootstrap
 
 __version__ = "0.1.0"
 
@@ -36,10 +41,15 @@ __all__ = [
     "DomainEvent",
     "ECSTEvent",
     "Event",
+    "EventHandler",
+    "EventMap",
     "EventName",
     "IAsyncEventDispatcher",
     "ListenerRow",
+    "LoggingMiddleware",
+    "Mediator",
     "Message",
+    "Middleware",
     "NotificationEvent",
     "Observer",
     "Origin",
@@ -48,10 +58,15 @@ __all__ = [
     "Quota",
     "Registration",
     "Relay",
+    "Request",
+    "RequestHandler",
+    "RequestMap",
+    "Response",
     "Route",
     "SilboError",
     "Subscription",
     "Trace",
+    "bootstrap",
     "errors",
     "on",
     "receive",

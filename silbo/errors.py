@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 __all__ = [
+    "AlreadyBound",
     "AddressInvalid",
     "BrokerUnavailable",
     "ContainerMissing",
@@ -29,6 +30,7 @@ __all__ = [
     "OutboxFull",
     "OwnMessagesUndecided",
     "PublishError",
+    "RequestUnbound",
     "RouteConflict",
     "SilboError",
     "StartInvalid",
@@ -139,6 +141,49 @@ class Unresolvable(SilboError, LookupError):
 
     def __str__(self) -> str:
         return f"{type(self.container).__name__} can't make {self.cls.__qualname__}: {self.problem}"
+
+
+class AlreadyBound(SilboError, ValueError):
+    """A request has two handlers, or an event the same one twice.
+
+    Attributes:
+        name: Of the class of requests, or of the event.
+        taken: Its handler.
+        wanted: What was to be its handler, too.
+    """
+
+    def __init__(self, name: str, taken: type, wanted: type) -> None:
+        super().__init__(name, taken, wanted)
+        self.name, self.taken, self.wanted = name, taken, wanted
+
+    def __str__(self) -> str:
+        if self.taken is self.wanted:
+            return f"{self.name} is bound to {self.taken.__qualname__} already; bind it once"
+        return (
+            f"{self.name} is handled by {self.taken.__qualname__} already, not also by {self.wanted.__qualname__}: a request "
+            "has one handler; what else is to happen hears its events"
+        )
+
+
+class RequestUnbound(SilboError, LookupError):
+    """A request was sent that has no handler.
+
+    Attributes:
+        cls: Its class.
+        bound: The classes of requests that have one.
+    """
+
+    def __init__(self, cls: type, bound: tuple[type, ...]) -> None:
+        super().__init__(cls, bound)
+        self.cls, self.bound = cls, bound
+
+    def __str__(self) -> str:
+        base = next((one for one in self.cls.__mro__ if one in self.bound), None)
+        derived = "" if base is None else f" ({base.__qualname__} has one, but each class is bound on its own)"
+        return (
+            f"no handler for {self.cls.__qualname__}{derived}: bind one, request_map.bind({self.cls.__qualname__}, "
+            "YourHandler)"
+        )
 
 
 class HandlerShared(SilboError, RuntimeError):
@@ -326,7 +371,7 @@ class OwnMessagesUndecided(SilboError, RuntimeError):
     def __str__(self) -> str:
         return (
             f"this program bridges and consumes as app {self.app!r}, so it would hear events again whose listeners "
-            'have already run where they were dispatched. Say which you want: Consumer(..., own="skip") drops '
+            'have already run where they were dispatched. Say which you want of Consumer or receive(): own="skip" drops '
             'them (replicas that only need other apps\' events); own="handle" runs the listeners again (one program '
             "that dispatches and is also its own background worker)"
         )

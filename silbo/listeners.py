@@ -22,7 +22,7 @@ from silbo.names import compile_pattern, is_pattern
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "take_back"]
+__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "take_back"]
 
 CACHED_NAMES: Final = 1024
 """Names whose listeners are kept ready. Names can be dynamic, so the cache is emptied when it is full."""
@@ -245,6 +245,12 @@ class ListenerRegistry:
     def _changed(self) -> None:
         self._cache.clear()
         self._on_change()
+
+
+def container_of(dispatcher: object) -> Container | None:
+    """What makes the objects of a dispatcher's listener classes."""
+    registry = getattr(dispatcher, "_listeners", None)
+    return registry.container if isinstance(registry, ListenerRegistry) else None
 
 
 def _order(entry: _Entry) -> tuple[Any, int]:

@@ -57,6 +57,11 @@ class Unit:
         """
         return await self.scope.resolve(cls)
 
+    def join(self) -> None:
+        """Make the current task one of those that the unit waits for: a middleware may begin another, with a time limit."""
+        if self.scope.members:
+            self.scope.members.add(asyncio.current_task())
+
     @contextmanager
     def handling(self, handler: object, dispatcher: object) -> Generator[None]:
         """Around the work of a handler: what it puts into its ``events`` meanwhile follows, unless it fails.
