@@ -54,19 +54,24 @@ def in_session(session: S) -> Generator[S]:
 
 def session_or_none() -> AsyncSession | None:
     """The session of the innermost block that runs."""
-    within = _within.get()
-    return within.session if within is not None and within.running else None
+    within = _running()
+    return None if within is None else within.session
 
 
 @asynccontextmanager
 async def session_in_turn() -> AsyncGenerator[AsyncSession | None]:
     """The same, for one at a time: events that are handled side by side may leave at the same time."""
-    within = _within.get()
-    if within is None or not within.running:
+    within = _running()
+    if within is None:
         yield None
     else:
         async with within.turn:
             yield within.session
+
+
+def _running() -> _Within | None:
+    within = _within.get()
+    return within if within is not None and within.running else None
 
 
 def current_session() -> AsyncSession:

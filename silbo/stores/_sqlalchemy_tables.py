@@ -46,7 +46,7 @@ CREATING: Final = -1
 _ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # on SQLite only INTEGER counts up by itself
 _UNSENT = text("state IN ('pending', 'sending')")
 
-metadata: Final = MetaData()
+metadata: Final[MetaData] = MetaData()
 """Silbo's tables, for Alembic's ``target_metadata`` or for ``metadata.create_all``."""
 
 outbox: Final = Table(
@@ -215,9 +215,9 @@ async def clock(connection: AsyncConnection) -> datetime:
 
 
 def now(dialect: Dialect) -> ColumnElement[datetime]:
-    """The database's clock, within a statement."""
+    """The database's clock, within a statement: the same all over it."""
     if dialect.name == "postgresql":
-        return func.clock_timestamp(type_=DateTime(timezone=True))
+        return func.statement_timestamp(type_=DateTime(timezone=True))
     return literal(datetime.now(UTC), DateTime(timezone=True))
 
 
