@@ -34,7 +34,8 @@ class KafkaMock:
     def __init__(self, topics: Mapping[str, int]) -> None:
         self._topics = topics
         self._library = _library()
-        self._client = self._cluster = None
+        self._client: Any = None
+        self._cluster: Any = None
 
     def __enter__(self) -> Self:
         library, problem = self._library, ctypes.create_string_buffer(512)

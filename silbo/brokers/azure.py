@@ -9,8 +9,9 @@ from typing import Final, Self
 
 from silbo.errors import MessageRefused, MissingExtra
 from silbo.formats import JSON
+from silbo.lines import Sender, close_all
 from silbo.message import Message, Origin, instance
-from silbo.parcels import Parcel, Sender, labels
+from silbo.parcels import Parcel, labels
 from silbo.protocols import Format, Promises
 from silbo.routing import check_address
 
@@ -77,7 +78,7 @@ class AzureServiceBus:
     ) -> None:
         self.app: Final = check_address(app, "an app")
         self.promises: Final = Promises(order="key" if sessions else "none")
-        self._client, self._sessions, self._format = client, sessions, format
+        self._client, self._sessions, self._format, self._timeout = client, sessions, format, timeout
         self._sender = Sender(
             "Service Bus topic", self._send, self._encode, to=check_address(topic, "a topic"), timeout=timeout
         )
@@ -98,9 +99,8 @@ class AzureServiceBus:
         try:
             await self._sender.aclose()
         finally:
-            while self._senders:
-                _, sender = self._senders.popitem()
-                await sender.close()
+            senders, self._senders = self._senders, {}
+            await close_all([sender.close for sender in senders.values()], self._timeout)
 
     async def __aenter__(self) -> Self:
         return self

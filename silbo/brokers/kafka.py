@@ -10,8 +10,9 @@ from typing import Any, Final, Self
 
 from silbo.errors import MissingExtra
 from silbo.formats import JSON
+from silbo.lines import Sender
 from silbo.message import Message, Origin, instance
-from silbo.parcels import Parcel, Sender, labels
+from silbo.parcels import Parcel, labels
 from silbo.protocols import Format, Promises
 from silbo.routing import check_address
 

@@ -10,8 +10,9 @@ from typing import Final, Self
 
 from silbo.errors import MessageRefused, MissingExtra
 from silbo.formats import JSON
+from silbo.lines import Sender, close_all
 from silbo.message import Message, Origin, instance
-from silbo.parcels import Parcel, Sender, labels
+from silbo.parcels import Parcel, labels
 from silbo.protocols import Format, Promises
 from silbo.retry import Backoff
 from silbo.routing import check_address
@@ -60,7 +61,7 @@ class RabbitMQ:
         format: Format = JSON,  # noqa: A002  # the word of every broker
     ) -> None:
         self.app: Final = check_address(app, "an app")
-        self._connection, self._mandatory, self._format = connection, mandatory, format
+        self._connection, self._mandatory, self._format, self._timeout = connection, mandatory, format, timeout
         self._sender = Sender(
             "RabbitMQ exchange", self._send, self._encode, to=check_address(exchange, "an exchange"), timeout=timeout
         )
@@ -82,9 +83,7 @@ class RabbitMQ:
             await self._sender.aclose()
         finally:
             channels, self._channels = self._channels, {}
-            for channel in channels.values():
-                if not channel.is_closed:
-                    await channel.close()
+            await close_all([channel.close for channel in channels.values() if not channel.is_closed], self._timeout)
 
     async def __aenter__(self) -> Self:
         return self

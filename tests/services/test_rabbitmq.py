@@ -293,3 +293,16 @@ async def test_closing_leaves_the_connection_open(connection: AbstractRobustConn
     await broker.aclose()
     assert len(connection.transport.connection.channels) == before
     await events.wait_for(1)
+
+
+async def test_closing_ends_although_the_server_does_not_answer(
+    server: RabbitMQServer, connection: AbstractRobustConnection, events: Bound
+) -> None:
+    broker = RabbitMQ(connection, events.exchange, app="web", timeout=0.5)
+    await broker.publish(message(1))
+    server.pause()
+    try:
+        async with asyncio.timeout(5):
+            await broker.aclose()
+    finally:
+        server.resume()

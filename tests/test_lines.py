@@ -10,8 +10,9 @@ import pytest
 
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.formats import JSON
+from silbo.lines import Sender
 from silbo.message import Message, Origin
-from silbo.parcels import Parcel, Sender, labels
+from silbo.parcels import Parcel, labels
 
 Step = Callable[[Sequence[Parcel]], Awaitable[None]]
 
