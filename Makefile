@@ -31,8 +31,8 @@ else
 	$(RUN) -m pytest $(ARGS)
 endif
 
-test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL, from the binaries found here
-	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto)
+test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL and RabbitMQ, from the programs found here
+	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel

@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tools.postgres import PostgresServer, find_postgres
+from tools.rabbitmq import find_rabbitmq
 
 
 def pytest_report_header() -> str:
-    return f"postgresql: {find_postgres()}"  # or what to install
+    return f"postgresql: {find_postgres()}; rabbitmq: {find_rabbitmq()}"  # or what to install
 
 
 @pytest.fixture(scope="session")
