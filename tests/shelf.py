@@ -20,7 +20,7 @@ class Opened:
     async def resolve(self, cls: type[Any], /) -> Any:
         assert not self.closed
         self.shelf.asked.append(cls)
-        if cls not in self.made:
+        if cls not in self.made or cls in self.shelf.transient:
             made = self.shelf.factories.get(cls, cls)()
             self.made[cls] = await made if inspect.isawaitable(made) else made
         return self.made[cls]
@@ -31,6 +31,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.factories: dict[type, Callable[[], Any]] = {}
+        self.transient: set[type] = set()
         self.asked: list[type] = []
         self.scopes: list[Opened] = []
         self.closing: Callable[[], Awaitable[object]] | None = None

@@ -40,7 +40,8 @@ class DIContainer:
     """Makes the objects of listener classes with a di container; di needs no registration of a class it can make.
 
     Each unit of work enters the innermost scope: what belongs to it is made once there, and its generators are closed at
-    the end, an error of the dispatch thrown into them.
+    the end, an error of the dispatch thrown into them. A listener class itself, where nothing is bound to it, is made anew for
+    each event.
 
     Args:
         container: With its binds.
@@ -77,7 +78,9 @@ class DIContainer:
             self._solved.clear()
             self._hooks = list(hooks or ())
         if cls not in self._solved:
-            solved = self.container.solve(Dependent(cls, scope=self._scopes[-1]), scopes=self._scopes)
+            # Uncached: two events side by side have a handler each. What it depends on is shared.
+            root = Dependent(cls, scope=self._scopes[-1], use_cache=False)
+            solved = self.container.solve(root, scopes=self._scopes)
             for part in solved.dag:
                 if inspect.isabstract(part.call) or getattr(part.call, "_is_protocol", False):
                     raise Unresolvable(cls, self, f"{_name(part.call)} is abstract, and bound to nothing")

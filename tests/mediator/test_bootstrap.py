@@ -1,0 +1,182 @@
+"""``bootstrap``: everything in one call, with the real containers."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import di
+import dishka
+import pytest
+import rodi
+from dependency_injector import containers, providers
+
+from silbo import (
+    AsyncEventDispatcher,
+    Bridge,
+    EventHandler,
+    EventMap,
+    IAsyncEventDispatcher,
+    RequestHandler,
+    RequestMap,
+    bootstrap,
+)
+from silbo.containers.dishka import dispatcher_provider
+from silbo.containers.rodi import RodiContainer, register_dispatcher
+from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local, Recorder, fail
+from tests.shelf import Shelf
+
+HEARD: list[object] = []
+
+
+class Hears(Collects, EventHandler[Local]):
+    async def handle(self, event: Local) -> None:
+        HEARD.append(event.label)
+        await asyncio.sleep(0)
+        self._events.extend(event.follow)
+
+
+class Asks(RequestHandler[Also, str]):
+    def __init__(self, dispatcher: IAsyncEventDispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    async def handle(self, request: Also) -> str:
+        return f"asked {type(self.dispatcher).__name__}"
+
+
+def commands(mapper: RequestMap) -> None:
+    mapper.bind(Do, DoHandler)
+
+
+def queries(mapper: RequestMap) -> None:
+    mapper.bind(Also, Asks)
+
+
+def events(mapper: EventMap) -> None:
+    mapper.bind(Local, Hears)
+
+
+def of_rodi() -> rodi.Container:
+    container = rodi.Container()
+    for cls in (DoHandler, Hears, Asks):
+        container.register(cls)
+    return container
+
+
+class Services(containers.DeclarativeContainer):
+    dispatcher = providers.Dependency()
+    do = providers.Factory(DoHandler)
+    hears = providers.Factory(Hears)
+    asks = providers.Factory(Asks, dispatcher)
+
+
+def of_dishka() -> dishka.AsyncContainer:
+    provider = dishka.Provider(scope=dishka.Scope.REQUEST)
+    for cls in (DoHandler, Hears, Asks):
+        provider.provide(cls)
+    return dishka.make_async_container(provider, dispatcher_provider())
+
+
+@pytest.mark.parametrize("library", [of_rodi, di.Container, Services, of_dishka], ids=lambda make: make.__module__)
+async def test_a_container_as_it_is_and_mappers_make_a_mediator(library: Any) -> None:
+    """Of every library; the dispatcher is also what its components get."""
+    HEARD.clear()
+    container, broker = library(), Recorder()
+    dispatcher = await container.get(AsyncEventDispatcher) if library is of_dishka else None
+    started: list[str] = []
+    mediator = bootstrap(
+        di_container=container,
+        commands_mapper=commands,
+        queries_mapper=queries,
+        domain_events_mapper=events,
+        message_broker=broker,
+        on_startup=[lambda: started.append("first"), lambda: started.append("second")],
+        dispatcher=dispatcher,
+    )
+    assert started == ["first", "second"]
+    assert await mediator.send(Do(events=[Local(1, [Leaves(3)]), Leaves(2)])) == "done"
+    assert HEARD == [1] and broker.got == [2, 3]
+    assert await mediator.send(Also()) == "asked AsyncEventDispatcher"
+
+
+@pytest.mark.parametrize("library", [of_rodi, di.Container, Services], ids=lambda make: make.__module__)
+async def test_events_side_by_side_have_handlers_of_their_own(library: Any) -> None:
+    """Which collect events: di would share one in a scope."""
+    HEARD.clear()
+    broker = Recorder()
+    mediator = bootstrap(
+        library(),
+        commands_mapper=commands,
+        domain_events_mapper=events,
+        message_broker=broker,
+        max_concurrent_event_handlers=3,
+    )
+    await mediator.send(Do(events=[Local(n, [Leaves(n)]) for n in range(5)]))
+    assert HEARD == [0, 1, 2, 3, 4] and broker.got == [0, 1, 2, 3, 4]
+
+
+async def test_an_adapter_will_do_and_middlewares_are_around() -> None:
+    async def shout(request: Do, handle: Any) -> Any:
+        return (await handle(request)).upper()
+
+    shelf = Shelf()
+    mediator = bootstrap(shelf, commands_mapper=commands, middlewares=[shout])
+    assert await mediator.send(Do()) == "DONE"
+    assert mediator.container is shelf and isinstance(
+        bootstrap(RodiContainer(rodi.Container())).container, RodiContainer
+    )
+
+
+async def test_a_dispatcher_that_is_there_already_is_used_with_its_container() -> None:
+    HEARD.clear()
+    container = of_rodi()
+    dispatcher = register_dispatcher(container)
+    mediator = bootstrap(container, commands_mapper=commands, domain_events_mapper=events, dispatcher=dispatcher)
+    await mediator.send(Do(events=[Local(1)]))
+    assert mediator.dispatcher is dispatcher and HEARD == [1]
+    plain = AsyncEventDispatcher()
+    mediator = bootstrap(container, commands_mapper=commands, domain_events_mapper=events, dispatcher=plain)
+    await mediator.send(Do(events=[Local(2)]))
+    assert mediator.dispatcher is plain and HEARD == [1, 2]
+
+
+def test_another_containers_dispatcher_is_refused() -> None:
+    with pytest.raises(ValueError, match="container of its own"):
+        bootstrap(rodi.Container(), dispatcher=register_dispatcher(rodi.Container()))
+
+
+def test_a_container_that_has_a_dispatcher_says_what_to_do() -> None:
+    container = rodi.Container()
+    register_dispatcher(container)
+    with pytest.raises(rodi.OverridingServiceException) as caught:
+        bootstrap(container)
+    assert caught.value.__notes__ == ["it has a dispatcher already: give that one to bootstrap(dispatcher=...)"]
+
+
+def test_a_second_bridge_is_refused() -> None:
+    dispatcher = AsyncEventDispatcher()
+    dispatcher.add_subscriber(Bridge(Recorder()))
+    with pytest.raises(ValueError, match="send everything twice: leave out message_broker"):
+        bootstrap(Shelf(), dispatcher=dispatcher, message_broker=Recorder())
+
+
+@pytest.mark.parametrize("wrong", [None, object(), "container", rodi, dict])
+def test_what_is_no_container_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"adapter from silbo\.containers"):
+        bootstrap(wrong)
+
+
+def test_an_async_function_for_the_start_is_refused() -> None:
+    with pytest.raises(TypeError, match="is async: await it before"):
+        bootstrap(Shelf(), on_startup=[fail])
+
+
+def test_only_the_containers_own_library_is_imported() -> None:
+    code = (
+        "import sys, rodi, silbo; silbo.bootstrap(rodi.Container()); "
+        "print(*{'di', 'dishka', 'dependency_injector'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
