@@ -191,9 +191,8 @@ class Relay:
             while True:
                 leave_if_cancelled()
                 if now() >= renew_at:
-                    renewed = await self._store.lead(lead.partition, self._owner, lease=self._lease)
-                    if renewed is None or renewed.epoch != lead.epoch:
-                        raise LeadLost(lead.partition, lead.epoch)
+                    # Where that fails, so does the next step, with LeadLost.
+                    await self._store.lead(lead.partition, self._owner, lease=self._lease)
                     renew_at = now() + self._lease / 3
                 woken.clear()
                 begun = now()
@@ -201,23 +200,27 @@ class Relay:
                 busy = now() - begun
                 await self._count(outcome)
                 outcome = Outcome()
+                stopping = self._stopping.is_set()
                 if not rows:
-                    if self._stopping.is_set():
+                    if stopping and not failures:
                         return
-                    # A broker that is away is not asked sooner because more was stored.
-                    wait = min(POLL, max(0.0, renew_at - now()))
-                    await pause(wait, self._stopping if failures else woken)
+                    if stopping:  # what waits for its next attempt gets that one still
+                        await asyncio.sleep(LONGEST_REST)
+                    else:  # a broker that is away is not asked sooner because more was stored
+                        wait = min(POLL, max(0.0, renew_at - now()))
+                        await pause(wait, self._stopping if failures else woken)
                     continue
                 delay = AWAY.delay(failures + 1) or AWAY.cap
                 answered = await self._send(lead, rows, delay)
-                if answered is None:
+                if answered is not None:
+                    failures, outcome = 0, answered
+                    # Where all is in memory nothing else would let others run.
+                    await asyncio.sleep(0 if stopping or len(rows) >= BATCH else min(REST * busy, LONGEST_REST))
+                elif stopping:
+                    return
+                else:
                     failures += 1
                     await pause(min(delay, max(0.0, renew_at - now())), self._stopping)
-                    continue
-                failures, outcome = 0, answered
-                behind = len(rows) >= BATCH or self._stopping.is_set()
-                # Not 0 seconds alone where all is in memory: others have to run, too.
-                await asyncio.sleep(0 if behind else min(REST * busy, LONGEST_REST))
         finally:
             await self._resign(lead)
 

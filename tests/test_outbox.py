@@ -78,6 +78,17 @@ async def test_what_was_published_is_sent(stores: Stores, broker: Broker, heard:
         await until(lambda: outbox.stats.sent == 50)
 
 
+async def test_what_was_published_is_sent_at_once(
+    stores: Stores, broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay is woken, and need not look."""
+    monkeypatch.setattr("silbo.relay.POLL", 60.0)
+    async with Outbox(stores(), broker) as outbox:
+        for number in range(20):
+            await outbox.publish(message(number))
+            await heard.until(number + 1)
+
+
 async def test_calls_that_are_not_awaited_in_turn_keep_their_order(
     stores: Stores, broker: Broker, heard: Heard
 ) -> None:
@@ -86,13 +97,15 @@ async def test_calls_that_are_not_awaited_in_turn_keep_their_order(
         assert await heard.until(200) == list(range(200))
 
 
-async def test_message_carries_the_origin_of_the_process_that_published_it(broker: Broker, heard: Heard) -> None:
+async def test_message_carries_the_origin_of_the_process_that_published_it() -> None:
     """Not of the process that sends it; one that it has already stays."""
     store = MemoryStore()
     async with Outbox(store, MemoryBroker("web"), relay=False) as outbox:
         await outbox.publish(message(1))
         await outbox.publish(Message("ecst_event", "counted", "id", {"n": 2}, {"app": "other", "instance": "x"}))
-    relay = Relay(store, broker)
+    sender = Broker("relay")
+    heard = Heard(await sender.group("all", start="oldest").open())
+    relay = Relay(store, sender)
     relay.stop()
     await relay.run()
     await heard.until(2)
@@ -260,6 +273,25 @@ async def test_cancelled_leaving_loses_nothing_and_leaves_nothing(
         assert await heard.until(1000) == list(range(1000))
 
 
+async def test_cancelled_leaving_does_not_wait_for_the_broker(stores: Stores, broker: Broker) -> None:
+    async def publish_sequenced(*_: object) -> Any:
+        broker.called.set()
+        await asyncio.Event().wait()
+
+    broker.publish_sequenced = publish_sequenced  # type: ignore[method-assign]
+    outbox = await Outbox(stores(), broker, drain=60).__aenter__()
+    await outbox.publish(message(1))
+    await broker.called.wait()
+    leaving = asyncio.create_task(outbox.aclose())
+    await asyncio.sleep(0.01)
+    assert not leaving.done()
+    leaving.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([leaving])
+    assert outbox._relaying is not None
+    assert outbox._relaying.done()
+
+
 async def test_cancelled_publish_may_be_stored_and_disturbs_nobody(
     stores: Stores, broker: Broker, heard: Heard
 ) -> None:
@@ -319,6 +351,16 @@ async def test_replay_sends_again_in_steps(
         assert steps == [4, 8, 10]
         await until(lambda: outbox.stats.sent == 20)
         assert await outbox.replay(since=begin, before=begin) == 0
+        times: list[datetime] = []
+
+        async def replay(*, since: datetime, before: datetime, limit: int) -> int:
+            times.append(before)
+            return len(times) % 2
+
+        with monkeypatch.context() as patch:
+            patch.setattr(outbox._store, "replay", replay)
+            await outbox.replay(since=begin)
+        assert times[0] == times[1] <= datetime.now(UTC)
         assert await outbox.replay(since=FAR) == 0
     assert await heard.until(20) == [*range(10), *range(10)]
     publications = [delivery.message().headers["publication"] for delivery in heard.deliveries]

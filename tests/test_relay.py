@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,7 @@ from silbo.relay import AWAY, Relay
 from silbo.retry import Backoff
 from silbo.stored import Lead, Quota, Row, pack
 from silbo.stores.memory import MemoryStore
+from silbo.stores.sqlite import SQLiteStore
 
 LONG = 60.0
 
@@ -54,8 +56,8 @@ async def put(store: OutboxStore, *numbers: int, key: str | None = "a") -> None:
 class Broker(MemoryBroker):
     """The broker in memory; the next calls can be made to fail, before or after it has carried them out."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__("web", limit=100_000, **settings)
+    def __init__(self, app: str = "web") -> None:
+        super().__init__(app, limit=100_000)
         self.before: deque[Exception] = deque()
         self.after: deque[Exception] = deque()
         self.away: Exception | None = None
@@ -190,18 +192,20 @@ async def test_message_is_sent_as_it_was_stored(broker: Broker, heard: Heard) ->
 
 
 async def test_waking_it_sends_at_once_in_each_partition(
-    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """One partition's relay does not take the call away from another's."""
+    """Whatever the partitions' relays are at; one does not take the call away from another."""
     monkeypatch.setattr(relaying, "POLL", LONG)
-    store = await store_of(partitions=4)
+    store = SQLiteStore(tmp_path / "outbox.db")
+    await store.open(4)
     async with running(store, broker) as relay:
         await until(lambda: len(relay._waking) == 4)
-        for number in range(8):
+        for number in range(25):
             for key in "1234567890":
                 await put(store, number, key=key)
-            relay.wake()
+                relay.wake()
             await heard.until(10 * (number + 1))
+    await store.aclose()
     assert len({source for source, _, _ in broker.calls}) == 4
 
 
@@ -293,16 +297,24 @@ async def test_one_line_a_minute_is_logged_about_one_outage(
 
 
 async def test_broker_that_is_away_is_not_asked_sooner_because_more_is_stored(broker: Broker) -> None:
-    store = await store_of(1)
+    """Nor is the store."""
+    store, takes = await store_of(1), 0
+
+    async def take(*arguments: Any, **named: Any) -> Sequence[Row]:
+        nonlocal takes
+        takes += 1
+        return await store.take(*arguments, **named)
+
     broker.away = BrokerUnavailable("Redis is away")
-    async with running(store, broker) as relay:
+    async with running(_with(store, take=take), broker) as relay:
         await broker.fails(3)
-        calls = len(broker.calls)
+        calls, before = len(broker.calls), takes
         for number in range(100):
             await put(store, number)
             relay.wake()
             await asyncio.sleep(0)
         assert len(broker.calls) <= calls + 1
+        assert takes <= before + 5
 
 
 @pytest.mark.parametrize("lost", [1, 5])
@@ -318,7 +330,7 @@ async def test_send_whose_answer_was_lost_is_repeated_without_duplicates(
         relay.wake()
         await until(lambda: relay.stats.sent == 31)
     assert await heard.until(31) == list(range(31))
-    assert relay.stats.known == 30
+    assert (relay.stats.known, relay.stats.postponed) == (30, lost)
     assert len({tuple(sequences) for _, _, sequences in broker.calls[: lost + 1]}) == 1
     assert (await store.status()).counts["dead"] == 0
 
@@ -459,14 +471,21 @@ async def test_relay_takes_over_from_one_that_is_silent(broker: Broker, heard: H
 async def test_lease_is_renewed_in_time_also_under_load(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a third of it: no other relay gets a chance."""
     monkeypatch.setattr(relaying, "BATCH", 1)
-    store = await store_of(*range(2000))
-    async with running(store, broker, lease=0.3) as relay:
+    store, leads = await store_of(*range(2000)), 0
+
+    async def lead(*arguments: Any, **named: Any) -> Lead | None:
+        nonlocal leads
+        leads += 1
+        return await store.lead(*arguments, **named)
+
+    async with running(_with(store, lead=lead), broker, lease=0.3) as relay:
         await until(lambda: relay.stats.sent)
         until_then = store._leads[0].until
         for renewal in range(1, 5):
             await until(lambda: store._leads[0].until > until_then + 0.1 * renewal)  # noqa: B023  # awaited here
             assert await store.lead(0, "other", lease=LONG) is None
     assert {epoch for _, epoch, _ in broker.calls} == {1}
+    assert leads <= 20
 
 
 async def test_lease_is_renewed_while_the_broker_is_away(broker: Broker) -> None:
@@ -584,7 +603,21 @@ async def test_stop_sends_what_waits(broker: Broker, heard: Heard) -> None:
     assert (await store.status()).counts["sent"] == 3000
 
 
+async def test_stop_still_sends_what_waits_for_its_next_attempt(
+    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that broke a moment before does not keep it from that."""
+    monkeypatch.setattr(relaying, "AWAY", Backoff(initial=0.2, cap=0.2, jitter=0))
+    store = await store_of(1, 2)
+    broker.before.append(BrokerUnavailable("a connection broke"))
+    async with running(store, broker, drain=LONG):
+        await until(lambda: any(row.next_attempt_at for row in store._rows.values()))
+    assert await heard.until(2) == [1, 2]
+    assert (await store.status()).counts["sent"] == 2
+
+
 async def test_stop_does_not_wait_for_a_broker_that_is_away(broker: Broker) -> None:
+    """It tries once more."""
     store = await store_of(1)
     broker.away = BrokerUnavailable("away")
     async with running(store, broker, drain=LONG):

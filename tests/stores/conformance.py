@@ -425,6 +425,9 @@ class Conformance:
         await store.settle(lead, (), dict.fromkeys(ids(rows), "too odd"))
         status = await store.status()
         assert (status.size, status.counts["sent"], status.counts["dead"]) == (size, 1, 0)
+        dead = await bury(store, lead, 1)
+        await store.settle(lead, ids(dead), {})
+        assert (await in_state(store, "sent"), await in_state(store, "dead")) == ([1], [2])
 
     async def test_answers_can_be_settled_with_the_next_taking(self, store: OutboxStore) -> None:
         await store.add(packed(1, 2, 3, 4), PLENTY)
@@ -456,6 +459,7 @@ class Conformance:
         rows = await bury(store, lead, 3)
         assert await store.retry([rows[0].id, rows[2].id, 999_999]) == 2
         assert (await in_state(store, "dead"), await in_state(store, "pending")) == ([2], [1, 3, 4])
+        assert [(row.sequence, row.attempts) for row in await store.rows("pending")] == 3 * [(None, 0)]
         again = await store.take(lead, 2)
         assert numbers(again) == [1, 3]
         assert min(sequences(again)) > max(sequences(rows))
