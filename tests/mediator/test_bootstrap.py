@@ -66,7 +66,7 @@ def of_rodi() -> rodi.Container:
 
 
 class Services(containers.DeclarativeContainer):
-    dispatcher = providers.Dependency()
+    dispatcher: Any = providers.Dependency()
     do = providers.Factory(DoHandler)
     hears = providers.Factory(Hears)
     asks = providers.Factory(Asks, dispatcher)

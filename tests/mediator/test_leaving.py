@@ -184,7 +184,7 @@ async def test_or_to_the_bridges_hook(world: World) -> None:
     world.dispatcher.add_subscriber(Bridge(world.broker, on_error=lambda error, message: failed.append(message)))
     world.broker.error = BrokerUnavailable("away")
     await world.send(Leaves(1), Leaves(2))
-    assert [message.payload["label"] for message in failed] == [1, 2]  # type: ignore[call-overload, index]
+    assert [message.payload["label"] for message in failed] == [1, 2]
 
 
 async def test_a_bridge_that_does_not_wait_still_waits_for_the_command() -> None:
