@@ -1,0 +1,11 @@
+"""What the documents behind silbo show, done with silbo: each program is small, and says at its top how it is run.
+
+| program | what the document shows |
+|---|---|
+| `harp` | Whistle in the HARP proxy: names, envelopes, constants, listeners, services and a container-wide dispatcher |
+| `diator_redis` | Diator: commands, queries, three kinds of events, rodi, middlewares, Redis Pub/Sub |
+| `diator_azure` | the same application on Azure Service Bus |
+| `cqrs_joins` | python-cqrs: bootstrap with mappers, and four events handled |
+| `cqrs_flow` | its event flow: one by one or side by side, follow-ups, events nobody handles |
+| `cqrs_kafka`, `cqrs_rabbitmq` | its notification events, on Kafka and on RabbitMQ, and heard again |
+"""

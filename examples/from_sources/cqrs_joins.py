@@ -1,0 +1,81 @@
+"""The example on domain events of python-cqrs: four users join a meeting, and each join is heard once.
+
+python -m examples.from_sources.cqrs_joins
+"""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+
+import di
+
+from silbo import DomainEvent, Event, EventHandler, EventMap, Request, RequestHandler, RequestMap, bootstrap
+
+STORAGE: defaultdict[str, list[str]] = defaultdict(list)
+HANDLED_EVENTS: list["UserJoined"] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinMeetingCommand(Request[None]):
+    """Where silbo asks for a decorator, python-cqrs makes a dataclass of whatever derives from its own."""
+
+    user_id: str
+    meeting_id: str
+
+
+@dataclass(frozen=True)
+class UserJoined(DomainEvent):
+    """`class UserJoined(DomainEvent, frozen=True)` there."""
+
+    user_id: str
+    meeting_id: str
+
+
+class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
+    """di makes it without having been told of it."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    @property
+    def events(self) -> list[Event]:
+        return self._events
+
+    async def handle(self, request: JoinMeetingCommand) -> None:
+        STORAGE[request.meeting_id].append(request.user_id)
+        self._events.append(UserJoined(request.user_id, request.meeting_id))
+        print(f"{request.user_id} is in {request.meeting_id}")
+
+
+class UserJoinedEventHandler(EventHandler[UserJoined]):
+    """Hears of it when the command has succeeded."""
+
+    async def handle(self, event: UserJoined) -> None:
+        HANDLED_EVENTS.append(event)
+        print(f"heard that {event.user_id} is in {event.meeting_id}")
+
+
+def command_mapper(mapper: RequestMap) -> None:
+    """What handles which command."""
+    mapper.bind(JoinMeetingCommand, JoinMeetingCommandHandler)
+
+
+def events_mapper(mapper: EventMap) -> None:
+    """Who hears which event."""
+    mapper.bind(UserJoined, UserJoinedEventHandler)
+
+
+async def main() -> None:
+    """Let four users in."""
+    mediator = bootstrap(
+        di_container=di.Container(), commands_mapper=command_mapper, domain_events_mapper=events_mapper
+    )
+    for user_id in ("1", "2", "3", "4"):
+        await mediator.send(JoinMeetingCommand(user_id=user_id, meeting_id="1"))
+    print(f"There are {len(STORAGE['1'])} users in the room")
+    print(f"{len(HANDLED_EVENTS)} events was handled")
+    assert len(HANDLED_EVENTS) == 4
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
