@@ -10,11 +10,12 @@ import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from azure.servicebus import ServiceBusReceivedMessage
-from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.exceptions import (
     MessagingEntityNotFoundError,
     ServiceBusAuthorizationError,
@@ -24,14 +25,17 @@ from azure.servicebus.exceptions import (
     ServiceBusServerBusyError,
 )
 
+from silbo import AsyncEventDispatcher, EventName, receive
 from silbo.brokers.azure import AzureServiceBus
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageInvalid, MessageRefused
 from silbo.formats import CLOUDEVENTS, DIATOR
 from silbo.message import Message, instance
 from silbo.protocols import Promises
 from silbo.testing.conformance import message
 from tests.brokers.service_bus import Client, Link, ServiceBus
+from tests.docs.snippets import execute, shown
 
+DOCS = Path(__file__).resolve().parents[2] / "docs/howto"
 CONNECTION = os.environ.get("SILBO_AZURE_CONNECTION", "")
 
 
@@ -252,6 +256,59 @@ async def test_client_that_the_host_has_closed(client: Client, broker: AzureServ
     await client.close()
     with pytest.raises(BrokerUnavailable, match="shutdown.*not sent"):
         await broker.publish(message(2))
+
+
+async def test_pages_do_what_they_say(service: ServiceBus, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the docs show of Service Bus, sending and receiving: but for the link, and the SDK's receiver."""
+    monkeypatch.setattr(ServiceBusClient, "from_connection_string", lambda connection: service.client())
+    await execute(shown(DOCS / "brokers.md", "azure.servicebus"), {"CONNECTION": "Endpoint=..."})
+    topic = service.topics["events"]
+    assert [received.subject for received in topic] == ["user.joined"]
+    async with AzureServiceBus(client, "events", app="web") as broker:
+        await broker.publish(
+            Message("ecst_event", "bad", "id", {"event_id": 1}), Message("ecst_event", "failing", str(uuid.uuid4()), {})
+        )
+
+    dispatcher, settled = AsyncEventDispatcher(), []
+
+    @dispatcher.listen("failing")
+    async def fail(event: object) -> None:
+        raise OSError("no")
+
+    class Receiver:  # stands for the SDK's own
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def __aiter__(self) -> AsyncIterator[ServiceBusReceivedMessage]:
+            for received in topic:
+                yield received
+
+        async def complete_message(self, received: ServiceBusReceivedMessage) -> None:
+            settled.append(("complete", received.subject))
+
+        async def abandon_message(self, received: ServiceBusReceivedMessage) -> None:
+            settled.append(("abandon", received.subject))
+
+        async def dead_letter_message(self, received: ServiceBusReceivedMessage, *, reason: str, **_: str) -> None:
+            settled.append((reason, received.subject))
+
+    assert all(
+        callable(getattr(ServiceBusReceiver, name))
+        for name in ("complete_message", "abandon_message", "dead_letter_message")
+    )
+    monkeypatch.setattr(client, "get_subscription_receiver", lambda topic, subscription: Receiver())
+    namespace = {
+        "client": client,
+        "receive": receive,
+        "dispatcher": dispatcher,
+        "USER_JOINED": EventName("user.joined"),
+    }
+    await execute(
+        shown(DOCS / "receive.md", "get_subscription_receiver"), {**namespace, "MessageInvalid": MessageInvalid}
+    )
+    assert settled == [("complete", "user.joined"), ("MessageInvalid", "bad"), ("abandon", "failing")]
 
 
 @pytest.mark.skipif(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from silbo import Message, Outbox, Publisher
+from silbo.brokers.memory import MemoryBroker
+from silbo.errors import BrokerUnavailable, MessageRefused
+from silbo.protocols import Promises
+from silbo.stores.memory import MemoryStore
+from silbo.testing import conformance
 from silbo.testing.conformance import CHECKS, Check, Rig
 from tests.brokers import rigs
 
@@ -34,3 +43,122 @@ async def test_publisher_conforms(rig: str, check: Check) -> None:
 async def test_outbox_in_sqlite_conforms(check: Check, tmp_path: Path) -> None:
     async with rigs.outbox_in_sqlite(tmp_path) as opened:
         await check(opened)
+
+
+@pytest.mark.parametrize(
+    ("broker", "partitions", "promises"),
+    [
+        (Promises(), 1, Promises()),
+        (Promises(keeps=False), 2, Promises(order="key", keeps=False)),
+        (Promises(order="none"), 2, Promises(order="none")),
+    ],
+)
+def test_outbox_promises_what_its_broker_does(broker: Promises, partitions: int, promises: Promises) -> None:
+    """Several partitions are sent side by side: then the order is that of each key at most."""
+    publisher = MemoryBroker()
+    publisher.promises = broker  # type: ignore[misc]  # in place of a broker of each kind
+    assert Outbox(MemoryStore(), publisher, partitions=partitions).promises == promises
+
+
+class Faulty:
+    """In front of a good publisher, it breaks a promise."""
+
+    app = "web"
+
+    def __init__(self, good: Publisher, how: str) -> None:
+        self.good, self.how = good, how
+
+    async def publish(self, *messages: Message) -> None:
+        if self.how == "swallows refusals":
+            with suppress(MessageRefused):
+                await self.good.publish(*messages)
+        elif self.how == "stops at a refusal":
+            for message in messages:
+                await self.good.publish(message)
+        elif self.how == "loses some":
+            await self.good.publish(*(message for message in messages if message.payload["n"] != 7))
+        elif self.how == "doubles some":
+            await self.good.publish(*messages, *(message for message in messages if message.payload["n"] == 7))
+        elif self.how == "reverses calls":
+            await self.good.publish(*reversed(messages))
+        elif self.how == "overtakes":
+            await asyncio.sleep(random.random() / 100)
+            await self.good.publish(*messages)
+        elif self.how == "ignores addresses":
+            await self.good.publish(*(replace(message, to=None) for message in messages))
+        elif self.how == "forgets headers":
+            await self.good.publish(*(replace(message, headers={}) for message in messages))
+        else:
+            await self.good.publish(*messages)
+
+    async def aclose(self) -> None:
+        if self.how == "closes once":
+            self.how = "closed"
+        elif self.how == "closed":
+            raise RuntimeError("closed already")
+
+
+@pytest.mark.parametrize(
+    ("how", "caught"),
+    [
+        ("swallows refusals", {"refusal"}),
+        ("stops at a refusal", {"refusal"}),
+        ("loses some", {"batch", "calls", "concurrency", "cancellation", "closing"}),
+        ("doubles some", {"concurrency", "cancellation"}),
+        ("reverses calls", {"batch"}),
+        ("overtakes", {"calls"}),
+        ("ignores addresses", {"address"}),
+        ("forgets headers", {"whole"}),
+        ("closes once", {"closing"}),
+        ("does all well", set()),
+    ],
+)
+async def test_suite_notices_a_broken_promise(how: str, caught: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that every publisher passes would prove nothing."""
+    monkeypatch.setattr(conformance, "PATIENCE", 0.3)
+    noticed = set()
+    for check in CHECKS:
+        async with rigs.memory() as good:
+            rig = rigs.Received(Faulty(good.publisher, how), good.receivers)  # type: ignore[attr-defined]  # it is one
+            try:
+                await check(rig)
+            except (AssertionError, RuntimeError, MessageRefused):
+                noticed.add(check.__name__)
+    assert caught <= noticed
+    assert bool(caught) == bool(noticed)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("lies that it is away", "though not sent"),
+        ("does not answer", "did not answer"),
+        ("loses what it confirmed", "lost .* without an error"),
+        ("does not return", "the broker is back"),
+    ],
+)
+async def test_suite_notices_a_lie_about_an_outage(how: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "PATIENCE", 0.3)
+
+    class Liar(Faulty):
+        is_away = False
+
+        async def publish(self, *messages: Message) -> None:
+            if not self.is_away or how == "lies that it is away":
+                await self.good.publish(*messages)
+            if self.is_away and how in ("lies that it is away", "does not return"):
+                raise BrokerUnavailable("not sent")
+            if self.is_away and how == "does not answer":
+                await asyncio.Event().wait()
+
+    class Away(rigs.Received):
+        @asynccontextmanager
+        async def outage(self) -> AsyncIterator[None]:  # type: ignore[override]  # a context manager
+            liar.is_away = True
+            yield
+            liar.is_away = how == "does not return"
+
+    async with rigs.memory() as good:
+        liar = Liar(good.publisher, "")
+        with pytest.raises(AssertionError, match=text):
+            await conformance.outage(Away(liar, good.receivers))  # type: ignore[attr-defined]  # it is one

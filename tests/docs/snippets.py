@@ -9,7 +9,10 @@ The convention, for whoever writes a page (CONTRIBUTING.md has it too):
 - ```python background is a program that runs while the page goes on and is ended with Ctrl-C: it must then exit
   with 0. The page goes on when the first line that it promises (see below) is out.
 - `#> text` promises a line of output; where a block has any, they are all of its output.
-- `Redis()` and `redis://localhost:6379` are the page's own server, and so is SILBO_REDIS_URL in the environment.
+- `Redis()` and `redis://localhost:6379` are the page's own server, and so is SILBO_REDIS_URL in the environment;
+  `localhost:9092` is its own Kafka.
+- Code that needs a server which is not there in every test run stands in a block without a language; a test takes it from
+  there with `shown` and runs it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markdown_it import MarkdownIt
 
@@ -75,13 +79,31 @@ def snippets(text: str, line: int = 0) -> list[Snippet]:
     return found
 
 
+def shown(page: Path, word: str) -> str:
+    """The one block of a page without a language that has this word in it."""
+    blocks = [
+        token.content for token in MarkdownIt().parse(page.read_text()) if token.type == "fence" and not token.info
+    ]
+    (found,) = [block for block in blocks if word in block]
+    return found
+
+
+async def execute(code: str, namespace: dict[str, Any], name: str = "page") -> None:
+    """Run code that may have `await` at its top level."""
+    compiled = compile(code, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    result = eval(compiled, namespace)  # exec() would drop the coroutine
+    if inspect.iscoroutine(result):
+        await result
+
+
 class Page:
     """One page while it is run, in a folder of its own."""
 
-    def __init__(self, path: Path, folder: Path, redis_url: str | None = None) -> None:
+    def __init__(self, path: Path, folder: Path, redis_url: str | None = None, kafka_url: str | None = None) -> None:
         self._path = path
         self._folder = folder
         self._url = redis_url
+        self._kafka_url = kafka_url
         self._module = types.ModuleType(re.sub(r"\W", "_", f"page_{path.stem}"))
         self._background: list[tuple[Snippet, asyncio.subprocess.Process]] = []
 
@@ -124,7 +146,11 @@ class Page:
         if self._url:
             code = code.replace("redis://localhost:6379", self._url).replace("redis://localhost", self._url)
             code = re.sub(r"\bRedis\(\)", f"Redis.from_url({self._url!r})", code)
-        assert "6379" not in code, f"{self._at(snippet)} names a server that may be somebody's own; say Redis()"
+        if self._kafka_url:
+            code = code.replace("localhost:9092", self._kafka_url)
+        assert not {"6379", "9092"} & set(re.findall(r"\d+", code)), (
+            f"{self._at(snippet)} names a server that may be somebody's own; say Redis()"
+        )
         if snippet.file:
             file = self._folder / snippet.file
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs.snippets import Page, snippets
+from tools.kafka import KafkaMock
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -22,9 +24,16 @@ async def test_page_does_what_it_says(
 ) -> None:
     """Each page gets a Redis of its own, for pages use silbo's default prefix, and a folder of its own to be run in."""
     monkeypatch.chdir(tmp_path)
-    speaks_to_redis = any("redis" in snippet.code.lower() for snippet in snippets(page.read_text()))
-    url = request.getfixturevalue("own_redis").url if speaks_to_redis else None
-    await Page(page, tmp_path, url).run()
+    code = "".join(snippet.code for snippet in snippets(page.read_text()))
+    url = request.getfixturevalue("own_redis").url if "redis" in code.lower() else None
+    kafka_url = request.getfixturevalue("own_kafka").url if "localhost:9092" in code else None
+    await Page(page, tmp_path, url, kafka_url).run()
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[KafkaMock]:
+    with KafkaMock({}) as kafka:
+        yield kafka
 
 
 async def run(tmp_path: Path, text: str, redis_url: str | None = None) -> None:

@@ -8,24 +8,27 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractQueue, AbstractRobustConnection
 
-from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent
+from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent, receive
 from silbo.brokers.rabbitmq import RabbitMQ
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.message import Message, instance
 from silbo.protocols import Publisher
 from silbo.testing.conformance import ADDRESS, CHECKS, Check, message
+from tests.docs.snippets import execute, shown
 from tools.rabbitmq import RabbitMQServer
 
 pytestmark = pytest.mark.xdist_group("rabbitmq")  # one server, one test at a time: they kill and freeze it
 
 TIMEOUT = 2.0
+DOCS = Path(__file__).resolve().parents[2] / "docs/howto"
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +309,43 @@ async def test_closing_ends_although_the_server_does_not_answer(
             await broker.aclose()
     finally:
         server.resume()
+
+
+async def test_pages_do_what_they_say(server: RabbitMQServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the docs show of RabbitMQ, sending and receiving."""
+    sending = shown(DOCS / "brokers.md", "aio_pika").replace("amqp://guest:guest@localhost/", server.url)
+    await execute(sending, {})
+    assert capsys.readouterr().out == "user.joined\n"
+
+    async with await aio_pika.connect_robust(server.url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("billing", durable=True)
+        exchange = await channel.get_exchange("events")
+        async with RabbitMQ(connection, "events", app="web") as broker:
+            await broker.publish(Message("notification_event", "user.joined", str(uuid.uuid4()), {}))
+        dispatcher = AsyncEventDispatcher()
+        heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        tries = 0
+
+        @dispatcher.listen("user.joined")
+        async def listener(event: NotificationEvent) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise OSError("once")
+            heard.set_result(event.origin)
+
+        namespace = {
+            "queue": queue,
+            "receive": receive,
+            "dispatcher": dispatcher,
+            "USER_JOINED": EventName("user.joined"),
+        }
+        for _ in range(2):  # the loop ends with the listener's error, and the message comes again
+            receiving = asyncio.create_task(execute(shown(DOCS / "receive.md", "queue.iterator"), namespace))
+            await asyncio.wait([receiving, heard], return_when=asyncio.FIRST_COMPLETED)
+        assert (await heard).app == "web"
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        await queue.delete(if_unused=False, if_empty=False)
+        await exchange.delete()
