@@ -206,9 +206,8 @@ class Relay:
                         return
                     if stopping:  # what waits for its next attempt gets that one still
                         await asyncio.sleep(LONGEST_REST)
-                    else:  # a broker that is away is not asked sooner because more was stored
-                        wait = min(POLL, max(0.0, renew_at - now()))
-                        await pause(wait, self._stopping if failures else woken)
+                    else:
+                        await pause(min(POLL, max(0.0, renew_at - now())), woken)
                     continue
                 delay = AWAY.delay(failures + 1) or AWAY.cap
                 answered = await self._send(lead, rows, delay)
@@ -218,7 +217,7 @@ class Relay:
                     await asyncio.sleep(0 if stopping or len(rows) >= BATCH else min(REST * busy, LONGEST_REST))
                 elif stopping:
                     return
-                else:
+                else:  # it is not asked sooner because more was stored
                     failures += 1
                     await pause(min(delay, max(0.0, renew_at - now())), self._stopping)
         finally:

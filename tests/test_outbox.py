@@ -83,10 +83,11 @@ async def test_what_was_published_is_sent_at_once(
 ) -> None:
     """The relay is woken, and need not look."""
     monkeypatch.setattr("silbo.relay.POLL", 60.0)
-    async with Outbox(stores(), broker) as outbox:
+    async with Outbox(stores(), broker, lease=600) as outbox:
         for number in range(20):
             await outbox.publish(message(number))
             await heard.until(number + 1)
+            await settled(outbox._store)  # then it rests
 
 
 async def test_calls_that_are_not_awaited_in_turn_keep_their_order(

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +31,6 @@ from silbo.relay import AWAY, Relay
 from silbo.retry import Backoff
 from silbo.stored import Lead, Quota, Row, pack
 from silbo.stores.memory import MemoryStore
-from silbo.stores.sqlite import SQLiteStore
 
 LONG = 60.0
 
@@ -192,21 +190,44 @@ async def test_message_is_sent_as_it_was_stored(broker: Broker, heard: Heard) ->
 
 
 async def test_waking_it_sends_at_once_in_each_partition(
-    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the partitions' relays are at; one does not take the call away from another."""
     monkeypatch.setattr(relaying, "POLL", LONG)
-    store = SQLiteStore(tmp_path / "outbox.db")
-    await store.open(4)
+    store = await store_of(partitions=4)
     async with running(store, broker) as relay:
         await until(lambda: len(relay._waking) == 4)
-        for number in range(25):
+        for number in range(8):
             for key in "1234567890":
                 await put(store, number, key=key)
-                relay.wake()
+            relay.wake()
             await heard.until(10 * (number + 1))
-    await store.aclose()
     assert len({source for source, _, _ in broker.calls}) == 4
+
+
+async def test_partition_that_is_busy_when_it_is_woken_looks_again(
+    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the others do meanwhile: one partition does not take the call away from another."""
+    monkeypatch.setattr(relaying, "POLL", LONG)
+    store = await store_of(partitions=2)
+    looked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def take(lead: Lead, limit: int, **answered: Any) -> Sequence[Row]:
+        rows = await store.take(lead, limit, **answered)
+        if lead.partition == 1 and not looked.is_set():
+            looked.set()
+            await go_on.wait()
+        return rows
+
+    async with running(_with(store, take=take), broker, lease=600) as relay:
+        await looked.wait()
+        await put(store, 1, key="1")  # of partition 1, which has just found nothing
+        await put(store, 2, key=None)
+        relay.wake()
+        assert await heard.until(1) == [2]
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert await heard.until(2) == [2, 1]
 
 
 async def test_what_another_process_has_stored_is_found(broker: Broker, heard: Heard) -> None:
