@@ -123,7 +123,7 @@ class Hold:
         number = b"%d" % (self._counted[place] + 1)
         call = ScriptCall.of(keys, entry_id, number, b"%d" % ATTEMPTS_FOR)
         (known,) = await self._run("count an attempt at", COUNT, [call])
-        del self._counted[place]
+        self._counted.pop(place, None)  # it may have been forgotten meanwhile
         return int(known)
 
     async def bury(self, delivery: Delivery, error: str, attempts: int) -> bool:

@@ -236,6 +236,17 @@ async def test_count_whose_answer_is_lost_counts_once(
         assert await receiver.count(delivery) == 3
 
 
+async def test_count_of_what_another_takes_over_meanwhile_is_answered(streams: RedisStreams) -> None:
+    """A consumer that was slow goes on, whatever others did with what it had in hand."""
+    group = streams.group("billing", start="new", claim_after=SOON)
+    async with opened(group) as one, opened(group) as other:
+        await streams.publish(message(1))
+        (delivery,) = await deliveries(one, 1)
+        await asyncio.sleep(SOON + 0.05)
+        await deliveries(other, 1)
+        assert await asyncio.gather(one.count(delivery), one.keep(delivery)) == [1, [delivery]]
+
+
 async def _is(admin: Redis, entry_id: str, attempts: int) -> bool:
     return bool(await admin.hget(ATTEMPTS, entry_id) == b"%d" % attempts)
 
