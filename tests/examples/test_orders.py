@@ -122,6 +122,7 @@ async def test_events_side_by_side_store_one_after_another(engine: AsyncEngine, 
         middlewares=[Transaction(engine)],
         max_concurrent_event_handlers=5,
     )
+    await engine.dispose()  # so that the session has to wait for a connection
     await mediator.send(Announce())
     assert await found(engine) == (0, 20, 10)
 

@@ -29,12 +29,15 @@ from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local,
 from tests.shelf import Shelf
 
 HEARD: list[object] = []
+AT_WORK = [0]
 
 
 class Hears(Collects, EventHandler[Local]):
     async def handle(self, event: Local) -> None:
         HEARD.append(event.label)
+        AT_WORK.append(AT_WORK[-1] + 1)
         await asyncio.sleep(0)
+        AT_WORK.append(AT_WORK[-1] - 1)
         self._events.extend(event.follow)
 
 
@@ -105,6 +108,7 @@ async def test_a_container_as_it_is_and_mappers_make_a_mediator(library: Any) ->
 async def test_events_side_by_side_have_handlers_of_their_own(library: Any) -> None:
     """Which collect events: di would share one in a scope."""
     HEARD.clear()
+    AT_WORK[:] = [0]
     broker = Recorder()
     mediator = bootstrap(
         library(),
@@ -114,7 +118,7 @@ async def test_events_side_by_side_have_handlers_of_their_own(library: Any) -> N
         max_concurrent_event_handlers=3,
     )
     await mediator.send(Do(events=[Local(n, [Leaves(n)]) for n in range(5)]))
-    assert HEARD == [0, 1, 2, 3, 4] and broker.got == [0, 1, 2, 3, 4]
+    assert HEARD == [0, 1, 2, 3, 4] and broker.got == [0, 1, 2, 3, 4] and max(AT_WORK) == 3
 
 
 async def test_an_adapter_will_do_and_middlewares_are_around() -> None:

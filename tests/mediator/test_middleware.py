@@ -136,16 +136,23 @@ async def test_it_may_run_the_handler_in_another_task() -> None:
 
 
 async def test_one_that_calls_the_handler_when_all_is_over_does_not_get_the_closed_scope() -> None:
-    kept: list[Any] = []
+    """It is a unit of work of its own then."""
+    over = asyncio.Event()
+    tasks: list[asyncio.Task[Any]] = []
 
-    async def keep(request: Do, handle: Any) -> Any:
-        kept.append(lambda: handle(request))
+    async def later(request: Do, handle: Any) -> Any:
+        await over.wait()
         return await handle(request)
 
-    world = World(middlewares=[keep])
+    async def twice(request: Do, handle: Any) -> Any:
+        tasks.append(asyncio.create_task(later(request, handle)))
+        return await handle(request)
+
+    world = World(middlewares=[twice])
     await world.send(Local(1))
-    await kept[0]()
-    assert world.heard == [1, 1] and len(world.shelf.scopes) == 2
+    over.set()
+    assert await tasks[0] == "done"
+    assert world.heard == [1, 1] and len(world.shelf.scopes) == 2 and world.shelf.scopes[1].closed
 
 
 async def test_a_class_is_made_by_the_container_in_the_scope_of_the_command() -> None:

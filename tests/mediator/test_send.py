@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Bridge, Event, EventHandler, EventName, Mediator, Request, RequestMap
+from silbo import AsyncEventDispatcher, Bridge, Event, EventHandler, EventName, Mediator, Request, RequestMap, Route
 from silbo.errors import FollowUpsExceeded, HandlerShared, RequestUnbound, Unresolvable
 from tests.mediator.support import Collects, Do, DoHandler, Leaves, Local, World, fail
 from tests.shelf import Shelf
@@ -155,6 +155,25 @@ async def test_so_are_commands_that_bring_about_each_other() -> None:
     assert len(world.heard) == 6
 
 
+@pytest.mark.parametrize("sender", ["handler", "listener"])
+async def test_what_the_commands_of_a_handler_collect_is_not_counted_but_what_those_of_listeners_do_is(
+    sender: str,
+) -> None:
+    world = World(max_follow_ups=3)
+
+    async def four() -> None:
+        for number in range(4):
+            await world.also(Local(number))
+
+    if sender == "handler":
+        await world.send(then=four)
+        assert world.heard == [0, 1, 2, 3]
+        return
+    with pytest.raises(FollowUpsExceeded):
+        await world.send(Local("first", then=four))
+    assert world.heard == ["first", 0, 1, 2]
+
+
 async def test_an_event_nobody_handles_is_a_warning_once_for_its_name(caplog: pytest.LogCaptureFixture) -> None:
     class Forgotten(Event):
         pass
@@ -178,15 +197,20 @@ async def test_a_bridge_handles_what_it_sends_alone(caplog: pytest.LogCaptureFix
     await world.send(Leaves(1))
     assert "nobody handles Leaves" in caplog.text
     caplog.clear()
-    world.dispatcher.add_subscriber(Bridge(world.broker))
-    await world.send(Leaves(2))
-    assert not caplog.records and world.broker.got == [2]
+    world.dispatcher.add_subscriber(Bridge(world.broker, routes=[Route("Routed", kind="notification")]))
+    await world.send(Leaves(2), Routed())
+    assert not caplog.records and world.broker.got == [2, "routed"]
 
     class Stays(Event):
         pass
 
     await world.send(Stays())
     assert "nobody handles Stays" in caplog.text
+
+
+class Routed(Event):
+    def __init__(self) -> None:
+        self.label = "routed"
 
 
 async def test_commands_of_several_tasks_have_scopes_of_their_own() -> None:

@@ -56,6 +56,22 @@ async def test_what_they_collect_follows_in_the_order_of_the_events() -> None:
     assert world.broker.got == [2, "1a", "3a", "3b"]
 
 
+async def test_messages_leave_in_the_order_of_their_events() -> None:
+    """Whichever was handled first."""
+    world, second = World(max_concurrent_event_handlers=2), asyncio.Event()
+    world.dispatcher.add_subscriber(Bridge(world.broker))
+
+    @world.dispatcher.listen("Leaves")
+    async def wait(event: Leaves) -> None:
+        if event.label == 1:
+            await second.wait()
+        else:
+            second.set()
+
+    await world.send(Leaves(1), Leaves(2))
+    assert world.broker.got == [1, 2]
+
+
 async def test_where_one_fails_the_others_are_waited_for() -> None:
     world, count, failed = World(max_concurrent_event_handlers=3), Count(), asyncio.Event()
     world.dispatcher.add_subscriber(Bridge(world.broker))
