@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -69,8 +70,9 @@ def _folders() -> Iterator[Path]:
     yield from sorted(Path("/usr").glob("pgsql-*/bin"), key=_release, reverse=True)  # Fedora's, from postgresql.org
 
 
-def _release(folder: Path) -> int:
-    return int("".join(filter(str.isdigit, folder.parent.name)) or 0)
+def _release(folder: Path) -> float:
+    number = re.search(r"\d+(\.\d+)?", folder.parent.name)
+    return float(number[0]) if number else 0.0
 
 
 class PostgresServer:
