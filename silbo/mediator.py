@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, TypeVar
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.listeners import container_of
@@ -78,11 +78,7 @@ class Mediator:
         if event_map is not None:
             event_map.listen(dispatcher, container)
 
-    @overload
-    async def send(self, request: Request[Res]) -> Res: ...
-    @overload
-    async def send(self, request: object) -> Any: ...
-    async def send(self, request: Any) -> Any:
+    async def send(self, request: Request[Res]) -> Res:
         """Have a request handled.
 
         Returns:
@@ -96,7 +92,8 @@ class Mediator:
         """
         handler = self._requests.handler_of(type(request))
         async with unit_of_work(self.container, command=True, max_follow_ups=self._max_follow_ups) as unit:
-            return await through(self._middlewares, unit, partial(self._handle, unit, handler))(request)
+            answer: Res = await through(self._middlewares, unit, partial(self._handle, unit, handler))(request)
+        return answer
 
     async def _handle(self, command: Unit, handler_type: type[HandlesRequest[Any, Any]], request: Any) -> Any:
         command.join()

@@ -1,0 +1,140 @@
+"""Commands, queries, handlers and middlewares type-check. Read by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+import di
+import msgspec
+import pydantic
+
+from silbo import (
+    DomainEvent,
+    Event,
+    EventHandler,
+    EventMap,
+    EventName,
+    LoggingMiddleware,
+    Mediator,
+    Middleware,
+    Publisher,
+    Request,
+    RequestHandler,
+    RequestMap,
+    Response,
+    bootstrap,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting(Response):
+    meeting_id: int
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join(Request[None]):
+    meeting_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Request[Meeting]):
+    meeting_id: int
+
+
+class Count(Request[int], pydantic.BaseModel):
+    meeting_id: int
+
+
+class Close(Request["bool"], msgspec.Struct, frozen=True):
+    meeting_id: int
+
+
+class Untyped(Request):
+    """As on Diator's page: what is answered is anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined(DomainEvent):
+    meeting_id: int
+
+
+JOINED = EventName("meeting.joined", Joined)
+
+
+class JoinHandler(RequestHandler[Join, None]):
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    @property
+    def events(self) -> list[Event]:
+        return self._events
+
+    async def handle(self, request: Join) -> None:
+        self._events.append(Joined(meeting_id=request.meeting_id))
+
+
+class ReadHandler(RequestHandler[Read, Meeting]):
+    @property
+    def events(self) -> Sequence[Event]:
+        return ()
+
+    async def handle(self, request: Read) -> Meeting:
+        return Meeting(meeting_id=request.meeting_id, link="")
+
+
+class PlainHandler:
+    async def handle(self, request: Untyped) -> dict[str, Any]:
+        return {}
+
+
+class Notify(EventHandler[Joined]):
+    async def handle(self, event: Joined) -> None: ...
+
+
+class Called:
+    async def __call__(self, event: Joined) -> None: ...
+
+
+class Both(Middleware):
+    async def process_request(self, request: Request) -> None: ...
+
+    async def process_response(self, response: Response) -> None: ...
+
+
+class Around:
+    async def __call__(self, request: Request, handle: Any) -> Any:
+        return await handle(request)
+
+
+def commands(mapper: RequestMap) -> None:
+    mapper.bind(Join, JoinHandler)
+    mapper.bind(Read, ReadHandler)
+    mapper.bind(Untyped, PlainHandler)
+
+
+def events(mapper: EventMap) -> None:
+    mapper.bind(Joined, Notify)
+    mapper.bind(JOINED, Notify)
+    mapper.bind(Joined, Called)
+
+
+async def sent(mediator: Mediator) -> None:
+    meeting = await mediator.send(Read(meeting_id=1))
+    assert_type(meeting, Meeting)
+    assert_type(await mediator.send(Count(meeting_id=1)), int)
+    assert_type(await mediator.send(Close(meeting_id=1)), bool)
+    assert_type(await mediator.send(Untyped()), Any)
+    await mediator.send(Join(meeting_id=1))
+
+
+def wired(broker: Publisher) -> Mediator:
+    return bootstrap(
+        di_container=di.Container(),
+        commands_mapper=commands,
+        domain_events_mapper=events,
+        message_broker=broker,
+        middlewares=[Both(), Around(), Around, LoggingMiddleware()],
+    )
