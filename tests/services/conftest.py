@@ -14,12 +14,24 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tools.postgres import PostgresServer, find_postgres
-from tools.rabbitmq import find_rabbitmq
+from tools.postgres import PostgresNotFound, PostgresServer, find_postgres
+from tools.rabbitmq import RabbitMQNotFound, find_rabbitmq
+
+
+def pytest_configure() -> None:
+    """Missing servers are a failure, and no skip: each with the line to install it."""
+    missing: list[str] = []
+    for find in (find_postgres, find_rabbitmq):
+        try:
+            find()
+        except (PostgresNotFound, RabbitMQNotFound) as error:
+            missing.append(str(error))
+    if missing:
+        raise pytest.UsageError("\n".join(missing))
 
 
 def pytest_report_header() -> str:
-    return f"postgresql: {find_postgres()}; rabbitmq: {find_rabbitmq()}"  # or what to install
+    return f"postgresql: {find_postgres()}; rabbitmq: {find_rabbitmq()}"
 
 
 @pytest.fixture(scope="session")
