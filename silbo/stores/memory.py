@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
-from itertools import count, islice
+from itertools import islice
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -36,7 +36,7 @@ class MemoryStore:
         self._clock = clock
         self.id = uuid4().hex
         self.partitions = 1
-        self._ids = count(1)
+        self._last_id = 0
         self._rows: dict[int, Row] = {}
         self._raw: dict[int, Packed] = {}
         self._waiting: list[list[int]] = [[]]  # by partition: pending, without a sequence; a heap of ids
@@ -71,7 +71,8 @@ class MemoryStore:
             self._delete(next(iter(self._sent)))  # what was sent makes room
         now = self._now()
         for message in messages:
-            row = next(self._ids)
+            self._last_id += 1
+            row = self._last_id
             self._raw[row] = message
             self._rows[row] = Row(
                 row, message.partition, "pending", unpack(message.raw), 0, None, None, None, None, now, now, None
