@@ -206,8 +206,10 @@ async def test_first_answer_counts() -> None:
         parcels[0].sent()
         parcels[0].unknown("late")
         parcels[0].refused("late")
+        parcels[1].unsent("early")
 
-    await Library(twice).sender().publish([message(1)])
+    with pytest.raises(DeliveryUnknown, match="1 of 2 messages were sent, the others were not: early"):
+        await Library(twice).sender().publish([message(1), message(2)])
 
 
 # -- deadlines and silence ----------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ async def test_deadline_answers_everybody() -> None:
     first = asyncio.create_task(sender.publish([message(1)]))
     second = asyncio.create_task(sender.publish([message(2)]))
     await asyncio.sleep(0)
-    third = asyncio.create_task(sender.publish([message(3)]))
+    third = asyncio.create_task(sender.publish([message(3, key="another")]))
     await asyncio.sleep(0)
     assert library.batches == [("events", ["n1", "n2"])]
     assert await ends(first, second, third) == [DeliveryUnknown, BrokerUnavailable, BrokerUnavailable]
@@ -234,7 +236,12 @@ async def test_deadline_answers_everybody() -> None:
 
 async def test_silent_broker_is_tried_by_one_at_a_time() -> None:
     """A broker that has frozen must not hold up every request of a host."""
-    library = Library(silent, silent, gate := Gate())
+
+    async def linger(parcels: Sequence[Parcel]) -> None:
+        await ok(parcels)
+        await asyncio.sleep(0.01)
+
+    library = Library(silent, silent, gate := Gate(linger))
     sender = library.sender(timeout=0.05)
     assert await ends(sender.publish([message(1)])) == [DeliveryUnknown]
     assert await ends(*(sender.publish([message(number)]) for number in (2, 3, 4))) == [

@@ -255,6 +255,27 @@ async def test_closing_twice_or_at_the_same_time_is_fine(stores: Stores, broker:
     assert await heard.until(600) == list(range(600))
 
 
+async def test_closing_sends_what_is_just_being_stored(broker: Broker, heard: Heard) -> None:
+    """Else it would be left in the store until the next program opens it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def add(self, *arguments: Any) -> None:
+            begun.set()
+            await go_on.wait()
+            await super().add(*arguments)
+
+    outbox = await Outbox(Slow(), broker).__aenter__()
+    publishing = asyncio.create_task(outbox.publish(message(1)))
+    await begun.wait()
+    closing = asyncio.create_task(outbox.aclose())
+    await asyncio.sleep(0.05)  # the relay could have ended by then
+    go_on.set()
+    await publishing
+    await closing
+    assert await heard.until(1) == [1]
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 20])
 async def test_cancelled_leaving_loses_nothing_and_leaves_nothing(
     stores: Stores, broker: Broker, heard: Heard, turns: int

@@ -107,7 +107,6 @@ class Kafka:
         if topic in self._doubted:  # else each try would leave a copy with a producer that can't send it
             if not await self._producer.client.force_metadata_update():
                 raise ConnectionError("no broker answers")
-            self._doubted.discard(topic)
         answers: list[asyncio.Future[Any]] = []
         failed: Exception | None = None
         for parcel in parcels:

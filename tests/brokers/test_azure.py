@@ -202,7 +202,13 @@ async def test_connection_that_is_not_there_is_not_unknown(broker: AzureServiceB
         with pytest.raises(BrokerUnavailable, match="nobody there; not sent"):
             await broker.publish(message(1))
     await broker.publish(message(2))
-    assert numbers(service.topics["events"]) == [2]
+    async with service.outage():
+        with pytest.raises(DeliveryUnknown, match="the link is gone|nobody there"):
+            await broker.publish(message(3))
+        with pytest.raises(BrokerUnavailable, match="nobody there; not sent"):  # it is known by now
+            await broker.publish(message(4))
+    await broker.publish(message(5))
+    assert numbers(service.topics["events"]) == [2, 5]
 
 
 async def test_answer_that_does_not_come_leaves_it_unknown_and_holds_up_nobody(
