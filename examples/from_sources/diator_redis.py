@@ -47,7 +47,9 @@ class Stopwatch:
 async def run(client: Redis) -> None:
     """Send two commands and a query, and show what comes out on Redis."""
     async with client.pubsub() as outsider, RedisPubSub(client, app="meetings", format=DIATOR) as broker:
-        await outsider.psubscribe("python_diator_channel:notification_event:*", "python_diator_channel:ecst_event:*")
+        for kind in ("notification_event", "ecst_event"):
+            await outsider.psubscribe(f"python_diator_channel:{kind}:*")
+            await outsider.get_message(timeout=5)  # Redis has confirmed it
 
         stopwatch = Stopwatch()
         mediator = build(broker, middlewares=[LoggingMiddleware(), SomeMiddleware(), stopwatch])

@@ -1,0 +1,44 @@
+"""The page of what the sources show: each row has a program and tests that are there, and each program a row."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.examples import test_from_sources
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "examples" / "from_sources"
+
+
+def rows() -> list[tuple[str, list[str], list[str]]]:
+    """What is shown, the programs, the tests."""
+    text = ROOT.joinpath("docs/reference/parity.md").read_text()
+    table = text.partition("<!-- parity -->")[2].partition("<!-- /parity -->")[0]
+    lines = [line.strip("|").split("|") for line in table.strip().splitlines()[2:]]
+    return [(shown.strip(), re.findall(r"`(.+?)`", by), re.findall(r"`(.+?)`", proved)) for shown, by, proved in lines]
+
+
+def test_each_row_names_programs_and_tests_that_exist() -> None:
+    """A test that is renamed or taken away takes its row with it."""
+    found = rows()
+    assert len(found) > 35
+    assert len({shown for shown, _, _ in found}) == len(found)
+    for shown, programs, tests in found:
+        assert tests, shown
+        for program in programs:
+            assert PROGRAMS.joinpath(f"{program}.py").is_file(), program
+        for name in tests:
+            file, _, test = name.partition("::")
+            assert f"def {test}(" in ROOT.joinpath("tests", file).read_text(), name
+
+
+def test_each_program_has_a_row_and_is_run_by_a_test() -> None:
+    named = {program for _, programs, _ in rows() for program in programs}
+    assert named == {path.stem for path in PROGRAMS.glob("*.py")} - {"__init__"}
+    tests = (
+        Path(test_from_sources.__file__).read_text() + ROOT.joinpath("tests/services/test_from_sources.py").read_text()
+    )
+    for path in PROGRAMS.glob("*.py"):
+        if "__main__" in path.read_text():
+            assert f'"{path.stem}"' in tests, f"nothing runs {path.name}"
