@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -237,3 +239,31 @@ def literal(value: object) -> str:
     if isinstance(value, list):
         return f"'{{{', '.join(map(str, value))}}}'"
     return "NULL" if value is None else f"'{value}'"
+
+
+async def test_cancelled_calls_leave_nothing_behind(
+    make_engine: Callable[..., AsyncEngine], engine: AsyncEngine
+) -> None:
+    """No connection of the host's pool, no lock, no half of a call."""
+    mine = make_engine(pool_size=5, max_overflow=0)
+    store = SQLAlchemyStore(mine)
+    await store.open()
+    lead = await leader(store)
+    dice = random.Random(7)
+    for number in range(150):
+        calls = [
+            store.add([pack(message(number, "a"), 1), pack(message(number, "b"), 1)], PLENTY),
+            store.take(lead, 10),
+            store.status(),
+        ]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(dice.random() * 0.006)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    await store.add(packed(1000, 1001), PLENTY)
+    by_number = Counter(numbers([*await store.rows("pending", limit=1000), *await store.rows("sending", limit=1000)]))
+    assert set(by_number.values()) - {2} == {1}
+    assert [number for number, times in by_number.items() if times == 1] == [1000, 1001]
+    await store.aclose()
+    assert mine.pool.checkedout() == 0
