@@ -344,7 +344,9 @@ class OutboxStore(Protocol):
         ...
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error. Only those that are ``sending``.
+        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
+
+        Only those that are ``sending`` and were taken under this very lead.
 
         Raises:
             LeadLost: another relay leads.
@@ -352,7 +354,7 @@ class OutboxStore(Protocol):
         ...
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds.
+        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds; as :meth:`settle`.
 
         Raises:
             LeadLost: another relay leads.

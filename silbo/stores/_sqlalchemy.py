@@ -44,9 +44,9 @@ def among(rows: Collection[int], connection: AsyncConnection) -> ColumnElement[b
 async def _lock(connection: AsyncConnection, number: int) -> tuple[sqlalchemy.Row[Any], datetime]:
     """A partition's row, which nobody else changes until the end of the transaction, and the time."""
     await begin(connection)
-    its = select(partition).where(partition.c.number == number)
+    its = select(partition, now(connection.dialect).label("now")).where(partition.c.number == number)
     found = (await connection.execute(its.with_for_update())).one()
-    return found, await clock(connection)
+    return found, utc(found.now)
 
 
 async def _own(connection: AsyncConnection, lead: Lead) -> tuple[int, datetime]:
@@ -104,8 +104,11 @@ async def due(connection: AsyncConnection, lead: Lead) -> bool:
     return its.id is not None and (its.next_attempt_at is None or utc(its.next_attempt_at) <= utc(its.now))
 
 
-async def take(connection: AsyncConnection, lead: Lead, limit: int) -> list[Row]:
+async def take(
+    connection: AsyncConnection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
+) -> list[Row]:
     last, time = await _own(connection, lead)
+    await _settle(connection, sent, dead, time)
     found = await connection.execute(
         select(message)
         .where(state_is(*UNSENT), message.c.partition == lead.partition)
@@ -158,22 +161,31 @@ async def _give(connection: AsyncConnection, lead: Lead, sequence: int) -> None:
 
 async def settle(connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
     _, time = await _own(connection, lead)
+    await _settle(connection, sent, dead, time)
+
+
+async def _settle(connection: AsyncConnection, sent: Collection[int], dead: Mapping[int, str], time: datetime) -> None:
     if sent:
         its = among(sent, connection)
-        done = update(message).where(its, state_is("sending")).values(state="sent", error=None, state_at=time)
+        done = update(message).where(its, _taken_under(lead)).values(state="sent", error=None, state_at=time)
         await connection.execute(done)
     if dead:
         its = message.c.id == bindparam("row")
         buried = (
-            update(message).where(its, state_is("sending")).values(state="dead", error=bindparam("why"), state_at=time)
+            update(message).where(its, _taken_under(lead)).values(state="dead", error=bindparam("why"), state_at=time)
         )
         await connection.execute(buried, [{"row": row, "why": error} for row, error in dead.items()])
+
+
+def _taken_under(lead: Lead) -> ColumnElement[bool]:
+    """Being sent, under this very lead."""
+    return state_is("sending") & (message.c.epoch == lead.epoch)
 
 
 async def postpone(connection: AsyncConnection, lead: Lead, rows: Collection[int], error: str, delay: float) -> None:
     _, time = await _own(connection, lead)
     values = {"state": "pending", "error": error, "state_at": time, "next_attempt_at": time + timedelta(seconds=delay)}
-    await connection.execute(update(message).where(among(rows, connection), state_is("sending")).values(values))
+    await connection.execute(update(message).where(among(rows, connection), _taken_under(lead)).values(values))
 
 
 async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:

@@ -144,12 +144,12 @@ def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], de
     _sequence(connection, lead)
     at = now()
     connection.executemany(
-        "UPDATE message SET state = 2, error = NULL, state_at = ? WHERE id = ? AND state = 1",
-        [(at, row) for row in sent],
+        "UPDATE message SET state = 2, error = NULL, state_at = ? WHERE id = ? AND state = 1 AND epoch = ?",
+        [(at, row, lead.epoch) for row in sent],
     )
     connection.executemany(
-        "UPDATE message SET state = 3, error = ?, state_at = ? WHERE id = ? AND state = 1",
-        [(error, at, row) for row, error in dead.items()],
+        "UPDATE message SET state = 3, error = ?, state_at = ? WHERE id = ? AND state = 1 AND epoch = ?",
+        [(error, at, row, lead.epoch) for row, error in dead.items()],
     )
 
 
@@ -157,8 +157,9 @@ def postpone(connection: sqlite3.Connection, lead: Lead, rows: Collection[int], 
     _sequence(connection, lead)
     at = now()
     connection.executemany(
-        "UPDATE message SET state = 0, error = ?, state_at = ?, next_attempt_at = ? WHERE id = ? AND state = 1",
-        [(error, at, at + int(delay * 1e6), row) for row in rows],
+        "UPDATE message SET state = 0, error = ?, state_at = ?, next_attempt_at = ? WHERE id = ? AND state = 1"
+        " AND epoch = ?",
+        [(error, at, at + int(delay * 1e6), row, lead.epoch) for row in rows],
     )
 
 

@@ -123,20 +123,21 @@ class MemoryStore:
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
         self._check(lead)
-        gone = {*sent, *dead}
+        sent, buried = self._taken_by(lead, sent), self._taken_by(lead, dead)
+        gone = {*sent, *buried}
         self._taken[lead.partition] = [row for row in self._taken[lead.partition] if row not in gone]
-        for row in self._sending(sent):
+        for row in sent:
             self._become(row, "sent", error=None)
             self._sent[row] = None
             self._count_unsent(-1, row)
-        for row in self._sending(dead):
+        for row in buried:
             self._become(row, "dead", error=dead[row])
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
         self._check(lead)
         due = self._now() + timedelta(seconds=delay)
-        for row in self._sending(rows):
+        for row in self._taken_by(lead, rows):
             self._become(row, "pending", error=error, next_attempt_at=due)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
@@ -215,8 +216,10 @@ class MemoryStore:
             raise LeadLost(lead.partition, lead.epoch)
         return its
 
-    def _sending(self, rows: Iterable[int]) -> list[int]:
-        return [row for row in rows if row in self._rows and self._rows[row].state == "sending"]
+    def _taken_by(self, lead: Lead, rows: Iterable[int]) -> list[int]:
+        """Those that are still being sent under this very lead."""
+        found = ((row, self._rows.get(row)) for row in rows)
+        return [row for row, its in found if its is not None and (its.state, its.epoch) == ("sending", lead.epoch)]
 
     def _become(self, row: int, state: State, **changes: Any) -> None:
         self._rows[row] = replace(self._rows[row], state=state, state_at=self._now(), **changes)

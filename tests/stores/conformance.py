@@ -429,6 +429,25 @@ class Conformance:
         await store.settle(lead, ids(dead), {})
         assert (await in_state(store, "sent"), await in_state(store, "dead")) == ([1], [2])
 
+    @pytest.mark.parametrize("step", ["settle", "settle dead", "postpone"])
+    async def test_lead_settles_what_was_taken_under_it_alone(
+        self, store: OutboxStore, other: OutboxStore, step: str
+    ) -> None:
+        """Not what it took under an earlier one: the leader in between has sent it, or will."""
+        await store.add(packed(1, 2), PLENTY)
+        rows = await store.take(await leader(store, "a", lease=SHORT), 1)
+        await other.take(await leader(other, "b", lease=SHORT), 1)
+        lead = await leader(store, "a")
+        if step == "settle":
+            await store.settle(lead, ids(rows), {})
+        elif step == "settle dead":
+            await store.settle(lead, (), {rows[0].id: "too odd"})
+        else:
+            await store.postpone(lead, ids(rows), error="away", delay=LONG)
+        assert (await in_state(store, "sending"), await in_state(store, "pending")) == ([1], [2])
+        again = await store.take(lead, 2)
+        assert (numbers(again), again[0].sequence) == ([1, 2], rows[0].sequence)
+
     async def test_answers_can_be_settled_with_the_next_taking(self, store: OutboxStore) -> None:
         await store.add(packed(1, 2, 3, 4), PLENTY)
         lead = await leader(store)
