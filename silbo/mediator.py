@@ -85,11 +85,14 @@ class Mediator:
             What its handler answered.
 
         Raises:
+            TypeError: it is a class, not an object of it.
             RequestUnbound: it has no handler.
             Unresolvable: the container can't make one.
             Exception: what the handler raised, a middleware, or a listener of its events (as the dispatcher's ``on_error``
                 has it): then nothing was sent. Or what the publisher raised at the end, when everything was done.
         """
+        if isinstance(request, type):
+            raise TypeError(f"{request.__qualname__} is a class; send an object of it: {request.__qualname__}(...)")
         handler = self._requests.handler_of(type(request))
         async with unit_of_work(self.container, command=True, max_follow_ups=self._max_follow_ups) as unit:
             answer: Res = await through(self._middlewares, unit, partial(self._handle, unit, handler))(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -261,6 +262,12 @@ async def test_a_request_without_a_handler_is_an_error_that_says_what_to_do() ->
     with pytest.raises(RequestUnbound, match=r"\(Do has one, but each class is bound on its own\)"):
         await world.mediator.send(Derived())
     assert world.shelf.scopes == []
+
+
+async def test_a_class_is_no_request() -> None:
+    unfinished: Any = Do
+    with pytest.raises(TypeError, match=r"^Do is a class; send an object of it: Do\(\.\.\.\)$"):
+        await World().mediator.send(unfinished)
 
 
 async def test_a_handler_that_the_container_cannot_make_is_an_error() -> None:
