@@ -170,9 +170,7 @@ class SQLAlchemyStore:
                 if not await sql.due(connection, lead):
                     return ()
         async with self._transaction() as connection:
-            if sent or dead:
-                await sql.settle(connection, lead, sent, dead)
-            return await sql.take(connection, lead, limit)
+            return await sql.take(connection, lead, limit, sent, dead)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.protocols.OutboxStore`."""
