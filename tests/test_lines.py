@@ -223,10 +223,10 @@ async def test_deadline_answers_everybody() -> None:
         await asyncio.Event().wait()
 
     library = Library(half)
-    sender = library.sender(timeout=0.05)
+    sender = library.sender(timeout=0.2)
     first = asyncio.create_task(sender.publish([message(1)]))
     second = asyncio.create_task(sender.publish([message(2)]))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     third = asyncio.create_task(sender.publish([message(3, key="another")]))
     await asyncio.sleep(0)
     assert library.batches == [("events", ["n1", "n2"])]
