@@ -31,7 +31,7 @@ async def outage(stage: Stage, *, seconds: float = 60.0, rate: float = RATE, wit
         name="h",
         url=server.url,
         ledger=str(stage.ledger("host")),
-        lanes=50,
+        lanes=200,
         each=10_000_000,
         rate=rate,
         store=str(store),
