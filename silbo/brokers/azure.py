@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["AzureServiceBus"]
 
-REFUSALS: Final = (
+REFUSALS: Final[tuple[type[Exception], ...]] = (
     MessagingEntityDisabledError,
     MessagingEntityNotFoundError,
     ServiceBusAuthenticationError,

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Kafka"]
 
-FORBIDDEN: Final = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
+FORBIDDEN: Final[tuple[type[Exception], ...]] = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
 class Kafka:
