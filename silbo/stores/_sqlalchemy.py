@@ -108,7 +108,7 @@ async def take(
     connection: AsyncConnection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
 ) -> list[Row]:
     last, time = await _own(connection, lead)
-    await _settle(connection, sent, dead, time)
+    await _settle(connection, lead, sent, dead, time)
     found = await connection.execute(
         select(message)
         .where(state_is(*UNSENT), message.c.partition == lead.partition)
@@ -161,10 +161,12 @@ async def _give(connection: AsyncConnection, lead: Lead, sequence: int) -> None:
 
 async def settle(connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
     _, time = await _own(connection, lead)
-    await _settle(connection, sent, dead, time)
+    await _settle(connection, lead, sent, dead, time)
 
 
-async def _settle(connection: AsyncConnection, sent: Collection[int], dead: Mapping[int, str], time: datetime) -> None:
+async def _settle(
+    connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str], time: datetime
+) -> None:
     if sent:
         its = among(sent, connection)
         done = update(message).where(its, _taken_under(lead)).values(state="sent", error=None, state_at=time)
