@@ -76,7 +76,12 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How much may wait to be sent: pending, sending and dead rows. Past either bound a publish is refused."""
+    """How much may wait to be sent: pending, sending and dead rows. Past either bound a publish is refused.
+
+    What was sent is kept for a replay in the room that is left: where it is needed, the oldest of it goes before ``retain``
+    is over, so that a file never outgrows its quota. An hour of 1,000 messages a second are 3,600,000 rows. In a database of
+    the host's (``SQLAlchemyStore``) what was sent takes no room of the quota's and stays for all of ``retain``.
+    """
 
     rows: int = 1_000_000
     size: int = 1 << 30
@@ -94,6 +99,7 @@ class OutboxStatus:
         counts: Rows in each state.
         size: Bytes of the rows that count for the quota.
         oldest_at: When the oldest row was stored that is neither sent nor dead.
+        oldest_sent_at: When the oldest row was sent of those that are kept: no replay reaches back further.
         next_attempt_at: When the first waiting row is tried again.
         leads: Who leads, by partition.
     """
@@ -101,6 +107,7 @@ class OutboxStatus:
     counts: Mapping[State, int]
     size: int
     oldest_at: datetime | None
+    oldest_sent_at: datetime | None
     next_attempt_at: datetime | None
     leads: Mapping[int, Lead]
 

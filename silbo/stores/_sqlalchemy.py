@@ -213,6 +213,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
             func.count().label("rows"),
             func.sum(message.c.size).label("size"),
             func.min(message.c.stored_at).label("stored_at"),
+            func.min(message.c.state_at).label("state_at"),
             func.min(message.c.next_attempt_at).label("next_attempt_at"),
         ).group_by(message.c.state)
     )
@@ -228,6 +229,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
         counts,
         sum(int(row.size) for state, row in by_state.items() if state != "sent"),
         min((utc(row.stored_at) for row in waiting), default=None),
+        utc(by_state["sent"].state_at) if "sent" in by_state else None,
         min((utc(row.next_attempt_at) for row in waiting if row.next_attempt_at is not None), default=None),
         {its.number: Lead(its.number, its.owner, its.epoch, utc(its.until)) for its in leads if utc(its.until) > time},
     )

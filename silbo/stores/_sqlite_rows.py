@@ -179,6 +179,7 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
 def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
     rows, size, all_rows, _ = _totals(connection)
     (dead,) = connection.execute("SELECT count(*) FROM message WHERE state = 3").fetchone()
+    (sent_at,) = connection.execute("SELECT min(state_at) FROM message WHERE state = 2").fetchone()
     sending, oldest, due, leads = 0, [], [], {}
     for partition in range(partitions):  # the index has few rows with a sequence, and the oldest of the others first
         begun = (
@@ -204,7 +205,14 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
         "sent": all_rows - rows,
         "dead": dead,
     }
-    return OutboxStatus(counts, size, _utc(min(oldest)) if oldest else None, _utc(min(due)) if due else None, leads)
+    return OutboxStatus(
+        counts,
+        size,
+        _utc(min(oldest)) if oldest else None,
+        None if sent_at is None else _utc(sent_at),
+        _utc(min(due)) if due else None,
+        leads,
+    )
 
 
 def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -> list[Row]:

@@ -172,7 +172,8 @@ class MemoryStore:
             for number, its in enumerate(self._leads[: self.partitions])
             if its.owner is not None and its.until > self._clock()
         }
-        return OutboxStatus(counts, self._unsent_size, oldest, due, leads)
+        sent = next((self._rows[row].state_at for row in self._sent), None)
+        return OutboxStatus(counts, self._unsent_size, oldest, sent, due, leads)
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.protocols.OutboxStore`."""

@@ -612,6 +612,21 @@ class Conformance:
         await store.resign(lead)
         assert dict((await store.status()).leads) == {}
 
+    async def test_status_says_how_far_back_a_replay_reaches(self, store: OutboxStore) -> None:
+        """To the oldest that is kept: what was sent before it is gone."""
+        await store.add(packed(1, 2, 3), PLENTY)
+        assert (await store.status()).oldest_sent_at is None
+        lead = await leader(store)
+        for _ in range(2):
+            await send(store, lead, 1)
+            await asyncio.sleep(0.002)
+        first, second = await store.rows("sent")
+        assert (await store.status()).oldest_sent_at == first.state_at < second.state_at
+        assert await store.purge("sent", before=second.state_at) == 1
+        assert (await store.status()).oldest_sent_at == second.state_at
+        assert await store.replay(since=second.state_at, before=FAR) == 1
+        assert (await store.status()).oldest_sent_at is None
+
     async def test_lease_that_has_ended_is_no_lead(self, store: OutboxStore) -> None:
         await leader(store, lease=0.001)
         await asyncio.sleep(0.002)
