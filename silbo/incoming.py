@@ -96,7 +96,7 @@ class Incoming:
 
 async def receive(
     dispatcher: IAsyncEventDispatcher,
-    raw: bytes | str,
+    raw: bytes | str | None,
     *,
     events: Iterable[EventName[Any]] = (),
     format: Format = JSON,  # noqa: A002  # the word of every broker
@@ -110,7 +110,7 @@ async def receive(
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
-        raw: The message as it came.
+        raw: The message as it came. None, a record without a value, is no message.
         events: The names whose events are rebuilt as their class. Others arrive as a notification or ECST event whose
             data is its ``payload``.
         format: Of these bytes.
@@ -128,6 +128,8 @@ async def receive(
     """
     if own not in ("skip", "handle", None):
         raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
+    if raw is None:
+        raise MessageInvalid("there is nothing in it")
     delivery = Delivery(raw.encode() if isinstance(raw, str) else bytes(raw), "", format)
     message = delivery.message()
     origin = message.origin

@@ -72,9 +72,11 @@ async def test_cancellation_is_the_callers(dispatcher: AsyncEventDispatcher) -> 
         await receive(dispatcher, raw(), events=[USER_JOINED])
 
 
-@pytest.mark.parametrize("bad", [b"\xff", "[]", JSON.encode(Message("ecst_event", "user.joined", "x", {}), ELSEWHERE)])
+@pytest.mark.parametrize(
+    "bad", [None, b"\xff", "[]", JSON.encode(Message("ecst_event", "user.joined", "x", {}), ELSEWHERE)]
+)
 async def test_malformed_message_is_told_from_a_failing_listener(
-    dispatcher: AsyncEventDispatcher, bad: bytes | str
+    dispatcher: AsyncEventDispatcher, bad: bytes | str | None
 ) -> None:
     dispatcher.add_listener(USER_JOINED, listener := AsyncMock())
     with pytest.raises(MessageInvalid):

@@ -1,6 +1,6 @@
 """A Kafka for the tests: the mock cluster inside librdkafka, in this process, on real sockets.
 
-    with KafkaMock({"events": 3}) as kafka:         # topics, and their partitions
+    with KafkaMock() as kafka:
         producer = AIOKafkaProducer(bootstrap_servers=kafka.url)
         kafka.down(); kafka.up()                    # it goes away and returns
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +28,9 @@ BROKER: Final = 1
 
 
 class KafkaMock:
-    """One broker with these topics, each with so many partitions. Entering starts it, leaving ends it."""
+    """One broker; a topic is there once it is asked for, with four partitions. Entering starts it, leaving ends it."""
 
-    def __init__(self, topics: Mapping[str, int]) -> None:
-        self._topics = topics
+    def __init__(self) -> None:
         self._library = _library()
         self._client: Any = None
         self._cluster: Any = None
@@ -45,8 +43,6 @@ class KafkaMock:
         if not self._client:
             raise RuntimeError(f"librdkafka: {problem.value.decode()}")
         self._cluster = library.rd_kafka_mock_cluster_new(self._client, 1)
-        for topic, partitions in self._topics.items():
-            self._check(library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), partitions, 1))
         return self
 
     def __exit__(
@@ -102,7 +98,6 @@ def _library() -> Any:
         "rd_kafka_mock_cluster_new": (pointer, [pointer, integer]),
         "rd_kafka_mock_cluster_destroy": (None, [pointer]),
         "rd_kafka_mock_cluster_bootstraps": (text, [pointer]),
-        "rd_kafka_mock_topic_create": (integer, [pointer, text, integer, integer]),
         "rd_kafka_mock_broker_set_down": (integer, [pointer, ctypes.c_int32]),
         "rd_kafka_mock_broker_set_up": (integer, [pointer, ctypes.c_int32]),
         "rd_kafka_mock_broker_set_rtt": (integer, [pointer, ctypes.c_int32, integer]),

@@ -67,5 +67,5 @@ if __name__ == "__main__":
     if given:
         asyncio.run(main(given))
     else:
-        with KafkaMock({TOPIC: 1}) as mock:
+        with KafkaMock() as mock:
             asyncio.run(main(mock.url))

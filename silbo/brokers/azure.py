@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from silbo.errors import MessageRefused, MissingExtra
+from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
 from silbo.formats import JSON
 from silbo.lines import Sender, close_all
 from silbo.message import Message, Origin, instance
@@ -77,11 +77,11 @@ class AzureServiceBus:
         format: Format = JSON,  # noqa: A002  # the word of every broker
     ) -> None:
         self.app: Final = check_address(app, "an app")
+        if not topic:
+            raise AddressInvalid(topic, "a topic")
         self.promises: Final = Promises(order="key" if sessions else "none")
         self._client, self._sessions, self._format, self._timeout = client, sessions, format, timeout
-        self._sender = Sender(
-            "Service Bus topic", self._send, self._encode, to=check_address(topic, "a topic"), timeout=timeout
-        )
+        self._sender = Sender("Service Bus topic", self._send, self._encode, to=topic, timeout=timeout)
         self._senders: dict[str, ServiceBusSender] = {}
 
     async def publish(self, *messages: Message) -> None:

@@ -104,9 +104,9 @@ class Kafka:
         return self._format.encode(message, Origin(self.app, instance()))
 
     async def _send(self, topic: str, parcels: Sequence[Parcel]) -> None:
-        if topic in self._doubted:  # else each try would leave a copy with a producer that can't send it
-            if not await self._producer.client.force_metadata_update():
-                raise ConnectionError("no broker answers")
+        # Else each try would leave a copy with a producer that can't send it.
+        if topic in self._doubted and not await self._producer.client.force_metadata_update():
+            raise ConnectionError("no broker answers")
         answers: list[asyncio.Future[Any]] = []
         failed: Exception | None = None
         for parcel in parcels:

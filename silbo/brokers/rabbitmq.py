@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
-from silbo.errors import MessageRefused, MissingExtra
+from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
 from silbo.formats import JSON
 from silbo.lines import Sender, close_all
 from silbo.message import Message, Origin, instance
@@ -61,10 +61,10 @@ class RabbitMQ:
         format: Format = JSON,  # noqa: A002  # the word of every broker
     ) -> None:
         self.app: Final = check_address(app, "an app")
+        if not exchange:
+            raise AddressInvalid(exchange, "an exchange")
         self._connection, self._mandatory, self._format, self._timeout = connection, mandatory, format, timeout
-        self._sender = Sender(
-            "RabbitMQ exchange", self._send, self._encode, to=check_address(exchange, "an exchange"), timeout=timeout
-        )
+        self._sender = Sender("RabbitMQ exchange", self._send, self._encode, to=exchange, timeout=timeout)
         self._channels: dict[str, aiormq.abc.AbstractChannel] = {}
 
     async def publish(self, *messages: Message) -> None:

@@ -182,7 +182,7 @@ class KafkaRig:
 
 @asynccontextmanager
 async def kafka() -> AsyncIterator[Rig]:
-    with KafkaMock({DEFAULT: 3, ADDRESS: 1}) as server:
+    with KafkaMock() as server:
         async with (
             AIOKafkaProducer(bootstrap_servers=server.url, enable_idempotence=True, retry_backoff_ms=20) as producer,
             Kafka(producer, DEFAULT, app="web", timeout=TIMEOUT) as broker,

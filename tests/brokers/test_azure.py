@@ -27,7 +27,7 @@ from azure.servicebus.exceptions import (
 
 from silbo import AsyncEventDispatcher, EventName, receive
 from silbo.brokers.azure import AzureServiceBus
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageInvalid, MessageRefused
+from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageInvalid, MessageRefused
 from silbo.formats import CLOUDEVENTS, DIATOR
 from silbo.message import Message, instance
 from silbo.protocols import Promises
@@ -102,6 +102,14 @@ async def test_publication_is_what_duplicates_are_recognised_by(broker: AzureSer
         await broker.publish(one)
     await broker.publish(one, message(2))
     assert numbers(service.topics["events"]) == [1, 2]
+
+
+async def test_topic_may_have_any_name_that_the_service_takes(client: Client, service: ServiceBus) -> None:
+    async with AzureServiceBus(client, "sales/orders", app="web") as broker:
+        await broker.publish(message(1))
+    assert numbers(service.topics["sales/orders"]) == [1]
+    with pytest.raises(AddressInvalid, match="a topic"):
+        AzureServiceBus(client, "", app="web")
 
 
 async def test_many_messages_become_few_batches(broker: AzureServiceBus, service: ServiceBus) -> None:

@@ -29,7 +29,7 @@ UNKNOWN_SERVER_ERROR = -1
 
 @pytest.fixture
 def server() -> Iterator[KafkaMock]:
-    with KafkaMock({"events": 3, "orders": 1}) as server:
+    with KafkaMock() as server:
         yield server
 
 

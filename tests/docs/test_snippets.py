@@ -32,7 +32,7 @@ async def test_page_does_what_it_says(
 
 @pytest.fixture
 def own_kafka() -> Iterator[KafkaMock]:
-    with KafkaMock({}) as kafka:
+    with KafkaMock() as kafka:
         yield kafka
 
 

@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractQueue, AbstractRobustConnection
 
 from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent, receive
 from silbo.brokers.rabbitmq import RabbitMQ
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
+from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.message import Message, instance
 from silbo.protocols import Publisher
@@ -228,6 +228,16 @@ async def test_queue_that_is_full_leaves_it_unknown(connection: AbstractRobustCo
         await broker.publish(message(1))
         with pytest.raises(DeliveryUnknown, match="Nack"):
             await broker.publish(message(2))
+
+
+async def test_exchange_may_have_any_name_that_rabbitmq_takes(connection: AbstractRobustConnection) -> None:
+    """It is the host's, and may be older than silbo."""
+    name = f"shop:events/{uuid.uuid4().hex}"
+    async with bound(connection, name) as some, RabbitMQ(connection, name, app="web") as broker:
+        await broker.publish(message(1))
+        await some.wait_for(1)
+    with pytest.raises(AddressInvalid, match="an exchange"):
+        RabbitMQ(connection, "", app="web")
 
 
 async def test_name_that_is_too_long_for_a_routing_key_is_refused(broker: RabbitMQ) -> None:
