@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from silbo.errors import MessageRefused, StoreUnavailable
+from silbo.checks import check_ends, check_moment
+from silbo.errors import MessageRefused
 from silbo.message import Message, instance
 from silbo.protocols import OutboxStore, Promises, Publisher, SessionStore
 from silbo.relay import Relay, RelayStats, close, finish
@@ -63,6 +64,9 @@ class Outbox:
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:
+        check_ends(store, publisher)
+        if not isinstance(quota, Quota):
+            raise TypeError(f"quota is a Quota, as Quota(rows=100_000), not {quota!r}")
         if partitions < 1:
             raise ValueError(f"partitions is 1 or more, not {partitions!r}")
         self.publisher: Final = publisher
@@ -137,9 +141,10 @@ class Outbox:
             OutboxFull: the quota is reached; nothing of the call was stored.
             StoreUnavailable: the store can't be written; nothing of the call was stored.
             DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored.
+            RuntimeError: the outbox is not open.
         """
         if not self._open:
-            raise StoreUnavailable("the outbox is not open: enter it with 'async with', and publish before it is left")
+            raise RuntimeError("the outbox is not open: enter it with 'async with', and publish before it is left")
         packed, refused = self._pack(messages)
         if packed:
             self._storing += 1
@@ -177,6 +182,8 @@ class Outbox:
         refused: MessageRefused | None = None
         origin = {"app": self.app, "instance": instance()}  # of where it was stored, not of what sends it
         for message in messages:
+            if not isinstance(message, Message):
+                raise TypeError(f"an outbox stores Messages, which a Bridge makes of events, not {message!r}")
             try:
                 packed.append(pack(replace(message, headers={**origin, **message.headers}), self._store.partitions))
             except MessageRefused as error:
@@ -194,19 +201,26 @@ class Outbox:
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """Send dead rows again, all of them or these; how many."""
+        if rows is not None and not isinstance(rows, Collection):
+            raise TypeError(f"rows is a list of ids: [{rows!r}]")
         return await self._store.retry(rows)
 
     async def replay(self, *, since: datetime, before: datetime | None = None, progress: Progress | None = None) -> int:
         """Send again what was sent from a time on, for a broker that came back from an older state; how many.
 
-        What the broker still has comes a second time, which an inbox recognises. Only what is still kept
-        (``retain``) can be sent again.
+        What the broker still has comes a second time, which an inbox recognises. Only what is still kept can be sent
+        again: for ``retain``, and as long as the quota has room; ``status().oldest_sent_at`` says since when.
         """
-        end = before or datetime.now(UTC)  # or it would go on with what it has itself caused to be sent
-        return await in_steps(lambda: self._store.replay(since=since, before=end, limit=STEP), progress)
+        begin = check_moment("since", since)
+        # Without an end it would go on with what it has itself caused to be sent.
+        end = datetime.now(UTC) if before is None else check_moment("before", before)
+        return await in_steps(lambda: self._store.replay(since=begin, before=end, limit=STEP), progress)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, progress: Progress | None = None) -> int:
         """Delete rows that have been sent, or dead, since before a time; how many."""
+        if state not in ("sent", "dead"):
+            raise ValueError(f'rows can be purged that are "sent" or "dead", not {state!r}')
+        check_moment("before", before)
         return await in_steps(lambda: self._store.purge(state, before=before, limit=STEP), progress)
 
 

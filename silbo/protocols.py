@@ -271,7 +271,8 @@ class Inbox(Protocol):
 class OutboxStore(Protocol):
     """Where an outbox keeps its messages. Times are the store's own clock's.
 
-    Every method raises :class:`~silbo.errors.StoreUnavailable` when the store can't be used at the moment.
+    Every method raises :class:`~silbo.errors.StoreUnavailable` when the store can't be used at the moment. One that was
+    not opened is a RuntimeError, where there is something to open.
     """
 
     @property

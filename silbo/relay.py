@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import uuid4
 
+from silbo.checks import check_ends, check_hook, check_seconds
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, StoreUnavailable
 from silbo.protocols import OutboxStore, Publisher
 from silbo.reporting import ErrorHook, Report
@@ -93,13 +94,13 @@ class Relay:
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:
-        if not lease > 0 or retain < 0 or drain < 0:
-            raise ValueError(f"lease is seconds, more than 0, retain and drain 0 or more, not {lease, retain, drain!r}")
+        check_ends(store, publisher)
         self.stats: Final = RelayStats()
         self._store, self._publisher = store, publisher
-        self._retain, self._lease, self._drain = retain, lease, drain
+        self._retain = check_seconds("retain", retain, zero=True)
+        self._lease, self._drain = check_seconds("lease", lease), check_seconds("drain", drain, zero=True)
         self._owner = uuid4().hex
-        self._report = Report(on_error, logger, every=LINE_EVERY)
+        self._report = Report(check_hook("on_error", on_error), logger, every=LINE_EVERY)
         self._stopping = asyncio.Event()
         self._waking: list[asyncio.Event] = []  # one for each partition: whoever has seen it clears it
         self._begun = False

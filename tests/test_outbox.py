@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from whistle import AsyncEventDispatcher as WhistleDispatcher
 from whistle import Event as WhistleEvent
 
@@ -220,12 +221,13 @@ async def test_one_process_can_store_and_another_send(stores: Stores, broker: Br
 
 
 async def test_publish_outside_its_block_says_so(stores: Stores, broker: Broker) -> None:
+    """A mistake in the program, and no trouble that passes: not what a caller would repeat."""
     outbox = Outbox(stores(), broker)
-    with pytest.raises(StoreUnavailable, match="not open.*async with"):
+    with pytest.raises(RuntimeError, match="not open.*async with"):
         await outbox.publish(message(1))
     async with outbox:
         await outbox.publish(message(2))
-    with pytest.raises(StoreUnavailable, match="before it is left"):
+    with pytest.raises(RuntimeError, match="before it is left"):
         await outbox.publish(message(3))
     assert await stored(stores) == []
 
@@ -335,6 +337,51 @@ async def test_cancelled_publish_may_be_stored_and_disturbs_nobody(
 def test_impossible_number_of_partitions_is_refused(partitions: int) -> None:
     with pytest.raises(ValueError, match="1 or more"):
         Outbox(MemoryStore(), MemoryBroker(), partitions=partitions)
+
+
+@pytest.mark.parametrize(
+    ("store", "publisher", "settings", "text"),
+    [
+        ("outbox.db", MemoryBroker(), {}, "keeps its messages in a store, as SQLiteStore.*, not in 'outbox.db'"),
+        (MemoryBroker(), MemoryStore(), {}, "in a store.*MemoryBroker"),
+        (MemoryStore(), Redis(), {}, "sends to a broker, as RedisStreams.*, not to.*Redis"),
+        (MemoryStore(), MemoryBroker(), {"quota": 5}, "quota is a Quota, as .*, not 5"),
+        (MemoryStore(), MemoryBroker(), {"retain": "1h"}, "retain is a number of seconds"),
+    ],
+    ids=["path", "swapped", "client", "quota", "retain"],
+)
+@pytest.mark.parametrize("relay", [True, False])
+def test_what_an_outbox_is_not_made_of_is_refused(
+    store: Any, publisher: Any, settings: Any, text: str, relay: bool
+) -> None:
+    """Where it is made, and not when the first message comes; of the relay's settings, where it has one."""
+    if relay or "retain" not in settings:
+        with pytest.raises(TypeError, match=text):
+            Outbox(store, publisher, relay=relay, **settings)
+
+
+async def test_what_is_no_message_no_time_and_no_row_is_refused(stores: Stores, broker: Broker) -> None:
+    """With what belongs there; nothing is stored, sent or deleted."""
+    wrong: Any
+    async with Outbox(stores(), broker, relay=False) as outbox:
+        for wrong in (ECSTEvent(), [message(1)]):
+            with pytest.raises(TypeError, match="stores Messages, which a Bridge makes of events, not "):
+                await outbox.publish(message(1), wrong)
+        assert (await outbox.status()).counts["pending"] == 0
+        for time in ({"since": datetime(2026, 3, 7)}, {"since": PAST, "before": datetime(2026, 3, 7)}):
+            with pytest.raises(ValueError, match=r"(since|before) needs its time zone, as datetime.now\(UTC\)"):
+                await outbox.replay(**time)
+        wrong = "1h"
+        with pytest.raises(TypeError, match="since is a datetime, not '1h'"):
+            await outbox.replay(since=wrong)
+        with pytest.raises(ValueError, match="before needs its time zone"):
+            await outbox.purge("sent", before=datetime(2026, 3, 7))
+        for wrong in ("pending", "snet"):
+            with pytest.raises(ValueError, match=f'purged that are "sent" or "dead", not {wrong!r}'):
+                await outbox.purge(wrong, before=FAR)
+        wrong = 17
+        with pytest.raises(TypeError, match=r"rows is a list of ids: \[17\]"):
+            await outbox.retry(wrong)
 
 
 async def test_several_partitions_keep_each_key_in_order(stores: Stores, broker: Broker, heard: Heard) -> None:

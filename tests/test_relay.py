@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -734,9 +734,22 @@ async def test_relay_runs_once(broker: Broker) -> None:
         await relay.run()
 
 
-@pytest.mark.parametrize("settings", [{"lease": 0}, {"lease": float("nan")}, {"retain": -1}, {"drain": -1}])
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="lease is seconds, more than 0"):
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"lease": 0}, ValueError, "lease is seconds, more than 0, not 0"),
+        ({"lease": float("nan")}, ValueError, "lease is seconds"),
+        ({"retain": -1}, ValueError, "retain is seconds, 0 or more, not -1"),
+        ({"retain": float("inf")}, ValueError, "retain is seconds"),
+        ({"drain": -1}, ValueError, "drain is seconds"),
+        ({"retain": "1h"}, TypeError, "retain is a number of seconds, not '1h'"),
+        ({"lease": timedelta(seconds=10)}, TypeError, "lease is a number of seconds, not datetime.timedelta"),
+        ({"on_error": "log"}, TypeError, "on_error is a function, sync or async, .* not 'log'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: Any, error: type[Exception], text: str) -> None:
+    """When they are given, by their names."""
+    with pytest.raises(error, match=text):
         Relay(MemoryStore(), MemoryBroker(), **settings)
 
 

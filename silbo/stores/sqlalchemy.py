@@ -224,7 +224,7 @@ class SQLAlchemyStore:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise StoreUnavailable(f"{self._engine.url} is not open: use the outbox in an 'async with'")
+            raise RuntimeError(f"{self._engine.url} is not open: use the outbox in an 'async with'")
 
     @asynccontextmanager
     async def _transaction(self, *, unknown: bool = False) -> AsyncGenerator[AsyncConnection]:

@@ -11,7 +11,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from silbo.errors import StoreUnavailable
 from silbo.stored import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores import _sqlite_rows as sql
 from silbo.stores._group import Call, GroupCommit
@@ -158,7 +157,7 @@ class SQLiteStore:
 
     def _check(self) -> ThreadPoolExecutor:
         if self._thread is None:
-            raise StoreUnavailable(f"{self.path} is not open: use the outbox in an 'async with'")
+            raise RuntimeError(f"{self.path} is not open: use the outbox in an 'async with'")
         if asyncio.get_running_loop() is not self._loop:  # a child process that was forked has another loop, too
             raise RuntimeError(f"{self.path} was opened in another event loop or process; make a store in each")
         return self._thread

@@ -1,0 +1,63 @@
+"""Arguments that can't be meant, refused where they are given and not where they are first used."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from silbo.protocols import Publisher
+
+__all__ = ["check_ends", "check_hook", "check_moment", "check_seconds"]
+
+_STORE: Final = ("open", "add", "take", "settle", "status")
+
+
+def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
+    """A length of time: a finite number above 0, or from 0 on.
+
+    Raises:
+        TypeError: it is no number: a text, a timedelta.
+        ValueError: it is none of these numbers.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not (value >= 0 if zero else value > 0) or value == float("inf"):
+        raise ValueError(f"{name} is seconds, {'0 or more' if zero else 'more than 0'}, not {value!r}")
+    return value
+
+
+def check_moment(name: str, value: Any) -> datetime:
+    """A point in time.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is one in a zone that nobody knows.
+    """
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} is a datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{name} needs its time zone, as datetime.now(UTC), or {value!r}.astimezone() for local time")
+    return value
+
+
+def check_hook(name: str, value: Any) -> Any:
+    """Something to be called, or None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is a function, sync or async, or None for the log, not {value!r}")
+    return value
+
+
+def check_ends(store: Any, publisher: Any) -> None:
+    """Where an outbox keeps its messages, and where they go.
+
+    Raises:
+        TypeError: one of them is something else, perhaps the other.
+    """
+    if not all(callable(getattr(store, method, None)) for method in _STORE):
+        raise TypeError(f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {store!r}")
+    if not isinstance(publisher, Publisher):
+        raise TypeError(f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {publisher!r}")
