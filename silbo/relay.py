@@ -161,13 +161,17 @@ class Relay:
 
     async def _serve(self, partition: int, woken: asyncio.Event) -> None:
         """Lead whenever nobody else does, until the stop."""
-        above, failures = 0, 0
+        above, failures, stands_by = 0, 0, False
         while True:  # once at least: what waits is sent also where the stop came first
             leave_if_cancelled()
             wait: float | None = min(STANDBY, self._lease / 3)
             try:
                 lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
                 failures = 0
+                if (lead is None) != stands_by:
+                    stands_by = lead is None
+                    does = "another relay leads, standing by until its lease ends" if stands_by else "leading now"
+                    logger.info(does, extra={"partition": partition})
                 if lead is not None:
                     await self._lead(lead, woken)
             except (Fenced, LeadLost) as error:

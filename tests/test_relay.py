@@ -726,6 +726,33 @@ async def test_store_is_closed_also_where_the_broker_fails_to(broker: Broker) ->
     assert calls == ["close"]
 
 
+async def test_relay_that_has_to_wait_for_a_lease_says_so_once(
+    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a kill -9, when the next process seems to do nothing; one that leads at once says nothing."""
+    caplog.set_level(logging.INFO, "silbo.relay")
+    store = await store_of(1)
+    killed = await store.lead(0, "killed", lease=LONG)
+    assert killed is not None
+    async with running(store, broker):
+        async with asyncio.timeout(10):
+            while not caplog.records:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(5 * relaying.STANDBY)
+        await store.resign(killed)
+        assert await heard.until(1) == [1]
+    said = [(record.levelname, record.getMessage(), vars(record)["partition"]) for record in caplog.records]
+    assert said == [
+        ("INFO", "another relay leads, standing by until its lease ends", 0),
+        ("INFO", "leading now", 0),
+    ]
+    caplog.clear()
+    async with running(store, broker):
+        await put(store, 2)
+        assert await heard.until(2) == [1, 2]
+    assert not caplog.records
+
+
 async def test_relay_runs_once(broker: Broker) -> None:
     relay = Relay(await store_of(), broker)
     relay.stop()
