@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from silbo.brokers.redis import DeadLetter, DeadLetters
+from silbo.brokers.redis.address import stream_key
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
@@ -24,7 +25,19 @@ from silbo.cli.arguments import (
     yes_option,
 )
 from silbo.cli.opening import redis_at
-from silbo.cli.output import confirmed, many, message_fields, object_line, printable, progress, say, table, time, write
+from silbo.cli.output import (
+    confirmed,
+    many,
+    message_fields,
+    not_there,
+    object_line,
+    printable,
+    progress,
+    say,
+    table,
+    time,
+    write,
+)
 from silbo.errors import MessageInvalid
 from silbo.message import Message
 
@@ -35,6 +48,8 @@ PAGE: Final = 100
 """Dead letters that are read at a time."""
 
 LIST = """\
+A stream or a group that is not there is an error: a mistaken name must not look as if nothing were wrong.
+
 examples:
   silbo dead list --redis redis://localhost
   silbo dead list --group billing --json | jq -r '[.id, .error] | @tsv'
@@ -121,6 +136,19 @@ async def _opened(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
 # -- to look ------------------------------------------------------------------------------------------------
 
 
+async def _mistaken(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
+    """Whether nothing was found for a name that is none, and not because nothing is wrong. Says so."""
+    groups = await dead.groups()
+    stream = stream_key(options.stream, options.prefix)
+    if groups is None:
+        say(f"silbo: there is no stream {stream}")
+    elif group is not None and group not in groups:
+        say(f"silbo: there is no group {group} at the stream {stream}")
+    else:
+        return False
+    return True
+
+
 async def show_all(options: argparse.Namespace) -> int:
     """The oldest."""
     last = None
@@ -134,9 +162,11 @@ async def show_all(options: argparse.Namespace) -> int:
             cells = [(x.id, x.group, _name(x), time(x.time), x.attempts, x.error) for x in found]
             table(COLUMNS, cells, numbers=["attempts"])
             last = found[-1].id
-        else:
+        if last is None:
+            if await _mistaken(dead, options, options.group):
+                return 1
             say("no dead letters")
-        if last and await dead.list(group=options.group, after=last, limit=1):
+        elif await dead.list(group=options.group, after=last, limit=1):
             say(f"there are more: --after {last}, or a greater --limit")
     return 0
 
@@ -153,9 +183,10 @@ async def show(options: argparse.Namespace) -> int:
     """One of them."""
     async with _opened(options) as dead:
         letter = await dead.get(options.id)
-    if letter is None:
-        say(f"silbo: there is no dead letter {options.id}")
-        return 1
+        if letter is None:
+            if not await _mistaken(dead, options):
+                say(f"silbo: there is no dead letter {options.id}")
+            return 1
     fields = _fields(letter)
     if options.json:
         object_line(fields)
@@ -219,13 +250,14 @@ async def retry(options: argparse.Namespace) -> int:
             outcome = await dead.retry(
                 options.ids or None, group=options.group, everybody=options.everybody, progress=tell
             )
+        mistaken = not outcome.returned and await _mistaken(dead, options, options.group)
     if options.json:
         object_line({"returned": outcome.returned, "failed": outcome.failed})
     else:
         write(f"{many(outcome.returned, 'dead letter')} given back")
     for letter, why in outcome.failed.items():
         say(f"silbo: {letter}: {why}")
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or mistaken else 0
 
 
 async def purge(options: argparse.Namespace) -> int:
@@ -239,11 +271,11 @@ async def purge(options: argparse.Namespace) -> int:
     async with _opened(options) as dead:
         with progress("purge", len(ids) or None) as tell:
             done = await dead.purge(ids or None, before=options.before, progress=tell)
+        mistaken = not done and await _mistaken(dead, options)
     if options.json:
         object_line({"purged": done})
     else:
         write(f"{many(done, 'dead letter')} deleted")
-    if done < len(ids):
-        say(f"silbo: {len(ids) - done} of the {len(ids)} are no dead letters")
-        return 1
-    return 0
+    if done < len(ids) and not mistaken:
+        say(f"silbo: {not_there(ids, done, 'dead letter')}")
+    return 1 if done < len(ids) or mistaken else 0

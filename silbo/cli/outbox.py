@@ -23,6 +23,7 @@ from silbo.cli.output import (
     confirmed,
     many,
     message_fields,
+    not_there,
     object_line,
     printable,
     progress,
@@ -125,18 +126,24 @@ async def status(options: argparse.Namespace) -> int:
         now = await store.status()
         failing = await _first_failing(store)
         if options.json:
-            object_line(_status(store, now) | {"failing": failing and _row(failing)})
+            object_line(_status(store, now) | {"failing": failing and _failing(failing)})
         else:
             _show(store, now, failing)
     return 0
 
 
 async def _first_failing(store: OutboxStore) -> Row | None:
-    """What holds back the rows behind it, if anything."""
-    for row in await store.rows("pending", limit=1):
-        if row.attempts:
-            return row
+    """What holds back the rows behind it, if anything; also while it is tried again."""
+    for state in ("sending", "pending"):
+        for row in await store.rows(state, limit=1):
+            if row.error and _failed(row):
+                return row
     return None
+
+
+def _failed(row: Row) -> int:
+    """How many attempts are known to have failed."""
+    return row.attempts - (row.state == "sending")
 
 
 def _status(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
@@ -145,6 +152,7 @@ def _status(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
         "rows": {state: now.counts[state] for state in STATES},
         "size": now.size,
         "oldest_at": now.oldest_at,
+        "oldest_sent_at": now.oldest_sent_at,
         "next_attempt_at": now.next_attempt_at,
         "partitions": store.partitions,
         "leads": [
@@ -168,8 +176,10 @@ def _show(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
         write(f"the oldest row that waits was stored {ago(now.oldest_at)} ago, {time(now.oldest_at)}")
         if not now.leads:
             write("no relay is at work: start one with `silbo relay`, or the program that owns the outbox")
+    if now.oldest_sent_at:
+        write(f"a replay reaches back {ago(now.oldest_sent_at)}, to {time(now.oldest_sent_at)}")
     if failing:
-        what = f"row {failing.id}, {failing.message.message_name}, attempt {failing.attempts} failed"
+        what = f"row {failing.id}, {failing.message.message_name}, attempt {_failed(failing)} failed"
         write(printable(f"{what}: {failing.error}"))
     if now.counts["dead"]:
         write("dead rows were refused for good: `silbo outbox status --rows dead` says why")
@@ -201,6 +211,11 @@ async def _rows(store: OutboxStore, state: State, after: int, limit: int) -> Asy
 
 def _cells(row: Row) -> Sequence[object]:
     return row.id, row.message.message_name, row.message.key, time(row.state_at), row.attempts, row.error
+
+
+def _failing(row: Row) -> dict[str, Any]:
+    """Without the payload: the status of an outbox goes into logs."""
+    return {"event": row.message.message_name} | {name: value for name, value in _row(row).items() if name != "message"}
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -236,7 +251,7 @@ async def retry(options: argparse.Namespace) -> int:
         done = await store.retry(wanted)
     _done(options, "retried", done, f"{many(done, 'row')} will be sent again")
     if wanted is not None and done < len(wanted):
-        say(f"silbo: {len(wanted) - done} of the {len(wanted)} are no dead rows")
+        say(f"silbo: {not_there(options.rows, done, 'dead row')}")
         return 1
     return 0
 
@@ -247,7 +262,12 @@ async def replay(options: argparse.Namespace) -> int:
     if options.since >= before:
         raise UsageError(f"--since {time(options.since)} is not before {time(before)}")
     async with opened_store(options.store) as store:
-        sent = (await store.status()).counts["sent"]
+        now = await store.status()
+        sent = now.counts["sent"]
+        if now.oldest_sent_at is None:
+            say("silbo: nothing that was sent is kept")
+        elif options.since < now.oldest_sent_at:
+            say(f"silbo: what was sent before {time(now.oldest_sent_at)} is not kept any more, if there was any")
         what = f"Send again what was sent from {time(options.since)} to {time(before)}, of {sent:,} rows that are kept?"
         if not confirmed(what, yes=options.yes):
             return 1

@@ -20,6 +20,7 @@ __all__ = [
     "confirmed",
     "many",
     "message_fields",
+    "not_there",
     "object_line",
     "printable",
     "progress",
@@ -155,6 +156,14 @@ def message_fields(message: Message) -> dict[str, Any]:
 def many(number: int, what: str) -> str:
     """``1 row``, ``1,200 rows``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def not_there(ids: Sequence[object], done: int, what: str) -> str:
+    """Why fewer were done than were named, at least one."""
+    named = list(dict.fromkeys(ids))
+    if len(named) == 1:
+        return f"there is no {what} {named[0]}"
+    return f"{len(named) - done} of the {len(named)} are no {what}s"
 
 
 def size(number: float) -> str:

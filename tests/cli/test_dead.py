@@ -60,13 +60,15 @@ def dead(redis: Redis, redis_url: str, prefix: str) -> Dead:
 async def test_dead_letters_are_listed(dead: Dead) -> None:
     """Oldest first, page by page, of one group or all; the same for people and for programs."""
     billing, mail = await dead.bury("billing", 3), await dead.bury("mail", 1)
-    table, every, page, rest, one, none = await asyncio.gather(
+    await dead.redis.xgroup_create(dead.stream, "search", "$")
+    table, every, page, rest, one, none, program = await asyncio.gather(
         dead("list"),
         dead("list", "--json"),
         dead("list", "--json", "--limit", 2),
         dead("list", "--json", "--after", billing[1]),
         dead("list", "--json", "--group", "mail"),
-        dead("list", "--group", "nobody"),
+        dead("list", "--group", "search"),
+        dead("list", "--group", "search", "--json"),
     )
     assert [line.split()[:3] for line in table.out.splitlines()[2:]] == [
         *([letter, "billing", "order.paid"] for letter in billing),
@@ -76,7 +78,29 @@ async def test_dead_letters_are_listed(dead: Dead) -> None:
     assert [letter["id"] for letter in page.objects] == billing[:2] and f"--after {billing[1]}" in page.err
     assert [letter["id"] for letter in rest.objects] == [billing[2], *mail] and rest.err == ""
     assert one.object["id"] == mail[0]
-    assert (none.code, none.out, none.err) == (0, "", "no dead letters\n")
+    assert (none.code, none.out, none.err) == (program.code, program.out, program.err) == (0, "", "no dead letters\n")
+
+
+async def test_mistaken_name_does_not_look_as_if_nothing_were_wrong(dead: Dead) -> None:
+    """An alarm that rests on this command must not be fooled by a typing error: exit code 1, and a line that says why."""
+    await dead.bury("billing", 1)
+    commands = (("list",), ("list", "--json"), ("show", "1-1"), ("retry", "--all", "--yes"), ("purge", "1-1", "--yes"))
+    done = await asyncio.gather(*(dead(*command, "--stream", "nosuch") for command in commands))
+    for each in done:
+        assert each.code == 1 and f"silbo: there is no stream {dead.prefix}:{{nosuch}}\n" in each.err
+    assert done[1].out == ""
+    listed, given = await asyncio.gather(
+        dead("list", "--group", "nosuch", "--json"), dead("retry", "--group", "nosuch", "--yes")
+    )
+    for each in (listed, given):
+        assert (each.code, each.err) == (1, f"silbo: there is no group nosuch at the stream {dead.stream}\n")
+
+
+async def test_dead_letters_of_a_group_and_a_stream_that_are_gone_are_listed(dead: Dead) -> None:
+    (letter,) = await dead.bury("billing", 1)
+    await dead.redis.delete(dead.stream)
+    done = await dead("list", "--group", "billing", "--json")
+    assert (done.code, done.object["id"], done.err) == (0, letter, "")
 
 
 async def test_dead_letter_is_shown_with_its_message(dead: Dead) -> None:
@@ -134,7 +158,7 @@ async def test_dead_letters_are_purged(dead: Dead) -> None:
         refused = await dead("purge", *arguments)
         assert refused.code == 2 and "--yes" in refused.err
     one = await dead("purge", letters[0], letters[0], "1-1", "--yes", "--json")
-    assert (one.code, one.object) == (1, {"purged": 1}) and "1 of the 2" in one.err
+    assert (one.code, one.object) == (1, {"purged": 1}) and "1 of the 2 are no dead letters" in one.err
     young = await dead("purge", "--before", "1h", "--yes")
     assert (young.code, young.out) == (0, "0 dead letters deleted\n") and await dead.ids() == letters[1:]
     rest = await dead("purge", "--before", "now", "--yes", "--json")

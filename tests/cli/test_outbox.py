@@ -14,7 +14,7 @@ import pytest
 from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlite import SQLiteStore
-from tests.cli.support import SILBO, Done, Run, counts, fill, message, settle, silbo, terminal, without
+from tests.cli.support import SILBO, Run, counts, fill, message, settle, silbo, terminal, without
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ async def test_status_says_what_there_is(store: Path) -> None:
     assert status["rows"] == {"pending": 3, "sending": 0, "sent": 4, "dead": 2}
     assert status["leads"] == [] and status["partitions"] == 1 and status["failing"] is None and status["size"] > 0
     assert datetime.fromisoformat(status["oldest_at"]).tzinfo is not None
+    sent_at = datetime.fromisoformat(status["oldest_sent_at"])
+    assert "a replay reaches back " in table.out and f"{sent_at:%Y-%m-%d %H:%M:%SZ}" in table.out
     assert variable.object == status
 
 
@@ -72,6 +74,27 @@ async def test_status_says_who_leads_and_what_fails(store: Path) -> None:
     assert datetime.fromisoformat(program.object["next_attempt_at"]) > datetime.fromisoformat(
         program.object["failing"]["state_at"]
     )
+    assert program.object["failing"]["event"] == "order.paid"
+    assert "number" not in program.out, "no payload: a status goes into logs"
+
+
+async def test_status_says_what_fails_also_while_it_is_tried_again(store: Path) -> None:
+    """What is in a relay's hands for the first time has not failed, what it was refused for before its retry is over."""
+    open_store = SQLiteStore(store)
+    await open_store.open()
+    try:
+        lead = await open_store.lead(0, "relay-1", lease=60)
+        assert lead is not None
+        assert await open_store.retry() == 2
+        rows = [row.id for row in await open_store.take(lead, 10)]
+        first = await silbo("outbox", "status", "--store", store, "--json")
+        await open_store.postpone(lead, rows, error="Redis is away", delay=0)
+        await open_store.take(lead, 10)
+        again = await silbo("outbox", "status", "--store", store)
+    finally:
+        await open_store.aclose()
+    assert first.object["failing"] is None
+    assert f"row {rows[0]}, order.paid, attempt 1 failed: Redis is away" in again.out
 
 
 async def test_rows_are_listed_page_by_page(store: Path) -> None:
@@ -155,6 +178,8 @@ async def test_row_that_is_not_dead_is_not_retried(store: Path) -> None:
     done = await silbo("outbox", "retry", 1, 5, 5, 99, "--json", "--store", store)
     assert (done.code, done.object) == (1, {"retried": 1})
     assert "2 of the 3 are no dead rows" in done.err
+    one = await silbo("outbox", "retry", 17, "--store", store)
+    assert (one.code, one.err) == (1, "silbo: there is no dead row 17\n")
     assert await counts(store) == {"pending": 4, "sending": 0, "sent": 4, "dead": 1}
 
 
@@ -164,6 +189,21 @@ async def test_sent_rows_are_replayed_from_a_time_on(store: Path) -> None:
     done = await silbo("outbox", "replay", "--since", "1h", "--yes", "--store", store)
     assert (done.code, done.out) == (0, "4 rows will be sent again\n")
     assert await counts(store) == {"pending": 7, "sending": 0, "sent": 0, "dead": 2}
+
+
+async def test_replay_that_reaches_back_further_than_what_is_kept_says_so(store: Path) -> None:
+    """Also without a terminal, where nobody sees the question."""
+    status = await silbo("outbox", "status", "--store", store, "--json")
+    oldest = status.object["oldest_sent_at"]
+    whole = await silbo("outbox", "replay", "--since", oldest, "--yes", "--json", "--store", store)
+    assert (whole.code, whole.object, whole.err) == (0, {"replayed": 4}, "")
+    nothing = await silbo("outbox", "replay", "--since", "1h", "--yes", "--json", "--store", store)
+    assert (nothing.code, nothing.object) == (0, {"replayed": 0})
+    assert nothing.err == "silbo: nothing that was sent is kept\n"
+    await settle(store, sent=2)
+    part = await silbo("outbox", "replay", "--since", "1h", "--yes", "--json", "--store", store)
+    assert (part.code, part.object) == (0, {"replayed": 2})
+    assert re.fullmatch(r"silbo: what was sent before \d{4}-.*Z is not kept any more, if there was any\n", part.err)
 
 
 async def test_sent_and_dead_rows_are_purged(store: Path) -> None:
@@ -242,7 +282,8 @@ async def test_progress_is_shown_at_a_terminal_only(tmp_path: Path) -> None:
     assert "2500/?" in screen.shown and "2,500 rows will be sent again" in screen.shown
     await settle(path, sent=2500)
     done = await silbo("outbox", "replay", "--since", "1h", "--yes", "--json", "--store", path)
-    assert done == Done(0, '{"replayed": 2500}\n', "")
+    assert (done.code, done.out) == (0, '{"replayed": 2500}\n')
+    assert "/?" not in done.err
 
 
 async def test_reader_that_has_enough_ends_it_quietly(tmp_path: Path) -> None:

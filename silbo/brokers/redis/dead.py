@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
@@ -13,10 +13,11 @@ from redis.asyncio import Redis
 
 from silbo.brokers.redis.address import DEFAULT, stream_key
 from silbo.brokers.redis.calls import Calls, ScriptCall
-from silbo.brokers.redis.connection import check_client
+from silbo.brokers.redis.connection import Refused, check_client
+from silbo.brokers.redis.letter import EPOCH, DeadLetter, read
 from silbo.brokers.redis.scripts import PURGE, RETRY
+from silbo.errors import BrokerUnavailable
 from silbo.formats import JSON
-from silbo.message import Message
 from silbo.protocols import Format
 from silbo.routing import check_address
 
@@ -26,7 +27,6 @@ PAGE: Final = 100
 RETRY_STEP: Final = 20
 """Dead letters in one call: each may be of 1 MiB, and Redis does nothing else meanwhile."""
 PURGE_STEP: Final = 100
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FAILURES: Final = {
     b"expired": "its entry is gone from the stream (retention, or a deletion): only everybody=True brings it back",
     b"no group": "its group does not exist any more",
@@ -37,44 +37,6 @@ _is_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
 
 Progress: TypeAlias = Callable[[int], object]
 """Is told now and then how many have been done so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that a group has given up.
-
-    Attributes:
-        id: Its own.
-        group: Which has given up; other groups are not affected.
-        stream: The key of the stream that it came from.
-        entry: What its id was there, and is, as long as the stream keeps it.
-        error: Why the last attempt failed.
-        attempts: How many there were; 0 where it was malformed.
-        app: The program whose consumer gave up.
-        consumer: Which one.
-        time: When, by Redis's clock: aware, UTC.
-        raw: The message as it came.
-    """
-
-    id: str
-    group: str
-    stream: str
-    entry: str
-    error: str
-    attempts: int
-    app: str
-    consumer: str
-    time: datetime
-    raw: bytes
-    format: Format = field(default=JSON, repr=False, compare=False)
-
-    def message(self) -> Message:
-        """Decode it.
-
-        Raises:
-            MessageInvalid: the bytes are no message; it may be dead for that.
-        """
-        return self.format.decode(self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +93,16 @@ class DeadLetters:
         """How many there are, of all groups."""
         return int(await self._calls.ask(b"XLEN", self._key))
 
+    async def groups(self) -> Sequence[str] | None:
+        """The groups of the stream; None where there is no such stream, which may be a mistaken prefix."""
+        try:
+            found = await self._calls.ask(b"XINFO", b"GROUPS", self._stream.encode())
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, Refused) and "no such key" in str(error.__cause__):
+                return None
+            raise
+        return [dict(zip(each[::2], each[1::2], strict=True))[b"name"].decode() for each in found]
+
     async def list(
         self, *, group: str | None = None, after: str | None = None, limit: int = 100
     ) -> Sequence[DeadLetter]:
@@ -153,7 +125,7 @@ class DeadLetters:
         """One of them; None where there is none of this id."""
         (checked,) = _checked([id])
         rows = await self._calls.ask(b"XRANGE", self._key, checked, checked)
-        return self._letter(rows[0]) if rows else None
+        return read(rows[0], self._format) if rows else None
 
     async def retry(
         self,
@@ -231,7 +203,7 @@ class DeadLetters:
     ) -> AsyncIterator[Sequence[DeadLetter]]:
         begin = b"-" if after is None else b"(" + _checked([after])[0]
         while rows := await self._calls.ask(b"XRANGE", self._key, begin, last, b"COUNT", b"%d" % PAGE):
-            letters = [self._letter(row) for row in rows]
+            letters = [read(row, self._format) for row in rows]
             yield [letter for letter in letters if group in (None, letter.group)]
             begin = b"(" + rows[-1][0]
 
@@ -253,7 +225,7 @@ class DeadLetters:
 
     async def _purged(self, ids: Collection[str] | None, before: datetime | None) -> AsyncIterator[int]:
         if before is not None:
-            last = max(0, -((_EPOCH - before) // timedelta(milliseconds=1)) - 1)
+            last = max(0, -((EPOCH - before) // timedelta(milliseconds=1)) - 1)
             call = ScriptCall.of([self._key], b"%d" % last, b"%d" % PURGE_STEP)
             while many := await self._calls.call(PURGE, call):
                 yield many
@@ -261,31 +233,6 @@ class DeadLetters:
             checked = _checked(ids)
             for at in range(0, len(checked), PURGE_STEP):
                 yield await self._calls.ask(b"XDEL", self._key, *checked[at : at + PURGE_STEP])
-
-    def _letter(self, row: Any) -> DeadLetter:
-        letter_id, flat = row[0].decode(), row[1]
-        fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
-
-        def text(name: bytes) -> str:
-            return fields.get(name, b"").decode(errors="replace")
-
-        def number(name: bytes, default: int) -> int:
-            return int(fields[name]) if fields.get(name, b"").isdigit() else default
-
-        died = number(b"time", int(letter_id.partition("-")[0]))
-        return DeadLetter(
-            id=letter_id,
-            group=text(b"group"),
-            stream=text(b"stream"),
-            entry=text(b"id"),
-            error=text(b"error"),
-            attempts=number(b"attempts", 0),
-            app=text(b"app"),
-            consumer=text(b"consumer"),
-            time=_EPOCH + timedelta(milliseconds=died),
-            raw=fields.get(b"message", b""),
-            format=self._format,
-        )
 
 
 def _checked(ids: Collection[str]) -> Sequence[bytes]:

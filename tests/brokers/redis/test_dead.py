@@ -121,6 +121,18 @@ async def test_the_list_comes_in_pages(admin: Redis, dead: DeadLetters) -> None:
     assert await dead.list(limit=0) == []
 
 
+@pytest.mark.every_redis
+async def test_groups_are_named_and_a_stream_that_is_not_there_has_none(admin: Redis, dead: DeadLetters) -> None:
+    """So that whoever finds no dead letters can tell whether the names were right. Trouble is no answer."""
+    assert await dead.groups() is None
+    await bury(admin, 1)
+    await bury(admin, 2, group="mail")
+    assert await dead.groups() == ["billing", "mail"]
+    await admin.set(STREAM, "no stream")
+    with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+        await dead.groups()
+
+
 async def test_what_others_wrote_can_be_seen_and_deleted(admin: Redis, dead: DeadLetters) -> None:
     await admin.xadd(
         DEAD, {"message": b"\xff", "error": b"\xff", "attempts": "many", "time": "now"}, id="1700000000000-5"
