@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis.address import DEFAULT, stream_key
 from silbo.brokers.redis.connection import where
 from silbo.cli.arguments import (
     FORMATS,
@@ -90,7 +91,9 @@ async def relay(options: argparse.Namespace) -> int:
         running = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
         with _stopped_by_signals(running):
             async with running:
-                logger.info("relay started", extra={"partitions": store.partitions, "broker": where(client)})
+                stream = stream_key(DEFAULT, options.prefix)  # a forgotten --prefix shows here
+                to = {"broker": where(client), "stream": stream, "format": options.format}
+                logger.info("relay started", extra={"partitions": store.partitions, **to})
                 figures = asyncio.create_task(_figures(running.stats, options.figures))
                 await running.run()
                 figures.cancel()

@@ -152,6 +152,13 @@ os.execv(sys.argv[1], sys.argv[1:])
 @asynccontextmanager
 async def relay(*arguments: object) -> AsyncGenerator[asyncio.subprocess.Process]:
     """``silbo relay`` while it runs, from its first line on; killed where the test leaves it running."""
+    async with started(*arguments) as (process, _):
+        yield process
+
+
+@asynccontextmanager
+async def started(*arguments: object) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
+    """The same, with that line."""
     process = await asyncio.create_subprocess_exec(
         *(*SILBO, "relay", *map(str, arguments)), stderr=asyncio.subprocess.PIPE, env=environment({})
     )
@@ -159,7 +166,7 @@ async def relay(*arguments: object) -> AsyncGenerator[asyncio.subprocess.Process
         assert process.stderr is not None
         first = (await process.stderr.readline()).decode()
         assert "relay started" in first, first + (await process.stderr.read()).decode()
-        yield process
+        yield process, first
     finally:
         if process.returncode is None:
             process.kill()

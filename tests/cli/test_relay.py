@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.brokers.redis.support import eventually
-from tests.cli.support import counts, fill, relay, silbo, stopped
+from tests.cli.support import counts, fill, relay, silbo, started, stopped
 from tools.redis_server import RedisServer
 
 
@@ -114,6 +114,14 @@ async def test_redis_that_is_away_is_waited_for(own_redis: RedisServer, store: P
 async def _failing(store: Path) -> bool:
     status = (await silbo("outbox", "status", "--store", store, "--json")).object
     return status["failing"]["attempts"] >= 2 and "can't be reached" in status["failing"]["error"]
+
+
+async def test_first_line_says_where_it_sends_to(redis_url: str, prefix: str, store: Path) -> None:
+    """A prefix that was forgotten brings messages into another stream, where nobody looks for them."""
+    await fill(store, 1)
+    arguments = ("--store", store, "--redis", redis_url, "--prefix", prefix, "--format", "cloudevents")
+    async with started(*arguments) as (_, first):
+        assert f' stream="{prefix}:{{events}}" format="cloudevents"\n' in first
 
 
 async def test_options_are_the_brokers(redis: Redis, redis_url: str, prefix: str, store: Path) -> None:
