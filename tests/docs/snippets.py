@@ -136,7 +136,9 @@ class Page:
         finally:
             sys.path[:] = path
             for name in set(sys.modules) - modules:
-                if str(getattr(sys.modules[name], "__file__", "")).startswith(str(self._folder)):
+                module = sys.modules[name]
+                where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+                if where.startswith(str(self._folder)):  # also a folder of modules, which has no file
                     del sys.modules[name]
             sys.modules.pop(self._module.__name__, None)
             os.environ["SILBO_REDIS_URL"] = environment or ""
