@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,11 +32,14 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| battery | what was done | what was found |", "|---|---|---|"]
     for one in found:
         name = one["battery"]
-        done, kept = (", ".join(phrase(*item) for item in one[part].items()) for part in ("done", "kept"))
+        done, kept = (
+            ", ".join(phrase(*item) for item in one[part].items() if item[0] != "Redis") for part in ("done", "kept")
+        )
         verdict = "**failed**: " + "; ".join(one["wrong"]) + "; " if one["wrong"] else ""
         rows.append(f"| `{name}`: {BATTERIES[name].title} | {done} | {verdict}{kept} |")
     seeds = ", ".join(sorted({str(one["seed"]) for one in found}))
-    python = ".".join(map(str, sys.version_info[:3]))
-    return "\n".join(
-        [*rows, "", f"Python {python}, seed {seeds}, {sum(bool(one['wrong']) for one in found)} failed.", ""]
-    )
+    servers = ", ".join(sorted({one["done"]["Redis"] for one in found if "Redis" in one["done"]}))
+    failed = sum(bool(one["wrong"]) for one in found)
+    verdict = f"{failed} of {len(found)} **failed**" if failed else "every promise held"
+    where = f"Python {platform.python_version()}, Redis {servers}, {os.cpu_count()} cores"
+    return "\n".join([*rows, "", f"{where}, seed {seeds}: {verdict}.", ""])

@@ -26,7 +26,7 @@ async def cancel(stage: Stage, *, many: int = 2_000, versions: Sequence[str] = V
     """See above."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = await asyncio.to_thread(interpreters, versions or [here])
-    stage.note("by Python", ", ".join(version for version, python in found.items() if python))
+    stage.note("on Python", ", ".join(version for version, python in found.items() if python))
     if absent := [version for version, python in found.items() if not python]:
         stage.note("not found: Python", ", ".join(absent))
     workers: list[Worker] = []

@@ -18,7 +18,7 @@ async def machines(stage: Stage, *, outbox: int = 500, consumer: int = 50) -> No
     """See above: so many random histories of each, on each broker."""
     stage.note("histories of an outbox on each broker", outbox)
     stage.note("histories of consumers on each", consumer)
-    stage.note("brokers", ", ".join(["memory", *map(str, find_binaries())]))
+    stage.note("brokers:", ", ".join(["memory", *map(str, find_binaries())]))
     await asyncio.gather(_play(stage, "outbox", OUTBOX, outbox), _play(stage, "consumer", CONSUMER, consumer))
 
 

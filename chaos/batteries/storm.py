@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -29,7 +30,7 @@ EACH = 2
 async def storm(
     stage: Stage, *, events: int = 100_000, lanes: int = 100, kills: int = 20, pauses: int = 10, within: float = 400.0
 ) -> None:
-    """See above; faults come as the events do, so each kind has its share of them whatever the machine's speed."""
+    """See above; so many kills of each program and of Redis, which come as the events do, whatever the machine's speed."""
     server, store, effects = stage.redis(), str(stage.folder / "outbox.db"), stage.folder / "effects.db"
     numbers = range(EACH)
     given_ledgers = [stage.ledger(f"producer-{number}") for number in numbers]
@@ -78,11 +79,11 @@ async def storm(
     counted_given, counted_handled = Progress(given_ledgers), Progress(handled_ledgers)
     faults = Faults(stage, events)
     tasks = [
-        faults.plan("producers killed", kills, counted_given, lambda: faults.kill(producers)),
-        faults.plan("relays killed", kills, sent, lambda: faults.kill(relays)),
+        *(faults.plan("producers killed", kills, counted_given, partial(faults.kill, one)) for one in producers),
+        *(faults.plan("relays killed", kills, sent, partial(faults.kill, one)) for one in relays),
         faults.plan("relays frozen", pauses, sent, lambda: faults.freeze(relays)),
-        faults.plan("consumers killed", kills, counted_handled, lambda: faults.kill(consumers)),
-        faults.plan("Redis killed", kills, counted_handled, lambda: faults.kill_redis(server)),
+        *(faults.plan("consumers killed", kills, counted_handled, partial(faults.kill, one)) for one in consumers),
+        faults.plan("kills of Redis", kills, counted_handled, lambda: faults.kill_redis(server)),
     ]
 
     def told() -> str:
@@ -163,7 +164,7 @@ class Faults:
     ) -> asyncio.Task[None]:
         """So many strikes, at points of the progress that chance chooses."""
         points = sorted(self._stage.random.uniform(0.02, 0.9) * self._events for _ in range(many))
-        self.done[name] = 0
+        self.done.setdefault(name, 0)
         return self._stage.spawn(self._strike(name, points, progress, strike))
 
     async def _strike(
@@ -178,9 +179,8 @@ class Faults:
     def _turn(self, worker: Worker) -> asyncio.Lock:
         return self._turns.setdefault(id(worker), asyncio.Lock())
 
-    async def kill(self, workers: Sequence[Worker]) -> None:
-        """One of them, as a crash would; then it is started again."""
-        worker = self._stage.random.choice(workers)
+    async def kill(self, worker: Worker) -> None:
+        """As a crash would; then it is started again."""
         async with self._turn(worker):
             await worker.ready()
             await asyncio.sleep(self._stage.random.uniform(0.0, 0.3))  # not always right after its start
