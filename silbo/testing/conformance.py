@@ -197,7 +197,10 @@ async def closing(rig: Rig) -> None:
     await rig.publisher.aclose()
     await rig.publisher.aclose()
     outcomes = dict(enumerate(await asyncio.gather(*tasks)))
-    outcomes[STORM] = await _outcome(rig.publisher.publish(message(STORM)))
+    try:
+        outcomes[STORM] = await _outcome(rig.publisher.publish(message(STORM)))
+    except RuntimeError as error:  # a mistake of the caller's, as with an outbox: not sent
+        outcomes[STORM] = BrokerUnavailable(str(error))
     sure = [number for number, outcome in outcomes.items() if outcome is None]
     got = await _arrived(rig, sure)
     refused = [number for number, outcome in outcomes.items() if isinstance(outcome, BrokerUnavailable)]
