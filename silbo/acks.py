@@ -10,9 +10,9 @@ from typing import Final
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from silbo.reporting import QuietLog
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
+from silbo.telling import Telling
 
 __all__ = ["BROKER", "Acks"]
 
@@ -34,12 +34,12 @@ class Acks:
         self,
         receiver: Receiver,
         stats: ConsumerStats,
-        log: QuietLog,
+        telling: Telling,
         *,
         stopping: asyncio.Event,
         freed: asyncio.Event,
     ) -> None:
-        self._receiver, self._stats, self._log = receiver, stats, log
+        self._receiver, self._stats, self._telling = receiver, stats, telling
         self._stopping, self._freed = stopping, freed
         self._in_hand: dict[tuple[str, str], Delivery] = {}  # by address and id
         self._settled: set[tuple[str, str]] = set()  # of these, what is in work no more
@@ -95,9 +95,8 @@ class Acks:
                 try:
                     await self._keep()
                     break
-                except BrokerUnavailable as error:
+                except BrokerUnavailable:
                     outages += 1
-                    self._log.write("can't tell what is in hand, trying again", error)
             if self._stopping.is_set():
                 return False
             await pause(BROKER.delay(outages), self._stopping)
@@ -117,14 +116,15 @@ class Acks:
                 async with self._keeping:
                     await self._keep()
                 outages = 0
-            except BrokerUnavailable as error:
+            except BrokerUnavailable:
                 outages += 1
-                self._log.write("can't keep what is in hand, trying again", error)
 
     async def _keep(self) -> None:
         began = monotonic()
         kept = [delivery for place, delivery in self._in_hand.items() if place not in self._settled]
-        for delivery in await self._receiver.keep(*kept):
+        with self._telling.broker.watched("keep"):
+            lost = await self._receiver.keep(*kept)
+        for delivery in lost:
             if self.has(delivery) and _place(delivery) not in self._settled:
                 self.drop(delivery)
                 self._stats.lost += 1
@@ -163,11 +163,11 @@ class Acks:
                 async with asyncio.timeout(ACK_WITHIN):
                     await self._enough.wait()
             try:
-                await self.flush()
+                with self._telling.broker.watched("ack"):
+                    await self.flush()
                 outages = 0
-            except BrokerUnavailable as error:
+            except BrokerUnavailable:
                 outages += 1
-                self._log.write("not acknowledged, trying again", error)
                 await pause(BROKER.delay(outages), self._stopping)
 
     async def flush(self) -> None:
@@ -197,7 +197,7 @@ class Acks:
             async with asyncio.timeout(timeout):
                 await self.flush()
         except (BrokerUnavailable, TimeoutError) as error:
-            self._log.write("not acknowledged at the end, they will come again", error)
+            self._telling.log.write("not acknowledged at the end, they will come again", error)
 
 
 def _place(delivery: Delivery) -> tuple[str, str]:

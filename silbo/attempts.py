@@ -17,9 +17,9 @@ from silbo.incoming import Arrival, Incoming
 from silbo.lanes import Floor, Lanes, Turn
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
-from silbo.reporting import Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
+from silbo.telling import Telling
 
 __all__ = ["Attempts", "Policy"]
 
@@ -75,11 +75,11 @@ class Attempts:
         lanes: Lanes,
         acks: Acks,
         stats: ConsumerStats,
-        report: Report,
+        telling: Telling,
         stopping: asyncio.Event,
     ) -> None:
         self._dispatcher, self._incoming, self._policy, self._receiver = dispatcher, incoming, policy, receiver
-        self._lanes, self._acks, self._stats, self._report, self._stopping = lanes, acks, stats, report, stopping
+        self._lanes, self._acks, self._stats, self._telling, self._stopping = lanes, acks, stats, telling, stopping
         self._floor = Floor()
 
     async def work(self) -> None:
@@ -103,7 +103,7 @@ class Attempts:
             await self._floor.enter(alone=alone)
         try:
             # What is done must not come again, and be suspected, because of this one.
-            if alone and await self._insist("not acknowledged, trying again", self._acks.flush) is _STOPPED:
+            if alone and await self._insist("ack", self._acks.flush) is _STOPPED:
                 return None
             if not self._acks.is_sure() and not await self._acks.check():
                 return None
@@ -124,7 +124,6 @@ class Attempts:
         if turn.attempts <= self._policy.max_attempts:
             return True
         killed = RuntimeError("its last attempt did not end: its consumer was killed, or left it")
-        await self._report("delivery given up", killed, turn.delivery, **_where(turn.delivery))
         await self._bury(turn, killed, turn.attempts - 1)
         return False
 
@@ -145,35 +144,36 @@ class Attempts:
         if turn.attempts >= self._policy.max_attempts:
             await self._bury(turn, error, turn.attempts)
             return None
-        return self._policy.backoff.delay(turn.attempts) or 0.0
+        return turn.delay
 
     async def _count(self, turn: Turn) -> bool:
         """Count an attempt; False when the stop comes before the broker answers."""
-        known = await self._insist("attempt not counted, trying again", lambda: self._receiver.count(turn.delivery))
+        known = await self._insist("count", lambda: self._receiver.count(turn.delivery))
         if known is _STOPPED:
             return False
         turn.attempts, turn.counted = known, True
         return True
 
     async def _bury(self, turn: Turn, error: BaseException, attempts: int) -> None:
-        delivery, text = turn.delivery, f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+        delivery, text = turn.delivery, _written(error)
         self._acks.settle(delivery)
-        buried = await self._insist(
-            "dead letter not added, trying again",
-            lambda: self._receiver.bury(delivery, error=text, attempts=attempts),
-        )
+        buried = await self._insist("bury", lambda: self._receiver.bury(delivery, error=text, attempts=attempts))
         if buried is not _STOPPED:
             self._stats.dead += bool(buried)
             self._acks.drop(delivery)
+            if buried:
+                last = replace(delivery, attempt=delivery.attempt + max(0, turn.tries - 1))
+                await self._telling.given_up(last, error, attempts)
 
-    async def _insist(self, text: str, call: Callable[[], Awaitable[_T]]) -> _T | Any:
+    async def _insist(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T | Any:
         """The broker's answer, however often it takes; ``_STOPPED`` when the stop comes first."""
         for outages in count(1):
             leave_if_cancelled()
             try:
-                return await call()
-            except BrokerUnavailable as error:
-                self._report.log.write(text, error)
+                with self._telling.broker.watched(what):
+                    return await call()
+            except BrokerUnavailable:
+                pass
             if self._stopping.is_set():
                 break
             await pause(BROKER.delay(outages), self._stopping)
@@ -198,12 +198,12 @@ class Attempts:
                 raise MessageInvalid(problem, field="headers.key")
         except MessageInvalid as error:
             self._stats.malformed += 1
-            await self._report("malformed message", error, delivery, **_where(delivery))
+            await self._telling.malformed(delivery, error)
             malformed = _Malformed()
             malformed.__cause__ = error
             return malformed
         except Exception as error:  # noqa: BLE001  # a class of the host's that can't be an event
-            return await self._failed(error, delivery)
+            return await self._failed(turn, delivery, error)
         try:
             if self._policy.inbox is None or not self._is_heard(arrival.name):  # then there is nothing to remember
                 await self._dispatcher.adispatch(arrival.name, arrival.event)
@@ -212,12 +212,13 @@ class Attempts:
                 await self._run_once(self._policy.inbox, arrival, delivery)
         except asyncio.CancelledError:
             leave_if_cancelled()
-            return await self._failed(RuntimeError("a listener was cancelled, but not by its consumer"), delivery)
+            cancelled = RuntimeError("a listener was cancelled, but not by its consumer")
+            return await self._failed(turn, delivery, cancelled)
         except _InboxAway as error:
-            self._report.log.write("inbox unavailable, trying again", error.__cause__)
+            self._telling.inbox.failed("handling", error.__cause__ or error)
             return error
         except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
-            return await self._failed(error, delivery)
+            return await self._failed(turn, delivery, error)
         return None
 
     async def _run_once(self, inbox: Inbox, arrival: Arrival, delivery: Delivery) -> None:
@@ -240,12 +241,24 @@ class Attempts:
             if failed:  # the listeners' own
                 raise
             raise _InboxAway from error
+        self._telling.inbox.answered("handling")
         self._stats.handled += is_new
         self._stats.duplicates += not is_new
 
-    async def _failed(self, error: Exception, delivery: Delivery) -> Exception:
+    async def _failed(self, turn: Turn, delivery: Delivery, error: Exception) -> Exception:
+        """Tell of it, and of what follows; ``delivery`` has the attempt as a hook is to see it."""
         self._stats.failed += 1
-        await self._report("listener failed", error, delivery, **_where(delivery))
+        attempt = turn.attempts + (not turn.counted)
+        turn.delay = self._policy.backoff.delay(attempt) or 0.0
+        if not self._acks.has(turn.delivery):
+            then = "and another consumer has it now"
+        elif attempt >= self._policy.max_attempts:
+            then = "the last one"
+        elif self._stopping.is_set():
+            then = "left to the group's other consumers"
+        else:
+            then = f"again in {turn.delay:.2g} s"
+        await self._telling.failed(delivery, error, attempt=attempt, then=then)
         return error
 
     def _is_heard(self, name: Any) -> bool:
@@ -259,5 +272,9 @@ class Attempts:
 _STOPPED: Final = object()
 
 
-def _where(delivery: Delivery) -> dict[str, object]:
-    return {"address": delivery.address, "delivery_id": delivery.id, "attempt": delivery.attempt}
+def _written(error: BaseException) -> str:
+    """An error as a dead letter has it."""
+    try:
+        return f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+    except Exception:  # noqa: BLE001  # an error of the host's whose text is an error, too
+        return type(error).__name__

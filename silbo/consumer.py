@@ -20,9 +20,10 @@ from silbo.lanes import Lanes
 from silbo.message import Delivery
 from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver, Subscription
-from silbo.reporting import ErrorHook, Report
+from silbo.reporting import ErrorHook
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
+from silbo.telling import Telling
 
 __all__ = ["Consumer", "ConsumerStats"]
 
@@ -112,7 +113,7 @@ class Consumer:
             inbox=inbox,
             group=subscription.name,
         )
-        self._report = Report(on_error, logger)
+        self._telling = Telling(on_error, logger, group=subscription.name, max_attempts=max_attempts)
         self._concurrency, self._drain = concurrency, drain
         self._lanes = Lanes()
         self._ahead = max(AHEAD, 2 * concurrency)
@@ -187,8 +188,8 @@ class Consumer:
         if self._receiver is None or self._running is not None:
             raise RuntimeError("enter the consumer with 'async with', then run it once")
         self._running = asyncio.current_task()
-        receiver, stopping, log = self._receiver, self._stopping, self._report.log
-        acks = Acks(receiver, self.stats, log, stopping=stopping, freed=self._freed)
+        receiver, stopping, telling = self._receiver, self._stopping, self._telling
+        acks = Acks(receiver, self.stats, telling, stopping=stopping, freed=self._freed)
         attempts = Attempts(
             self._dispatcher,
             self._incoming,
@@ -197,7 +198,7 @@ class Consumer:
             self._lanes,
             acks,
             self.stats,
-            self._report,
+            telling,
             stopping,
         )
         try:
@@ -220,6 +221,7 @@ class Consumer:
             try:
                 await acks.finish(GRACE)
             finally:
+                telling.log.flush()
                 self._ended.set()
 
     def _leave(self) -> None:
@@ -239,10 +241,10 @@ class Consumer:
                 continue
             asked = monotonic()
             try:
-                items = await receiver.receive(room)
-            except BrokerUnavailable as error:
+                with self._telling.broker.watched("read"):
+                    items = await receiver.receive(room)
+            except BrokerUnavailable:
                 outages += 1
-                self._report.log.write("broker unavailable, trying again", error)
                 await pause(BROKER.delay(outages), self._stopping)
                 continue
             outages = 0
@@ -254,7 +256,7 @@ class Consumer:
         for item in items:
             if isinstance(item, Gap):
                 self.stats.gaps += 1
-                await self._report("messages may have been missed", item, None, address=item.address)
+                await self._telling.gap(item)
             elif acks.take(item):
                 self.stats.received += 1
                 self.stats.claimed += item.attempt > 1

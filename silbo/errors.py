@@ -13,6 +13,7 @@ __all__ = [
     "AddressInvalid",
     "BrokerUnavailable",
     "ContainerMissing",
+    "DeliveryGivenUp",
     "DeliveryUnknown",
     "DispatcherClosed",
     "EnvelopeConflict",
@@ -391,6 +392,27 @@ class StartInvalid(SilboError, ValueError):
             '"new" (what comes from now on), "oldest" (all that is kept) or the id of an entry, as '
             '"1700000000000-0" (what came after it)'
         )
+
+
+class DeliveryGivenUp(SilboError):
+    """A message has become a dead letter: reported to ``on_error``, never raised. ``__cause__`` is the last error.
+
+    Attributes:
+        name: The event name; empty where it can't be read.
+        delivery_id: What the broker calls it.
+        group: Whose dead letter it is.
+        attempts: How often its listeners ran; 0 for a malformed one.
+        problem: The last error, as text.
+    """
+
+    def __init__(self, name: str, delivery_id: str, group: str, attempts: int, problem: str) -> None:
+        super().__init__(name, delivery_id, group, attempts, problem)
+        self.name, self.delivery_id, self.group = name, delivery_id, group
+        self.attempts, self.problem = attempts, problem
+
+    def __str__(self) -> str:
+        when = f"after {self.attempts} attempt{'s' * (self.attempts > 1)}" if self.attempts else "at once"
+        return f"{self.name or 'a message'} {self.delivery_id} in group {self.group}: given up {when}: {self.problem}"
 
 
 class Gap(SilboError):

@@ -22,6 +22,7 @@ class Turn:
         tries: How often its listeners have run here.
         attempts: How many are counted at the broker, as far as known.
         counted: Whether the next try is among them already.
+        delay: Seconds until the next one, once a try has failed.
     """
 
     order: int
@@ -31,6 +32,7 @@ class Turn:
     tries: int = 0
     attempts: int = 0
     counted: bool = False
+    delay: float = 0.0
 
 
 class Lanes:

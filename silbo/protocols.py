@@ -145,7 +145,8 @@ class SequencedPublisher(Publisher, Protocol):
         Args:
             source: Names one partition of one outbox.
             epoch: Of its leader.
-            messages: With their sequences, ascending, 1 or more.
+            messages: With their sequences, ascending, 1 or more. None at all asks whether the broker answers, and takes
+                this epoch.
 
         Raises:
             Fenced: the broker has seen a newer epoch of this source; nothing was sent.

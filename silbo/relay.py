@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from silbo.checks import check_ends, check_hook, check_seconds
+from silbo.checks import check_ends, check_seconds
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, StoreUnavailable
 from silbo.protocols import OutboxStore, Publisher
-from silbo.reporting import ErrorHook, Report
+from silbo.reporting import ErrorHook, Outage, Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.sending import Outcome, outcome_of, publish_rows
 from silbo.stored import Lead, Row
@@ -35,8 +35,6 @@ FORGET_EVERY: Final = 5.0
 """Seconds between two looks for what was sent long ago."""
 AWAY: Final = Backoff(initial=0.1, cap=2.0)
 """Between two tries of a broker or a store that is away."""
-LINE_EVERY: Final = 60.0
-"""Seconds between two lines about the same outage."""
 
 
 @dataclass(slots=True)
@@ -100,7 +98,9 @@ class Relay:
         self._retain = check_seconds("retain", retain, zero=True)
         self._lease, self._drain = check_seconds("lease", lease), check_seconds("drain", drain, zero=True)
         self._owner = uuid4().hex
-        self._report = Report(check_hook("on_error", on_error), logger, every=LINE_EVERY)
+        self._report = Report(on_error, logger)
+        self._broker, self._storing = Outage(logger, "broker"), Outage(logger, "outbox store")
+        self._working = Outage(logger, "relay", "failed")
         self._stopping = asyncio.Event()
         self._waking: list[asyncio.Event] = []  # one for each partition: whoever has seen it clears it
         self._begun = False
@@ -156,6 +156,7 @@ class Relay:
                     task.cancel()
         finally:
             self._running = None
+            self._report.log.flush()
 
     # -- one partition --------------------------------------------------------------------------------------
 
@@ -174,6 +175,7 @@ class Relay:
                     logger.info(does, extra={"partition": partition})
                 if lead is not None:
                     await self._lead(lead, woken)
+                self._storing.answered(partition)
             except (Fenced, LeadLost) as error:
                 if isinstance(error, Fenced):  # if we are to lead all the same, the store is older than the broker
                     above, wait = error.epoch, 0
@@ -182,8 +184,8 @@ class Relay:
             except Exception as error:  # noqa: BLE001  # an outbox without a relay fills up: it goes on, whatever it is
                 failures += 1
                 wait = AWAY.delay(failures)
-                what = "outbox store unavailable" if isinstance(error, StoreUnavailable) else "relay failed"
-                await self._report(f"{what}, trying again", error, None, partition=partition)
+                what = self._storing if isinstance(error, StoreUnavailable) else self._working
+                await self._report.outage(what, partition, error)
             if self._stopping.is_set():
                 return
             await pause(wait, self._stopping)
@@ -192,6 +194,7 @@ class Relay:
         """Send until the stop, or until somebody else leads."""
         now = asyncio.get_running_loop().time
         renew_at, failures, outcome = now() + self._lease / 3, 0, Outcome()
+        looked = owes = False
         try:
             while True:
                 leave_if_cancelled()
@@ -203,11 +206,13 @@ class Relay:
                 begun = now()
                 rows = await self._store.take(lead, BATCH, sent=outcome.sent, dead=outcome.dead)
                 busy = now() - begun
+                self._storing.answered(lead.partition)
                 await self._count(outcome)
                 outcome = Outcome()
                 stopping = self._stopping.is_set()
-                if not rows:
-                    if stopping and not failures:
+                if not rows and (looked or stopping):
+                    self._working.answered(lead.partition)
+                    if stopping and not owes:
                         return
                     if stopping:  # what waits for its next attempt gets that one still
                         await asyncio.sleep(LONGEST_REST)
@@ -215,15 +220,15 @@ class Relay:
                         await pause(min(POLL, max(0.0, renew_at - now())), woken)
                     continue
                 delay = AWAY.delay(failures + 1) or AWAY.cap
-                answered = await self._send(lead, rows, delay)
+                answered = await self._send(lead, rows, delay)  # none at first: a broker that is away is told at once
                 if answered is not None:
-                    failures, outcome = 0, answered
+                    failures, outcome, looked, owes = 0, answered, True, False
                     # Where all is in memory nothing else would let others run.
                     await asyncio.sleep(0 if stopping or len(rows) >= BATCH else min(REST * busy, LONGEST_REST))
                 elif stopping:
                     return
                 else:  # it is not asked sooner because more was stored
-                    failures += 1
+                    failures, owes = failures + 1, owes or bool(rows)
                     await pause(min(delay, max(0.0, renew_at - now())), self._stopping)
         finally:
             await self._resign(lead)
@@ -233,10 +238,13 @@ class Relay:
         try:
             answer = await publish_rows(self._publisher, f"{self._store.id}/{lead.partition}", lead.epoch, rows)
         except (BrokerUnavailable, DeliveryUnknown) as error:
-            self.stats.postponed += 1
-            await self._report("broker unavailable, trying again", error, None, partition=lead.partition)
-            await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
+            await self._report.outage(self._broker, lead.partition, error)
+            if rows:
+                self.stats.postponed += 1
+                await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
             return None
+        self._broker.answered(lead.partition)
+        self._working.answered(lead.partition)
         behind = {row.id for row in rows if row.attempts == 1 and row.sequence in answer.known}
         outcome = outcome_of([row for row in rows if row.id not in behind], answer)
         if behind:  # nobody has ever sent them
@@ -267,8 +275,9 @@ class Relay:
             try:
                 while await self._store.forget(retain=self._retain):
                     leave_if_cancelled()
+                self._storing.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve
-                await self._report("outbox store unavailable, trying again", error, None)
+                await self._report.outage(self._storing, "forget", error)
             await pause(FORGET_EVERY, self._stopping)
 
 

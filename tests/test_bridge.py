@@ -446,8 +446,8 @@ async def test_without_a_hook_lost_messages_give_one_line_a_second(
         await d.adispatch("user.joined", UserJoined(1))
     records: list[Any] = caplog.records
     assert [(record.message, record.withheld, record.event_name) for record in records] == [
-        ("message not sent", 0, "user.joined"),
-        ("message not sent", 19, "user.joined"),
+        ("message not sent: nobody there", 0, "user.joined"),
+        ("message not sent: nobody there (and 19 more like it)", 19, "user.joined"),
     ]
     assert all(record.levelno == logging.WARNING for record in records)
 

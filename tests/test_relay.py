@@ -285,7 +285,56 @@ async def test_broker_that_is_away_is_waited_for(
         await settled(store)
     assert relay.stats.postponed >= 5
     assert relay.stats.dead == relay.stats.known == 0
-    assert texts(caplog) == ["broker unavailable, trying again"]
+    away, back = texts(caplog)
+    assert away == "broker unavailable, trying again: Redis is away"
+    assert back.startswith("broker back after ")
+
+
+async def test_broker_that_is_away_at_the_start_is_told_though_nothing_is_to_be_sent(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong address must not look healthy until the first message comes."""
+    store = await store_of()
+    broker.away = BrokerUnavailable("Redis is away")
+    async with running(store, broker) as relay:
+        await broker.fails(3)
+        assert texts(caplog) == ["broker unavailable, trying again: Redis is away"]
+        broker.away = None
+        await until(lambda: len(caplog.records) == 2)
+        assert texts(caplog)[1].startswith("broker back after ")
+        asked = len(broker.calls)
+        await asyncio.sleep(0.05)
+        assert len(broker.calls) == asked, "once it has answered it is left alone"
+    assert {tuple(sequences) for _, _, sequences in broker.calls} == {()}
+    assert relay.stats.postponed == relay.stats.sent == 0
+
+
+async def test_stop_does_not_wait_for_a_broker_to_which_nothing_is_owed(broker: Broker) -> None:
+    store = await store_of()
+    broker.away = BrokerUnavailable("Redis is away")
+    begun = asyncio.get_running_loop().time()
+    async with running(store, broker, drain=LONG):
+        await broker.fails(3)
+    assert asyncio.get_running_loop().time() - begun < LONG / 2
+
+
+async def test_relay_learns_at_once_that_it_is_an_old_leader(broker: Broker) -> None:
+    """Also where nothing is to be sent."""
+    store = await store_of()
+    await broker.publish_sequenced(f"{store.id}/0", 7, [(1, message(1))])
+    async with running(store, broker) as relay:
+        await until(lambda: relay.stats.fenced)
+        await until(lambda: broker.calls[-1][1] > 7)
+
+
+async def test_partitions_share_the_line_about_an_outage(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    store = await store_of(partitions=4)
+    broker.away = BrokerUnavailable("Redis is away")
+    async with running(store, broker):
+        await broker.fails(20)
+        broker.away = None
+        await until(lambda: len(caplog.records) == 2)
+    assert [text.split(" ")[1] for text in texts(caplog)] == ["unavailable,", "back"]
 
 
 def test_tries_come_slower_and_slower_but_not_too_slow() -> None:
@@ -403,7 +452,7 @@ async def test_any_other_failure_of_a_publisher_is_tried_again(
     async with running(store, broker):
         assert await heard.until(2) == [1, 2]
         await settled(store)
-    assert "relay failed, trying again" in texts(caplog)
+    assert any(text.startswith("relay failed, trying again: ") for text in texts(caplog))
     assert (await store.status()).counts["dead"] == 0
 
 
@@ -608,7 +657,7 @@ async def test_store_that_is_away_is_waited_for(
         await until(lambda: not failures)
     assert heard.numbers == list(range(10))
     if method != "resign":
-        assert texts(caplog).count("outbox store unavailable, trying again") == 1
+        assert len([text for text in texts(caplog) if text.startswith("outbox store unavailable, trying again")]) == 1
 
 
 # -- stopping ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def log_to_stderr() -> None:
 
 
 class Lines(logging.Formatter):
-    """``2026-03-07T09:26:02Z WARNING broker unavailable, trying again partition=0: Redis has not answered``.
+    """``2026-03-07T09:26:02Z INFO relay started partitions=1 broker="Redis at localhost:6379"``.
 
     An error that silbo foresaw is its text alone; any other comes with its traceback.
     """
@@ -33,14 +33,13 @@ class Lines(logging.Formatter):
         """The line, or the lines."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = {name: value for name, value in vars(record).items() if name not in _OWN}
-        if not fields.get("withheld"):
-            fields.pop("withheld", None)
+        fields.pop("withheld", None)  # the text says it
         data = [f" {name}={json.dumps(value, default=str)}" for name, value in fields.items()]
         line = f"{when} {record.levelname} {record.getMessage()}{''.join(data)}"
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return printable(line)
-        line = printable(f"{line}: {error}")
+        line = printable(line if str(error) in record.getMessage() else f"{line}: {error}")
         if type(error).__module__.startswith("silbo.") or record.exc_info is None:
             return line
         return f"{line}\n{self.formatException(record.exc_info)}"

@@ -39,7 +39,13 @@ def test_foreseen_error_is_its_text_on_the_same_line(logger: logging.Logger, log
     quiet = QuietLog(logger, every=0.0)
     quiet.write("broker unavailable", BrokerUnavailable("Redis is\naway"), partition=1)
     _, _, line = log.getvalue().partition("Z ")
-    assert line == "WARNING broker unavailable partition=1: Redis is\\naway\n"
+    assert line == "WARNING broker unavailable: Redis is away partition=1\n"
+
+
+def test_unforeseen_error_is_not_told_twice(logger: logging.Logger, log: io.StringIO) -> None:
+    QuietLog(logger).write("relay failed", RuntimeError("a defect"), partition=1)
+    _, _, line = log.getvalue().splitlines()[0].partition("Z ")
+    assert line == "WARNING relay failed: RuntimeError: a defect partition=1"
 
 
 def test_unforeseen_error_comes_with_its_traceback(logger: logging.Logger, log: io.StringIO) -> None:

@@ -98,7 +98,7 @@ async def test_second_relay_takes_over_from_a_killed_one(
 
 
 async def test_redis_that_is_away_is_waited_for(own_redis: RedisServer, store: Path) -> None:
-    """It starts without it, says so in a line a minute, and sends as soon as it is back."""
+    """It starts without it, says so in a line a minute, and sends as soon as it is back, and says that, too."""
     own_redis.kill()
     await fill(store, 10)
     async with relay("--store", store, "--redis", own_redis.url) as process:
@@ -107,8 +107,9 @@ async def test_redis_that_is_away_is_waited_for(own_redis: RedisServer, store: P
         async with Redis.from_url(own_redis.url) as redis:
             await eventually(lambda: _has(redis, "silbo", 10), 10)
         told = await stopped(process)
-    (line,) = [line for line in told.splitlines() if "WARNING" in line]
-    assert "broker unavailable, trying again" in line and "can't be reached" in line
+    away, back = [line for line in told.splitlines() if "WARNING" in line]
+    assert "broker unavailable, trying again" in away and "can't be reached" in away
+    assert "WARNING broker back after " in back
 
 
 async def _failing(store: Path) -> bool:

@@ -145,13 +145,15 @@ async def test_delivery_that_is_still_in_hand_is_not_handled_twice(d: AsyncEvent
 async def test_consumer_outlives_its_broker(
     d: AsyncEventDispatcher, heard: Heard, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An outage is waited for, with pauses that grow, and one line a second."""
+    """An outage is waited for, with pauses that grow, and told when it begins and when it is over."""
     outage = [BrokerUnavailable("away") for _ in range(4)]
     before = asyncio.get_running_loop().time()
     async with Running(Consumer(d, Scripted([delivery(1)], *outage, [delivery(2)]), events=[USER_JOINED])):
         await heard.until(2)
     assert asyncio.get_running_loop().time() - before > 0.3
-    assert [record.message for record in caplog.records] == ["broker unavailable, trying again"]
+    away, back = [record.message for record in caplog.records]
+    assert away == "broker unavailable, trying again: away"
+    assert back.startswith("broker back after ")
 
 
 async def test_error_that_is_no_outage_ends_the_run(d: AsyncEventDispatcher) -> None:

@@ -14,7 +14,7 @@ from silbo import (
 )
 from silbo import consumer as consumer_module
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import Gap, MessageInvalid, NotAnEvent
+from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, NotAnEvent
 from silbo.formats import JSON
 from silbo.message import Origin
 from tests.consumer.support import (
@@ -46,8 +46,11 @@ async def test_malformed_message_is_reported_becomes_a_dead_letter_and_stops_not
         await heard.until(1)
         await subscription.until_acked(5)
     assert heard.ids == [5]
-    assert [what.id for _, what in errors] == ["1", "2", "3", "4"]
-    assert all(isinstance(error, MessageInvalid) for error, _ in errors)
+    malformed = [what.id for error, what in errors if isinstance(error, MessageInvalid)]
+    given_up = [(error.delivery_id, error.attempts) for error, _ in errors if isinstance(error, DeliveryGivenUp)]
+    assert malformed == ["1", "2", "3", "4"]
+    assert given_up == [("1", 0), ("2", 0), ("3", 0), ("4", 0)]
+    assert len(errors) == 8
     assert (consumer.stats.malformed, consumer.stats.handled, consumer.stats.failed) == (4, 1, 0)
     assert consumer.stats.dead == 4
     assert [(number, attempts) for number, _, attempts in subscription.buried] == [(str(n), 0) for n in (1, 2, 3, 4)]
@@ -60,7 +63,11 @@ async def test_errors_without_a_hook_are_logged(
     async with Running(Consumer(d, Scripted([Gap("events", "cut off"), delivery(1, raw=b"{"), delivery(2)]))):
         await heard.until(1)
     records: list[Any] = caplog.records
-    assert [record.message for record in records] == ["messages may have been missed", "malformed message"]
+    assert [record.message for record in records] == [
+        "gap in group billing: events: an unknown number of messages may have been missed: cut off",
+        "a message 1 in group billing: malformed: Input data was truncated",
+        "dead letter: a message 1 in group billing: given up at once: Input data was truncated",
+    ]
     assert (records[1].address, records[1].delivery_id) == ("events", "1")
 
 

@@ -108,7 +108,12 @@ class Upkeep:
             return Gap(address, reason, count=None if missed < 0 else missed)
         if self._retain is not None and age > self._retain * 1000 * NEAR:
             self._log.write(
-                "consumer group falls behind: its next message will soon be dropped by the retention",
+                "group %s falls behind at %s: its next message is %.3g s old, and after %.3g s it may be dropped",
+                None,
+                self._group.decode(),
+                address,
+                age / 1000,
+                self._retain,
                 address=address,
                 group=self._group.decode(),
                 age=age / 1000,

@@ -37,7 +37,7 @@ class RedisInbox:
     itself closes that gap (:class:`silbo.stores.sqlalchemy.SQLAlchemyInbox`).
 
     A sorted set is bounded both ways: by time through its scores, by number through its ranks. It takes up to 130 bytes
-    for each publication, so 13 MB for each group that has reached the default limit. Leaving closes the connection::
+    for each publication, so 130 MB for each group that has reached the default limit. Leaving closes the connection::
 
         async with RedisInbox(client) as inbox, Consumer(dispatcher, group, inbox=inbox) as consumer:
             await consumer.run()
@@ -56,7 +56,7 @@ class RedisInbox:
         *,
         prefix: str = "silbo",
         keep: float = 86400.0,
-        limit: int = 100_000,
+        limit: int = 1_000_000,
         timeout: float = 5.0,
     ) -> None:
         if not keep > 0 or limit < 1:
@@ -85,7 +85,7 @@ class RedisInbox:
         try:
             await self._remember(ScriptCall.of([key], name, *self._bounds))
         except BrokerUnavailable as error:
-            self._log.write("handled, but not remembered in the inbox", error, group=group)
+            self._log.write("handled in group %s, but not remembered in the inbox", error, group, group=group)
 
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""

@@ -29,18 +29,23 @@ class SequencedSender:
     Args:
         client: The user's.
         pack: A message as its stream's key and the script's argument; may raise MessageRefused.
+        default: The key of the stream that is asked where there is no message.
         keep: Milliseconds that entries are kept, as text; empty for ever.
         timeout: Seconds in which a publish is answered.
     """
 
-    def __init__(self, client: Redis, pack: Callable[[Message], Packet], *, keep: bytes, timeout: float) -> None:
+    def __init__(
+        self, client: Redis, pack: Callable[[Message], Packet], *, default: bytes, keep: bytes, timeout: float
+    ) -> None:
         self._calls = Calls(client, timeout)
-        self._pack, self._keep = pack, keep
+        self._pack, self._default, self._keep = pack, default, keep
 
     async def publish(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         """See :class:`~silbo.protocols.SequencedPublisher`."""
         _check(epoch, messages)
         sending = _Sending(self._calls, source, epoch, self._keep)
+        if not messages:
+            sending.batches[self._default] = []
         for sequence, message in messages:
             try:
                 key, argument = self._pack(message)

@@ -59,7 +59,9 @@ class RedisStreams:
         self._timeout, self._keys, self._retain = timeout, StreamKeys(prefix), retain
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         self._sender = Sender(self._client, ADD, self._pack, each=1, first=(packed([keep]), 1), timeout=timeout)
-        self._sequenced = SequencedSender(self._client, self._pack, keep=keep, timeout=timeout)
+        self._sequenced = SequencedSender(
+            self._client, self._pack, default=stream_key(DEFAULT, prefix).encode(), keep=keep, timeout=timeout
+        )
 
     async def publish(self, *messages: Message) -> None:
         """Add the messages, in this order.
@@ -80,7 +82,7 @@ class RedisStreams:
         Args:
             source: Names one partition of one outbox; one call at a time for each.
             epoch: Of its leader.
-            messages: With their sequences, ascending, from 1 to 2**53.
+            messages: With their sequences, ascending, from 1 to 2**53; none asks the default stream.
 
         Raises:
             Fenced: a stream has seen a newer epoch of this source; nothing was added to it.

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisStreams
-from silbo.errors import BrokerUnavailable, Fenced, MessageRefused
+from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, PublishError
 from silbo.message import Message
 from silbo.payload import MAX_SIZE
 from silbo.protocols import Sequenced, SequencedPublisher
@@ -98,7 +98,21 @@ async def test_refused_messages_are_told_and_the_others_go_on(admin: Redis, stre
     assert await stored(admin) == [1, 5]
     nothing = await streams.publish_sequenced("box/0", 1, [(6, large)])
     assert nothing.refused.keys() == {6}
-    assert await streams.publish_sequenced("box/0", 1, []) == Sequenced(set())
+
+
+async def test_without_a_message_redis_is_asked_and_takes_the_epoch(
+    admin: Redis, streams: RedisStreams, own_redis: RedisServer
+) -> None:
+    """So that a relay that has nothing to send learns that its Redis is away, or that it is an old leader."""
+    await streams.publish_sequenced("box/0", 1, numbered(5))
+    assert await streams.publish_sequenced("box/0", 2, []) == Sequenced(set(), last=5)
+    assert await stored(admin) == [5]
+    with pytest.raises(Fenced) as caught:
+        await streams.publish_sequenced("box/0", 1, [])
+    assert caught.value.epoch == 2
+    own_redis.kill()
+    with pytest.raises(PublishError, match="Redis at"):
+        await streams.publish_sequenced("box/0", 2, [])
 
 
 async def test_large_calls_go_out_in_parts_and_in_order(admin: Redis, streams: RedisStreams) -> None:
