@@ -31,7 +31,7 @@ def main() -> int:
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     if options.battery not in ("all", *BATTERIES):
         parser.error(f"no such battery: {options.battery}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
     try:
         if options.battery == "all":

@@ -102,7 +102,11 @@ def test_mutant_follows_the_code(mutant: Mutant, tmp_path: Path) -> None:
     copy.parent.mkdir(parents=True)
     copy.write_text((ROOT / mutant.path).read_text())
     mutant.apply(tmp_path)
-    assert mutant.safeguard not in copy.read_text()
+    assert copy.read_text() != (ROOT / mutant.path).read_text()
     compile(copy.read_text(), mutant.path, "exec")
+
+
+def test_mutant_that_fits_no_more_is_said(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("begin(); end()")
     with pytest.raises(PatchFailed, match="0 times"):
-        mutant.apply(tmp_path)
+        Mutant("the check", "storm", "one.py", "check()", "").apply(tmp_path)
