@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from chaos.batteries import BATTERIES
+from silbo import Consumer, Outbox, Quota, Relay, bridge, consumer, payload, unit
+from silbo.brokers.memory import MemoryBroker
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, hold, line
+from silbo.cli.main import parser
+from silbo.stores import _sqlite_file, sqlalchemy
 from tests.brokers.redis.support import ACL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,3 +49,55 @@ def test_each_promise_names_tests_that_exist() -> None:
                 elif name != "the same":
                     file, _, test = name.strip("`").partition("::")
                     assert f"def {test}(" in ROOT.joinpath("tests", file).read_text(), name
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    **{each.__name__: each for each in (Quota, Outbox, Consumer, RedisStreams, RedisPubSub, RedisInbox, MemoryBroker)},
+    "RedisStreams.group": RedisStreams.group,
+    "SQLAlchemyInbox": sqlalchemy.SQLAlchemyInbox,
+}
+CONSTANTS = {
+    "a lock of an SQLite file": _sqlite_file.LOCKED,
+    "a transaction of `SQLAlchemyStore`": sqlalchemy.ANSWER,
+    "messages that wait to be sent": line.WAITING_MESSAGES,
+    "their bytes": line.WAITING_BYTES,
+    "dead letters": hold.DEAD_FOR / 1000,
+    "counts of attempts": hold.ATTEMPTS_FOR / 1000,
+    "deliveries in hand": consumer.UNACKED,
+    "a message": payload.MAX_SIZE,
+    "levels of its payload": payload.MAX_DEPTH,
+    "messages under way with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
+    "events that follow of the events of one unit of work": unit.FOLLOW_UPS,
+}
+UNITS = {"s": 1, "hour": 3600, "day": 86400, "days": 86400, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def default(call: Callable[..., Any], name: str) -> Any:
+    return inspect.signature(call).parameters[name].default
+
+
+def test_limits_are_those_of_the_code() -> None:
+    """The page on which a user looks up what a program will meet; none of its values is a memory of an older version."""
+    text = ROOT.joinpath("docs/reference/limits.md").read_text()
+    said = {}
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        for limit, value, past in rows(table):
+            number, _, of = value.partition(" ")
+            assert limit not in said and past
+            said[limit] = float(number.replace(",", "")) * UNITS.get(of, 1)
+            assert not of or of in UNITS, value
+    there: dict[str, float] = dict(CONSTANTS)
+    for limit in said.keys() - CONSTANTS.keys():
+        parameter = re.fullmatch(r"`([\w.]+)\((\w+)=\)`", limit)
+        assert parameter, f"{limit}: neither a parameter nor one of the constants"
+        there[limit] = default(CALLS[parameter[1]], parameter[2])
+    assert said == there
+    assert len(said) > len(CONSTANTS) + 10
+
+
+def test_outbox_and_relays_have_the_same_defaults() -> None:
+    """As the page on limits says: the outbox's own relay, one of the host's, and `silbo relay`."""
+    command = parser().parse_args(["relay"])
+    for name in ("retain", "lease", "drain"):
+        assert default(Outbox, name) == default(Relay, name) == getattr(command, name)
+    assert command.stream_retain == default(RedisStreams, "retain")
