@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -101,3 +102,20 @@ def test_outbox_and_relays_have_the_same_defaults() -> None:
     for name in ("retain", "lease", "drain"):
         assert default(Outbox, name) == default(Relay, name) == getattr(command, name)
     assert command.stream_retain == default(RedisStreams, "retain")
+
+
+PUBLIC = [
+    "silbo",
+    *(f"silbo.brokers.{name}" for name in ("memory", "redis", "kafka", "rabbitmq", "azure")),
+    *(f"silbo.stores.{name}" for name in ("memory", "sqlite", "sqlalchemy")),
+]
+
+
+def test_reference_has_every_public_name() -> None:
+    """What a program imports can be looked up: by its own directive, or with all of its module."""
+    text = "".join(path.read_text() for path in ROOT.joinpath("docs/reference").glob("*.md"))
+    there = set(re.findall(r"^\.\. (?:auto\w+|(?:py:)?(?:data|class)):: [\w.]*?(\w+)$", text, re.MULTILINE))
+    for module, members in re.findall(r"^\.\. automodule:: ([\w.]+)\n   :members:(.*)$", text, re.MULTILINE):
+        there |= set(members.replace(",", " ").split() or vars(importlib.import_module(module)))
+    for name in PUBLIC:
+        assert set(importlib.import_module(name).__all__) - {"__version__"} <= there, name
