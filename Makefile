@@ -38,7 +38,7 @@ check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wh
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel
 	@echo "check: all good"
 
-chaos: $(VENV)/.test ## the proof: real programs and servers, killed and frozen in all ways; about 8 minutes (SEED=1 repeats one)
+chaos: $(VENV)/.test ## the proof: real programs and servers, killed and frozen in all ways; about 5 minutes (SEED=1 repeats one)
 	$(RUN) -m chaos all $(if $(SEED),--seed $(SEED))
 
 chaos-mutants: $(VENV)/.test ## take each safeguard out of a copy, and see that a battery of faults notices
