@@ -29,7 +29,8 @@ class Message:
     Attributes:
         message_type: ``notification_event`` or ``ecst_event``.
         message_name: The event name.
-        message_id: The ``event_id``: it names the fact, however often it is sent.
+        message_id: The ``event_id``: it names the fact, however often it is sent. A UUID, as text: silbo's own consumers
+            can't read another.
         payload: Plain JSON values; treat it as read-only.
         headers: ``publication`` names this one sending and is what duplicates are recognised by; ``version`` is the
             event's; ``app`` and ``instance`` are added by the broker; ``key`` is the routing key.
