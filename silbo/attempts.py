@@ -193,8 +193,10 @@ class Attempts:
             if arrival is None:
                 self._stats.skipped += 1
                 return None
-            if self._policy.needs_keys and arrival.message.key is None and self._is_heard(arrival.name):
-                problem = "no key, which concurrency needs: give its EventName or Route one"
+            if self._policy.needs_keys and turn.key is None and self._is_heard(arrival.name):
+                problem = (
+                    "no key, which concurrency needs: give one to its EventName, here in events=, or to a Route there"
+                )
                 raise MessageInvalid(problem, field="headers.key")
         except MessageInvalid as error:
             self._stats.malformed += 1

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from silbo.protocols import Publisher
 
-__all__ = ["check_ends", "check_hook", "check_moment", "check_seconds"]
+__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds"]
 
 _STORE: Final = ("open", "add", "take", "settle", "status")
 
@@ -23,6 +23,20 @@ def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
     if not (value >= 0 if zero else value > 0) or value == float("inf"):
         raise ValueError(f"{name} is seconds, {'0 or more' if zero else 'more than 0'}, not {value!r}")
+    return value
+
+
+def check_count(name: str, value: Any) -> int:
+    """A number of things, 1 or more.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is 1 or more, not {value!r}")
     return value
 
 

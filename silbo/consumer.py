@@ -14,6 +14,7 @@ from silbo._whistle import IAsyncEventDispatcher
 from silbo.acks import BROKER, Acks
 from silbo.attempts import Attempts, Policy
 from silbo.bridge import bridges
+from silbo.checks import check_count, check_seconds
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
 from silbo.incoming import Incoming, Own
 from silbo.lanes import Lanes
@@ -90,19 +91,21 @@ class Consumer:
         drain: float = 10.0,
         on_error: ErrorHook | None = None,
     ) -> None:
-        if not hasattr(subscription, "open"):
+        if not hasattr(dispatcher, "adispatch") or not hasattr(subscription, "open"):
             raise TypeError(
-                f"a consumer takes a dispatcher and a subscription, not {subscription!r}; "
+                f"a consumer takes a dispatcher and a subscription, not {dispatcher!r} and {subscription!r}; "
                 "a broker's group(...) or subscribe(...) is one"
             )
         if own not in ("skip", "handle", None):
             raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
-        if concurrency < 1 or max_attempts < 1:
-            raise ValueError(f"concurrency and max_attempts are 1 or more, not {concurrency!r} and {max_attempts!r}")
-        if not drain >= 0:
-            raise ValueError(f"drain is seconds, 0 or more, not {drain!r}")
+        if not isinstance(backoff, Backoff):
+            raise TypeError(f"backoff is a Backoff(initial=..., factor=..., cap=...), not {backoff!r}")
         if inbox is not None and not subscription.name:
             raise ValueError("an inbox remembers what a group has handled, and this subscription has no group")
+        if inbox is not None and (isinstance(inbox, type) or not hasattr(inbox, "handling")):
+            raise TypeError(f"inbox is an Inbox, as RedisInbox(client) or SQLAlchemyInbox(sessions), not {inbox!r}")
+        concurrency = check_count("concurrency", concurrency)
+        max_attempts = check_count("max_attempts", max_attempts)
         self.stats: Final = ConsumerStats()
         self._dispatcher, self._subscription, self._own = dispatcher, subscription, own
         self._incoming = Incoming(events, app=subscription.app, own=own)
@@ -114,7 +117,7 @@ class Consumer:
             group=subscription.name,
         )
         self._telling = Telling(on_error, logger, group=subscription.name, max_attempts=max_attempts)
-        self._concurrency, self._drain = concurrency, drain
+        self._concurrency, self._drain = concurrency, check_seconds("drain", drain, zero=True)
         self._lanes = Lanes()
         self._ahead = max(AHEAD, 2 * concurrency)
         self._entered = False
@@ -268,7 +271,8 @@ class Consumer:
         except MessageInvalid:  # reported in its turn
             self._lanes.put(delivery, None, None)
         else:
-            self._lanes.put(delivery, message if len(delivery.raw) <= SMALL else None, message.key)
+            key = self._incoming.key(delivery, message)
+            self._lanes.put(delivery, message if len(delivery.raw) <= SMALL else None, key)
 
     def _check_own(self) -> None:
         app = self._subscription.app

@@ -179,7 +179,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
         try:
             listeners = self._ready[name]
             direct = envelope.__silbo_direct__
-        except (KeyError, AttributeError):
+        except (KeyError, AttributeError, TypeError):  # what can't be hashed is told in _dispatch
             listeners, direct = (), None
         if direct is not type(envelope):
             await self._dispatch(name, envelope)
@@ -201,7 +201,7 @@ class AsyncEventDispatcher(WhistleDispatcher):
 
     async def _dispatch(self, name: Any, event: Any) -> None:
         """The same with everything: overrides, observers, options, nesting, foreign events."""
-        if isinstance(name, Event):
+        if isinstance(name, Event) or getattr(name, "__hash__", None) is None:
             raise TypeError(
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
             )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
@@ -17,6 +18,7 @@ from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
 from silbo.names import EventName, is_pattern
 from silbo.protocols import Format
+from silbo.routing import routing_key
 
 __all__ = ["Arrival", "Incoming", "Own", "receive"]
 
@@ -83,6 +85,24 @@ class Incoming:
         event = to_event(message, cls)
         write(event, "origin", origin)
         return Arrival(name, event, message)
+
+    def key(self, delivery: Delivery, message: Message) -> str | None:
+        """The routing key of a message; where it has none, what its name here would give it.
+
+        A publisher that writes the name as a plain string gives none, and its events are to keep their order all the same.
+        The text is what a publisher that uses the constant sends, so that both have one order.
+        """
+        if message.key is not None or not self._by_name:
+            return message.key
+        try:
+            name, cls = self._resolve(message, delivery.format.names)
+            if not isinstance(name, EventName) or name.key is None:
+                return None
+            event = to_event(message, cls)
+            # Without a class it is as the payload has it.
+            return routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
+        except Exception:  # noqa: BLE001  # the message's or the class's own, and told in its turn
+            return None
 
     def _resolve(self, message: Message, names: Literal["event", "class"]) -> tuple[Any, type | None]:
         known = self._by_name if names == "event" else self._by_class

@@ -181,7 +181,7 @@ class Report:
     async def __call__(self, text: str, error: Exception, what: object, /, *values: object, **extra: object) -> None:
         """Report one error; ``text``, ``values`` and ``extra`` are for the log alone."""
         if self._hook is None:
-            self.log.write(text, error, *values, **extra)
+            self.log.write(text, error, *values, level=logging.WARNING, **extra)
         else:
             await self.tell(error, what)
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from random import random
 
+from silbo.checks import check_count, check_seconds
+
 __all__ = ["Backoff", "leave_if_cancelled", "pause"]
 
 
@@ -30,10 +32,15 @@ class Backoff:
     attempts: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("initial", "cap"):
+            check_seconds(name, getattr(self, name))
+        for name in ("factor", "jitter"):
+            if not isinstance(getattr(self, name), int | float):
+                raise TypeError(f"{name} is a number, not {getattr(self, name)!r}")
         if not (self.initial > 0 and self.factor >= 1 and self.cap >= self.initial and 0 <= self.jitter <= 1):
             raise ValueError(f"a back-off needs 0 < initial <= cap, factor >= 1 and jitter from 0 to 1, not {self!r}")
-        if self.attempts is not None and self.attempts < 1:
-            raise ValueError(f"attempts is 1 or more, or None for no end, not {self.attempts!r}")
+        if self.attempts is not None:
+            check_count("attempts", self.attempts)
 
     def delay(self, attempt: int) -> float | None:
         """Seconds to wait after an attempt that failed, counted from 1; None to give up."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 from silbo.cli.main import main
@@ -9,7 +12,18 @@ from tests.cli.support import Done, Run
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs for long sets the logging of its process, which is the other tests' here."""
+    root, own = logging.getLogger(), logging.getLogger("silbo")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, logging_as_it_was: None) -> Run:
     monkeypatch.delenv("SILBO_STORE", raising=False)
     monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
 

@@ -10,6 +10,7 @@ from zlib import crc32
 from silbo import (
     AsyncEventDispatcher,
     Bridge,
+    EventName,
 )
 from silbo.brokers.memory import MemoryBroker
 from silbo.codec import to_message
@@ -127,14 +128,14 @@ async def test_messages_without_a_key_are_dead_letters_where_there_is_concurrenc
     consumer = Consumer(
         other,
         subscription,
-        events=[USER_JOINED],
+        events=[EventName("user.joined", UserJoined)],
         concurrency=4,
-        on_error=lambda error, what: errors.append((error.field, what.id)),  # type: ignore[attr-defined]
+        on_error=lambda error, what: errors.append((getattr(error, "field", ""), what.id)),
     )
     async with Running(consumer):
         await subscription.until_acked(3)
     assert heard.ids == [2]
-    assert errors == [("headers.key", "1")]
+    assert errors == [("headers.key", "1"), ("", "1")]  # malformed, then given up
     assert [number for number, _, _ in subscription.buried] == ["1"]
     assert (consumer.stats.malformed, consumer.stats.dead, consumer.stats.handled) == (1, 1, 2)
 

@@ -23,6 +23,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import logging
 import os
 import re
 import signal
@@ -131,9 +132,13 @@ class Page:
         sys.modules[self._module.__name__] = self._module  # annotations are resolved there
         sys.path.insert(0, str(self._folder))
         os.environ["SILBO_REDIS_URL"] = self._url or ""
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
         try:
             yield
         finally:
+            root.handlers[:] = handlers  # a page may show how to set the logging of its process
+            root.setLevel(level)
             sys.path[:] = path
             for name in set(sys.modules) - modules:
                 module = sys.modules[name]

@@ -183,7 +183,9 @@ async def test_disk_that_takes_no_more_is_a_clear_error(path: Path) -> None:
     told = json.loads(answer)
     assert told["failed"] > 100
     assert told["stored"] > 10
-    assert told["error"].startswith("DeliveryUnknown")  # it fails in the commit, where nobody can say what is on the disk
+    assert told["error"].startswith(
+        "DeliveryUnknown"
+    )  # it fails in the commit, where nobody can say what is on the disk
     assert "outbox.db: its disk failed in the commit" in told["error"]
     assert told["stored"] <= len(await everything(path)) <= told["stored"] + told["failed"]
     assert is_sound(path)

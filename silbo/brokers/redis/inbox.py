@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
 from silbo.brokers.redis.scripts import REMEMBER
+from silbo.checks import check_count, check_seconds
 from silbo.errors import BrokerUnavailable
 from silbo.reporting import QuietLog
 from silbo.retry import Backoff
@@ -59,10 +60,9 @@ class RedisInbox:
         limit: int = 1_000_000,
         timeout: float = 5.0,
     ) -> None:
-        if not keep > 0 or limit < 1:
-            raise ValueError(f"keep is seconds, more than 0, and limit 1 or more, not {keep!r} and {limit!r}")
-        self._calls = Calls(check_client(client), timeout)
+        self._calls = Calls(check_client(client), check_seconds("timeout", timeout))
         self._prefix = check_address(prefix, "a prefix")
+        keep, limit = check_seconds("keep", keep), check_count("limit", limit)
         self._bounds = b"%d" % max(1, int(keep * 1000)), b"%d" % limit
         self._log = QuietLog(logger)
 

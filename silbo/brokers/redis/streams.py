@@ -15,6 +15,7 @@ from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.scripts import ADD
 from silbo.brokers.redis.sequenced import SequencedSender
+from silbo.checks import check_seconds
 from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
 from silbo.protocols import Format, Promises, Sequenced
@@ -118,8 +119,7 @@ class RedisStreams:
             AddressInvalid: one of these is no name.
             StartInvalid: ``start`` is none of that.
         """
-        if not claim_after > 0:
-            raise ValueError(f"claim_after is seconds, more than 0, not {claim_after!r}")
+        check_seconds("claim_after", claim_after)
         if isinstance(streams, str):
             raise TypeError(f"streams is a list of addresses: [{streams!r}]")
         addresses = list(dict.fromkeys([DEFAULT] if streams is None else streams))
