@@ -1,18 +1,11 @@
-"""``silbo dead list | show | retry | purge``."""
+"""``silbo dead list | count | show | retry | purge``: their arguments, and those that mend."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any, Final
 
-from silbo.brokers.redis import DeadLetter, DeadLetters
-from silbo.brokers.redis.address import stream_key
 from silbo.cli.arguments import (
-    FORMATS,
     Commands,
     UsageError,
     address,
@@ -24,28 +17,10 @@ from silbo.cli.arguments import (
     redis_options,
     yes_option,
 )
-from silbo.cli.opening import redis_at
-from silbo.cli.output import (
-    confirmed,
-    many,
-    message_fields,
-    not_there,
-    object_line,
-    printable,
-    progress,
-    say,
-    table,
-    time,
-    write,
-)
-from silbo.errors import MessageInvalid
-from silbo.message import Message
+from silbo.cli.letters import count_all, mistaken, opened, show, show_all
+from silbo.cli.output import confirmed, many, not_there, object_line, progress, say, time, write
 
 __all__ = ["add_to"]
-
-COLUMNS: Final = ("id", "group", "event", "time", "attempts", "error")
-PAGE: Final = 100
-"""Dead letters that are read at a time."""
 
 LIST = """\
 A stream or a group that is not there is an error: a mistaken name must not look as if nothing were wrong.
@@ -53,6 +28,12 @@ A stream or a group that is not there is an error: a mistaken name must not look
 examples:
   silbo dead list --redis redis://localhost
   silbo dead list --group billing --json | jq -r '[.id, .error] | @tsv'
+"""
+COUNT = """\
+For an alarm: of all groups, and nothing of their messages. A stream that is not there is an error.
+
+examples:
+  test "$(silbo dead count)" = 0 || echo 'wake somebody'
 """
 SHOW = """\
 examples:
@@ -72,6 +53,7 @@ PURGE = """\
 examples:
   silbo dead purge 1700000000000-0 --yes
   silbo dead purge --before 30d --yes
+  silbo dead purge --group billing --before 7d
 """
 
 _is_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
@@ -85,6 +67,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--limit", type=count(1), default=50, help="how many at most (50)")
     parser.add_argument("--after", metavar="ID", type=_id, help="those after this one")
     json_option(parser, "one JSON object for each")
+
+    parser = command(commands, "count", "how many dead letters there are", epilog=COUNT, run=count_all)
+    _where(parser)
+    json_option(parser)
 
     parser = command(commands, "show", "all of one dead letter, its message too", epilog=SHOW, run=show)
     _where(parser)
@@ -107,6 +93,7 @@ def add_to(commands: Commands) -> None:
     parser = command(commands, "purge", "delete dead letters for good", epilog=PURGE, run=purge)
     _where(parser)
     parser.add_argument("ids", metavar="ID", type=_id, nargs="*")
+    parser.add_argument("--group", type=address, help="of this group; all of them without --before")
     parser.add_argument("--before", metavar="TIME", type=moment, help="that died before then: 30d, or now for all")
     yes_option(parser)
     json_option(parser)
@@ -124,113 +111,6 @@ def _id(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter, as 1700000000000-0")
 
 
-@asynccontextmanager
-async def _opened(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
-    async with (
-        redis_at(options.redis) as client,
-        DeadLetters(client, prefix=options.prefix, stream=options.stream, format=FORMATS[options.format]) as dead,
-    ):
-        yield dead
-
-
-# -- to look ------------------------------------------------------------------------------------------------
-
-
-async def _mistaken(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
-    """Whether nothing was found for a name that is none, and not because nothing is wrong. Says so."""
-    groups = await dead.groups()
-    stream = stream_key(options.stream, options.prefix)
-    if groups is None:
-        say(f"silbo: there is no stream {stream}")
-    elif group is not None and group not in groups:
-        say(f"silbo: there is no group {group} at the stream {stream}")
-    else:
-        return False
-    return True
-
-
-async def show_all(options: argparse.Namespace) -> int:
-    """The oldest."""
-    last = None
-    async with _opened(options) as dead:
-        letters = _letters(dead, options.group, options.after, options.limit)
-        if options.json:
-            async for letter in letters:
-                object_line(_fields(letter))
-                last = letter.id
-        elif found := [letter async for letter in letters]:
-            cells = [(x.id, x.group, _name(x), time(x.time), x.attempts, x.error) for x in found]
-            table(COLUMNS, cells, numbers=["attempts"])
-            last = found[-1].id
-        if last is None:
-            if await _mistaken(dead, options, options.group):
-                return 1
-            say("no dead letters")
-        elif await dead.list(group=options.group, after=last, limit=1):
-            say(f"there are more: --after {last}, or a greater --limit")
-    return 0
-
-
-async def _letters(dead: DeadLetters, group: str | None, after: str | None, limit: int) -> AsyncGenerator[DeadLetter]:
-    """At most ``limit``, of which few are in memory at a time."""
-    while limit and (page := await dead.list(group=group, after=after, limit=min(limit, PAGE))):
-        for letter in page:
-            yield letter
-        after, limit = page[-1].id, limit - len(page)
-
-
-async def show(options: argparse.Namespace) -> int:
-    """One of them."""
-    async with _opened(options) as dead:
-        letter = await dead.get(options.id)
-        if letter is None:
-            if not await _mistaken(dead, options):
-                say(f"silbo: there is no dead letter {options.id}")
-            return 1
-    fields = _fields(letter)
-    if options.json:
-        object_line(fields)
-        return 0
-    for name, value in fields.items():
-        if name == "time":
-            write(f"{name:9} {time(letter.time)}")
-        elif name == "message" and value:
-            write(json.dumps(value, indent=2))
-        elif value is not None:
-            write(f"{name:9} {printable(str(value))}")
-    return 0
-
-
-def _fields(letter: DeadLetter) -> dict[str, Any]:
-    message = _message(letter)
-    return {
-        "id": letter.id,
-        "group": letter.group,
-        "stream": letter.stream,
-        "entry": letter.entry,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "app": letter.app,
-        "consumer": letter.consumer,
-        "time": letter.time,
-        "message": message and message_fields(message),
-        "raw": None if message else letter.raw.decode(errors="backslashreplace"),
-    }
-
-
-def _message(letter: DeadLetter) -> Message | None:
-    """None where it is malformed."""
-    try:
-        return letter.message()
-    except MessageInvalid:
-        return None
-
-
-def _name(letter: DeadLetter) -> str | None:
-    message = _message(letter)
-    return message.message_name if message else None
-
-
 # -- to mend ------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +118,7 @@ async def retry(options: argparse.Namespace) -> int:
     """By id, of one group, or all."""
     if [bool(options.ids), bool(options.group), options.all].count(True) != 1:
         raise UsageError("which dead letters? Give their ids, --group or --all")
-    async with _opened(options) as dead:
+    async with opened(options) as dead:
         total = len(options.ids) or (await dead.count() if options.all else None)
         what = f"the dead letters of {options.group}" if total is None else many(total, "dead letter")
         to = (
@@ -250,32 +130,34 @@ async def retry(options: argparse.Namespace) -> int:
             outcome = await dead.retry(
                 options.ids or None, group=options.group, everybody=options.everybody, progress=tell
             )
-        mistaken = not outcome.returned and await _mistaken(dead, options, options.group)
+        wrong = not outcome.returned and await mistaken(dead, options, options.group)
     if options.json:
         object_line({"returned": outcome.returned, "failed": outcome.failed})
     else:
         write(f"{many(outcome.returned, 'dead letter')} given back")
     for letter, why in outcome.failed.items():
         say(f"silbo: {letter}: {why}")
-    return 1 if outcome.failed or mistaken else 0
+    return 1 if outcome.failed or wrong else 0
 
 
 async def purge(options: argparse.Namespace) -> int:
-    """By id, or before a time."""
-    if bool(options.ids) == bool(options.before):
-        raise UsageError("which dead letters? Give their ids, or --before")
+    """By id; or of one group, or before a time, or both."""
+    if bool(options.ids) == bool(options.group or options.before):
+        raise UsageError("which dead letters? Give their ids, or --group, or --before")
     ids = list(dict.fromkeys(options.ids))
-    what = many(len(ids), "dead letter") if ids else f"all dead letters from before {time(options.before)}"
+    what = many(len(ids), "dead letter") if ids else "all dead letters"
+    what += f" of {options.group}" if options.group else ""
+    what += f" from before {time(options.before)}" if options.before else ""
     if not confirmed(f"Delete {what} for good?", yes=options.yes):
         return 1
-    async with _opened(options) as dead:
+    async with opened(options) as dead:
         with progress("purge", len(ids) or None) as tell:
-            done = await dead.purge(ids or None, before=options.before, progress=tell)
-        mistaken = not done and await _mistaken(dead, options)
+            done = await dead.purge(ids or None, group=options.group, before=options.before, progress=tell)
+        wrong = not done and await mistaken(dead, options, options.group)
     if options.json:
         object_line({"purged": done})
     else:
         write(f"{many(done, 'dead letter')} deleted")
-    if done < len(ids) and not mistaken:
+    if done < len(ids) and not wrong:
         say(f"silbo: {not_there(ids, done, 'dead letter')}")
-    return 1 if done < len(ids) or mistaken else 0
+    return 1 if done < len(ids) or wrong else 0

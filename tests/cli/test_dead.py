@@ -84,16 +84,32 @@ async def test_dead_letters_are_listed(dead: Dead) -> None:
 async def test_mistaken_name_does_not_look_as_if_nothing_were_wrong(dead: Dead) -> None:
     """An alarm that rests on this command must not be fooled by a typing error: exit code 1, and a line that says why."""
     await dead.bury("billing", 1)
-    commands = (("list",), ("list", "--json"), ("show", "1-1"), ("retry", "--all", "--yes"), ("purge", "1-1", "--yes"))
+    commands = (
+        ("list",),
+        ("list", "--json"),
+        ("count",),
+        ("show", "1-1"),
+        ("retry", "--all", "--yes"),
+        ("purge", "1-1", "--yes"),
+    )
     done = await asyncio.gather(*(dead(*command, "--stream", "nosuch") for command in commands))
     for each in done:
         assert each.code == 1 and f"silbo: there is no stream {dead.prefix}:{{nosuch}}\n" in each.err
-    assert done[1].out == ""
-    listed, given = await asyncio.gather(
-        dead("list", "--group", "nosuch", "--json"), dead("retry", "--group", "nosuch", "--yes")
-    )
-    for each in (listed, given):
+    assert (done[0].out, done[1].out, done[2].out) == ("", "", "")
+    of_nobody = (("list", "--json"), ("retry", "--yes"), ("purge", "--yes"))
+    for each in await asyncio.gather(*(dead(*command, "--group", "nosuch") for command in of_nobody)):
         assert (each.code, each.err) == (1, f"silbo: there is no group nosuch at the stream {dead.stream}\n")
+
+
+async def test_dead_letters_are_counted(dead: Dead) -> None:
+    """Of all groups, and without anything of their messages: an alarm's answer goes into logs."""
+    await dead.redis.xgroup_create(dead.stream, "search", "$", mkstream=True)
+    none = await dead("count")
+    assert (none.code, none.out, none.err) == (0, "0\n", "")
+    await dead.bury("billing", 2)
+    await dead.bury("mail", 1)
+    text, program = await asyncio.gather(dead("count"), dead("count", "--json"))
+    assert (text.code, text.out) == (0, "3\n") and program.object == {"dead": 3}
 
 
 async def test_dead_letters_of_a_group_and_a_stream_that_are_gone_are_listed(dead: Dead) -> None:
@@ -176,6 +192,17 @@ async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
     assert "3/3" in screen.shown
 
 
+async def test_dead_letters_of_one_group_are_purged(dead: Dead) -> None:
+    await dead.bury("billing", 2)
+    (mail,) = await dead.bury("mail", 1)
+    refused = await dead("purge", "--group", "billing", "--before", "2026-03-07")
+    assert refused.code == 2 and "all dead letters of billing from before 2026-03-07 00:00:00Z" in refused.err
+    young = await dead("purge", "--group", "billing", "--before", "1h", "--yes")
+    assert (young.code, young.out) == (0, "0 dead letters deleted\n")
+    done = await dead("purge", "--group", "billing", "--yes", "--json")
+    assert (done.code, done.object) == (0, {"purged": 2}) and await dead.ids() == [mail]
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -185,6 +212,7 @@ async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
         (["retry", "first"], "1700000000000-0"),
         (["purge"], "--before"),
         (["purge", "1-1", "--before", "now"], "--before"),
+        (["purge", "1-1", "--group", "billing"], "--group"),
         (["show"], "ID"),
         (["list", "--limit", "0"], "whole number"),
         (["list", "--stream", "{events}"], "{events}"),
@@ -199,4 +227,4 @@ async def test_redis_that_is_away_is_an_error_of_one_line() -> None:
     for url, name in (("redis://127.0.0.1:1/0", "127.0.0.1:1"), ("unix:///nowhere/redis.sock", "/nowhere/redis.sock")):
         done = await silbo("dead", "list", env={"SILBO_REDIS_URL": url})
         assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
-        assert name in done.err and "can't be reached" in done.err
+        assert name in done.err and "can't be reached" in done.err and "sent" not in done.err

@@ -118,7 +118,7 @@ class Calls:
             async with asyncio.timeout_at(until):
                 await self._turn.acquire()
         except TimeoutError:
-            raise BrokerUnavailable(f"{self._late}; not sent") from None
+            raise BrokerUnavailable(f"{self._late}; nothing was done") from None
         connection: Connection | None = None
         try:
             connection = await self._connected(until)
@@ -135,7 +135,7 @@ class Calls:
 
     async def _connected(self, until: float) -> Connection:
         if self._closed:
-            raise BrokerUnavailable("it is closed: nothing can be sent after aclose(); not sent")
+            raise BrokerUnavailable("it is closed, and was used after aclose(); nothing was done")
         try:
             async with asyncio.timeout_at(until):
                 if (idle := self._idle) is not None:
@@ -146,11 +146,11 @@ class Calls:
                     await idle.drop()
                 return await connect(self._client)
         except TimeoutError:
-            raise BrokerUnavailable(f"{self._late}; not sent") from None
+            raise BrokerUnavailable(f"{self._late}; nothing was done") from None
         except Lost as error:
-            raise BrokerUnavailable(f"{self.server} can't be reached ({error}); not sent") from error
+            raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:
-            raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; not sent") from refusal
+            raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; nothing was done") from refusal
 
     async def _talk(self, connection: Connection, commands: Sequence[bytes], until: float) -> tuple[list[Any], bool]:
         """The replies, and whether the connection can be used again."""

@@ -150,7 +150,7 @@ class DeadLetters:
         if ids is not None and group is not None:
             raise ValueError("say which dead letters by their ids or by their group, not both")
         done, returned, failed = 0, 0, dict[str, str]()
-        async for step in self._steps(ids, group):
+        async for step in self._steps(ids, group, RETRY_STEP):
             for letter, outcome in zip(step, await self._retry(step, everybody=everybody), strict=True):
                 if outcome == b"returned":
                     returned += 1
@@ -165,20 +165,22 @@ class DeadLetters:
         self,
         ids: Collection[str] | None = None,
         *,
+        group: str | None = None,
         before: datetime | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Delete for good; how many.
 
         Args:
-            ids: These.
-            before: Those that died before this time.
+            ids: These; without them there is a group or a time, or both.
+            group: Only this one's.
+            before: Those that died before this time; without it all of the group that there are now.
             progress: Is told how many have been deleted so far.
         """
-        if (ids is None) == (before is None):
-            raise ValueError("say which dead letters: by their ids, or before a time")
+        if (ids is None) == (group is None and before is None):
+            raise ValueError("say which dead letters: by their ids, or of a group, or before a time")
         deleted = 0
-        async for many in self._purged(ids, before):
+        async for many in self._purged(ids, group, before):
             deleted += many
             if progress is not None:
                 progress(deleted)
@@ -207,32 +209,36 @@ class DeadLetters:
             yield [letter for letter in letters if group in (None, letter.group)]
             begin = b"(" + rows[-1][0]
 
-    async def _steps(self, ids: Collection[str] | None, group: str | None) -> AsyncIterator[Sequence[bytes]]:
+    async def _steps(
+        self, ids: Collection[str] | None, group: str | None, step: int, last: bytes | None = None
+    ) -> AsyncIterator[Sequence[bytes]]:
         if ids is not None:
             checked = _checked(ids)
-            for at in range(0, len(checked), RETRY_STEP):
-                yield checked[at : at + RETRY_STEP]
+            for at in range(0, len(checked), step):
+                yield checked[at : at + step]
             return
-        newest = await self._calls.ask(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1")
-        if newest:  # those that die again meanwhile are left alone
-            async for page in self._pages(group, last=newest[0][0]):
-                for at in range(0, len(page), RETRY_STEP):
-                    yield [letter.id.encode() for letter in page[at : at + RETRY_STEP]]
+        if last is None:  # those that die again meanwhile are left alone
+            newest = await self._calls.ask(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1")
+            last = bytes(newest[0][0]) if newest else b"-"
+        async for page in self._pages(group, last=last):
+            for at in range(0, len(page), step):
+                yield [letter.id.encode() for letter in page[at : at + step]]
 
     async def _retry(self, ids: Sequence[bytes], *, everybody: bool) -> Any:
         anew = b"1" if everybody else b""
         return await self._calls.call(RETRY, ScriptCall.of([self._stream.encode(), self._key], anew, *ids))
 
-    async def _purged(self, ids: Collection[str] | None, before: datetime | None) -> AsyncIterator[int]:
-        if before is not None:
-            last = max(0, -((EPOCH - before) // timedelta(milliseconds=1)) - 1)
-            call = ScriptCall.of([self._key], b"%d" % last, b"%d" % PURGE_STEP)
+    async def _purged(
+        self, ids: Collection[str] | None, group: str | None, before: datetime | None
+    ) -> AsyncIterator[int]:
+        last = None if before is None else b"%d" % max(0, -((EPOCH - before) // timedelta(milliseconds=1)) - 1)
+        if last is not None and group is None:  # without reading them
+            call = ScriptCall.of([self._key], last, b"%d" % PURGE_STEP)
             while many := await self._calls.call(PURGE, call):
                 yield many
-        elif ids:
-            checked = _checked(ids)
-            for at in range(0, len(checked), PURGE_STEP):
-                yield await self._calls.ask(b"XDEL", self._key, *checked[at : at + PURGE_STEP])
+            return
+        async for step in self._steps(ids, group, PURGE_STEP, last):
+            yield await self._calls.ask(b"XDEL", self._key, *step)
 
 
 def _checked(ids: Collection[str]) -> Sequence[bytes]:

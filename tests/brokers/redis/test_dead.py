@@ -302,6 +302,22 @@ async def test_purge_before_a_time(admin: Redis, dead: DeadLetters) -> None:
     assert await dead.count() == 0
 
 
+@pytest.mark.every_redis
+async def test_purge_of_a_group(admin: Redis, dead: DeadLetters) -> None:
+    """Of this group alone, page by page; with a time, those of it that died before."""
+    for n in range(250):
+        await admin.xadd(DEAD, {"message": "x", "group": ("billing", "mail")[n % 2]}, id=f"1700000000{n:03}-7")
+    middle = datetime.fromtimestamp(1_700_000_000, UTC) + timedelta(milliseconds=200)
+    assert await dead.purge(group="nobody") == 0
+    assert await dead.purge(group="billing", before=middle) == 100
+    assert [letter.id for letter in await dead.list(group="billing", limit=2)] == ["1700000000200-7", "1700000000202-7"]
+    done: list[int] = []
+    assert await dead.purge(group="mail", progress=done.append) == 125 and done[-1] == 125
+    assert {letter.group for letter in await dead.list(limit=1000)} == {"billing"} and await dead.count() == 25
+    assert await dead.purge(group="billing") == 25
+    assert await dead.purge(group="billing") == 0
+
+
 # -- mistakes, and a Redis that is away ----------------------------------------------------------------------
 
 
@@ -316,10 +332,13 @@ async def test_mistakes_are_told(dead: DeadLetters, streams_client: Redis) -> No
         await dead.list(after="x")
     with pytest.raises(ValueError, match="not both"):
         await dead.retry(["1-1"], group="billing")
-    with pytest.raises(ValueError, match="by their ids, or before a time"):
-        await dead.purge()
-    with pytest.raises(ValueError, match="by their ids, or before a time"):
-        await dead.purge(["1-1"], before=datetime.now(UTC))
+    for mistake in (
+        dead.purge(),
+        dead.purge(["1-1"], before=datetime.now(UTC)),
+        dead.purge(["1-1"], group="billing"),
+    ):
+        with pytest.raises(ValueError, match="by their ids, or of a group, or before a time"):
+            await mistake
     with pytest.raises(AddressInvalid):
         DeadLetters(streams_client, stream="silbo:{events}")
 
