@@ -1,7 +1,8 @@
 """Every exception and warning that silbo raises: one root, and the builtin a caller would guess.
 
 Three errors answer for a publish: :class:`MessageRefused` (this message, for good),
-:class:`BrokerUnavailable` (not sent; safe to repeat) and :class:`DeliveryUnknown` (it may have arrived).
+:class:`BrokerUnavailable` (not sent; safe to repeat) and :class:`DeliveryUnknown` (it may have arrived). An outbox has
+:class:`OutboxFull` and :class:`StoreUnavailable` in place of the second.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ class RouteConflict(SilboError, ValueError):
 
 
 class PublishError(SilboError):
-    """A publish that did not succeed: one of the three below."""
+    """A publish that did not succeed: one of those below."""
 
 
 class MessageRefused(PublishError, ValueError):
