@@ -9,19 +9,18 @@ from typing import Final
 
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
+from silbo.opening import BROKER
 from silbo.protocols import Receiver
-from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.retry import leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
 from silbo.telling import Telling
 
-__all__ = ["BROKER", "Acks"]
+__all__ = ["Acks"]
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
 ACK_BATCH: Final = 100
 """So many go without waiting for more."""
-BROKER: Final = Backoff(initial=0.05, cap=1.0)
-"""Between two tries of a broker that is away."""
 
 
 class Acks:

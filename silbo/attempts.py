@@ -10,12 +10,13 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.acks import BROKER, Acks
+from silbo.acks import Acks
 from silbo.bridge import Bridge
 from silbo.errors import BrokerUnavailable, MessageInvalid, StoreUnavailable
 from silbo.incoming import Arrival, Incoming
 from silbo.lanes import Floor, Lanes, Turn
 from silbo.message import Delivery
+from silbo.opening import BROKER
 from silbo.protocols import Inbox, Receiver
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.acks import BROKER, Acks
+from silbo.acks import Acks
 from silbo.attempts import Attempts, Policy
 from silbo.bridge import bridges
 from silbo.checks import check_count, check_seconds
@@ -20,9 +20,10 @@ from silbo.incoming import Incoming, Own
 from silbo.lanes import Lanes
 from silbo.message import Delivery
 from silbo.names import EventName
+from silbo.opening import BROKER, GRACE, Opening
 from silbo.protocols import Inbox, Receiver, Subscription
 from silbo.reporting import ErrorHook
-from silbo.retry import Backoff, leave_if_cancelled, pause
+from silbo.retry import Backoff, end, leave_if_cancelled, pause
 from silbo.stats import ConsumerStats
 from silbo.telling import Telling
 
@@ -36,8 +37,6 @@ UNACKED: Final = 1_000
 """Deliveries in hand, those that wait for another try included; then no more are read."""
 SMALL: Final = 16_384
 """Bytes of a message up to which it is decoded but once, and waits so for its turn."""
-GRACE: Final = 0.5
-"""Seconds that a stop allows the broker to answer."""
 LISTENERS: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 """Between two attempts of a delivery whose listeners fail."""
 
@@ -45,7 +44,8 @@ LISTENERS: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 class Consumer:
     """Dispatches what a subscription receives, each at least once, under the name it was sent with.
 
-    Entering connects; :meth:`run` goes on until :meth:`stop`; leaving waits for what is in hand and disconnects::
+    Entering connects; :meth:`run` goes on until :meth:`stop`; leaving waits for what is in hand and disconnects. Where it is
+    not entered, :meth:`run` connects and disconnects by itself, and waits for a broker that is away at its start::
 
         async with Consumer(dispatcher, streams.group("billing", start="new"), events=[USER_JOINED]) as consumer:
             loop.add_signal_handler(signal.SIGTERM, consumer.stop)
@@ -122,8 +122,8 @@ class Consumer:
         self._ahead = max(AHEAD, 2 * concurrency)
         self._entered = False
         self._running: asyncio.Task[Any] | None = None
-        self._opened, self._stopping, self._ended, self._freed = (asyncio.Event() for _ in range(4))
-        self._receiver: Receiver | None = None
+        self._stopping, self._ended, self._freed = (asyncio.Event() for _ in range(3))
+        self._opening = Opening(subscription, self._telling.broker)
         self._drain_until = inf
 
     # -- lifecycle ------------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ class Consumer:
             BrokerUnavailable: it can't be reached; later outages are waited for.
         """
         if self._entered:
-            raise RuntimeError("a consumer is entered once; make another")
+            raise RuntimeError("a consumer is entered once, and before it runs; make another")
         self._entered = True
         try:
             self._check_own()
-            self._receiver = await self._subscription.open()
+            await self._opening.at_once()
         finally:
-            self._opened.set()
+            self._opening.stop()
         return self
 
     async def __aexit__(
@@ -156,18 +156,15 @@ class Consumer:
                 await self._ended.wait()
         finally:
             self._leave()  # where the wait was cancelled
-            if self._receiver is not None:
-                await self._receiver.aclose()
+            await self._opening.aclose()
 
     async def ready(self) -> None:
-        """Wait until the consumer is entered: the broker has confirmed the subscription.
+        """Wait until the consumer is connected: the broker has confirmed the subscription.
 
         Raises:
-            BrokerUnavailable: entering failed.
+            BrokerUnavailable: that failed, or was stopped before.
         """
-        await self._opened.wait()
-        if self._receiver is None:
-            raise BrokerUnavailable("the consumer could not be entered")
+        await self._opening.wait()
 
     def stop(self) -> None:
         """Let :meth:`run` end with what it has received; to be called in the loop's thread, as from a signal.
@@ -180,18 +177,35 @@ class Consumer:
             self._lanes.end_retries()
         self._stopping.set()
         self._freed.set()
+        self._opening.stop()
 
     async def run(self) -> None:
         """Receive and dispatch until :meth:`stop`. A cancellation leaves at once; what was in hand comes again.
 
+        A consumer that is not entered connects first, and waits for a broker that can't be reached, with a line in the
+        log; at its end it disconnects.
+
         Raises:
-            OwnMessagesUndecided: a bridge for the same app was added to the dispatcher.
-            RuntimeError: the consumer is not entered, or has run already.
+            OwnMessagesUndecided: the dispatcher bridges the same app, and ``own`` is not given.
+            RuntimeError: the consumer has run already, or could not be entered.
         """
-        if self._receiver is None or self._running is not None:
-            raise RuntimeError("enter the consumer with 'async with', then run it once")
+        if self._running is not None or (self._entered and self._opening.receiver is None):
+            raise RuntimeError("a consumer runs once; make another")
         self._running = asyncio.current_task()
-        receiver, stopping, telling = self._receiver, self._stopping, self._telling
+        was_entered, self._entered = self._entered, True
+        try:
+            if not was_entered:
+                self._check_own()
+                await self._opening.at_last()
+            if self._opening.receiver is not None:
+                await self._consume(self._opening.receiver)
+        finally:
+            if not was_entered:
+                self._opening.stop()
+                await self._opening.aclose()
+
+    async def _consume(self, receiver: Receiver) -> None:
+        stopping, telling = self._stopping, self._telling
         acks = Acks(receiver, self.stats, telling, stopping=stopping, freed=self._freed)
         attempts = Attempts(
             self._dispatcher,
@@ -211,12 +225,12 @@ class Consumer:
                 keeping = tasks.create_task(acks.keep_on())
                 acknowledging = tasks.create_task(acks.run())
                 await stopping.wait()
-                await _end([reading], GRACE)  # longer is a broker that does not answer
+                await end([reading], GRACE)  # longer is a broker that does not answer
                 self._lanes.close(self._concurrency)
-                await _end(working, self._drain_until - monotonic())
+                await end(working, self._drain_until - monotonic())
                 keeping.cancel()
                 acks.close()
-                await _end([acknowledging], GRACE)
+                await end([acknowledging], GRACE)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -278,12 +292,3 @@ class Consumer:
         app = self._subscription.app
         if self._own is None and any(bridge.publisher.app == app for bridge in bridges(self._dispatcher)):
             raise OwnMessagesUndecided(app)
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
-    """Wait for their end, and cancel what lasts longer."""
-    _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
-    for task in late:
-        task.cancel()
-    if late:
-        await asyncio.wait(late)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from random import random
 
 from silbo.checks import check_count, check_seconds
 
-__all__ = ["Backoff", "leave_if_cancelled", "pause"]
+__all__ = ["Backoff", "end", "leave_if_cancelled", "pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,12 @@ def leave_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def end(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
+    """Wait for their end, and cancel what lasts longer."""
+    _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)
