@@ -36,6 +36,12 @@ def pytest_configure() -> None:
             raise pytest.UsageError(str(error)) from error
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as cores: many a test waits for a server, or for a time to pass."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores + -(-cores // 2)
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell. Ignored signals are inherited, and then no test could send a Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)

