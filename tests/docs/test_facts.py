@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -119,3 +120,51 @@ def test_reference_has_every_public_name() -> None:
         there |= set(members.replace(",", " ").split() or vars(importlib.import_module(module)))
     for name in PUBLIC:
         assert set(importlib.import_module(name).__all__) - {"__version__"} <= there, name
+
+
+TOLD_BY = {"consumer": ("consumer", "telling", "acks", "attempts")}
+"""Modules that write to the logger of one of them."""
+
+
+def logged(module: str) -> tuple[set[str], set[str]]:
+    """The levels and the fields of what a module logs, as its text has them."""
+    levels, fields = set[str](), set[str]()
+    for node in ast.walk(ast.parse(ROOT.joinpath(f"silbo/{module}.py").read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "logging" and node.attr.isupper():
+            levels.add(node.attr)
+        elif isinstance(node, ast.Dict):  # extra={...}
+            fields |= {key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in {"info", "warning", "error", "exception"}:
+                levels.add("ERROR" if called == "exception" else called.upper())
+            elif called in {"_report", "write", "Outage", "_end"}:  # that take the fields as keywords
+                fields |= {keyword.arg for keyword in node.keywords if keyword.arg} - {"level"}
+                if called != "_end":
+                    levels.add("WARNING")
+                if called == "Outage":
+                    fields.add("seconds")
+    return levels, fields
+
+
+def test_log_has_the_fields_that_the_page_names() -> None:
+    """What an operator's formatter and alarms are built on: each logger's fields, neither more nor fewer."""
+    text = ROOT.joinpath("docs/howto/observe.md").read_text()
+    table = text.partition("<!-- log -->\n")[2].partition("<!-- /log -->")[0]
+    levels: dict[str, set[str]] = {}
+    fields: dict[str, set[str]] = {}
+    logger = ""
+    for name, level, _, named in rows(table):
+        logger = name.strip("`") or logger
+        levels.setdefault(logger, set()).add(level.split("`")[1])
+        fields.setdefault(logger, set()).update(re.findall(r"`(\w+)`", named))
+    writing = {
+        ".".join(path.relative_to(ROOT / "silbo").with_suffix("").parts)
+        for path in ROOT.joinpath("silbo").rglob("*.py")
+        if "getLogger(__name__)" in path.read_text()
+    }
+    assert set(fields) == writing - {"cli.relay"}
+    for logger in fields:
+        found = [logged(module.replace(".", "/")) for module in TOLD_BY.get(logger, (logger,))]
+        assert levels[logger] == set[str]().union(*(those for those, _ in found)), logger
+        assert fields[logger] == set[str]().union(*(those for _, those in found)), logger
