@@ -9,7 +9,7 @@ import re
 import pytest
 from redis.asyncio import Redis
 
-from silbo import AsyncEventDispatcher, Bridge
+from silbo import AsyncEventDispatcher, Bridge, opening
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, OwnMessagesUndecided
@@ -83,13 +83,14 @@ async def test_frozen_redis_holds_back_neither_a_stop_nor_a_cancellation(
         own_redis.resume()
 
 
-async def test_stop_between_two_tries_ends_it_at_once(d: AsyncEventDispatcher) -> None:
+async def test_stop_between_two_tries_ends_it_at_once(d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "GRACE", 60.0)
     subscription = Late(away=1_000_000)
     consumer = Consumer(d, subscription)
     running = asyncio.create_task(consumer.run())
     await subscription.tried.wait()
     consumer.stop()
-    await asyncio.wait_for(running, 0.4)
+    await asyncio.wait_for(running, 5)
     assert subscription.away == 999_999
     assert subscription.closed == 0
 
@@ -103,15 +104,16 @@ async def test_stop_that_comes_before_run_connects_to_nothing(d: AsyncEventDispa
     assert not subscription.tried.is_set()
 
 
-async def test_cancelled_while_it_opens_leaves_at_once(d: AsyncEventDispatcher) -> None:
+async def test_cancelled_while_it_opens_leaves_at_once(
+    d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "GRACE", 60.0)
     subscription = Late(hangs=True)
     running = asyncio.create_task(Consumer(d, subscription).run())
     await subscription.tried.wait()
     running.cancel()
-    before = asyncio.get_running_loop().time()
-    await asyncio.wait([running])
+    await asyncio.wait([running], timeout=5)
     assert running.cancelled()
-    assert asyncio.get_running_loop().time() - before < 0.3
 
 
 @pytest.mark.parametrize("way", ["stop", "cancel"])
