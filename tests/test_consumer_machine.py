@@ -277,17 +277,23 @@ class ConsumerMachine(RuleBasedStateMachine):
             last = Process(self, 1)
             await last.start()
             self._processes.append(last)
-            async with asyncio.timeout(15):
-                while await self._missing() or await self._is_pending():
-                    await asyncio.sleep(0.005)
-            for process in self._processes:
+            await self._all_done()
+            for process in self._processes[:-1]:
                 await process.stop()
+            # What one of them had in hand when its group was deleted, it may have taken back since, and now left.
+            await self._all_done()
+            await last.stop()
             assert not await self._is_pending()
         finally:
             for process in self._processes:
                 process.running.cancel()
             await asyncio.gather(*[process.running for process in self._processes], return_exceptions=True)
             await self.broker.aclose()
+
+    async def _all_done(self) -> None:
+        async with asyncio.timeout(15):
+            while await self._missing() or await self._is_pending():
+                await asyncio.sleep(0.005)
 
     async def _missing(self) -> Collection[int]:
         dead = {message.payload["number"] for message in await self.broker.dead()}
