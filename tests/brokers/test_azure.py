@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -33,7 +34,7 @@ from silbo.message import Message, instance
 from silbo.protocols import Promises
 from silbo.testing.conformance import message
 from tests.brokers.service_bus import Client, Link, ServiceBus
-from tests.docs.snippets import execute, shown
+from tests.docs.snippets import execute, shown, without_pause
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/howto"
 CONNECTION = os.environ.get("SILBO_AZURE_CONNECTION", "")
@@ -318,10 +319,11 @@ async def test_pages_do_what_they_say(service: ServiceBus, client: Client, monke
         "receive": receive,
         "dispatcher": dispatcher,
         "USER_JOINED": EventName("user.joined"),
+        "MessageInvalid": MessageInvalid,
+        "asyncio": asyncio,
+        "logger": logging.getLogger("billing"),
     }
-    await execute(
-        shown(DOCS / "receive.md", "get_subscription_receiver"), {**namespace, "MessageInvalid": MessageInvalid}
-    )
+    await execute(without_pause(shown(DOCS / "receive.md", "get_subscription_receiver")), namespace)
     assert settled == [("complete", "user.joined"), ("MessageInvalid", "bad"), ("abandon", "failing")]
 
 

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, Outbox, Route
 from silbo.brokers.kafka import Kafka
@@ -19,8 +20,10 @@ from silbo.message import instance
 from silbo.stores.memory import MemoryStore
 from silbo.testing.conformance import message
 from tests.brokers.rigs import records
+from tests.docs.snippets import execute, shown, without_pause
 from tools.kafka import KafkaMock
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/howto/receive.md"
 NOT_ENOUGH_REPLICAS = 19
 MESSAGE_TOO_LARGE = 10
 TOPIC_AUTHORIZATION_FAILED = 29
@@ -224,3 +227,47 @@ async def test_outbox_sends_through_it_what_was_stored_while_it_was_away(broker:
     for key in range(5):
         came = [n for n in dict.fromkeys(numbers(await records(server, "events"))) if n % 5 == key]
         assert came == list(range(key, 50, 5))
+
+
+async def test_loop_of_the_page_goes_on_after_junk_and_after_a_listener_that_fails(
+    broker: Kafka, producer: AIOKafkaProducer, server: KafkaMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Junk is told and committed; what failed is read again before what is behind it, and then all is committed."""
+    page: dict[str, Any] = {"__name__": __name__}
+    await execute(shown(PAGE, "async def invoice"), page)
+    await execute(without_pause(shown(PAGE, "AIOKafkaConsumer(")).replace("localhost:9092", server.url), page)
+    page["dispatcher"] = AsyncEventDispatcher()
+    heard: list[int] = []
+
+    @page["dispatcher"].listen("user.joined")
+    async def fail_twice(event: Any) -> None:
+        heard.append(event.user_id)
+        if len(heard) <= 2:
+            raise OSError("not now")
+
+    for junk in (b"junk", None):
+        await producer.send_and_wait("events", junk, key=b"one partition")
+    web = AsyncEventDispatcher()
+    web.add_subscriber(Bridge(broker))
+    name = EventName("user.joined", page["UserJoined"], key=lambda _: "one partition")
+    for user_id in (7, 8):
+        await web.adispatch(name, page["UserJoined"](user_id))
+    (partition,) = {record.partition for record in await records(server, "events")}
+
+    consuming = asyncio.create_task(page["consume"]())
+    try:
+        async with asyncio.timeout(30), AIOKafkaConsumer(bootstrap_servers=server.url, group_id="billing") as group:
+            while await group.committed(TopicPartition("events", partition)) != 4:
+                assert not consuming.done(), consuming
+                await asyncio.sleep(0.02)
+    finally:
+        consuming.cancel()
+        await asyncio.wait([consuming])
+    assert heard == [7, 7, 7, 8]
+    said = [record.message.partition(": ")[::2] for record in caplog.records if record.name == "billing"]
+    assert [(what, where[: len("events 0 at 0")]) for what, where in said] == [
+        ("parked", f"events {partition} at 0"),
+        ("parked", f"events {partition} at 1"),
+        ("a listener failed; once more in a second", ""),
+        ("a listener failed; once more in a second", ""),
+    ]

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractQueue, AbstractRobustConnection
 
-from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent, receive
+from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent
 from silbo.brokers.rabbitmq import RabbitMQ
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.message import Message, instance
 from silbo.protocols import Publisher
 from silbo.testing.conformance import ADDRESS, CHECKS, Check, message
-from tests.docs.snippets import execute, shown
+from tests.docs.snippets import execute, shown, without_pause
 from tools.rabbitmq import RabbitMQServer
 
 pytestmark = pytest.mark.xdist_group("rabbitmq")  # one server, one test at a time: they kill and freeze it
@@ -321,41 +322,63 @@ async def test_closing_ends_although_the_server_does_not_answer(
         server.resume()
 
 
-async def test_pages_do_what_they_say(server: RabbitMQServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the docs show of RabbitMQ, sending and receiving."""
+async def test_page_sends_as_it_says(
+    server: RabbitMQServer, connection: AbstractRobustConnection, capsys: pytest.CaptureFixture[str]
+) -> None:
     sending = shown(DOCS / "brokers.md", "aio_pika").replace("amqp://guest:guest@localhost/", server.url)
     await execute(sending, {})
     assert capsys.readouterr().out == "user.joined\n"
+    async with connection.channel() as channel:
+        await channel.queue_delete("users")
+        await channel.exchange_delete("events")
 
-    async with await aio_pika.connect_robust(server.url) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue("billing", durable=True)
-        exchange = await channel.get_exchange("events")
-        async with RabbitMQ(connection, "events", app="web") as broker:
-            await broker.publish(Message("notification_event", "user.joined", str(uuid.uuid4()), {}))
-        dispatcher = AsyncEventDispatcher()
-        heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        tries = 0
 
-        @dispatcher.listen("user.joined")
-        async def listener(event: NotificationEvent) -> None:
-            nonlocal tries
-            tries += 1
-            if tries == 1:
-                raise OSError("once")
-            heard.set_result(event.origin)
+async def test_loop_of_the_page_parks_junk_and_goes_on_when_a_listener_fails(
+    server: RabbitMQServer, connection: AbstractRobustConnection
+) -> None:
+    """Junk is parked at once; what fails comes again, and is parked at the limit; the others are heard once."""
+    page: dict[str, Any] = {"__name__": __name__, "asyncio": asyncio, "aio_pika": aio_pika}
+    await execute("from silbo.errors import MessageInvalid\n" + shown(DOCS / "receive.md", "async def invoice"), page)
+    page["dispatcher"] = AsyncEventDispatcher()
+    heard: Counter[int] = Counter()
 
-        namespace = {
-            "queue": queue,
-            "receive": receive,
-            "dispatcher": dispatcher,
-            "USER_JOINED": EventName("user.joined"),
-        }
-        for _ in range(2):  # the loop ends with the listener's error, and the message comes again
-            receiving = asyncio.create_task(execute(shown(DOCS / "receive.md", "queue.iterator"), namespace))
-            await asyncio.wait([receiving, heard], return_when=asyncio.FIRST_COMPLETED)
-        assert (await heard).app == "web"
-        receiving.cancel()
-        await asyncio.wait([receiving])
-        await queue.delete(if_unused=False, if_empty=False)
+    @page["dispatcher"].listen("user.joined")
+    async def fail_twice_or_for_ever(event: Any) -> None:
+        heard[event.user_id] += 1
+        if event.user_id == 8 or (event.user_id == 7 and heard[7] <= 2):
+            raise OSError("not now")
+
+    channel = await connection.channel()
+    exchange = await channel.declare_exchange("events", "topic", durable=True)
+    loop = without_pause(shown(DOCS / "receive.md", "queue.iterator")).replace(
+        "amqp://guest:guest@localhost/", server.url
+    )
+    consuming = asyncio.create_task(execute(loop, page))
+    parked: dict[object, str] = {}
+    try:
+        async with asyncio.timeout(30), RabbitMQ(connection, "events", app="web") as broker:
+            web = AsyncEventDispatcher()
+            web.add_subscriber(Bridge(broker))
+            for user_id in (7, 8, 9):
+                while True:
+                    with suppress(MessageRefused):  # the queue is not bound yet
+                        await web.adispatch(page["USER_JOINED"], page["UserJoined"](user_id))
+                        break
+            await exchange.publish(aio_pika.Message(b"junk"), "user.joined")
+            queue = await channel.get_queue("billing.parked")
+            while len(parked) < 2 or heard[7] < 3:
+                assert not consuming.done(), consuming
+                if (incoming := await queue.get(no_ack=True, fail=False)) is not None:
+                    (death,) = cast("list[dict[str, Any]]", incoming.headers["x-death"])
+                    user = json.loads(incoming.body)["payload"]["user_id"] if incoming.body != b"junk" else "junk"
+                    parked[user] = death["reason"]
+                await asyncio.sleep(0.02)
+    finally:
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        for name in ("billing", "billing.parked"):
+            await channel.queue_delete(name)
         await exchange.delete()
+        await channel.close()
+    assert parked == {"junk": "rejected", 8: "delivery_limit"}
+    assert heard == {7: 3, 8: 6, 9: 1}  # once, and five times more
