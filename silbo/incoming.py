@@ -144,12 +144,16 @@ async def receive(
     Raises:
         MessageInvalid: the bytes are no message, or don't fit the event's class. It will never get better.
         OwnMessagesUndecided: it is this program's own, and ``own`` is not given.
+        TypeError: ``raw`` is something else than bytes or str, as a dict that the library has decoded already.
         Exception: whatever a listener raised.
     """
     if own not in ("skip", "handle", None):
         raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
     if raw is None:
         raise MessageInvalid("there is nothing in it")
+    given: object = raw
+    if not isinstance(given, (bytes, bytearray, memoryview, str)):
+        raise TypeError(f"raw is the message as it came, bytes or str, not {type(given).__name__}")
     delivery = Delivery(raw.encode() if isinstance(raw, str) else bytes(raw), "", format)
     message = delivery.message()
     origin = message.origin

@@ -84,6 +84,18 @@ async def test_malformed_message_is_told_from_a_failing_listener(
     listener.assert_not_awaited()
 
 
+@pytest.mark.parametrize("decoded", [{"message_name": "user.joined"}, [1], 7])
+async def test_what_is_decoded_already_is_refused(dispatcher: AsyncEventDispatcher, decoded: Any) -> None:
+    """It is a mistake in the program and not in the message: nothing to be parked."""
+    with pytest.raises(TypeError, match=f"bytes or str, not {type(decoded).__name__}"):
+        await receive(dispatcher, decoded)
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+async def test_bytes_may_be_of_any_kind(dispatcher: AsyncEventDispatcher, kind: Any) -> None:
+    assert await receive(dispatcher, kind(raw()), events=[USER_JOINED]) == UserJoined(7)
+
+
 class TestOwn:
     """What a program has dispatched and bridged comes back to it where it consumes the same topic."""
 

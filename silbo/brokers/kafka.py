@@ -104,6 +104,8 @@ class Kafka:
         return self._format.encode(message, Origin(self.app, instance()))
 
     async def _send(self, topic: str, parcels: Sequence[Parcel]) -> None:
+        if not self._producer.client.cluster.brokers():  # it learns of them when it starts, and else waits for ever
+            raise ConnectionError("the producer was not started: `await producer.start()`, or `async with producer`")
         # Else each try would leave a copy with a producer that can't send it.
         if topic in self._doubted and not await self._producer.client.force_metadata_update():
             raise ConnectionError("no broker answers")

@@ -198,6 +198,17 @@ async def test_topic_that_is_missing_holds_up_no_other(
     assert numbers(await records(server, "events")) == [2]
 
 
+async def test_producer_that_was_not_started(server: KafkaMock) -> None:
+    """It would wait for ever, and the error be of a Kafka that does not answer."""
+    producer = AIOKafkaProducer(bootstrap_servers=server.url, enable_idempotence=True)
+    async with Kafka(producer, app="web") as broker:
+        with pytest.raises(BrokerUnavailable, match=r"not started: `await producer\.start\(\)`.*not sent"):
+            await broker.publish(message(1))
+        async with producer:  # late is not too late
+            await broker.publish(message(2))
+    assert numbers(await records(server, "events")) == [2]
+
+
 async def test_producer_that_the_host_has_stopped(broker: Kafka, producer: AIOKafkaProducer) -> None:
     await broker.publish(message(1))
     await producer.stop()
