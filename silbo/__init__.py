@@ -13,7 +13,7 @@ from silbo.maps import EventMap, RequestMap
 from silbo.mediator import Mediator
 from silbo.message import Delivery, Message, Origin
 from silbo.middleware import LoggingMiddleware, Middleware
-from silbo.names import EventName
+from silbo.names import EventName, name_of
 from silbo.observers import Call, Dispatch, Observer
 from silbo.outbox import Outbox
 from silbo.protocols import Publisher, Subscription
@@ -68,6 +68,7 @@ __all__ = [
     "Trace",
     "bootstrap",
     "errors",
+    "name_of",
     "on",
     "receive",
 ]

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from silbo._whistle import IAsyncEventDispatcher
+from silbo.checks import told
 from silbo.codec import to_message
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.event import kind_of, running
@@ -73,7 +74,7 @@ class Bridge:
     ) -> None:
         if not isinstance(publisher, Publisher):
             raise TypeError(
-                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {publisher!r}"
+                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {told(publisher)}"
             )
         self.publisher: Final = publisher
         self._joins = publisher if isinstance(publisher, JoiningPublisher) else None

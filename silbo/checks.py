@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from silbo.protocols import Publisher
 
-__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds"]
+__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds", "told"]
 
 _STORE: Final = ("open", "add", "take", "settle", "status")
 
@@ -26,8 +26,8 @@ def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
     return value
 
 
-def check_count(name: str, value: Any) -> int:
-    """A number of things, 1 or more.
+def check_count(name: str, value: Any, *, zero: bool = False) -> int:
+    """A number of things, 1 or more, or from 0 on.
 
     Raises:
         TypeError: it is no whole number.
@@ -35,8 +35,8 @@ def check_count(name: str, value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is 1 or more, not {value!r}")
+    if value < (0 if zero else 1):
+        raise ValueError(f"{name} is {0 if zero else 1} or more, not {value!r}")
     return value
 
 
@@ -72,6 +72,12 @@ def check_ends(store: Any, publisher: Any) -> None:
         TypeError: one of them is something else, perhaps the other.
     """
     if not all(callable(getattr(store, method, None)) for method in _STORE):
-        raise TypeError(f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {store!r}")
+        raise TypeError(f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {told(store)}")
     if not isinstance(publisher, Publisher):
-        raise TypeError(f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {publisher!r}")
+        raise TypeError(f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {told(publisher)}")
+
+
+def told(thing: object) -> str:
+    """What it is, for an error: of an object its type alone, for clients have long texts, and secrets in them."""
+    cls = thing if isinstance(thing, type) else type(thing)
+    return repr(thing) if thing is cls or cls.__module__ == "builtins" else f"a {cls.__module__}.{cls.__qualname__}"

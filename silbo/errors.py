@@ -17,6 +17,7 @@ __all__ = [
     "DeliveryGivenUp",
     "DeliveryUnknown",
     "DispatcherClosed",
+    "DispatcherConflict",
     "EnvelopeConflict",
     "Fenced",
     "FollowUpsExceeded",
@@ -61,7 +62,7 @@ class MissingExtra(SilboError, ImportError):
 
 
 class NameInvalid(SilboError, ValueError):
-    """A name with ``*`` was dispatched, or a pattern is not one."""
+    """A name with ``*`` was dispatched, a pattern is not one, or classes of events and names do not go together."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
@@ -143,6 +144,24 @@ class Unresolvable(SilboError, LookupError):
 
     def __str__(self) -> str:
         return f"{type(self.container).__name__} can't make {self.cls.__qualname__}: {self.problem}"
+
+
+class DispatcherConflict(SilboError, ValueError):
+    """A container has a dispatcher, and was to get another one.
+
+    Attributes:
+        container: The adapter.
+    """
+
+    def __init__(self, container: object) -> None:
+        super().__init__(container)
+        self.container = container
+
+    def __str__(self) -> str:
+        return (
+            f"{type(self.container).__name__}: the container has another dispatcher already, and what is dispatched with one "
+            "of the two is not heard by the other. Take the one that it has, bootstrap(dispatcher=...), or take it out"
+        )
 
 
 class AlreadyBound(SilboError, ValueError):

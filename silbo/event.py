@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 from silbo._whistle import WhistleEvent
 from silbo.errors import EnvelopeConflict, NotAnEvent
+from silbo.keywords import pass_keywords
 
 if TYPE_CHECKING:
     from silbo.message import Origin
@@ -55,6 +56,9 @@ class Event(WhistleEvent):
         __silbo_direct__ = None
         __silbo_outward__ = False  # it gets an id and a time when its first dispatch starts
         __silbo_errors__ = None  # during a dispatch that may collect: the errors so far
+
+        def __init_subclass__(cls, **keywords):
+            pass_keywords(cls, keywords, super().__init_subclass__)
 
     def stop_propagation(self) -> None:
         """End this dispatch after the listener that is running."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
 from silbo.errors import ContainerMissing
 from silbo.guard import Wrapper, is_async
@@ -85,7 +85,7 @@ class ClassListener(Wrapper):
         if container is None:
             raise ContainerMissing(cls)
         self.container = self._from = container
-        self._cls: type[Any] = cls
+        self.cls: Final[type[Any]] = cls
 
     async def __call__(self, event: Any) -> None:
         """Resolve it and let it handle the event."""
@@ -97,6 +97,6 @@ class ClassListener(Wrapper):
             await self._run(unit, event)
 
     async def _run(self, unit: Unit, event: Any) -> None:
-        handler = await unit.resolve(self._cls)
+        handler = await unit.resolve(self.cls)
         with unit.handling(handler, getattr(event, "dispatcher", None)):
             await getattr(handler, self._method)(event)

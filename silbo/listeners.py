@@ -171,6 +171,8 @@ class ListenerRegistry:
                 f"a listener is an async function (or an object with an async __call__), not {listener!r}; "
                 "write 'async def'"
             )
+        if isinstance(run, ClassListener):
+            listener = run.cls
         rank = _rank(priority)
         pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
         entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), run, pattern)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from silbo._whistle import IAsyncEventDispatcher
+from silbo.checks import check_count
+from silbo.dispatcher import AsyncEventDispatcher
 from silbo.listeners import container_of
 from silbo.maps import EventMap, RequestMap
 from silbo.middleware import AnyMiddleware, check_middlewares, through
@@ -15,7 +16,7 @@ from silbo.requests import HandlesRequest, Request
 from silbo.scopes import check_container
 from silbo.unit import FOLLOW_UPS, Unit, unit_of_work
 
-__all__ = ["Mediator"]
+__all__ = ["Mediator", "shared_container"]
 
 Res = TypeVar("Res")
 
@@ -40,43 +41,38 @@ class Mediator:
         max_follow_ups: Most events that may come of the events of one request, those that it collected itself not counted.
 
     Raises:
-        TypeError: there is no container, or a middleware is none.
-        ValueError: the container is another than the dispatcher's.
+        TypeError: there is no container, or one of these is something else.
+        ValueError: the container is another than the dispatcher's, or a number is too low.
+        AlreadyBound: another map has registered one of the handlers of events with the dispatcher.
+        NameInvalid: another map has bound another class of events of the same name there.
     """
 
     def __init__(
         self,
         *,
         request_map: RequestMap,
-        dispatcher: IAsyncEventDispatcher,
+        dispatcher: AsyncEventDispatcher,
         container: Container | None = None,
         event_map: EventMap | None = None,
         middlewares: Iterable[AnyMiddleware] = (),
         max_concurrent_event_handlers: int = 1,
         max_follow_ups: int = FOLLOW_UPS,
     ) -> None:
-        check_container(container)
-        own = container_of(dispatcher)
-        if container is not None and own is not None and own is not container:
-            raise ValueError(
-                "the dispatcher has a container of its own, and handlers of requests and of events have to share its "
-                "scopes: leave out container="
-            )
-        container = own if container is None else container
-        if container is None:
-            raise TypeError(
-                "a Mediator needs a container that makes its handlers: container=... with an adapter from "
-                "silbo.containers, or a dispatcher that has one"
-            )
-        if max_concurrent_event_handlers < 1:
-            raise ValueError(f"max_concurrent_event_handlers is 1 or more, not {max_concurrent_event_handlers!r}")
+        for name, given, wanted in (("request_map", request_map, RequestMap), ("event_map", event_map, EventMap)):
+            if not isinstance(given, wanted) and not (given is None and wanted is EventMap):
+                raise TypeError(f"{name} has to be a silbo.{wanted.__name__}, not {given!r}")
+        self.container: Final = shared_container(dispatcher, container)
         self.dispatcher: Final = dispatcher
-        self.container: Final = container
-        self._requests, self._middlewares = request_map, tuple(middlewares)
+        self._requests, self._events, self._middlewares = request_map, event_map, tuple(middlewares)
         check_middlewares(self._middlewares)
-        self._at_once, self._max_follow_ups = max_concurrent_event_handlers, max_follow_ups
+        self._at_once = check_count("max_concurrent_event_handlers", max_concurrent_event_handlers)
+        self._max_follow_ups = check_count("max_follow_ups", max_follow_ups, zero=True)
         if event_map is not None:
-            event_map.listen(dispatcher, container)
+            event_map.listen(dispatcher, self.container)
+
+    def __repr__(self) -> str:
+        maps = (repr(one) for one in (self._requests, self._events) if one is not None)
+        return f"<Mediator: {', '.join(maps)}, {type(self.container).__name__}>"
 
     async def send(self, request: Request[Res]) -> Res:
         """Have a request handled.
@@ -107,3 +103,31 @@ class Mediator:
                 response = await handler.handle(request)
             await unit.follow(at_once=self._at_once)
         return response
+
+
+def shared_container(dispatcher: AsyncEventDispatcher, container: Container | None) -> Container:
+    """The container that a mediator and its dispatcher have in common.
+
+    Raises:
+        TypeError: there is none, or the dispatcher is none of silbo's.
+        ValueError: each has another one.
+    """
+    given: object = dispatcher
+    if not isinstance(given, AsyncEventDispatcher):
+        raise TypeError(
+            f"a mediator's dispatcher is a silbo.AsyncEventDispatcher (also in Whistle's place), not {given!r}"
+        )
+    check_container(container)
+    own = container_of(dispatcher)
+    if container is not None and own is not None and own is not container:
+        raise ValueError(
+            "the dispatcher has a container of its own, and handlers of requests and of events have to share its "
+            "scopes: leave out container="
+        )
+    found = own if container is None else container
+    if found is None:
+        raise TypeError(
+            "a Mediator needs a container that makes its handlers: container=... with an adapter from "
+            "silbo.containers, or a dispatcher that has one"
+        )
+    return found

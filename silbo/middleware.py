@@ -28,7 +28,23 @@ class Around(Protocol):
         ...
 
 
-AnyMiddleware: TypeAlias = Around | object
+class Before(Protocol):
+    """The older style."""
+
+    def process_request(self, request: Any, /) -> Awaitable[object]:
+        """Before the handler."""
+        ...
+
+
+class After(Protocol):
+    """The older style."""
+
+    def process_response(self, response: Any, /) -> Awaitable[object]:
+        """After it, where it succeeded."""
+        ...
+
+
+AnyMiddleware: TypeAlias = Around | Before | After | type[Around] | type[Before] | type[After]
 """An async callable ``(request, handle)``; an object with ``process_request`` or ``process_response``; a class of either,
 of which the container makes an object for each request."""
 
@@ -58,7 +74,7 @@ class LoggingMiddleware:
 
     Args:
         logger: Where to; by default silbo's own.
-        level: Of all lines.
+        level: Of its lines; that of a request that failed is a warning at least.
     """
 
     def __init__(self, logger: logging.Logger = logger, *, level: int = logging.DEBUG) -> None:
@@ -71,15 +87,20 @@ class LoggingMiddleware:
         begin = time.perf_counter()
         try:
             response = await handle(request)
-        except BaseException as error:
-            self._end("request failed: %s, %s", name, begin, error=type(error).__qualname__)
+        except Exception as error:
+            level = max(self._level, logging.WARNING)
+            self._end("request failed: %s in %.1f ms: %s", name, begin, level, error=type(error).__qualname__)
             raise
-        self._end("request done: %s", name, begin)
+        except BaseException as error:
+            self._end("request ended: %s in %.1f ms: %s", name, begin, self._level, error=type(error).__qualname__)
+            raise
+        self._end("request done: %s in %.1f ms", name, begin, self._level)
         return response
 
-    def _end(self, text: str, name: str, begin: float, **more: str) -> None:
-        extra = {"request": name, "seconds": time.perf_counter() - begin, **more}
-        self._logger.log(self._level, text, name, *more.values(), extra=extra)
+    def _end(self, text: str, name: str, begin: float, level: int, **more: str) -> None:
+        seconds = time.perf_counter() - begin
+        extra = {"request": name, "seconds": seconds, **more}
+        self._logger.log(level, text, name, seconds * 1000, *more.values(), extra=extra)
 
 
 def check_middlewares(middlewares: Sequence[Any]) -> None:
@@ -111,7 +132,13 @@ async def _call(middleware: Any, unit: Unit, handle: Handle, request: Any) -> An
     if isinstance(middleware, type):
         middleware = await unit.resolve(middleware)
     if is_async(middleware):
-        return await middleware(request, handle)
+        response = await middleware(request, handle)
+        if inspect.iscoroutine(response):
+            response.close()
+            raise TypeError(
+                f"{middleware!r} returned a coroutine that nobody awaited: write 'return await handle(request)'"
+            )
+        return response
     return await _before_and_after(middleware, request, handle)
 
 

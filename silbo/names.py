@@ -10,6 +10,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
 from silbo.errors import NameInvalid
 
@@ -30,6 +31,7 @@ __all__ = [
     "Key",
     "Name",
     "check_dispatched",
+    "claim_own_name",
     "compile_pattern",
     "is_pattern",
     "name_of",
@@ -80,6 +82,9 @@ else:
             version: The version of the payload, sent along as a header.
             description: For people.
             deprecated: What to use instead; registering a listener or dispatching gives a ``DeprecationWarning``.
+
+        Raises:
+            NameInvalid: a ``*``; or handlers are bound to the class already, and so under the class's own name.
         """
 
         __slots__ = ("cls", "deprecated", "description", "key", "version")
@@ -92,6 +97,7 @@ else:
             self = super().__new__(own, name)
             self.cls, self.key, self.version = cls, key, version
             self.description, self.deprecated = description, deprecated
+            _check_unclaimed(self)
             _make_known(self)
             return self
 
@@ -114,11 +120,34 @@ def _make_known(name: Any) -> None:
             setattr(name.cls, _KNOWN, (*known, name))
 
 
+_claimed: Final[WeakKeyDictionary[type, WeakSet[Any]]] = WeakKeyDictionary()
+"""Classes of events that are bound under their own name, and where."""
+
+
+def claim_own_name(cls: type, where: object) -> None:
+    """Note that handlers of a class of events are bound under the class's own name: an ``EventName`` would come too late."""
+    _claimed.setdefault(cls, WeakSet()).add(where)
+
+
+def _check_unclaimed(name: Any) -> None:
+    if name.cls is not None and _claimed.get(name.cls) and _KNOWN not in vars(name.cls):
+        raise NameInvalid(
+            name,
+            f"handlers are bound to {name.cls.__qualname__} already, under the name of the class, and would not hear it: "
+            "make the EventName before that, where the class is defined",
+        )
+
+
 def name_of(event: object) -> Any:
-    """The name of an event that comes without one, or of a class of events: its :class:`EventName`, else the class's name.
+    """The name of an event, or of a class of events: the :class:`EventName` that was made for its class, else the class's name.
+
+    Under this name a mediator dispatches what handlers collect, and an :class:`EventMap` binds a class. To dispatch an event
+    of your own so::
+
+        await dispatcher.adispatch(name_of(event), event)
 
     Raises:
-        NameInvalid: there are two of them.
+        NameInvalid: its class has several EventNames.
     """
     cls = event if isinstance(event, type) else type(event)
     known: tuple[Any, ...] = vars(cls).get(_KNOWN, ())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from silbo.bridge import Bridge, bridges
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.guard import is_async
 from silbo.listeners import container_of
 from silbo.maps import EventMap, RequestMap
-from silbo.mediator import Mediator
+from silbo.mediator import Mediator, shared_container
 from silbo.middleware import AnyMiddleware
 from silbo.protocols import Container, Publisher
 from silbo.scopes import check_container
@@ -28,8 +29,52 @@ ADAPTERS: Final = {
 the core knows of none."""
 
 
+class OfRodi(Protocol):
+    """What a type checker knows a ``rodi.Container`` by."""
+
+    @property
+    def build_provider(self) -> object: ...
+
+
+class OfDi(Protocol):
+    """What a type checker knows a ``di.Container`` by."""
+
+    @property
+    def solve(self) -> object: ...
+
+
+class OfDependencyInjector(Protocol):
+    """What a type checker knows a ``dependency_injector.containers.Container`` by."""
+
+    @property
+    def wire(self) -> object: ...
+
+
+class OfDishka(Protocol):
+    """What a type checker knows a ``dishka.AsyncContainer`` by."""
+
+    @property
+    def parent_container(self) -> object: ...
+
+
+AnyContainer: TypeAlias = OfRodi | OfDi | OfDependencyInjector | OfDishka | Container
+
+
+@runtime_checkable
+class Registers(Protocol):
+    """An adapter that can make the dispatcher and the mediator what its container gives."""
+
+    def take_dispatcher(self, dispatcher: AsyncEventDispatcher, *, ask: bool = ...) -> None:
+        """Make it the container's."""
+        ...
+
+    def take(self, given: object) -> None:
+        """Give it to who asks for its class."""
+        ...
+
+
 def bootstrap(
-    di_container: object,
+    di_container: AnyContainer,
     *,
     commands_mapper: Callable[[RequestMap], object] | None = None,
     queries_mapper: Callable[[RequestMap], object] | None = None,
@@ -51,75 +96,82 @@ def bootstrap(
         middlewares: As for :class:`~silbo.mediator.Mediator`.
         on_startup: Called in the end, in this order; not async.
         max_concurrent_event_handlers: As for :class:`~silbo.mediator.Mediator`.
-        dispatcher: One that is there already. By default a new one, which is then also what the container gives to those who
-            ask for an ``AsyncEventDispatcher``; but for dishka, whose containers take nothing more: give it a
-            ``dispatcher_provider()``, and here the dispatcher that the container has.
+        dispatcher: The one that the container has, or is to have. By default a new one.
+
+    The dispatcher becomes what the container gives to those who ask for an ``AsyncEventDispatcher``, and the mediator what it
+    gives for a ``Mediator``, unless it gives something else for that; but not for dishka, whose containers take nothing more.
 
     Returns:
         The mediator; its ``dispatcher`` takes more listeners.
 
     Raises:
-        TypeError: no such container, or a function for the start that is async.
+        TypeError: no such container or dispatcher, or a mapper or a function for the start is async.
         ValueError: the dispatcher has a bridge already, so that a second one would send everything twice.
+        DispatcherConflict: the container has another dispatcher. Where only asking it would tell, it is raised when the first
+            scope is entered.
     """
-    starting = tuple(on_startup)
-    for start in starting:
-        if is_async(start):
-            raise TypeError(f"on_startup is called here and now, and {start!r} is async: await it before")
-    container = container_of(dispatcher)
-    if container is None or getattr(container, "container", container) is not di_container:
-        container = _adapted(di_container)
-    if dispatcher is None:
-        dispatcher = AsyncEventDispatcher(container=container)
-        _register(di_container, dispatcher)
+    adapter, starting = _adapter(di_container, dispatcher), tuple(on_startup)
+    for name, functions in (
+        ("commands_mapper", (commands_mapper,)),
+        ("queries_mapper", (queries_mapper,)),
+        ("domain_events_mapper", (domain_events_mapper,)),
+        ("on_startup", starting),
+    ):
+        for function in functions:
+            _check_function(name, function)
+    new = dispatcher is None
+    dispatcher = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    shared_container(dispatcher, adapter)
+    if message_broker is not None and any(bridges(dispatcher)):
+        raise ValueError("the dispatcher has a bridge already, and two send everything twice: leave out message_broker")
     requests, events = RequestMap(), EventMap()
-    for mapper in (commands_mapper, queries_mapper):
-        if mapper is not None:
-            mapper(requests)
-    if domain_events_mapper is not None:
-        domain_events_mapper(events)
-    if message_broker is not None:
-        if any(bridges(dispatcher)):
-            raise ValueError(
-                "the dispatcher has a bridge already, and two send everything twice: leave out message_broker"
-            )
-        dispatcher.add_subscriber(Bridge(message_broker))
+    _call(commands_mapper, requests)
+    _call(queries_mapper, requests)
+    _call(domain_events_mapper, events)
+    if isinstance(adapter, Registers):
+        adapter.take_dispatcher(dispatcher, ask=not new)
     mediator = Mediator(
         request_map=requests,
         dispatcher=dispatcher,
-        container=container,
+        container=adapter,
         event_map=events,
         middlewares=middlewares,
         max_concurrent_event_handlers=max_concurrent_event_handlers,
     )
+    if message_broker is not None:
+        dispatcher.add_subscriber(Bridge(message_broker))
+    if isinstance(adapter, Registers):
+        adapter.take(mediator)
     for start in starting:
-        start()
+        _call(start)
     return mediator
 
 
-def _library(container: object) -> str | None:
+def _adapter(container: Any, dispatcher: AsyncEventDispatcher | None) -> Container:
+    """The dispatcher's own where it is one of this container, else a new one."""
+    own = container_of(dispatcher)
+    if own is not None and getattr(own, "container", own) is container:
+        return own
     packages = (cls.__module__.partition(".")[0] for cls in type(container).__mro__)
-    return next((package for package in packages if package in ADAPTERS), None)
-
-
-def _adapted(container: Any) -> Container:
-    library = _library(container)
+    library = next((package for package in packages if package in ADAPTERS), None)
     if library is not None:
         adapter: Container = getattr(import_module(f"silbo.containers.{library}"), ADAPTERS[library])(container)
         return adapter
     if container is None:
         raise TypeError(f"di_container is a container of {', '.join(ADAPTERS)}, or an adapter from silbo.containers")
     check_container(container)
-    own: Container = container
-    return own
+    given: Container = container
+    return given
 
 
-def _register(container: object, dispatcher: AsyncEventDispatcher) -> None:
-    library = _library(container)
-    register = library and getattr(import_module(f"silbo.containers.{library}"), "register_dispatcher", None)
-    if register:
-        try:
-            register(container, dispatcher)
-        except Exception as error:
-            error.add_note("it has a dispatcher already: give that one to bootstrap(dispatcher=...)")
-            raise
+def _check_function(name: str, function: object) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} is a function, not {function!r}")
+    if is_async(function):
+        raise TypeError(f"{name} is called here and now, and {function!r} is async: await it before")
+
+
+def _call(function: Callable[..., object] | None, *arguments: object) -> None:
+    if function is not None and inspect.iscoroutine(answer := function(*arguments)):
+        answer.close()
+        raise TypeError(f"{function!r} is called here and now, and its answer is a coroutine: await it before")

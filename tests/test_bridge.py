@@ -512,3 +512,20 @@ def test_a_bridge_to_what_is_no_publisher_is_refused_when_built() -> None:
     for wrong in (Redis(), object(), None):
         with pytest.raises(TypeError, match="RedisStreams"):
             Bridge(wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_no_broker_is_told_by_its_type_alone() -> None:
+    """A client's own text is long, and may have a password in it."""
+
+    class Client:
+        def __repr__(self) -> str:
+            return "redis://:secret@host"
+
+    for given, told in (
+        (Client(), rf"not to a {__name__}\.test_what.*Client$"),
+        (Client, "not to <class"),
+        (3, "not to 3$"),
+    ):
+        wrong: Any = given
+        with pytest.raises(TypeError, match=told):
+            Bridge(wrong)

@@ -11,13 +11,13 @@ dispatcher = register_dispatcher(services)
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from typing import Any, TypeVar, get_type_hints, overload
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
-from silbo.containers import dispatcher_types
+from silbo.containers import ASK, NOTHING, Adapter
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 D = TypeVar("D", bound=AsyncEventDispatcher)
 
 
-class DependencyInjectorContainer:
+class DependencyInjectorContainer(Adapter):
     """Makes the objects of listener classes with a dependency_injector container.
 
     A class is looked up among the container's providers, those of nested containers included: the one that provides it,
@@ -59,7 +59,9 @@ class DependencyInjectorContainer:
         for singleton in self.container.traverse([providers.ContextLocalSingleton]):
             context.run(singleton.reset)
         try:
-            yield _Scope(self, context)
+            scope = _Scope(self, context)
+            await self.check(scope)
+            yield scope
         finally:
             await _shut_down(self.container, context)
 
@@ -69,14 +71,44 @@ class DependencyInjectorContainer:
         Raises:
             Unresolvable: there is none, or more than one.
         """
-        wanted: type = WhistleDispatcher if cls is IAsyncEventDispatcher else cls
-        given = [(provider, gives) for provider in _flat(self.container) if (gives := _gives(provider)) is not None]
-        exact = [provider for provider, gives in given if gives is wanted]
-        found = exact or [provider for provider, gives in given if wanted in gives.__mro__]
+        found = self._providers(cls)
         if len(found) != 1:
             problem = f"{len(found)} providers give it: {found}" if found else "no provider of the container gives it"
             raise Unresolvable(cls, self, problem)
         return found[0]
+
+    def _providers(self, cls: type) -> list[providers.Provider[Any]]:
+        wanted: type = WhistleDispatcher if cls is IAsyncEventDispatcher else cls
+        given = [(provider, gives) for provider in _flat(self.container) if (gives := _gives(provider)) is not None]
+        exact = [provider for provider, gives in given if gives is wanted]
+        return exact or [provider for provider, gives in given if wanted in gives.__mro__]
+
+    def lookup(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers.Adapter`."""
+        found = [provider for provider in self._providers(cls) if not _open(provider)]
+        given = found[0] if len(found) == 1 else None
+        while isinstance(given, providers.Dependency):
+            given = given.last_overriding
+        return NOTHING if not found else given() if isinstance(given, providers.Object) else ASK
+
+    def give(self, given: object, types: Sequence[type[Any]], *, name: str = "") -> None:
+        """See :class:`silbo.containers.Adapter`: the provider of a name, found under every class that the object is of.
+
+        Raises:
+            dependency_injector.errors.Error: the dispatcher's name is taken. That of something else may be.
+        """
+        of_dispatcher = isinstance(given, AsyncEventDispatcher)
+        name = name or ("dispatcher" if of_dispatcher else type(given).__name__.lower())
+        declared = self.container.providers.get(name)
+        if declared is None:
+            self.container.set_provider(name, providers.Object(given))
+        elif _open(declared):
+            declared.override(providers.Object(given))
+        elif of_dispatcher:
+            raise errors.Error(
+                f"the container has a provider {name!r} already: {declared}. Choose another name, "
+                "register_dispatcher(container, name=...)"
+            )
 
 
 class _Scope:
@@ -121,20 +153,14 @@ def register_dispatcher(
 
     Raises:
         TypeError: it is no silbo dispatcher, or no container.
-        dependency_injector.errors.Error: the container provides something under this name already.
+        DispatcherConflict: the container has another dispatcher; nothing was registered.
+        dependency_injector.errors.Error: the container provides something else under this name.
     """
-    _check(container)
-    if dispatcher is None:
-        dispatcher = AsyncEventDispatcher(container=DependencyInjectorContainer(container))
-    dispatcher_types(dispatcher)
-    declared = container.providers.get(name)
-    if declared is None:
-        container.set_provider(name, providers.Object(dispatcher))
-    elif isinstance(declared, providers.Dependency) and not declared.is_defined:
-        declared.override(providers.Object(dispatcher))
-    else:
-        raise errors.Error(f"the container has a provider {name!r} already: {declared}")
-    return dispatcher
+    adapter = DependencyInjectorContainer(container)
+    found = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    if types := adapter.missing(found):
+        adapter.give(found, types, name=name)
+    return found
 
 
 def _check(container: object) -> None:
@@ -148,6 +174,11 @@ def _flat(container: Any) -> Iterator[providers.Provider[Any]]:
             yield from _flat(provider)
         else:
             yield provider
+
+
+def _open(provider: Any) -> bool:
+    """Whether it is declared only: something is still to be given to it."""
+    return isinstance(provider, providers.Dependency) and not provider.is_defined
 
 
 def _gives(provider: Any) -> type | None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
-from silbo.containers import dispatcher_types
+from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
+from silbo.containers import ASK, NOTHING, Adapter
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
+from silbo.mediator import Mediator
 
 try:
     import di
@@ -36,8 +38,10 @@ T = TypeVar("T")
 D = TypeVar("D", bound=AsyncEventDispatcher)
 
 
-class DIContainer:
+class DIContainer(Adapter):
     """Makes the objects of listener classes with a di container; di needs no registration of a class it can make.
+
+    Only a dispatcher and a mediator are never made in passing, for nobody would hear them: they have to be bound.
 
     Each unit of work enters the innermost scope: what belongs to it is made once there, and its generators are closed at
     the end, an error of the dispatch thrown into them. A listener class itself, where nothing is bound to it, is made anew for
@@ -65,7 +69,9 @@ class DIContainer:
     async def scope(self) -> AsyncGenerator[_Scope]:
         """See :class:`silbo.protocols.Container`."""
         async with self.container.enter_scope(self._scopes[-1], self._state) as state:
-            yield _Scope(self, state)
+            scope = _Scope(self, state)
+            await self.check(scope)
+            yield scope
 
     def solve(self, cls: type[T]) -> di.SolvedDependent[T]:
         """How to make a class: looked up once, and again when the binds have changed.
@@ -81,11 +87,57 @@ class DIContainer:
             # Uncached: two events side by side have a handler each. What it depends on is shared.
             root = Dependent(cls, scope=self._scopes[-1], use_cache=False)
             solved = self.container.solve(root, scopes=self._scopes)
+            self._refuse_strays(cls, solved)
             for part in solved.dag:
                 if inspect.isabstract(part.call) or getattr(part.call, "_is_protocol", False):
                     raise Unresolvable(cls, self, f"{_name(part.call)} is abstract, and bound to nothing")
             self._solved[cls] = solved
         return self._solved[cls]
+
+    def _refuse_strays(self, cls: type, solved: di.SolvedDependent[Any]) -> None:
+        """A dispatcher that di would make by itself is not the one that others listen on; so with a mediator."""
+        asked: list[tuple[object, object]] = [(cls, solved.dependency.call)]
+        for parameters in solved.dag.values():
+            for one in parameters:
+                annotation: Any = one.parameter and one.parameter.annotation
+                annotated = getattr(annotation, "__origin__", annotation)  # Annotated[it, ...]
+                asked.append((annotated, one.dependency.call))
+        for wanted, made in asked:
+            if made is wanted and _is_central(made) and self.lookup(made) is NOTHING:
+                how = "register_dispatcher(container, dispatcher)"
+                if issubclass(made, Mediator):
+                    how = "bootstrap(...) binds its own; bind one that you made by hand"
+                raise Unresolvable(cls, self, f"{_name(made)} is bound to nothing, and a new one nobody hears: {how}")
+
+    def lookup(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers.Adapter`."""
+        asked = Dependent(cls, scope=self._scopes[-1], wire=False)
+        try:
+            found = self.container.solve(asked, scopes=self._scopes).dependency
+        except DependencyInjectionException:  # bound, and to something that can't be made in these scopes
+            return ASK
+        holder = getattr(found.call, "__self__", None)
+        return NOTHING if found is asked else holder.given if isinstance(holder, _Given) else ASK
+
+    def give(self, given: object, types: Sequence[type[Any]]) -> None:
+        """See :class:`silbo.containers.Adapter`."""
+        call = _Given(given).get
+
+        def bound(param: inspect.Parameter | None, dependent: DependentBase[Any]) -> DependentBase[Any] | None:
+            if dependent.call not in types:
+                return None
+            # In the scope of who asks, whatever the host calls its scopes; uncached, for di refuses one call in two scopes.
+            return Dependent(call, scope=dependent.scope, use_cache=False)
+
+        self.container.bind(bound)
+
+
+class _Given:
+    def __init__(self, given: object) -> None:
+        self.given = given
+
+    def get(self) -> object:
+        return self.given
 
 
 class _Scope:
@@ -121,22 +173,16 @@ def register_dispatcher(
 
     Raises:
         TypeError: it is no silbo dispatcher.
+        DispatcherConflict: the container has another one; nothing was bound.
     """
-    if dispatcher is None:
-        dispatcher = AsyncEventDispatcher(container=DIContainer(container))
-    types, found = dispatcher_types(dispatcher), dispatcher
+    adapter = DIContainer(container)
+    found = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    adapter.take_dispatcher(found)
+    return found
 
-    def give() -> AsyncEventDispatcher:
-        return found
 
-    def bound(param: inspect.Parameter | None, dependent: DependentBase[Any]) -> DependentBase[Any] | None:
-        if dependent.call not in types:
-            return None
-        # In the scope of who asks, whatever the host calls its scopes; uncached, for di refuses one call in two scopes.
-        return Dependent(give, scope=dependent.scope, use_cache=False)
-
-    container.bind(bound)
-    return dispatcher
+def _is_central(call: object) -> TypeGuard[type[Any]]:
+    return isinstance(call, type) and (issubclass(call, WhistleDispatcher | Mediator) or call is IAsyncEventDispatcher)
 
 
 def _name(call: object) -> str:

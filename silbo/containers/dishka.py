@@ -9,16 +9,17 @@ class Invoices:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from silbo.containers import dispatcher_types
+from silbo.containers import ASK, NOTHING, Adapter, dispatcher_types
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
 try:
     import dishka
+    from dishka.entities.key import DependencyKey
     from dishka.entities.scope import BaseScope
     from dishka.exception_base import DishkaError
 except ModuleNotFoundError as error:
@@ -31,7 +32,7 @@ __all__ = ["DishkaContainer", "dispatcher_provider"]
 T = TypeVar("T")
 
 
-class DishkaContainer:
+class DishkaContainer(Adapter):
     """Makes the objects of listener classes with a dishka container.
 
     Each unit of work enters a scope: what is provided there is made once in it, and its generators are closed at the end,
@@ -52,7 +53,17 @@ class DishkaContainer:
     async def scope(self) -> AsyncGenerator[_Scope]:
         """See :class:`silbo.protocols.Container`."""
         async with self.container(scope=self._scope) as opened:
-            yield _Scope(self, opened)
+            scope = _Scope(self, opened)
+            await self.check(scope)
+            yield scope
+
+    def lookup(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers.Adapter`."""
+        key = DependencyKey(cls, dishka.DEFAULT_COMPONENT)
+        return ASK if any(key in registry.factories for registry in _registries(self.container)) else NOTHING
+
+    def give(self, given: object, types: Sequence[type[Any]]) -> None:
+        """See :class:`silbo.containers.Adapter`: a dishka container takes nothing more."""
 
 
 class _Scope:
@@ -64,6 +75,18 @@ class _Scope:
             return await self._opened.get(cls)
         except DishkaError as error:
             raise Unresolvable(cls, self._adapter, str(error)) from error
+
+
+def _registries(container: dishka.AsyncContainer) -> Iterator[Any]:
+    """What a container may be asked for, in its own scope, those around it and those inside of it."""
+    around: Any = container
+    while around is not None:
+        yield around.registry
+        around = around.parent_container
+    yield from getattr(container, "child_registries", ())  # dishka 1.6; later each has the next
+    inside: Any = container.registry
+    while (inside := getattr(inside, "child_registry", None)) is not None:
+        yield inside
 
 
 def dispatcher_provider(

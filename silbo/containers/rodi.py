@@ -9,11 +9,11 @@ class Invoices:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from silbo.containers import dispatcher_types
+from silbo.containers import ASK, NOTHING, Adapter
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 D = TypeVar("D", bound=AsyncEventDispatcher)
 
 
-class RodiContainer:
+class RodiContainer(Adapter):
     """Makes the objects of listener classes with a rodi container.
 
     Each unit of work has an activation scope: ``add_scoped`` is one object for it. rodi knows no clean-up: what is scoped
@@ -47,7 +47,31 @@ class RodiContainer:
     async def scope(self) -> AsyncGenerator[_Scope]:
         """See :class:`silbo.protocols.Container`."""
         with ExitStack() as stack:
-            yield _Scope(self, stack)
+            scope = _Scope(self, stack)
+            await self.check(scope)
+            yield scope
+
+    def lookup(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers.Adapter`."""
+        found = next((entry for key, entry in self.container if key is cls), NOTHING)
+        return found.instance if isinstance(found, rodi.InstanceResolver) else found if found is NOTHING else ASK
+
+    def give(self, given: object, types: Sequence[type[Any]]) -> None:
+        """See :class:`silbo.containers.Adapter`.
+
+        Source: rodi resolves by exact type, so each type needs its own entry. One that is added later makes it build
+        anew, singletons included; so what it has built gets the entry, too, and is kept.
+        """
+        built: Any = getattr(self.container, "_provider", None)
+        for cls in types:
+            self.container.add_instance(given, cls)
+        if AsyncEventDispatcher in types and not self.container.strict:
+            # silbo's class and Whistle's have one name between them: rodi finds a parameter without annotation by its
+            # name, and fails where two types claim that, unless one of them is set.
+            self.container.set_alias("async_event_dispatcher", AsyncEventDispatcher, override=True)
+        if built is not None:
+            built._map.update({cls: lambda _scope, _asked: given for cls in types})  # noqa: SLF001
+            self.container._provider = built  # noqa: SLF001
 
 
 class _Scope:
@@ -86,20 +110,9 @@ def register_dispatcher(
 
     Raises:
         TypeError: it is no silbo dispatcher.
-        rodi.OverridingServiceException: the container has one under one of these types; nothing was registered.
-
-    Source: rodi resolves by exact type, so each type needs its own entry.
+        DispatcherConflict: the container has another one under one of these types; nothing was registered.
     """
-    if dispatcher is None:
-        dispatcher = AsyncEventDispatcher(container=RodiContainer(container))
-    types = dispatcher_types(dispatcher)
-    for cls in types:
-        if cls in container:
-            raise rodi.OverridingServiceException(cls, dispatcher)  # type: ignore[no-untyped-call]  # rodi's, untyped
-    for cls in types:
-        container.add_instance(dispatcher, cls)
-    if not container.strict:
-        # silbo's class and Whistle's have one name between them: rodi finds a parameter without annotation by its
-        # name, and fails where two types claim that, unless one of them is set.
-        container.set_alias("async_event_dispatcher", AsyncEventDispatcher, override=True)
-    return dispatcher
+    adapter = RodiContainer(container)
+    found = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    adapter.take_dispatcher(found)
+    return found

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from dependency_injector import containers, errors, providers
+from dependency_injector import containers, providers
 
 from silbo import AsyncEventDispatcher, Event
 from silbo.containers.dependency_injector import DependencyInjectorContainer, register_dispatcher
-from silbo.errors import Unresolvable
+from silbo.errors import DispatcherConflict, Unresolvable
 from silbo.protocols import Container
 from tests.containers.conformance import (
     Api,
@@ -267,8 +267,8 @@ def test_a_container_that_has_a_dispatcher_is_left_as_it_was() -> None:
     """Two dispatchers would not hear each other."""
     container = containers.DynamicContainer()
     first = register_dispatcher(container)
-    with pytest.raises(errors.Error, match="has a provider 'dispatcher' already"):
-        register_dispatcher(container)
+    with pytest.raises(DispatcherConflict, match="has another dispatcher already"):
+        register_dispatcher(container, name="events")
     assert container.dispatcher() is first
 
 

@@ -25,7 +25,7 @@ from silbo import (
 )
 from silbo.containers.dishka import dispatcher_provider
 from silbo.containers.rodi import RodiContainer, register_dispatcher
-from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local, Recorder, fail
+from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local, Recorder
 from tests.shelf import Shelf
 
 HEARD: list[object] = []
@@ -140,7 +140,7 @@ async def test_a_dispatcher_that_is_there_already_is_used_with_its_container() -
     mediator = bootstrap(container, commands_mapper=commands, domain_events_mapper=events, dispatcher=dispatcher)
     await mediator.send(Do(events=[Local(1)]))
     assert mediator.dispatcher is dispatcher and HEARD == [1]
-    plain = AsyncEventDispatcher()
+    container, plain = of_rodi(), AsyncEventDispatcher()
     mediator = bootstrap(container, commands_mapper=commands, domain_events_mapper=events, dispatcher=plain)
     await mediator.send(Do(events=[Local(2)]))
     assert mediator.dispatcher is plain and HEARD == [1, 2]
@@ -149,14 +149,6 @@ async def test_a_dispatcher_that_is_there_already_is_used_with_its_container() -
 def test_another_containers_dispatcher_is_refused() -> None:
     with pytest.raises(ValueError, match="container of its own"):
         bootstrap(rodi.Container(), dispatcher=register_dispatcher(rodi.Container()))
-
-
-def test_a_container_that_has_a_dispatcher_says_what_to_do() -> None:
-    container = rodi.Container()
-    register_dispatcher(container)
-    with pytest.raises(rodi.OverridingServiceException) as caught:
-        bootstrap(container)
-    assert caught.value.__notes__ == ["it has a dispatcher already: give that one to bootstrap(dispatcher=...)"]
 
 
 def test_a_second_bridge_is_refused() -> None:
@@ -172,9 +164,24 @@ def test_what_is_no_container_is_refused(wrong: Any) -> None:
         bootstrap(wrong)
 
 
-def test_an_async_function_for_the_start_is_refused() -> None:
-    with pytest.raises(TypeError, match="is async: await it before"):
-        bootstrap(Shelf(), on_startup=[fail])
+WHERE = ["commands_mapper", "queries_mapper", "domain_events_mapper", "on_startup"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_functions_that_nobody_would_await_are_refused(where: str) -> None:
+    """Neither async ones, nor those that only give a coroutine; an async mapper would bind nothing."""
+
+    async def asynchronous(*_: object) -> None: ...
+
+    def given(function: Any) -> Any:
+        return {where: [function] if where == "on_startup" else function}
+
+    with pytest.raises(TypeError, match=f"{where} is called here and now, and .* is async: await it before"):
+        bootstrap(Shelf(), **given(asynchronous))
+    with pytest.raises(TypeError, match="its answer is a coroutine: await it before"):
+        bootstrap(Shelf(), **given(lambda *_: asynchronous()))
+    with pytest.raises(TypeError, match=f"{where} is a function, not <RequestMap: empty>"):
+        bootstrap(Shelf(), **given(RequestMap()))
 
 
 def test_only_the_containers_own_library_is_imported() -> None:

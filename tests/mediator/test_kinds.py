@@ -115,3 +115,27 @@ async def test_every_sort_of_class_will_do(ask: Any, answer: Any, happened: Any,
     assert await world.mediator.send(ask(user_id=7)) == answer(label=7)
     assert heard == [happened(label=7)] and world.broker.got == [7]
     assert isinstance(answer(label=7), Response) and isinstance(ask(), Request)
+
+
+@pytest.mark.parametrize("base", [DomainEvent, Request, Response])
+def test_keywords_of_a_dataclass_are_told_where_they_belong(base: Any) -> None:
+    """Each who comes from python-cqrs writes them once behind the class."""
+    with pytest.raises(
+        TypeError, match=r"Frozen takes no class keywords: put @dataclass\(frozen=True, kw_only=True\) above it$"
+    ):
+
+        class Frozen(base, frozen=True, kw_only=True): ...
+
+    with pytest.raises(TypeError, match="takes no keyword arguments$"):
+
+        class Other(base, flavour="sweet"): ...
+
+    class Takes:
+        def __init_subclass__(cls, frozen: bool) -> None:
+            flavours.append(frozen)
+
+    flavours: list[bool] = []
+
+    class Own(base, Takes, frozen=True): ...
+
+    assert flavours == [True]

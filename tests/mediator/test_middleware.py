@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -233,23 +234,62 @@ def test_what_cannot_be_called_is_refused_when_the_mediator_is_made(wrong: Any) 
         World(middlewares=[wrong])
 
 
+async def test_one_that_does_not_await_the_handler_is_an_error() -> None:
+    """The handler has not run, and the caller would get a coroutine for an answer."""
+
+    async def forgets(request: Do, handle: Any) -> Any:
+        return handle(request)
+
+    world = World(middlewares=[Middleware(), forgets, Middleware()])
+    with pytest.raises(
+        TypeError, match=r"forgets.* returned a coroutine that nobody awaited: write 'return await handle\("
+    ):
+        await world.send(Local(1))
+    assert world.heard == []
+
+
 async def test_logging_tells_what_and_how_long_but_not_what_is_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    """What failed as a warning; a cancellation is no failure."""
     caplog.set_level(logging.DEBUG)
     world = World(middlewares=[LoggingMiddleware()])
     await world.send(Local("secret"))
     with pytest.raises(LookupError):
         await world.send(then=fail)
-    assert [record.getMessage() for record in caplog.records] == [
-        "request begins: Do",
-        "request done: Do",
-        "request begins: Do",
-        "request failed: Do, LookupError",
+    begun = asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(world.send(then=hang))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    begins = ("DEBUG", "request begins: Do")
+    lines = [(record.levelname, re.sub(r" \d+\.\d ms", " ... ms", record.getMessage())) for record in caplog.records]
+    assert lines == [
+        begins,
+        ("DEBUG", "request done: Do in ... ms"),
+        begins,
+        ("WARNING", "request failed: Do in ... ms: LookupError"),
+        begins,
+        ("DEBUG", "request ended: Do in ... ms: CancelledError"),
     ]
-    assert vars(caplog.records[1])["seconds"] >= 0
+    done = caplog.records[1]
+    assert f" in {vars(done)['seconds'] * 1000:.1f} ms" in done.getMessage()
     assert "secret" not in caplog.text and not any(record.exc_info for record in caplog.records)
 
 
 async def test_logging_to_a_logger_and_level_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(middlewares=[LoggingMiddleware(logging.getLogger("mine"), level=logging.WARNING)])
-    await world.send()
-    assert {(record.name, record.levelname) for record in caplog.records} == {("mine", "WARNING")}
+    """No failure below a warning, and none below the others."""
+    for level, failed in ((logging.INFO, "WARNING"), (logging.ERROR, "ERROR")):
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+        world = World(middlewares=[LoggingMiddleware(logging.getLogger("mine"), level=level)])
+        await world.send()
+        with pytest.raises(LookupError):
+            await world.send(then=fail)
+        name = logging.getLevelName(level)
+        assert [record.levelname for record in caplog.records] == [name, name, name, failed]
+        assert {record.name for record in caplog.records} == {"mine"}

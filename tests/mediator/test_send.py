@@ -7,8 +7,20 @@ import logging
 from typing import Any
 
 import pytest
+import whistle
 
-from silbo import AsyncEventDispatcher, Bridge, Event, EventHandler, EventName, Mediator, Request, RequestMap, Route
+from silbo import (
+    AsyncEventDispatcher,
+    Bridge,
+    Event,
+    EventHandler,
+    EventMap,
+    EventName,
+    Mediator,
+    Request,
+    RequestMap,
+    Route,
+)
 from silbo.errors import FollowUpsExceeded, HandlerShared, RequestUnbound, Unresolvable
 from tests.mediator.support import Collects, Do, DoHandler, Leaves, Local, World, fail
 from tests.shelf import Shelf
@@ -312,9 +324,36 @@ async def test_a_dispatcher_without_a_container_will_do() -> None:
     assert heard == [1] and len(shelf.scopes) == 1
 
 
-def test_a_limit_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 or more, not 0"):
-        World(max_concurrent_event_handlers=0)
+@pytest.mark.parametrize(
+    ("option", "error", "problem"),
+    [
+        ({"max_concurrent_event_handlers": 0}, ValueError, "max_concurrent_event_handlers is 1 or more, not 0"),
+        ({"max_concurrent_event_handlers": 1.5}, TypeError, "max_concurrent_event_handlers is a whole number, not 1.5"),
+        (
+            {"max_concurrent_event_handlers": True},
+            TypeError,
+            "max_concurrent_event_handlers is a whole number, not True",
+        ),
+        ({"max_follow_ups": -1}, ValueError, "max_follow_ups is 0 or more, not -1"),
+        ({"max_follow_ups": "x"}, TypeError, "max_follow_ups is a whole number, not 'x'"),
+        ({"request_map": {Do: DoHandler}}, TypeError, "request_map has to be a silbo.RequestMap, not {"),
+        ({"request_map": EventMap()}, TypeError, "request_map has to be a silbo.RequestMap, not <EventMap: empty>"),
+        ({"event_map": RequestMap()}, TypeError, "event_map has to be a silbo.EventMap, not <RequestMap: empty>"),
+        ({"dispatcher": None}, TypeError, r"dispatcher is a silbo\.AsyncEventDispatcher \(.*\), not None"),
+        ({"dispatcher": whistle.AsyncEventDispatcher()}, TypeError, r"dispatcher is a silbo\.Async.*, not <whistle"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(option: Any, error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match=problem):
+        Mediator(**{"request_map": RequestMap(), "dispatcher": AsyncEventDispatcher(container=Shelf()), **option})
+
+
+async def test_no_follow_ups_at_all_may_be_wanted() -> None:
+    world = World(max_follow_ups=0)
+    await world.send(Local(1), Local(2))
+    with pytest.raises(FollowUpsExceeded):
+        await world.send(Local(3, [Local(4)]))
+    assert world.heard == [1, 2, 3]
 
 
 async def test_a_mediator_made_again_does_not_handle_events_twice() -> None:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from silbo import DomainEvent, EventHandler, EventMap, EventName, Mediator, Request, RequestHandler, RequestMap
+from typing import Any
+
+import rodi
+
+from silbo import (
+    DomainEvent,
+    EventHandler,
+    EventMap,
+    EventName,
+    Mediator,
+    Request,
+    RequestHandler,
+    RequestMap,
+    bootstrap,
+)
 
 
 class Join(Request[None]): ...
@@ -42,13 +56,33 @@ class WrongAnswer(RequestHandler[Leave, int]):
         return ""
 
 
+class AnswersText(RequestHandler[Leave, str]):
+    async def handle(self, request: Leave) -> str:
+        return ""
+
+
+class SyncPair:
+    def process_request(self, request: Join) -> None: ...
+
+
+async def one_argument(request: Any) -> None: ...
+
+
+class Frozen(DomainEvent, frozen=True):  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+    pass
+
+
 LEFT = EventName("left", Left)
 
 
 def bound(requests: RequestMap, events: EventMap) -> None:
     requests.bind(Leave, JoinHandler)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
-    requests.bind(Join, SyncHandler)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    requests.bind(Join, SyncHandler)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     requests.bind(Join, OnJoined)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    requests.bind(Leave, AnswersText)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    requests.bind(Joined, JoinHandler)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    requests.bind(int, JoinHandler)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    requests.bind(Join, JoinHandler())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     events.bind(Left, OnJoined)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     events.bind(LEFT, OnJoined)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     events.bind("left", OnJoined)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -56,3 +90,12 @@ def bound(requests: RequestMap, events: EventMap) -> None:
 
 async def answered(mediator: Mediator) -> str:
     return await mediator.send(Leave())  # type: ignore[arg-type]  # pyright: ignore[reportReturnType]
+
+
+def wired(container: rodi.Container) -> None:
+    bootstrap(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bootstrap("container")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bootstrap(container, middlewares=[3])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    bootstrap(container, middlewares=[lambda request: request])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    bootstrap(container, middlewares=[one_argument])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    bootstrap(container, middlewares=[SyncPair()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

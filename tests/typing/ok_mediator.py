@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_type
 
 import di
+import dishka
 import msgspec
 import pydantic
+import rodi
+from dependency_injector import containers
 
 from silbo import (
+    AsyncEventDispatcher,
     DomainEvent,
     Event,
     EventHandler,
@@ -25,7 +29,9 @@ from silbo import (
     RequestMap,
     Response,
     bootstrap,
+    name_of,
 )
+from silbo.protocols import Container
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +115,30 @@ class Around:
         return await handle(request)
 
 
+class Pair:
+    async def process_response(self, response: Any) -> str:
+        return ""
+
+
+async def around(request: Join, handle: Callable[[Any], Awaitable[Any]]) -> Any:
+    return await handle(request)
+
+
+class AnyRequest:
+    async def handle(self, request: Request[Any]) -> Any: ...
+
+
+class BoolHandler:
+    async def handle(self, request: Count) -> bool:
+        return True
+
+
 def commands(mapper: RequestMap) -> None:
     mapper.bind(Join, JoinHandler)
     mapper.bind(Read, ReadHandler)
     mapper.bind(Untyped, PlainHandler)
+    mapper.bind(Join, AnyRequest)
+    mapper.bind(Count, BoolHandler)
 
 
 def events(mapper: EventMap) -> None:
@@ -136,5 +162,34 @@ def wired(broker: Publisher) -> Mediator:
         commands_mapper=commands,
         domain_events_mapper=events,
         message_broker=broker,
-        middlewares=[Both(), Around(), Around, LoggingMiddleware()],
+        middlewares=[Both(), Around(), Around, Pair(), Pair, around, LoggingMiddleware()],
     )
+
+
+async def heard(mediator: Mediator, event: Joined) -> None:
+    """The lines of the page."""
+    assert_type(mediator.dispatcher, AsyncEventDispatcher)
+
+    @mediator.dispatcher.listen("Joined")
+    async def count(event: Joined) -> None: ...
+
+    with mediator.dispatcher.add_listener(JOINED, Notify, concurrent=True):
+        mediator.dispatcher.describe()
+    await mediator.dispatcher.spawn(JOINED, event)
+    await mediator.dispatcher.adispatch(name_of(event), event)
+
+
+def containers_of_all_libraries(
+    services: containers.DeclarativeContainer,
+    dynamic: containers.DynamicContainer,
+    app: dishka.AsyncContainer,
+    adapter: Container,
+) -> list[Mediator]:
+    return [
+        bootstrap(rodi.Container()),
+        bootstrap(di.Container()),
+        bootstrap(services),
+        bootstrap(dynamic),
+        bootstrap(app, dispatcher=AsyncEventDispatcher()),
+        bootstrap(adapter),
+    ]
