@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tools.server import ServerFailed
+
 __all__ = ["CACHE", "Binary", "RedisNotFound", "fetch", "find_binaries", "find_binary"]
 
 CACHE = Path(__file__).resolve().parent.parent / ".venv" / "redis"
@@ -32,7 +34,7 @@ INSTALL = (
 )
 
 
-class RedisNotFound(RuntimeError):
+class RedisNotFound(ServerFailed):
     """No Redis server to run; the text says what to install."""
 
 

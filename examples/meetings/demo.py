@@ -28,7 +28,8 @@ from examples.meetings.process import Settings
 from examples.meetings.programs import Program, ProgramFailed, running
 from examples.meetings.report import Outcome
 from examples.meetings.traffic import Answer, Gate, Plan, send
-from tools.redis_server import ExternalRedis, RedisFailed, RedisNotFound, RedisServer, external_url
+from tools.redis_server import ExternalRedis, RedisServer, external_url
+from tools.server import ServerFailed
 
 HOST, BILLING, BYSTANDER = (f"examples.meetings.{name}" for name in ("host", "billing", "bystander"))
 SECONDS_TO_ARRIVE = 15.0
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int | str:
                 plan = Plan(options.requests, options.seed)
                 demo = Demo(console, server, Path(folder), plan, calm=options.calm)
                 return asyncio.run(until_signal(demo.run()))
-    except (RedisNotFound, RedisFailed, RedisAway, ProgramFailed) as error:
+    except (ServerFailed, RedisAway, ProgramFailed) as error:
         return str(error)
 
 

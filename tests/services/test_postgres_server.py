@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tools import postgres as launcher
-from tools.postgres import PostgresFailed, PostgresServer
+from tools.postgres import PostgresServer
+from tools.server import ROOT, ServerFailed
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -57,7 +57,7 @@ async def test_server_runs_inside_its_with_and_leaves_nothing(port: bool) -> Non
     assert not folder.exists()
     assert not is_running(server.pid)
     server.stop()
-    with pytest.raises(PostgresFailed, match="inside its `with`"):
+    with pytest.raises(ServerFailed, match="inside its `with`"):
         server.kill()
 
 
@@ -78,6 +78,17 @@ async def test_killed_and_started_again_it_has_its_data(own_postgres: PostgresSe
     assert "database system was not properly shut down" in own_postgres.log
 
 
+async def test_killed_it_is_gone_with_all_its_memory(own_postgres: PostgresServer) -> None:
+    """A session that holds much of it is gone later than the rest, and PostgreSQL refuses to start over its memory."""
+    hold = "SELECT pg_sleep(60), length(much) FROM (SELECT repeat('x', 100000000) AS much OFFSET 0) held"
+    working = asyncio.create_task(ask(own_postgres.url, hold))
+    while not await ask(own_postgres.url, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(own_postgres.restart)
+    with pytest.raises(Exception, match="connection"):
+        await working
+
+
 async def test_paused_it_answers_when_resumed(own_postgres: PostgresServer) -> None:
     own_postgres.pause()
     asking = asyncio.create_task(ask(own_postgres.url, "SELECT 7"))
@@ -92,7 +103,7 @@ def test_server_ends_with_a_killed_owner(tmp_path: Path) -> None:
         "import time\nfrom tools.postgres import PostgresServer\n"
         "server = PostgresServer(fsync=False)\nserver.start()\nprint(server.pid, server.folder, flush=True)\ntime.sleep(60)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=launcher.ROOT, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     pid, folder = owner.stdout.readline().split()
     owner.send_signal(signal.SIGKILL)
@@ -102,5 +113,5 @@ def test_server_ends_with_a_killed_owner(tmp_path: Path) -> None:
 
 
 def test_setting_that_it_refuses_is_an_error_with_its_log() -> None:
-    with pytest.raises(PostgresFailed, match="no_such_setting"):
+    with pytest.raises(ServerFailed, match="no_such_setting"):
         PostgresServer(config={"no_such_setting": 1}).start()

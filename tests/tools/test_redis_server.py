@@ -15,11 +15,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tools import redis_binary, redis_server
+from tools import redis_binary
 from tools.redis_binary import Binary, RedisNotFound, fetch, find_binaries, find_binary
-from tools.redis_server import ExternalRedis, RedisFailed, RedisServer, open_redis
-
-ROOT = Path(redis_server.ROOT)
+from tools.redis_server import ExternalRedis, RedisServer, open_redis
+from tools.server import ROOT, ServerFailed
 
 
 def ask(url: str, timeout: float = 5.0) -> Redis:
@@ -115,7 +114,7 @@ def test_config_reaches_the_server() -> None:
 
 def test_server_that_does_not_start_says_why() -> None:
     server = RedisServer(config={"no-such-directive": 1})
-    with pytest.raises(RedisFailed, match="no-such-directive"):
+    with pytest.raises(ServerFailed, match="no-such-directive"):
         server.start()
     server.stop()
 
@@ -123,11 +122,11 @@ def test_server_that_does_not_start_says_why() -> None:
 def test_use_outside_the_with_is_an_error_and_stop_is_not() -> None:
     server = RedisServer()
     for use in (lambda: server.url, server.kill, server.restart, server.pause, lambda: server.log):
-        with pytest.raises(RedisFailed, match="not running"):
+        with pytest.raises(ServerFailed, match="not running"):
             use()
     with server:
         assert "eady to accept connections" in server.log
-        with pytest.raises(RedisFailed, match="already"):
+        with pytest.raises(ServerFailed, match="already"):
             server.start()
         server.stop()
     server.stop()
@@ -174,7 +173,7 @@ def test_external_server_is_used_and_never_touched(monkeypatch: pytest.MonkeyPat
             assert isinstance(server, ExternalRedis)
             assert server.url == users.url
             for touch in (server.kill, server.restart, server.pause, server.resume):
-                with pytest.raises(RedisFailed, match="SILBO_REDIS_URL"):
+                with pytest.raises(ServerFailed, match="SILBO_REDIS_URL"):
                     touch()
         with ask(users.url) as client:
             assert client.ping()
