@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from redis.asyncio import Redis
@@ -30,6 +31,8 @@ from tools.redis_server import RedisServer
 
 TIMEOUT = 1.0
 DEFAULT = "events"
+PROBE = -1
+"""The number of messages that only show whether somebody hears."""
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Received:
     publisher: Publisher
     receivers: dict[str | None, Receiver]
     away: Callable[[], AbstractAsyncContextManager[object]] | None = None
+    frozen: Callable[[], AbstractAsyncContextManager[object]] | None = None
     got: dict[str | None, list[Message]] = field(default_factory=dict)
 
     async def arrived(self, to: str | None = None) -> Sequence[Message]:
@@ -48,10 +52,13 @@ class Received:
                 if isinstance(item, Delivery):
                     got.append(item.message())
                     await self.receivers[to].ack(item)
-        return got
+        return [one for one in got if one.payload.get("n") != PROBE]
 
     def outage(self) -> AbstractAsyncContextManager[object] | None:
         return None if self.away is None else self.away()
+
+    def freeze(self) -> AbstractAsyncContextManager[object] | None:
+        return None if self.frozen is None else self.frozen()
 
 
 @asynccontextmanager
@@ -64,14 +71,37 @@ async def groups(
             receivers[to] = await broker.group("rig", start="new", streams=[to or DEFAULT]).open()
             stack.push_async_callback(receivers[to].aclose)
         stack.push_async_callback(publisher.aclose)
-        yield Received(publisher, receivers, None if server is None else lambda: killed(server))
+        if server is None:
+            yield Received(publisher, receivers)
+        else:
+            yield Received(publisher, receivers, partial(killed, server), partial(paused, server))
+
+
+class Server(Protocol):
+    """As tools/ has them."""
+
+    def kill(self) -> None: ...
+    def restart(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 @asynccontextmanager
-async def killed(server: RedisServer) -> AsyncIterator[None]:
+async def killed(server: Server) -> AsyncIterator[None]:
     await asyncio.to_thread(server.kill)
-    yield
-    await asyncio.to_thread(server.restart)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.restart)
+
+
+@asynccontextmanager
+async def paused(server: Server) -> AsyncIterator[None]:
+    await asyncio.to_thread(server.pause)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.resume)
 
 
 @asynccontextmanager
@@ -103,18 +133,17 @@ async def pubsub() -> AsyncIterator[Rig]:
                 stack.push_async_callback(receiver.aclose)
 
             @asynccontextmanager
-            async def away() -> AsyncIterator[None]:
-                async with killed(server):
+            async def subscribed(away: AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
+                """Away, and then until both have subscribed again."""
+                async with away:
                     yield
-                rig.got.clear()
-                while not all(rig.got.get(to) for to in receivers):  # both have subscribed again
-                    with suppress(BrokerUnavailable):
-                        await broker.publish(*(message(-1, to=to) for to in receivers))
-                    for to in receivers:
+                for to in receivers:
+                    while not any(one.payload["n"] == PROBE for one in rig.got.get(to, [])):
+                        with suppress(BrokerUnavailable):
+                            await broker.publish(message(PROBE, to=to))
                         await rig.arrived(to)
-                rig.got.clear()
 
-            rig = Received(broker, receivers, away)
+            rig = Received(broker, receivers, lambda: subscribed(killed(server)), lambda: subscribed(paused(server)))
             yield rig
 
 
@@ -154,6 +183,12 @@ class ServiceBusRig:
     def outage(self) -> AbstractAsyncContextManager[object]:
         return self.service.outage()
 
+    @asynccontextmanager
+    async def freeze(self) -> AsyncIterator[None]:
+        self.service.answers.clear()
+        yield
+        self.service.answers.set()
+
 
 @asynccontextmanager
 async def azure(*, sessions: bool) -> AsyncIterator[Rig]:
@@ -178,6 +213,12 @@ class KafkaRig:
         self.server.down()
         yield
         self.server.up()
+
+    @asynccontextmanager
+    async def freeze(self) -> AsyncIterator[None]:
+        self.server.slow(TIMEOUT * 1.5)  # past every deadline
+        yield
+        self.server.slow(0)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.message import Message, instance
 from silbo.protocols import Publisher
 from silbo.testing.conformance import ADDRESS, CHECKS, Check, message
+from tests.brokers.rigs import killed, paused
 from tests.docs.snippets import execute, shown, without_pause
 from tools.rabbitmq import RabbitMQServer
 
@@ -110,12 +111,8 @@ class Rig:
     def outage(self) -> AbstractAsyncContextManager[object]:
         return killed(self.server)
 
-
-@asynccontextmanager
-async def killed(server: RabbitMQServer) -> AsyncIterator[None]:
-    await asyncio.to_thread(server.kill)
-    yield
-    await asyncio.to_thread(server.restart)
+    def freeze(self) -> AbstractAsyncContextManager[object]:
+        return paused(self.server)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
