@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
 
 from silbo.cli.main import main
 from tests.cli.support import Done, Run
+from tests.logs import logging_as_it_was
 
 
 @pytest.fixture
-def logging_as_it_was() -> Iterator[None]:
-    """A command that runs for long sets the logging of its process, which is the other tests' here."""
-    root, own = logging.getLogger(), logging.getLogger("silbo")
-    handlers, levels = root.handlers[:], (root.level, own.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, logging_as_it_was: None) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.delenv("SILBO_STORE", raising=False)
     monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
 
@@ -35,4 +24,5 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, log
         said = capsys.readouterr()
         return Done(code, said.out, said.err)
 
-    return call
+    with logging_as_it_was():  # a relay sets it
+        yield call

@@ -23,7 +23,6 @@ import contextlib
 import importlib
 import inspect
 import io
-import logging
 import os
 import re
 import signal
@@ -35,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
+
+from tests.logs import logging_as_it_was
 
 SECONDS = 30.0
 """For one program, or one awaited line of a background program."""
@@ -136,13 +137,10 @@ class Page:
         sys.modules[self._module.__name__] = self._module  # annotations are resolved there
         sys.path.insert(0, str(self._folder))
         os.environ["SILBO_REDIS_URL"] = self._url or ""
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
         try:
-            yield
+            with logging_as_it_was():
+                yield
         finally:
-            root.handlers[:] = handlers  # a page may show how to set the logging of its process
-            root.setLevel(level)
             sys.path[:] = path
             for name in set(sys.modules) - modules:
                 module = sys.modules[name]
