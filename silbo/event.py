@@ -275,8 +275,7 @@ def write(event: Any, attribute: str, value: object) -> None:
 
 
 def _is_direct(event: Event) -> bool:
-    cls = type(event)
-    return cls.__silbo_direct__ is cls
+    return type(event).__silbo_direct__ is type(event)
 
 
 def running(event: Any) -> bool | list[Exception]:

@@ -132,8 +132,10 @@ def check_request_handler(request_type: type[Any], handler_type: type[Any]) -> N
     Raises:
         TypeError: says what is wrong.
     """
+    if _is_handler(request_type):
+        raise TypeError(f"{request_type.__qualname__} is a handler: bind takes the request first, then its handler")
     wrong = issubclass(request_type, WhistleEvent | Response) and not issubclass(request_type, Request)
-    if wrong or request_type is Request or _is_builtin(request_type) or _is_handler(request_type):
+    if wrong or request_type is Request or _is_builtin(request_type):
         raise TypeError(f"{request_type.__qualname__} is no class of requests: derive one from silbo.Request")
     if issubclass(handler_type, EventHandler) and not issubclass(handler_type, RequestHandler):
         raise TypeError(f"{handler_type.__qualname__} handles events: bind it in the EventMap")

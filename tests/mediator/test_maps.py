@@ -198,7 +198,7 @@ ALONE = r"handle can't be called with the {} alone: write 'async def handle\(sel
         (Answer, DoHandler, "Answer is no class of requests"),
         (Request, DoHandler, "Request is no class of requests"),
         (int, DoHandler, "int is no class of requests"),
-        (DoHandler, OtherHandler, "DoHandler is no class of requests"),
+        (DoHandler, OtherHandler, "^DoHandler is a handler: bind takes the request first, then its handler$"),
     ],
 )
 def test_what_can_never_work_is_refused_for_requests(request_type: Any, handler: Any, problem: str) -> None:

@@ -266,6 +266,18 @@ def test_what_rodi_has_built_before_is_kept() -> None:
     assert container.resolve(InnerHandler).mediator is mediator
 
 
+def test_a_declared_dependency_of_the_type_is_filled() -> None:
+    """It gives nothing yet, whatever it is declared for."""
+
+    class Services(containers.DeclarativeContainer):
+        dispatcher: Any = providers.Dependency(instance_of=AsyncEventDispatcher)
+        mediator: Any = providers.Dependency(instance_of=Mediator)
+
+    services = Services()
+    mediator = bootstrap(services)
+    assert services.mediator() is mediator and services.dispatcher() is mediator.dispatcher
+
+
 def test_a_name_that_is_taken_in_dependency_injector() -> None:
     """The dispatcher's is an error, for others are injected under it; the mediator's is not needed."""
     container = containers.DynamicContainer()
