@@ -130,7 +130,7 @@ def claim_own_name(cls: type, where: object) -> None:
 
 
 def _check_unclaimed(name: Any) -> None:
-    if name.cls is not None and _claimed.get(name.cls) and _KNOWN not in vars(name.cls):
+    if name.cls is not None and _claimed.get(name.cls):
         raise NameInvalid(
             name,
             f"handlers are bound to {name.cls.__qualname__} already, under the name of the class, and would not hear it: "
@@ -141,7 +141,7 @@ def _check_unclaimed(name: Any) -> None:
 def name_of(event: object) -> Any:
     """The name of an event, or of a class of events: the :class:`EventName` that was made for its class, else the class's name.
 
-    Under this name a mediator dispatches what handlers collect, and an :class:`EventMap` binds a class. To dispatch an event
+    Under this name a mediator dispatches what handlers collect, and an :class:`~silbo.EventMap` binds a class. To dispatch an event
     of your own so::
 
         await dispatcher.adispatch(name_of(event), event)
