@@ -12,7 +12,7 @@ import di
 from silbo import DomainEvent, Event, EventHandler, EventMap, Request, RequestHandler, RequestMap, bootstrap
 
 STORAGE: defaultdict[str, list[str]] = defaultdict(list)
-HANDLED_EVENTS: list["UserJoined"] = []
+HANDLED_EVENTS: set[DomainEvent] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
     async def handle(self, request: JoinMeetingCommand) -> None:
         STORAGE[request.meeting_id].append(request.user_id)
         self._events.append(UserJoined(request.user_id, request.meeting_id))
-        print(f"{request.user_id} is in {request.meeting_id}")
+        print(f"User {request.user_id} joined meeting {request.meeting_id}")
 
 
 class UserJoinedEventHandler(EventHandler[UserJoined]):
     """Hears of it when the command has succeeded."""
 
     async def handle(self, event: UserJoined) -> None:
-        HANDLED_EVENTS.append(event)
-        print(f"heard that {event.user_id} is in {event.meeting_id}")
+        print(f"Handle user {event.user_id} joined meeting {event.meeting_id} event")
+        HANDLED_EVENTS.add(event)
 
 
 def command_mapper(mapper: RequestMap) -> None:

@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractRobustConnection
 from examples.from_sources.cqrs_shop import ORDER_PLACED, OrderPlaced, PlaceOrder, commands_mapper, events_mapper
 from silbo import AsyncEventDispatcher, bootstrap, receive
 from silbo.brokers.rabbitmq import RabbitMQ
+from silbo.errors import MessageInvalid
 from tools.rabbitmq import RabbitMQServer
 
 EXCHANGE = "shop"
@@ -36,16 +37,21 @@ async def place_orders(connection: AbstractRobustConnection) -> None:
 async def hear_orders(queue: aio_pika.abc.AbstractQueue, many: int) -> None:
     """Another program: its queue, its acknowledgements, and the same `add_listener`."""
     dispatcher = AsyncEventDispatcher()
+    heard: list[OrderPlaced] = []
 
     @dispatcher.listen(ORDER_PLACED)
     async def print_it(event: OrderPlaced) -> None:
         print(event.name, event.order_id)
+        heard.append(event)
 
     async with queue.iterator() as messages:
-        for _ in range(many):
+        while len(heard) < many:
             message = await anext(messages)
-            async with message.process(requeue=True):  # acknowledged when it was heard
-                await receive(dispatcher, message.body, events=[ORDER_PLACED])
+            async with message.process(requeue=True, ignore_processed=True):  # acknowledged when it was heard
+                try:
+                    await receive(dispatcher, message.body, events=[ORDER_PLACED])
+                except MessageInvalid:  # somebody else's, in a queue that was there; it would come again for ever
+                    await message.reject()
 
 
 async def main(url: str) -> None:

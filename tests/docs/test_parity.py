@@ -11,12 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "examples" / "from_sources"
 
 
+PAGE = ROOT / "docs" / "reference" / "parity.md"
+
+
 def rows() -> list[tuple[str, list[str], list[str]]]:
-    """What is shown, the programs, the tests."""
-    text = ROOT.joinpath("docs/reference/parity.md").read_text()
-    table = text.partition("<!-- parity -->")[2].partition("<!-- /parity -->")[0]
-    lines = [line.strip("|").split("|") for line in table.strip().splitlines()[2:]]
-    return [(shown.strip(), re.findall(r"`(.+?)`", by), re.findall(r"`(.+?)`", proved)) for shown, by, proved in lines]
+    """What is shown, the programs, or pages in their place, and the tests; of both tables."""
+    text = PAGE.read_text().partition("<!-- parity -->")[2].partition("<!-- /parity -->")[0]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| \S", line)]
+    found = [
+        (shown.strip(), re.findall(r"`(.+?)`|\]\((.+?)\)", by), re.findall(r"`(.+?)`", proved))
+        for shown, by, proved in lines
+    ]
+    return [(shown, [program or page for program, page in by], tests) for shown, by, tests in found if shown]
 
 
 def test_each_row_names_programs_and_tests_that_exist() -> None:
@@ -25,16 +31,18 @@ def test_each_row_names_programs_and_tests_that_exist() -> None:
     assert len(found) > 35
     assert len({shown for shown, _, _ in found}) == len(found)
     for shown, programs, tests in found:
+        assert programs, shown
         assert tests, shown
         for program in programs:
-            assert PROGRAMS.joinpath(f"{program}.py").is_file(), program
+            is_page = program.endswith(".md")
+            assert (PAGE.parent / program if is_page else PROGRAMS / f"{program}.py").is_file(), program
         for name in tests:
             file, _, test = name.partition("::")
             assert f"def {test}(" in ROOT.joinpath("tests", file).read_text(), name
 
 
 def test_each_program_has_a_row_and_is_run_by_a_test() -> None:
-    named = {program for _, programs, _ in rows() for program in programs}
+    named = {program for _, programs, _ in rows() for program in programs if not program.endswith(".md")}
     assert named == {path.stem for path in PROGRAMS.glob("*.py")} - {"__init__"}
     tests = (
         Path(test_from_sources.__file__).read_text() + ROOT.joinpath("tests/services/test_from_sources.py").read_text()

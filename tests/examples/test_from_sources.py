@@ -33,14 +33,14 @@ Audit has {'foo': 'bar'}
 """
 
 JOINS = """\
-1 is in 1
-heard that 1 is in 1
-2 is in 1
-heard that 2 is in 1
-3 is in 1
-heard that 3 is in 1
-4 is in 1
-heard that 4 is in 1
+User 1 joined meeting 1
+Handle user 1 joined meeting 1 event
+User 2 joined meeting 1
+Handle user 2 joined meeting 1 event
+User 3 joined meeting 1
+Handle user 3 joined meeting 1 event
+User 4 joined meeting 1
+Handle user 4 joined meeting 1 event
 There are 4 users in the room
 4 events was handled
 """
@@ -77,8 +77,8 @@ def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ids=["harp", "cqrs_joins", "cqrs_flow"],
 )
 def test_program_does_what_its_document_promises(name: str, said: str, logged: str) -> None:
-    """HARP: names, envelopes, listeners, a container-wide dispatcher. python-cqrs: four events handled, each once; its flow, with
-    one warning for what nobody handles."""
+    """HARP: names, envelopes, listeners, a container-wide dispatcher. python-cqrs: four events handled, each once, in the
+    document's own words; its flow, with one warning for what nobody handles."""
     done = program(name)
     assert (done.returncode, done.stdout, done.stderr) == (0, said, logged)
 

@@ -12,4 +12,4 @@ pytestmark = pytest.mark.xdist_group("rabbitmq")
 def test_notification_events_on_rabbitmq() -> None:
     """What the flow of python-cqrs sends to a broker is heard from a queue by another program, in order."""
     done = program("cqrs_rabbitmq")
-    assert (done.returncode, done.stdout, done.stderr) == (0, ORDERS, "")
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, ORDERS, "")
