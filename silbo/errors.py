@@ -208,16 +208,25 @@ class RequestUnbound(SilboError, LookupError):
 
 
 class HandlerShared(SilboError, RuntimeError):
-    """One object that collects events was at work in two places at once, so nobody knows whose events they are."""
+    """Two units of work collected events in one place at the same time, so nobody knows whose they are.
 
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        self.cls = cls
+    Attributes:
+        cls: The class of the handler.
+        shared: What both had: ``"object"``, the handler; or ``"list"``, the one that its ``events`` gives.
+    """
+
+    def __init__(self, cls: type, shared: str) -> None:
+        super().__init__(cls, shared)
+        self.cls, self.shared = cls, shared
 
     def __str__(self) -> str:
+        name = self.cls.__qualname__
+        what, register = f"one {name} object", name
+        if self.shared == "list":
+            what, register = f"the one list that {name}.events gives", "what has the list"
         return (
-            f"one {self.cls.__qualname__} collected events while it was at work in two places at once; register the class "
-            "as transient or scoped, so that each has an object of its own"
+            f"two units of work collected events in {what} at the same time, so nobody knows whose they are; register {register} "
+            "as transient, or as scoped so that each request has its own"
         )
 
 

@@ -84,8 +84,10 @@ class Mediator:
             TypeError: it is a class, not an object of it.
             RequestUnbound: it has no handler.
             Unresolvable: the container can't make one.
+            HandlerShared: two units of work collected events in one object or list at the same time.
             Exception: what the handler raised, a middleware, or a listener of its events (as the dispatcher's ``on_error``
-                has it): then nothing was sent. Or what the publisher raised at the end, when everything was done.
+                has it): then nothing was sent. Or what the publisher raised at the end, when everything was done: of
+                several errors of one class the first, with a note that counts them; else an ``ExceptionGroup``.
         """
         if isinstance(request, type):
             raise TypeError(f"{request.__qualname__} is a class; send an object of it: {request.__qualname__}(...)")
@@ -99,7 +101,7 @@ class Mediator:
         # A part of its own, for a middleware may try again: what a first try has collected is then gone.
         async with unit_of_work(self.container) as unit:
             handler = await unit.resolve(handler_type)
-            with unit.handling(handler, self.dispatcher):
+            with unit.handling(handler, self.dispatcher, attribute=True):
                 response = await handler.handle(request)
             await unit.follow(at_once=self._at_once)
         return response

@@ -7,6 +7,7 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from silbo.collecting import Collecting
 from silbo.errors import FollowUpsExceeded
 from silbo.names import name_of
 
@@ -39,11 +40,12 @@ class LazyScope:
 
     Attributes:
         members: Those tasks; none once it is over.
+        collecting: The events that handlers record in it.
         following: Whether events follow at the moment.
     """
 
     def __init__(self, container: Container, max_follow_ups: int) -> None:
-        self.container = container
+        self.container, self.collecting = container, Collecting()
         self.following = False
         self._followed, self._max_follow_ups = 0, max_follow_ups
         self.members = {asyncio.current_task()}
@@ -84,12 +86,15 @@ class LazyScope:
     async def close(self, error: BaseException | None) -> None:
         """Close it where it is open, telling it of the error that ended it. Its own error is logged beside that one."""
         self.members.clear()
-        if self._manager is None:
-            return
-        try:  # what __aexit__ answers is no matter: a finalizer must not swallow a cancellation
-            await self._manager.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        try:
+            if self._manager is not None:
+                # What __aexit__ answers is no matter: a finalizer must not swallow a cancellation.
+                trace = error.__traceback__ if error else None
+                await self._manager.__aexit__(type(error) if error else None, error, trace)
         except Exception as failure:
             if error is None:
                 raise
             if failure is not error:
                 logger.exception("scope failed to close", extra={"container": repr(self.container)})
+        finally:
+            self.collecting.close()

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from silbo.collecting import at_work
+from silbo.collecting import declares_events
 from silbo.names import name_of
 from silbo.scopes import LazyScope
 from silbo.unhandled import warn_if_unhandled
@@ -41,13 +41,14 @@ class Unit:
 
     Attributes:
         collected: The events that are to follow, each with the dispatcher that is to have it, in the order they were collected.
-        held: In a command, what is to be sent when it has succeeded; None elsewhere.
+        holds: Whether it is a command, or in one.
+        held: What is to be sent when the outermost unit has succeeded: of itself where it holds, and of commands in it.
     """
 
     def __init__(self, scope: LazyScope, *, holds: bool = False) -> None:
-        self.scope = scope
+        self.scope, self.holds = scope, holds
         self.collected: deque[tuple[Any, Any]] = deque()
-        self.held: list[Held] | None = [] if holds else None
+        self.held: list[Held] = []
 
     async def resolve(self, cls: type[T], /) -> T:
         """An object of this class, of the unit's scope; the first call opens it.
@@ -63,36 +64,40 @@ class Unit:
             self.scope.members.add(asyncio.current_task())
 
     @contextmanager
-    def handling(self, handler: object, dispatcher: object) -> Generator[None]:
-        """Around the work of a handler: what it puts into its ``events`` meanwhile follows, unless it fails.
-
-        Only where its class declares ``events``, as a property: another attribute of that name is the host's own matter.
+    def handling(self, handler: object, dispatcher: object, *, attribute: bool = False) -> Generator[None]:
+        """Around the work of a handler: the events that it collects in its ``events`` follow, unless it fails.
 
         Args:
             handler: An object of the unit's scope.
             dispatcher: Is to have the events; None where there is none: then they are left where they are.
+            attribute: Whether a mere attribute ``events`` of the object counts; else its class has to declare it, as a
+                property, for a listener may well keep there what it has heard.
 
         Raises:
-            HandlerShared: it collected events while it was at work in another place, too.
+            HandlerShared: it collected events while another unit of work did so, in the same place.
+            TypeError: its ``events`` are none.
         """
-        if dispatcher is None or not hasattr(type(handler), "events"):
+        if dispatcher is None or not (attribute or declares_events(type(handler))):
             yield
             return
-        with at_work(handler) as fresh:
+        with self.scope.collecting.at_work(handler, dispatcher) as events:
             yield
-        self.collected.extend((dispatcher, event) for event in fresh)
+        self.collected.extend((dispatcher, event) for event in events)
 
-    async def follow(self, *, at_once: int = 1) -> None:
+    async def follow(self, *, at_once: int = 1, last: bool = False) -> None:
         """Dispatch what was collected, and what is collected meanwhile behind it, until nothing is left.
 
         Args:
             at_once: With more than 1, all that is there is dispatched side by side, so many at a time; where some fail,
                 the others are waited for. Then what these have collected.
+            last: Whether the scope is over then: what others than handlers have put into a list of theirs follows, too.
 
         Raises:
             FollowUpsExceeded: there were more than may be.
             ExceptionGroup: several of those side by side failed; the error of a single one is raised as it is.
         """
+        left = self.scope.collecting.left if last else list
+        self.collected += left()
         uncounted, outermost = len(self.collected), not self.scope.following
         self.scope.following = True
         try:
@@ -107,12 +112,14 @@ class Unit:
                     await _dispatch(*wave[0])
                 else:
                     await self._follow_together(wave, at_once)
+                if not self.collected:
+                    self.collected += left()
         finally:
             self.scope.following = not outermost
 
     async def _follow_together(self, wave: Sequence[tuple[Any, Any]], at_once: int) -> None:
         gate = asyncio.Semaphore(at_once)
-        parts = [Unit(self.scope, holds=self.held is not None) for _ in wave]
+        parts = [Unit(self.scope, holds=self.holds) for _ in wave]
 
         async def one(part: Unit, dispatcher: Any, event: Any) -> None:
             _units.set((*_units.get(), part))  # the task's own context: nobody else sees it
@@ -120,36 +127,31 @@ class Unit:
                 await _dispatch(dispatcher, event)
 
         pairs = zip(parts, wave, strict=True)
-        await _all([beside(partial(one, part, dispatcher), event) for part, (dispatcher, event) in pairs], "events")
+        errors = await _all([beside(partial(one, part, dispatcher), event) for part, (dispatcher, event) in pairs])
+        if len(errors) > 1:
+            raise BaseExceptionGroup(f"{len(errors)} events of one command failed", errors)
+        for error in errors:
+            raise error
         for part in parts:  # so their order is that of the events, whoever was done first
-            self._take_over(part)
-
-    def _take_over(self, part: Unit) -> None:
-        self.collected += part.collected
-        if self.held is not None:
-            self.held += part.held or ()
+            self.collected += part.collected
+            self.held += part.held
 
 
-def current_unit(container: Container) -> Unit | None:
-    """The unit of work with this container that is open in this task."""
+def current_unit(container: Container | None = None) -> Unit | None:
+    """The innermost unit of work that is open in this task; of this container, where one is given."""
     found = _units.get()
     if found:
         task = asyncio.current_task()
         for unit in reversed(found):
-            if unit.scope.container is container and task in unit.scope.members:
+            if container in (None, unit.scope.container) and task in unit.scope.members:
                 return unit
     return None
 
 
 def held_back() -> list[Held] | None:
     """Where to put what is to be sent when the command around this code has succeeded; None outside of commands."""
-    found = _units.get()
-    if found:
-        task = asyncio.current_task()
-        for unit in reversed(found):
-            if unit.held is not None and task in unit.scope.members:
-                return unit.held
-    return None
+    unit = current_unit()
+    return unit.held if unit is not None and unit.holds else None
 
 
 @asynccontextmanager
@@ -164,22 +166,22 @@ async def unit_of_work(
 
     Args:
         container: Where its objects come from.
-        command: What a bridge in it has to send waits for its end: the very last that an outermost command does is to
-            send all of it. One that fails sends nothing.
+        command: What a bridge in it has to send is held back. The very last that the outermost unit does, be it a command
+            or not, is to send what it and the commands in it have held back. One that fails sends nothing.
         max_follow_ups: Most events that may follow of those that follow first.
 
     Raises:
         FollowUpsExceeded: there were more.
+        Exception: what could not be sent. Of several errors of one class the first, with a note; else an ExceptionGroup.
     """
-    around, hold = _units.get(), held_back()
-    outer = current_unit(container)
+    around, enclosing, outer = _units.get(), current_unit(), current_unit(container)
     scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
-    unit = Unit(scope, holds=command or hold is not None)
+    unit = Unit(scope, holds=command or (enclosing is not None and enclosing.holds))
     _units.set((*around, unit))
     try:
         yield unit
         if outer is None:
-            await unit.follow()
+            await unit.follow(last=True)
     except BaseException as error:
         if outer is None:
             await unit.scope.close(error)
@@ -191,10 +193,10 @@ async def unit_of_work(
             outer.collected += unit.collected
     finally:
         _units.set(around)
-    if unit.held and hold is not None:
-        hold += unit.held
+    if enclosing is not None:  # perhaps of another container
+        enclosing.held += unit.held
     elif unit.held:
-        await _all([send() for send in unit.held], "messages")
+        await _send(unit.held)
 
 
 async def _dispatch(dispatcher: Any, event: Any) -> None:
@@ -203,17 +205,27 @@ async def _dispatch(dispatcher: Any, event: Any) -> None:
     await dispatcher.adispatch(name, event)
 
 
-async def _all(work: Sequence[Awaitable[object]], what: str) -> None:
-    """Await them at once; all have ended when this returns or raises, also when it is cancelled."""
+async def _send(held: Sequence[Held]) -> None:
+    errors = await _all([send() for send in held])
+    if len({type(error) for error in errors}) > 1:
+        raise BaseExceptionGroup(f"{len(errors)} of {len(held)} messages of the command failed", errors)
+    for error in errors:
+        error.add_note("\n".join([f"{len(errors)} of {len(held)} messages of the command", *_others(errors)]))
+        raise error
+
+
+def _others(errors: Sequence[BaseException]) -> list[str]:
+    """What the others say, where it is something else."""
+    return [text for text in dict.fromkeys(map(str, errors)) if text != str(errors[0])]
+
+
+async def _all(work: Sequence[Awaitable[object]]) -> list[BaseException]:
+    """Await them at once, and give their errors; all have ended when this returns or raises, also when it is cancelled."""
     if len(work) == 1:
         await work[0]
-        return
+        return []
     results = await asyncio.gather(*work, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if len(errors) > 1:
-        raise BaseExceptionGroup(f"{len(errors)} {what} of one command failed", errors)
-    for error in errors:
-        raise error
+    return [result for result in results if isinstance(result, BaseException)]
 
 
 def beside(listener: Callable[[Any], Awaitable[T]], event: Any) -> Awaitable[T]:

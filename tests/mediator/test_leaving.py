@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from silbo import LAST, AsyncEventDispatcher, Bridge, ECSTEvent, Mediator, Message, RequestMap
-from silbo.errors import BrokerUnavailable, MessageRefused
+from silbo import (
+    LAST,
+    AsyncEventDispatcher,
+    Backoff,
+    Bridge,
+    Consumer,
+    ECSTEvent,
+    EventName,
+    Mediator,
+    Message,
+    NotificationEvent,
+    RequestMap,
+)
+from silbo.brokers.memory import MemoryBroker
+from silbo.errors import BrokerUnavailable, DeliveryGivenUp, DeliveryUnknown, MessageRefused
 from silbo.protocols import JoiningPublisher
 from tests.mediator.support import Do, DoHandler, Leaves, Local, Recorder, World, fail
 from tests.shelf import Shelf
@@ -96,17 +111,148 @@ async def test_also_where_the_two_have_containers_of_their_own(world: World) -> 
     assert (other.broker.got, world.broker.got) == (["inner"], ["outer"])
 
 
-async def test_a_command_of_a_listener_is_an_outermost_one(world: World) -> None:
-    """A consumer's dispatch is none: when its command is done the messages leave."""
+class Sends:
+    """A listener that sends a command, in the world of the test."""
 
-    class Starts:
+    world: World
+
+    async def handle(self, event: Local) -> None:
+        before = list(self.world.broker.got)
+        await self.world.send(Leaves(event.label))
+        assert self.world.broker.got == before
+
+
+@pytest.fixture
+def listening(world: World) -> World:
+    """``arrived`` has a listener that sends a command; the next one does what the event says."""
+
+    class Next:
         async def handle(self, event: Local) -> None:
-            await world.send(Leaves(1))
-            assert world.broker.got == [1]
+            if event.then is not None:
+                await event.then()
 
-    world.dispatcher.add_listener("arrived", Starts)
-    await world.dispatcher.adispatch("arrived", Local(0))
-    assert len(world.shelf.scopes) == 1
+    class Here(Sends): ...
+
+    Here.world = world
+    world.dispatcher.add_listener("arrived", Here)
+    world.dispatcher.add_listener("arrived", Next)
+    return world
+
+
+async def test_of_a_command_of_a_listener_it_leaves_with_the_dispatch(listening: World) -> None:
+    """Its scope, and so its clean-up, which may be a commit, is the one around the command."""
+
+    async def nothing_yet() -> None:
+        assert listening.broker.got == []
+
+    listening.shelf.closing = nothing_yet
+    await listening.dispatcher.adispatch("arrived", Local(1, then=nothing_yet))
+    assert listening.broker.got == [1] and len(listening.shelf.scopes) == 1
+
+
+async def test_and_not_where_the_dispatch_fails(listening: World) -> None:
+    with pytest.raises(LookupError):
+        await listening.dispatcher.adispatch("arrived", Local(1, then=fail))
+    listening.shelf.closing = fail
+    with pytest.raises(LookupError):
+        await listening.dispatcher.adispatch("arrived", Local(2))
+    assert listening.broker.got == []
+
+
+async def test_so_a_delivery_that_is_given_up_has_sent_nothing(listening: World) -> None:
+    tries = []
+
+    async def fail_always() -> None:
+        tries.append(1)
+        raise LookupError
+
+    listening.dispatcher.add_listener("arrived", then_listener(fail_always), priority=1)
+    memory, elsewhere = MemoryBroker(app="elsewhere"), AsyncEventDispatcher()
+    elsewhere.add_subscriber(Bridge(memory))
+    group = memory.group("rooms", start="new")
+    backoff = Backoff(initial=0.001, factor=1, cap=0.001)
+    given_up: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    consumer = Consumer(
+        listening.dispatcher,
+        group,
+        events=[EventName("arrived", Arrived)],
+        max_attempts=3,
+        backoff=backoff,
+        on_error=lambda error, _: given_up.set_result(error) if isinstance(error, DeliveryGivenUp) else None,
+    )
+    async with consumer, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(consumer.run())
+        await elsewhere.adispatch("arrived", Arrived(1))
+        await given_up
+        consumer.stop()
+    assert len(tries) == 3 and listening.broker.got == []
+
+
+@dataclass(frozen=True)
+class Arrived(NotificationEvent):
+    label: int
+    then: None = None
+
+
+def then_listener(then: Callable[[], Awaitable[object]]) -> Callable[[Any], Awaitable[None]]:
+    async def listen(event: Any) -> None:
+        await then()
+
+    return listen
+
+
+async def test_what_the_dispatch_itself_sends_does_not_wait_for_its_end(listening: World) -> None:
+    """Only what commands in it send does."""
+    seen: list[object] = []
+
+    async def see() -> None:
+        seen.extend(listening.broker.got)
+
+    listening.dispatcher.add_listener("arrived", then_listener(see), priority=LAST)
+    listening.dispatcher.listen("arrived")(lambda_listener(listening))
+    await listening.dispatcher.adispatch("arrived", Local(1))
+    assert seen == ["of the listener"] and listening.broker.got == ["of the listener", 1]
+
+
+def lambda_listener(world: World) -> Callable[[Any], Awaitable[None]]:
+    async def listen(event: Any) -> None:
+        await world.dispatcher.adispatch("now", Leaves("of the listener"))
+
+    return listen
+
+
+async def test_of_a_function_in_a_dispatch_without_classes_it_leaves_at_the_commands_end(world: World) -> None:
+    """There is no unit of work around it."""
+
+    async def send() -> None:
+        await world.send(Leaves(1))
+        assert world.broker.got == [1]
+        raise LookupError
+
+    world.dispatcher.add_listener("arrived", then_listener(send))
+    with pytest.raises(LookupError):
+        await world.dispatcher.adispatch("arrived")
+    assert world.shelf.scopes[0].error is None
+
+
+async def test_it_waits_for_a_dispatch_of_another_container_too(listening: World) -> None:
+    other = World()
+    other.dispatcher.add_subscriber(Bridge(other.broker))
+
+    class Here(Sends): ...
+
+    Here.world = other
+    listening.dispatcher.add_listener("both", Here)
+    await listening.dispatcher.adispatch("both", Local(1))
+    assert other.broker.got == [1]
+    with pytest.raises(LookupError):
+        await other.send(then=lambda: fail_after(listening, Local("lost")))
+    assert other.broker.got == [1] and listening.broker.got == []
+
+
+async def fail_after(world: World, event: Local) -> None:
+    await world.dispatcher.adispatch("both", event)
+    raise LookupError
 
 
 async def test_a_task_of_its_own_does_not_wait_for_the_command(world: World) -> None:
@@ -150,8 +296,43 @@ async def test_the_brokers_error_reaches_the_caller_when_all_else_is_done(world:
     with pytest.raises(BrokerUnavailable):
         await world.send(Leaves(1), Local("done"))
     assert world.heard == ["done"] and world.shelf.scopes[0].error is None
-    with pytest.raises(ExceptionGroup, match="2 messages of one command failed"):
-        await world.send(Leaves(1), Leaves(2))
+
+
+@pytest.mark.parametrize(
+    ("texts", "note"), [("xx.", "2 of 3 messages of the command"), (".xy", "2 of 3 messages of the command\ny")]
+)
+async def test_several_errors_of_one_class_are_one(texts: str, note: str) -> None:
+    """So ``except BrokerUnavailable`` goes on to work when a handler collects another event."""
+    world = World()
+    world.dispatcher.add_subscriber(
+        Bridge(Fails(*(BrokerUnavailable(text) if text != "." else None for text in texts)))
+    )
+    with pytest.raises(BrokerUnavailable, match="^x") as caught:
+        await world.send(*map(Leaves, range(3)))
+    assert caught.value.__notes__ == [note]
+
+
+async def test_several_of_several_classes_are_a_group() -> None:
+    world = World()
+    away, unknown = BrokerUnavailable("away"), DeliveryUnknown("no answer")
+    world.dispatcher.add_subscriber(Bridge(Fails(away, None, unknown)))
+    with pytest.raises(ExceptionGroup, match="2 of 3 messages of the command failed") as caught:
+        await world.send(*map(Leaves, range(3)))
+    assert caught.value.exceptions == (away, unknown)
+
+
+class Fails(Recorder):
+    """A broker that answers so to one message after another."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        super().__init__()
+        self.answers = iter(answers)
+
+    async def publish(self, *messages: Message) -> None:
+        answer = next(self.answers)
+        await super().publish(*messages)
+        if answer is not None:
+            raise answer
 
 
 async def test_what_cannot_be_a_message_fails_the_command(world: World) -> None:

@@ -1,0 +1,196 @@
+"""What counts as the ``events`` of a handler, and what is said of what can't be."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from silbo import Event, Request, RequestHandler
+from tests.mediator.support import Do, DoHandler, Local, World
+
+
+@dataclass(frozen=True)
+class Ask(Request[str]):
+    label: str = "heard"
+
+
+class Attribute:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    async def handle(self, request: Ask) -> str:
+        self.events.append(Local(request.label))
+        return "done"
+
+
+@dataclass
+class Field:
+    events: list[Event] = field(default_factory=list, init=False)
+
+    handle = Attribute.handle
+
+
+@dataclass(slots=True)
+class SlottedField:
+    events: list[Event] = field(default_factory=list, init=False)
+
+    handle = Attribute.handle
+
+
+class OfTheClass:
+    events: list[Event] = []  # noqa: RUF012  # as it is written now and then
+
+    handle = Attribute.handle
+
+
+class MadeLate:
+    async def handle(self, request: Ask) -> str:
+        self.events = [Local(request.label)]
+        return "done"
+
+
+class Tuple(Attribute):
+    events: Any
+
+    async def handle(self, request: Ask) -> str:
+        self.events = (*self.events, Local(request.label))
+        return "done"
+
+
+class Deque(Attribute):
+    events: Any
+
+    def __init__(self) -> None:
+        self.events = deque()
+
+
+ATTRIBUTES: list[type[Any]] = [Attribute, Field, SlottedField, OfTheClass, MadeLate, Tuple, Deque]
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("cls", ATTRIBUTES)
+async def test_an_attribute_of_a_handler_of_requests_will_do(cls: type[Any], reused: bool) -> None:
+    """Nobody has to write a property."""
+    world = World()
+    world.requests.bind(Ask, cls)
+    if reused:
+        one = cls()
+        world.shelf.factories[cls] = lambda: one
+    await world.mediator.send(Ask("first"))
+    await world.mediator.send(Ask("second"))
+    assert world.heard == ["first", "second"]
+
+
+class Bus:
+    """A collaborator that a handler has under this name."""
+
+
+@pytest.mark.parametrize("other", [None, Bus(), "events", b"", {"a": 1}, lambda: None], ids=type)
+async def test_an_attribute_that_is_something_else_is_the_hosts_own(other: object) -> None:
+    class Has:
+        def __init__(self) -> None:
+            self.events = other
+
+        async def handle(self, request: Ask) -> str:
+            return "done"
+
+    world = World()
+    world.requests.bind(Ask, Has)
+    assert await world.mediator.send(Ask()) == "done" and world.heard == []
+
+
+class Handles:
+    async def handle(self, _: Any) -> str:
+        return "done"
+
+
+class Method(Handles):
+    def events(self) -> list[Event]:
+        return []
+
+
+class Async(Handles):
+    @property
+    async def events(self) -> list[Event]:
+        return []
+
+
+class AsyncGenerator(Handles):
+    @property
+    async def events(self) -> AsyncIterator[Event]:
+        yield Event()
+
+
+class Text(Handles):
+    events = "joined"
+
+
+@pytest.mark.parametrize(
+    ("cls", "gives"),
+    [(Method, "<bound method"), (Async, "<coroutine"), (AsyncGenerator, "<async_generator"), (Text, "'joined'")],
+)
+async def test_events_that_are_none_are_an_error_that_says_what_they_have_to_be(cls: type[Any], gives: str) -> None:
+    """Of a handler of requests, and of one of events."""
+    world = World()
+    world.requests.bind(Ask, cls)
+    text = rf"^{cls.__name__}\.events gives {gives}.* make it a property, neither a method nor async, that returns one$"
+    with pytest.raises(TypeError, match=text):
+        await world.mediator.send(Ask())
+    world.events.bind(Local, cls)
+    with pytest.raises(TypeError, match=text):
+        await world.send(Local(1))
+
+
+async def test_an_error_in_the_property_is_raised_and_hides_no_error_of_the_handler() -> None:
+    class Fails(RequestHandler[Ask, str]):
+        asked = 0
+
+        @property
+        def events(self) -> list[Event]:
+            if self.asked:
+                raise AttributeError("order")
+            return []
+
+        async def handle(self, request: Ask) -> str:
+            self.asked = 1
+            if request.label == "fails":
+                raise LookupError
+            return "done"
+
+    world = World()
+    world.requests.bind(Ask, Fails)
+    with pytest.raises(AttributeError, match="order"):
+        await world.mediator.send(Ask())
+    with pytest.raises(LookupError):
+        await world.mediator.send(Ask("fails"))
+
+
+async def test_events_of_what_the_handler_has_loaded_count(caplog: pytest.LogCaptureFixture) -> None:
+    """As of an aggregate, which is not there when it begins."""
+    orders: list[list[Event]] = []
+
+    class Order(DoHandler):
+        @property
+        def events(self) -> list[Event]:
+            return orders[-1] if orders else []
+
+        async def handle(self, request: Do) -> str:
+            orders.append([*request.events])
+            return await super().handle(Do(then=request.then))
+
+    world = World()
+    world.shelf.factories[DoHandler] = Order
+    await world.send(Local("inner"), Local("more"))
+    with pytest.raises(LookupError):
+        await world.send(Local("lost"), then=_fail)
+    await world.send(Local("outer"), then=lambda: world.send(Local("inner")))
+    assert world.heard == ["inner", "more", "inner", "outer"] and not caplog.records
+    assert orders == [[]] * 4
+
+
+async def _fail() -> None:
+    raise LookupError
