@@ -80,7 +80,7 @@ async def test_killed_and_started_again_it_has_its_data(own_postgres: PostgresSe
 
 async def test_killed_it_is_gone_with_all_its_memory(own_postgres: PostgresServer) -> None:
     """A session that holds much of it is gone later than the rest, and PostgreSQL refuses to start over its memory."""
-    hold = "SELECT pg_sleep(60), length(much) FROM (SELECT repeat('x', 100000000) AS much OFFSET 0) held"
+    hold = "SELECT pg_sleep(60), length(much) FROM (SELECT repeat('x', 300000000) AS much OFFSET 0) held"
     working = asyncio.create_task(ask(own_postgres.url, hold))
     while not await ask(own_postgres.url, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
         await asyncio.sleep(0.01)
@@ -90,12 +90,20 @@ async def test_killed_it_is_gone_with_all_its_memory(own_postgres: PostgresServe
 
 
 async def test_paused_it_answers_when_resumed(own_postgres: PostgresServer) -> None:
-    own_postgres.pause()
-    asking = asyncio.create_task(ask(own_postgres.url, "SELECT 7"))
-    await asyncio.sleep(0.2)  # it can't be seen frozen: that nothing is answered is what is looked at
-    assert not asking.done()
-    own_postgres.resume()
-    assert await asking == 7
+    """All of its processes: the one that takes clients, and the one of a client that has been there."""
+    engine = create_async_engine(own_postgres.url)
+    async with engine.connect() as connection:
+        await connection.scalar(text("SELECT 1"))
+        own_postgres.pause()
+        asking = [
+            asyncio.create_task(ask(own_postgres.url, "SELECT 7")),
+            asyncio.create_task(connection.scalar(text("SELECT 7"))),
+        ]
+        await asyncio.sleep(0.2)  # it can't be seen frozen: that nothing is answered is what is looked at
+        assert not any(task.done() for task in asking)
+        own_postgres.resume()
+        assert await asyncio.gather(*asking) == [7, 7]
+    await engine.dispose()
 
 
 def test_server_ends_with_a_killed_owner(tmp_path: Path) -> None:

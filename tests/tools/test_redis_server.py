@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +16,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tools import redis_binary
+from tools import redis_binary, server
 from tools.redis_binary import Binary, RedisNotFound, fetch, find_binaries, find_binary
 from tools.redis_server import ExternalRedis, RedisServer, open_redis
-from tools.server import ROOT, ServerFailed
+from tools.server import ROOT, ServerFailed, free_port
 
 
 def ask(url: str, timeout: float = 5.0) -> Redis:
@@ -117,6 +118,17 @@ def test_server_that_does_not_start_says_why() -> None:
     with pytest.raises(ServerFailed, match="no-such-directive"):
         server.start()
     server.stop()
+
+
+def test_port_that_another_took_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was free when it was looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        taken = int(another.getsockname()[1])
+        ports = iter([taken, free_port()])
+        monkeypatch.setattr(server, "free_port", lambda: next(ports))
+        with RedisServer(port=True) as redis, ask(redis.url) as client:
+            assert client.ping()
+            assert client.info("server")["tcp_port"] != taken
 
 
 def test_use_outside_the_with_is_an_error_and_stop_is_not() -> None:
