@@ -30,7 +30,6 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer: each line is with the system when it is written, and a `kill -9` takes nothing back from
         # there. A power cut does; against that there is os.fsync().
         self._file = path.open("ab+", buffering=0)

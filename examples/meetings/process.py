@@ -35,6 +35,8 @@ class Settings:
             os.environ.get("MEETINGS_PREFIX", "meetings"),
             os.environ.get("MEETINGS_FOLDER", "meetings-data"),
         )
+        # Not its parents: when those are gone, whoever started this is gone with all of it, and nothing is to come back.
+        Path(folder).mkdir(exist_ok=True)
         return cls(redis_url, prefix, Path(folder))
 
 

@@ -284,9 +284,10 @@ def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None
 def test_each_program_also_runs_alone_and_ends_quietly(
     start: Start, own_redis: RedisServer, tmp_path: Path, program: str
 ) -> None:
-    """As its README says: with a URL, until Ctrl-C or the end of its input."""
+    """As its README says: with a URL, until Ctrl-C or the end of its input. It makes its folder itself."""
+    folder = tmp_path / "meetings-data"
     for interrupted in (True, False):
-        run = start([sys.executable, "-m", program], SILBO_REDIS_URL=own_redis.url, MEETINGS_FOLDER=str(tmp_path))
+        run = start([sys.executable, "-m", program], SILBO_REDIS_URL=own_redis.url, MEETINGS_FOLDER=str(folder))
         run.until("{")
         if interrupted:
             run.press_ctrl_c()
@@ -297,6 +298,19 @@ def test_each_program_also_runs_alone_and_ends_quietly(
     code, _, err = start([sys.executable, "-m", program]).end()
     assert code == 1
     assert err.startswith("Set SILBO_REDIS_URL")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program_whose_starter_is_gone_with_its_folder_brings_nothing_back(
+    start: Start, tmp_path: Path, program: str
+) -> None:
+    """A demo that is killed while its programs start: they may come to their files after all has been removed."""
+    gone = tmp_path / "gone"
+    command = [sys.executable, "-m", program]
+    code, _, err = start(command, SILBO_REDIS_URL="unix:///nowhere", MEETINGS_FOLDER=str(gone / "demo")).end()
+    assert code == 1
+    assert "FileNotFoundError" in err
+    assert not gone.exists()
 
 
 # -- a Redis of the user's ----------------------------------------------------------------------------------
