@@ -111,7 +111,7 @@ class Collecting:
 
         Raises:
             HandlerShared: it collected while another unit of work was at it, too.
-            TypeError: its ``events`` are none.
+            TypeError: its ``events`` are none, or one of them.
         """
         source, around = self._meet(handler, dispatcher, begins=True), _around.get()
         work = _Work(self, handler, source)
@@ -177,6 +177,8 @@ class Collecting:
             events = _without(events, work.before)
         if work.shared and (events or source is not work.source):
             raise HandlerShared(type(work.handler), work.shared)
+        for event in events:
+            _check_event(work.handler, event)
         self._remove(source, events, work)
         return events
 
@@ -226,6 +228,14 @@ def _read(handler: Any) -> Iterable[Any]:
         f"{type(handler).__qualname__}.events gives {events!r:.80}, which is no list of events: make it a property, neither "
         "a method nor async, that returns one"
     )
+
+
+def _check_event(handler: object, event: object) -> None:
+    cls = type(event)
+    if cls.__module__ == "builtins" and not isinstance(event, BaseException):  # plain objects may be events
+        raise TypeError(
+            f"{type(handler).__qualname__}.events has {event!r:.80} in it, which is no event: put objects of event classes there"
+        )
 
 
 def _without(events: Sequence[Any], others: Sequence[Any]) -> list[Any]:

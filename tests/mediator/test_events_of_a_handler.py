@@ -145,6 +145,21 @@ async def test_events_that_are_none_are_an_error_that_says_what_they_have_to_be(
         await world.send(Local(1))
 
 
+@pytest.mark.parametrize("wrong", [None, "joined", 7, ("joined", Event()), {"user_id": 1}, object(), Local], ids=type)
+async def test_what_is_no_event_is_an_error_that_names_the_handler(
+    wrong: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it was collected; and nothing of that handler is dispatched, now or later."""
+    world, one = World(), DoHandler()
+    world.shelf.factories[DoHandler] = lambda: one
+    with pytest.raises(
+        TypeError, match=r"^DoHandler\.events has .* in it, which is no event: put objects of event classes the"
+    ):
+        await world.send(Local(1), wrong)
+    await world.send(Local(2))
+    assert world.heard == [2] and not caplog.records
+
+
 async def test_an_error_in_the_property_is_raised_and_hides_no_error_of_the_handler() -> None:
     class Fails(RequestHandler[Ask, str]):
         asked = 0
