@@ -52,6 +52,8 @@ class Server(ABC):
         self._supervisor: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._port = 0
+        self.name = ""
+        """What runs, once it is started."""
         self.pid = 0
         """The server's first process; changes with `restart()`."""
 
@@ -102,8 +104,10 @@ class Server(ABC):
         self._port = free_port()
         # -S and -E: no site packages and no PYTHON* variables, so it starts in 20 ms and is not measured.
         supervisor = [sys.executable, "-S", "-E", "-m", "tools.supervisor", str(self._folder)]
+        program = self._program()
+        self.name = program.name
         self._supervisor = subprocess.Popen(
-            [*supervisor, json.dumps(self._program())],
+            [*supervisor, json.dumps(program)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -153,7 +157,7 @@ class Server(ABC):
             supervisor.stdin.flush()
         answer = supervisor.stdout.readline()
         if not answer:
-            raise ServerFailed("the supervisor of the server is gone")
+            raise ServerFailed(f"the supervisor of {self.name} is gone")
         failed, pid = json.loads(answer)
         if failed:
             raise ServerFailed(failed)
@@ -191,7 +195,7 @@ def in_foreground(server: Server) -> int | str:
     """Run it, print its URL, and end it with Ctrl-C: the exit code, or why it does not run."""
     try:
         with server:
-            print("Until Ctrl-C:", file=sys.stderr)
+            print(f"{server.name}, until Ctrl-C:", file=sys.stderr)
             print(server.url, flush=True)
             ends = {signal.SIGINT, signal.SIGTERM}
             signal.pthread_sigmask(signal.SIG_BLOCK, ends)
