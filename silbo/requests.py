@@ -84,6 +84,13 @@ class HandledBy(Protocol[Handler]):
     def __silbo_handled_by__(self, handler: Handler, /) -> None: ...
 
 
+class _NoEvents:
+    """In place of a property: an object may have an attribute of this name, ``self.events = []``."""
+
+    def __get__(self, handler: object, cls: type) -> Sequence[object]:
+        return ()
+
+
 class RequestHandler(ABC, Generic[Req, Res]):
     """Handles one class of requests; the container makes an object of it for each.
 
@@ -103,10 +110,15 @@ class RequestHandler(ABC, Generic[Req, Res]):
                 self._events.append(UserJoined(user_id=request.user_id))
     """
 
-    @property
-    def events(self) -> Sequence[object]:
-        """What has happened, in order. A list is emptied when its events are taken; none by default."""
-        return ()
+    if TYPE_CHECKING:
+
+        @property
+        def events(self) -> Sequence[object]:
+            """What has happened, in order. A list is emptied when its events are taken; none by default."""
+            return ()
+
+    else:
+        events = _NoEvents()
 
     @abstractmethod
     async def handle(self, request: Req, /) -> Res:

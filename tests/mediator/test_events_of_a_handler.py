@@ -68,7 +68,8 @@ class Deque(Attribute):
         self.events = deque()
 
 
-ATTRIBUTES: list[type[Any]] = [Attribute, Field, SlottedField, OfTheClass, MadeLate, Tuple, Deque]
+Derived: Any = type("Derived", (Attribute, RequestHandler), {})  # to type checkers the base's is read only
+ATTRIBUTES: list[type[Any]] = [Attribute, Field, SlottedField, OfTheClass, MadeLate, Tuple, Deque, Derived]
 
 
 @pytest.mark.parametrize("reused", [False, True])
