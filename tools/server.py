@@ -195,10 +195,10 @@ def in_foreground(server: Server) -> int | str:
     """Run it, print its URL, and end it with Ctrl-C: the exit code, or why it does not run."""
     try:
         with server:
+            ends = {signal.SIGINT, signal.SIGTERM}
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # who has read the URL may send one at once
             print(f"{server.name}, until Ctrl-C:", file=sys.stderr)
             print(server.url, flush=True)
-            ends = {signal.SIGINT, signal.SIGTERM}
-            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             signal.sigwait(ends)
     except ServerFailed as error:
         return str(error)

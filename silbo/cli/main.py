@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -56,12 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error, 2)
     except ReaderGone:  # as `| head` does when it has enough
+        _give_up_stdout()
         return 0
     except (SilboError, OSError) as error:
+        _give_up_stdout()
         return _fail(error, 1)
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+
+
+def _give_up_stdout() -> None:
+    """Where it can't be written: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _fail(error: Exception, code: int) -> int:
