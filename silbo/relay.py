@@ -203,13 +203,12 @@ class Relay:
                     await self._store.lead(lead.partition, self._owner, lease=self._lease)
                     renew_at = now() + self._lease / 3
                 woken.clear()
-                begun = now()
+                begun, stopping = now(), self._stopping.is_set()  # asked first: what was stored before a stop is sent
                 rows = await self._store.take(lead, BATCH, sent=outcome.sent, dead=outcome.dead)
                 busy = now() - begun
                 self._storing.answered(lead.partition)
                 await self._count(outcome)
                 outcome = Outcome()
-                stopping = self._stopping.is_set()
                 if not rows and (looked or stopping):
                     self._working.answered(lead.partition)
                     if stopping and not owes:

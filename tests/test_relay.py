@@ -673,6 +673,23 @@ async def test_stop_sends_what_waits(broker: Broker, heard: Heard) -> None:
     assert (await store.status()).counts["sent"] == 3000
 
 
+async def test_stop_sends_what_is_stored_while_the_relay_looks(broker: Broker, heard: Heard) -> None:
+    """A program that stores and ends at once: the relay's look at the store has begun before, and finds nothing."""
+
+    class Late(MemoryStore):
+        async def take(self, *arguments: Any, **options: Any) -> Sequence[Row]:
+            rows = await super().take(*arguments, **options)
+            if not relay._stopping.is_set():
+                await put(self, 1)
+                relay.stop()
+            return rows
+
+    relay = Relay(store := Late(), broker)
+    await store.open(1)
+    await asyncio.wait_for(relay.run(), 20)
+    assert await heard.until(1) == [1]
+
+
 async def test_stop_still_sends_what_waits_for_its_next_attempt(
     broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
