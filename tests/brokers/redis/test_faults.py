@@ -241,8 +241,9 @@ async def test_publish_waits_for_room_and_then_fails_in_time(
             for _ in range(WAITING_MESSAGES + 1000):
                 tasks.create_task(ledger.publish())
         own_redis.resume()
-        assert len(ledger.numbers(DeliveryUnknown)) == 500  # the flush that was under way
-        assert len(ledger.numbers(BrokerUnavailable)) == WAITING_MESSAGES + 500
+        unknown, unsent = ledger.numbers(DeliveryUnknown), ledger.numbers(BrokerUnavailable)
+        assert 0 < len(unknown) <= 500  # the flush that was under way
+        assert len(unknown) + len(unsent) == WAITING_MESSAGES + 1000
         assert ledger.slowest < 1 + 3 * TOLERANCE  # 11,000 tasks on a busy machine
 
 
