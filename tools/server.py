@@ -34,7 +34,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 LONGEST_FOLDER: Final = 60
 """With it a socket's path stays below the kernel's limit: 108 bytes on Linux, 104 on macOS."""
 
-TAKEN: Final = re.compile("in use|eaddrinuse")
+TAKEN: Final = re.compile("in use|eaddrinuse|port_already_used")
 """What a server says whose port another process has taken since we looked: it is tried on the next."""
 
 

@@ -30,10 +30,11 @@ examples:
   silbo dead list --group billing --json | jq -r '[.id, .error] | @tsv'
 """
 COUNT = """\
-For an alarm: of all groups, and nothing of their messages. A stream that is not there is an error.
+For an alarm: nothing of their messages. A stream or a group that is not there is an error.
 
 examples:
   test "$(silbo dead count)" = 0 || echo 'wake somebody'
+  silbo dead count --group billing --json
 """
 SHOW = """\
 examples:
@@ -70,6 +71,7 @@ def add_to(commands: Commands) -> None:
 
     parser = command(commands, "count", "how many dead letters there are", epilog=COUNT, run=count_all)
     _where(parser)
+    parser.add_argument("--group", type=address, help="only this group's")
     json_option(parser)
 
     parser = command(commands, "show", "all of one dead letter, its message too", epilog=SHOW, run=show)

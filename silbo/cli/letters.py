@@ -79,8 +79,8 @@ async def _letters(dead: DeadLetters, group: str | None, after: str | None, limi
 async def count_all(options: argparse.Namespace) -> int:
     """How many there are, for an alarm: nothing of their messages."""
     async with opened(options) as dead:
-        number = await dead.count()
-        if not number and await mistaken(dead, options):
+        number = await dead.count(group=options.group)
+        if not number and await mistaken(dead, options, options.group):
             return 1
     if options.json:
         object_line({"dead": number})

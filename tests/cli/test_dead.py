@@ -96,20 +96,22 @@ async def test_mistaken_name_does_not_look_as_if_nothing_were_wrong(dead: Dead) 
     for each in done:
         assert each.code == 1 and f"silbo: there is no stream {dead.prefix}:{{nosuch}}\n" in each.err
     assert (done[0].out, done[1].out, done[2].out) == ("", "", "")
-    of_nobody = (("list", "--json"), ("retry", "--yes"), ("purge", "--yes"))
+    of_nobody = (("list", "--json"), ("count",), ("retry", "--yes"), ("purge", "--yes"))
     for each in await asyncio.gather(*(dead(*command, "--group", "nosuch") for command in of_nobody)):
         assert (each.code, each.err) == (1, f"silbo: there is no group nosuch at the stream {dead.stream}\n")
 
 
 async def test_dead_letters_are_counted(dead: Dead) -> None:
-    """Of all groups, and without anything of their messages: an alarm's answer goes into logs."""
+    """Of all groups or of one, and without anything of their messages: an alarm's answer goes into logs."""
     await dead.redis.xgroup_create(dead.stream, "search", "$", mkstream=True)
     none = await dead("count")
     assert (none.code, none.out, none.err) == (0, "0\n", "")
     await dead.bury("billing", 2)
     await dead.bury("mail", 1)
-    text, program = await asyncio.gather(dead("count"), dead("count", "--json"))
-    assert (text.code, text.out) == (0, "3\n") and program.object == {"dead": 3}
+    text, program, mail = await asyncio.gather(
+        dead("count"), dead("count", "--json"), dead("count", "--group", "mail", "--json")
+    )
+    assert (text.code, text.out) == (0, "3\n") and program.object == {"dead": 3} and mail.object == {"dead": 1}
 
 
 async def test_dead_letters_of_a_group_and_a_stream_that_are_gone_are_listed(dead: Dead) -> None:

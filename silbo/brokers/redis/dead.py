@@ -89,9 +89,11 @@ class DeadLetters:
         self._stream = stream_key(stream, check_address(prefix, "a prefix"))
         self._key, self._format = f"{self._stream}:dead".encode(), format
 
-    async def count(self) -> int:
-        """How many there are, of all groups."""
-        return int(await self._calls.ask(b"XLEN", self._key))
+    async def count(self, *, group: str | None = None) -> int:
+        """How many there are, of all groups or of this one."""
+        if group is None:
+            return int(await self._calls.ask(b"XLEN", self._key))
+        return sum([len(page) async for page in self._pages(group)])
 
     async def groups(self) -> Sequence[str] | None:
         """The groups of the stream; None where there is no such stream, which may be a mistaken prefix."""

@@ -309,6 +309,7 @@ async def test_purge_of_a_group(admin: Redis, dead: DeadLetters) -> None:
         await admin.xadd(DEAD, {"message": "x", "group": ("billing", "mail")[n % 2]}, id=f"1700000000{n:03}-7")
     middle = datetime.fromtimestamp(1_700_000_000, UTC) + timedelta(milliseconds=200)
     assert await dead.purge(group="nobody") == 0
+    assert (await dead.count(group="billing"), await dead.count(group="nobody")) == (125, 0)
     assert await dead.purge(group="billing", before=middle) == 100
     assert [letter.id for letter in await dead.list(group="billing", limit=2)] == ["1700000000200-7", "1700000000202-7"]
     done: list[int] = []
