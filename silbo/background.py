@@ -128,5 +128,6 @@ class Background:
 async def _run(work: Coroutine[Any, Any, _T]) -> _T:
     task = asyncio.current_task()
     assert task is not None
-    _lineage.set((*_lineage.get(), task))  # the task's own context: nobody else sees it
+    running = (one for one in _lineage.get() if not one.done())  # else a chain of tasks would keep all its links
+    _lineage.set((*running, task))  # the task's own context: nobody else sees it
     return await work

@@ -65,6 +65,7 @@ class _Work:
         self.scope, self.handler, self.source = scope, handler, source
         self.before = source.waiting()
         self.shared = ""
+        self.over = False
 
 
 class _Place:
@@ -113,7 +114,8 @@ class Collecting:
             HandlerShared: it collected while another unit of work was at it, too.
             TypeError: its ``events`` are none, or one of them.
         """
-        source, around = self._meet(handler, dispatcher, begins=True), _around.get()
+        source = self._meet(handler, dispatcher, begins=True)
+        around = tuple(one for one in _around.get() if not one.over)  # a task may have inherited others
         work = _Work(self, handler, source)
         places = {id(source.of): "list", id(handler): "object"}
         self._works.add(work)
@@ -130,6 +132,7 @@ class Collecting:
         finally:
             _around.set(around)
             self._works.remove(work)
+            work.over = True
             for place in places:
                 _places[place].works.remove(work)
                 if not _places[place].works:

@@ -174,7 +174,8 @@ async def unit_of_work(
         FollowUpsExceeded: there were more.
         Exception: what could not be sent. Of several errors of one class the first, with a note; else an ExceptionGroup.
     """
-    around, enclosing, outer = _units.get(), current_unit(), current_unit(container)
+    around = tuple(unit for unit in _units.get() if unit.scope.members)  # a task may have inherited those that are over
+    enclosing, outer = current_unit(), current_unit(container)
     scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
     unit = Unit(scope, holds=command or (enclosing is not None and enclosing.holds))
     _units.set((*around, unit))
