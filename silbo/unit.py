@@ -30,7 +30,7 @@ FOLLOW_UPS: Final = 1000
 """Events that may follow of those that follow first: beyond, two handlers are taken to answer each other for ever."""
 
 Held: TypeAlias = Callable[[], Awaitable[object]]
-"""Sends a message, when the command that it comes of has succeeded."""
+"""Sends a message, when the unit of work that it comes of has succeeded."""
 
 _units: ContextVar[tuple[Unit, ...]] = ContextVar("silbo_units", default=())
 """Those around this code, the outermost first. Tasks inherit it, so each knows whose it is and when it is over."""
@@ -41,8 +41,8 @@ class Unit:
 
     Attributes:
         collected: The events that are to follow, each with the dispatcher that is to have it, in the order they were collected.
-        holds: Whether it is a command, or in one.
-        held: What is to be sent when the outermost unit has succeeded: of itself where it holds, and of commands in it.
+        holds: Whether what is to be sent waits: in a command, and in what follows at the end of every unit.
+        held: What is to be sent when the outermost unit has succeeded: of itself where it holds, and of those in it.
     """
 
     def __init__(self, scope: LazyScope, *, holds: bool = False) -> None:
@@ -149,7 +149,7 @@ def current_unit(container: Container | None = None) -> Unit | None:
 
 
 def held_back() -> list[Held] | None:
-    """Where to put what is to be sent when the command around this code has succeeded; None outside of commands."""
+    """Where to put what is to be sent when the unit of work around this code has succeeded; None where nothing waits."""
     unit = current_unit()
     return unit.held if unit is not None and unit.holds else None
 
@@ -166,8 +166,8 @@ async def unit_of_work(
 
     Args:
         container: Where its objects come from.
-        command: What a bridge in it has to send is held back. The very last that the outermost unit does, be it a command
-            or not, is to send what it and the commands in it have held back. One that fails sends nothing.
+        command: What a bridge in it has to send is held back; of any other unit only what it has to send of the events that
+            follow. To send all that is the very last that the outermost unit does. One that fails sends none of it.
         max_follow_ups: Most events that may follow of those that follow first.
 
     Raises:
@@ -182,6 +182,7 @@ async def unit_of_work(
     try:
         yield unit
         if outer is None:
+            unit.holds = True
             await unit.follow(last=True)
     except BaseException as error:
         if outer is None:
@@ -209,9 +210,9 @@ async def _dispatch(dispatcher: Any, event: Any) -> None:
 async def _send(held: Sequence[Held]) -> None:
     errors = await _all([send() for send in held])
     if len({type(error) for error in errors}) > 1:
-        raise BaseExceptionGroup(f"{len(errors)} of {len(held)} messages of the command failed", errors)
+        raise BaseExceptionGroup(f"{len(errors)} of {len(held)} messages failed", errors)
     for error in errors:
-        error.add_note("\n".join([f"{len(errors)} of {len(held)} messages of the command", *_others(errors)]))
+        error.add_note("\n".join([f"{len(errors)} of {len(held)} messages failed", *_others(errors)]))
         raise error
 
 

@@ -25,7 +25,7 @@ from silbo import (
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, DeliveryGivenUp, DeliveryUnknown, MessageRefused
 from silbo.protocols import JoiningPublisher
-from tests.mediator.support import Do, DoHandler, Leaves, Local, Recorder, World, fail
+from tests.mediator.support import Collects, Do, DoHandler, Leaves, Local, Recorder, World, fail
 from tests.shelf import Shelf
 
 
@@ -160,32 +160,54 @@ async def test_and_not_where_the_dispatch_fails(listening: World) -> None:
 
 
 async def test_so_a_delivery_that_is_given_up_has_sent_nothing(listening: World) -> None:
-    tries = []
+    assert await deliver(listening, failures=3) == 3
+    assert listening.broker.got == []
 
-    async def fail_always() -> None:
+
+async def test_nor_of_what_its_handlers_have_collected_but_of_the_attempt_that_succeeds(world: World) -> None:
+    """Also what is dispatched before one of those events fails."""
+
+    class Collector(Collects):
+        async def handle(self, event: Arrived) -> None:
+            self._events += [Leaves("collected"), Local("then")]
+
+    world.dispatcher.add_listener("arrived", Collector)
+    assert await deliver(world, failures=2, where="Local") == 3
+    assert world.broker.got == ["collected"] and world.heard == ["then"] * 3
+    assert await deliver(world, failures=3, where="Local") == 3
+    assert world.broker.got == ["collected"]
+
+
+async def deliver(world: World, *, failures: int, where: str = "arrived") -> int:
+    """Deliver a message that is given up after three attempts, of which so many fail at this event; answers how many were made."""
+    tries: list[int] = []
+    over: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def fail_so_often() -> None:
         tries.append(1)
-        raise LookupError
+        if len(tries) <= failures:
+            raise LookupError
+        over.set_result(None)
 
-    listening.dispatcher.add_listener("arrived", then_listener(fail_always), priority=1)
+    listen = then_listener(fail_so_often)
+    world.dispatcher.add_listener(where, listen, priority=1)
     memory, elsewhere = MemoryBroker(app="elsewhere"), AsyncEventDispatcher()
     elsewhere.add_subscriber(Bridge(memory))
-    group = memory.group("rooms", start="new")
-    backoff = Backoff(initial=0.001, factor=1, cap=0.001)
-    given_up: asyncio.Future[object] = asyncio.get_running_loop().create_future()
     consumer = Consumer(
-        listening.dispatcher,
-        group,
+        world.dispatcher,
+        memory.group("rooms", start="new"),
         events=[EventName("arrived", Arrived)],
         max_attempts=3,
-        backoff=backoff,
-        on_error=lambda error, _: given_up.set_result(error) if isinstance(error, DeliveryGivenUp) else None,
+        backoff=Backoff(initial=0.001, factor=1, cap=0.001),
+        on_error=lambda error, _: over.set_result(error) if isinstance(error, DeliveryGivenUp) else None,
     )
     async with consumer, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run())
         await elsewhere.adispatch("arrived", Arrived(1))
-        await given_up
+        await over
         consumer.stop()
-    assert len(tries) == 3 and listening.broker.got == []
+    world.dispatcher.remove_listener(where, listen)
+    return len(tries)
 
 
 @dataclass(frozen=True)
@@ -201,8 +223,58 @@ def then_listener(then: Callable[[], Awaitable[object]]) -> Callable[[Any], Awai
     return listen
 
 
+def collects(world: World) -> World:
+    """Give its ``start`` a listener that collects what the event says, and its dispatcher a bridge."""
+
+    class Collector(Collects):
+        async def handle(self, event: Local) -> None:
+            self._events += event.follow
+
+    world.dispatcher.add_listener("start", Collector)
+    world.dispatcher.add_subscriber(Bridge(world.broker))
+    return world
+
+
+async def test_what_is_collected_in_a_dispatch_leaves_when_all_is_done() -> None:
+    """As of a command."""
+    world = collects(World())
+
+    async def nothing_yet() -> None:
+        assert world.broker.got == []
+
+    world.shelf.closing = nothing_yet
+    follow = [Leaves(1), Local("a", [Leaves(3)], nothing_yet), Leaves(2)]
+    await world.dispatcher.adispatch("start", Local("start", follow))
+    assert world.broker.got == [1, 2, 3] and world.heard == ["a"] and world.shelf.scopes[0].closed
+
+
+@pytest.mark.parametrize("on_error", ["raise", "collect"])
+async def test_and_not_where_one_of_these_events_fails(on_error: Any) -> None:
+    world = collects(World(on_error=on_error))
+    with pytest.raises((LookupError, ExceptionGroup)):
+        await world.dispatcher.adispatch("start", Local("start", [Leaves(1), Local(2, then=fail)]))
+    assert world.broker.got == [] and world.heard == [2]
+
+
+async def test_nor_where_its_scope_fails_to_close() -> None:
+    world = collects(World())
+    world.shelf.closing = fail
+    with pytest.raises(LookupError):
+        await world.dispatcher.adispatch("start", Local("start", [Leaves(1)]))
+    assert world.broker.got == []
+
+
+@pytest.mark.parametrize("on_error", ["raise", "collect"])
+async def test_the_brokers_error_reaches_the_caller_of_the_dispatch_as_well(on_error: Any) -> None:
+    world = collects(World(on_error=on_error))
+    world.broker.error = BrokerUnavailable("away")
+    with pytest.raises(BrokerUnavailable):
+        await world.dispatcher.adispatch("start", Local("start", [Leaves(1), Local("done")]))
+    assert world.heard == ["done"] and world.shelf.scopes[0].error is None
+
+
 async def test_what_the_dispatch_itself_sends_does_not_wait_for_its_end(listening: World) -> None:
-    """Only what commands in it send does."""
+    """Only what commands in it send does, and what comes of collected events."""
     seen: list[object] = []
 
     async def see() -> None:
@@ -298,9 +370,7 @@ async def test_the_brokers_error_reaches_the_caller_when_all_else_is_done(world:
     assert world.heard == ["done"] and world.shelf.scopes[0].error is None
 
 
-@pytest.mark.parametrize(
-    ("texts", "note"), [("xx.", "2 of 3 messages of the command"), (".xy", "2 of 3 messages of the command\ny")]
-)
+@pytest.mark.parametrize(("texts", "note"), [("xx.", "2 of 3 messages failed"), (".xy", "2 of 3 messages failed\ny")])
 async def test_several_errors_of_one_class_are_one(texts: str, note: str) -> None:
     """So ``except BrokerUnavailable`` goes on to work when a handler collects another event."""
     world = World()
@@ -316,7 +386,7 @@ async def test_several_of_several_classes_are_a_group() -> None:
     world = World()
     away, unknown = BrokerUnavailable("away"), DeliveryUnknown("no answer")
     world.dispatcher.add_subscriber(Bridge(Fails(away, None, unknown)))
-    with pytest.raises(ExceptionGroup, match="2 of 3 messages of the command failed") as caught:
+    with pytest.raises(ExceptionGroup, match="2 of 3 messages failed") as caught:
         await world.send(*map(Leaves, range(3)))
     assert caught.value.exceptions == (away, unknown)
 
