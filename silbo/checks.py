@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from silbo.protocols import Publisher
 
-__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds", "told"]
+__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds", "check_several", "told"]
+
+T = TypeVar("T")
 
 _STORE: Final = ("open", "add", "take", "settle", "status")
 
@@ -63,6 +66,17 @@ def check_hook(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"{name} is a function, sync or async, or None for the log, not {value!r}")
     return value
+
+
+def check_several(name: str, values: Iterable[T]) -> tuple[T, ...]:
+    """Things, in a list or another iterable.
+
+    Raises:
+        TypeError: it is none: one of them alone, None, a text.
+    """
+    if isinstance(values, str) or not isinstance(cast("object", values), Iterable):
+        raise TypeError(f"{name} is a list, not {told(values)}")
+    return tuple(values)
 
 
 def check_ends(store: Any, publisher: Any) -> None:

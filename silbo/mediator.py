@@ -63,8 +63,8 @@ class Mediator:
                 raise TypeError(f"{name} has to be a silbo.{wanted.__name__}, not {given!r}")
         self.container: Final = shared_container(dispatcher, container)
         self.dispatcher: Final = dispatcher
-        self._requests, self._events, self._middlewares = request_map, event_map, tuple(middlewares)
-        check_middlewares(self._middlewares)
+        self._requests, self._events = request_map, event_map
+        self._middlewares = check_middlewares(middlewares)
         self._at_once = check_count("max_concurrent_event_handlers", max_concurrent_event_handlers)
         self._max_follow_ups = check_count("max_follow_ups", max_follow_ups, zero=True)
         if event_map is not None:

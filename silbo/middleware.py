@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
+from silbo.checks import check_several
 from silbo.guard import is_async
 from silbo.unit import Unit
 
@@ -103,13 +104,14 @@ class LoggingMiddleware:
         self._logger.log(level, text, name, seconds * 1000, *more.values(), extra=extra)
 
 
-def check_middlewares(middlewares: Sequence[Any]) -> None:
-    """Refuse what can't be called around a request.
+def check_middlewares(middlewares: Iterable[AnyMiddleware]) -> tuple[AnyMiddleware, ...]:
+    """These, or an error where one can't be called around a request.
 
     Raises:
-        TypeError: says what a middleware is.
+        TypeError: says what a middleware is; or they are no list.
     """
-    for one in middlewares:
+    given = check_several("middlewares", middlewares)
+    for one in given:
         cls = one if isinstance(one, type) else type(one)
         if is_async(one) or is_async(getattr(cls, "__call__", None)):  # noqa: B004  # its type, not whether it is there
             continue
@@ -119,6 +121,7 @@ def check_middlewares(middlewares: Sequence[Any]) -> None:
                 "a middleware is an async callable (request, handle), or an object with an async process_request(request) "
                 f"or process_response(response), or a class of such objects; not {one!r}"
             )
+    return given
 
 
 def through(middlewares: Sequence[Any], unit: Unit, handle: Handle) -> Handle:

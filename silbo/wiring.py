@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from silbo.bridge import Bridge, bridges
+from silbo.checks import check_count, check_several
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.guard import is_async
 from silbo.listeners import container_of
 from silbo.maps import EventMap, RequestMap
 from silbo.mediator import Mediator, shared_container
-from silbo.middleware import AnyMiddleware
+from silbo.middleware import AnyMiddleware, check_middlewares
 from silbo.protocols import Container, Publisher
 from silbo.scopes import check_container
 
@@ -64,6 +65,10 @@ AnyContainer: TypeAlias = OfRodi | OfDi | OfDependencyInjector | OfDishka | Cont
 class Registers(Protocol):
     """An adapter that can make the dispatcher and the mediator what its container gives."""
 
+    def missing(self, dispatcher: AsyncEventDispatcher, *, ask: bool = ...) -> object:
+        """Raise where the container has another one; nothing is registered."""
+        ...
+
     def take_dispatcher(self, dispatcher: AsyncEventDispatcher, *, ask: bool = ...) -> None:
         """Make it the container's."""
         ...
@@ -94,42 +99,49 @@ def bootstrap(
         domain_events_mapper: Binds handlers of events, of whatever kind.
         message_broker: Gets what leaves, over a bridge: a broker, or an outbox in front of one. Whoever opened it closes it.
         middlewares: As for :class:`~silbo.mediator.Mediator`.
-        on_startup: Called in the end, in this order; not async.
+        on_startup: Called in this order, when all arguments have been checked, and before anything is registered; not async.
         max_concurrent_event_handlers: As for :class:`~silbo.mediator.Mediator`.
         dispatcher: The one that the container has, or is to have. By default a new one.
 
     The dispatcher becomes what the container gives to those who ask for an ``AsyncEventDispatcher``, and the mediator what it
     gives for a ``Mediator``, unless it gives something else for that; but not for dishka, whose containers take nothing more.
+    Where anything fails, the container has neither, and the next call with it may succeed.
 
     Returns:
         The mediator; its ``dispatcher`` takes more listeners.
 
     Raises:
-        TypeError: no such container or dispatcher, or a mapper or a function for the start is async.
+        TypeError: an argument is not of its sort, or a mapper or a function for the start is async.
         ValueError: the dispatcher has a bridge already, so that a second one would send everything twice.
         DispatcherConflict: the container has another dispatcher. Where only asking it would tell, it is raised when the first
             scope is entered.
     """
-    adapter, starting = _adapter(di_container, dispatcher), tuple(on_startup)
-    for name, functions in (
-        ("commands_mapper", (commands_mapper,)),
-        ("queries_mapper", (queries_mapper,)),
-        ("domain_events_mapper", (domain_events_mapper,)),
-        ("on_startup", starting),
-    ):
-        for function in functions:
-            _check_function(name, function)
+    adapter = _adapter(di_container, dispatcher)
+    requests, events, starting = RequestMap(), EventMap(), check_several("on_startup", on_startup)
+    mappers = (
+        ("commands_mapper", commands_mapper, requests),
+        ("queries_mapper", queries_mapper, requests),
+        ("domain_events_mapper", domain_events_mapper, events),
+    )
+    for name, mapper, _ in mappers:
+        _check_function(name, mapper)
+    for start in starting:
+        _check_function("on_startup", start)
+    middlewares = check_middlewares(middlewares)
+    check_count("max_concurrent_event_handlers", max_concurrent_event_handlers)
+    bridge = None if message_broker is None else Bridge(message_broker)
     new = dispatcher is None
     dispatcher = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
     shared_container(dispatcher, adapter)
-    if message_broker is not None and any(bridges(dispatcher)):
+    if bridge is not None and any(bridges(dispatcher)):
         raise ValueError("the dispatcher has a bridge already, and two send everything twice: leave out message_broker")
-    requests, events = RequestMap(), EventMap()
-    _call(commands_mapper, requests)
-    _call(queries_mapper, requests)
-    _call(domain_events_mapper, events)
-    if isinstance(adapter, Registers):
-        adapter.take_dispatcher(dispatcher, ask=not new)
+    registers = adapter if isinstance(adapter, Registers) else None
+    if registers is not None:
+        registers.missing(dispatcher, ask=not new)
+    for name, mapper, its_map in mappers:
+        _call(name, mapper, its_map)
+    for start in starting:
+        _call("on_startup", start)
     mediator = Mediator(
         request_map=requests,
         dispatcher=dispatcher,
@@ -138,12 +150,11 @@ def bootstrap(
         middlewares=middlewares,
         max_concurrent_event_handlers=max_concurrent_event_handlers,
     )
-    if message_broker is not None:
-        dispatcher.add_subscriber(Bridge(message_broker))
-    if isinstance(adapter, Registers):
-        adapter.take(mediator)
-    for start in starting:
-        _call(start)
+    if registers is not None:
+        registers.take_dispatcher(dispatcher, ask=not new)
+        registers.take(mediator)
+    if bridge is not None:
+        dispatcher.add_subscriber(bridge)
     return mediator
 
 
@@ -171,7 +182,9 @@ def _check_function(name: str, function: object) -> None:
         raise TypeError(f"{name} is called here and now, and {function!r} is async: await it before")
 
 
-def _call(function: Callable[..., object] | None, *arguments: object) -> None:
+def _call(name: str, function: Callable[..., object] | None, *arguments: object) -> None:
     if function is not None and inspect.iscoroutine(answer := function(*arguments)):
         answer.close()
-        raise TypeError(f"{function!r} is called here and now, and its answer is a coroutine: await it before")
+        raise TypeError(
+            f"{name} is called here and now, and the answer of {function!r} is a coroutine: await it before"
+        )

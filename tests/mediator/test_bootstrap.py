@@ -19,12 +19,14 @@ from silbo import (
     EventHandler,
     EventMap,
     IAsyncEventDispatcher,
+    LoggingMiddleware,
     RequestHandler,
     RequestMap,
     bootstrap,
 )
 from silbo.containers.dishka import dispatcher_provider
 from silbo.containers.rodi import RodiContainer, register_dispatcher
+from silbo.errors import AlreadyBound, DispatcherConflict
 from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local, Recorder
 from tests.shelf import Shelf
 
@@ -178,10 +180,73 @@ def test_functions_that_nobody_would_await_are_refused(where: str) -> None:
 
     with pytest.raises(TypeError, match=f"{where} is called here and now, and .* is async: await it before"):
         bootstrap(Shelf(), **given(asynchronous))
-    with pytest.raises(TypeError, match="its answer is a coroutine: await it before"):
+    with pytest.raises(TypeError, match=f"{where} is called here and now, and the answer of .* is a coroutine: await"):
         bootstrap(Shelf(), **given(lambda *_: asynchronous()))
     with pytest.raises(TypeError, match=f"{where} is a function, not <RequestMap: empty>"):
         bootstrap(Shelf(), **given(RequestMap()))
+
+
+@pytest.mark.parametrize("where", ["middlewares", "on_startup"])
+@pytest.mark.parametrize("one", [None, LoggingMiddleware(), print, "log"])
+def test_one_alone_is_no_list(where: str, one: Any) -> None:
+    """The error has the name of the argument."""
+    wrong: Any = {where: one}
+    with pytest.raises(TypeError, match=f"^{where} is a list, not "):
+        bootstrap(Shelf(), **wrong)
+
+
+def fail(*_: object) -> None:
+    raise LookupError("no such room")
+
+
+def twice(mapper: RequestMap) -> None:
+    commands(mapper)
+    commands(mapper)
+
+
+FAILURES: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"middlewares": [print]}, TypeError),
+    ({"middlewares": None}, TypeError),
+    ({"on_startup": fail}, TypeError),
+    ({"message_broker": object()}, TypeError),
+    ({"max_concurrent_event_handlers": 0}, ValueError),
+    ({"commands_mapper": twice}, AlreadyBound),
+    ({"domain_events_mapper": fail}, LookupError),
+    ({"on_startup": [fail]}, LookupError),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error"), FAILURES, ids=lambda part: ",".join(part) if type(part) is dict else "")
+@pytest.mark.parametrize("library", [of_rodi, di.Container, Services], ids=lambda make: make.__module__)
+@pytest.mark.parametrize("given", [False, True])
+async def test_one_that_failed_leaves_nothing_behind(
+    library: Any, wrong: dict[str, Any], error: type[Exception], given: bool
+) -> None:
+    """Neither in the container nor on a dispatcher that was given: mended, it works, with another dispatcher as well."""
+    container, broker = library(), Recorder()
+    options: dict[str, Any] = {"commands_mapper": commands, "queries_mapper": queries, "domain_events_mapper": events}
+    options["message_broker"] = broker
+    dispatchers = [AsyncEventDispatcher(), AsyncEventDispatcher()] if given else [None, None]
+    for dispatcher in (dispatchers[0], *dispatchers):
+        with pytest.raises(error):
+            bootstrap(container, dispatcher=dispatcher, **options | wrong)
+    assert not any(dispatcher.has_listeners() for dispatcher in dispatchers if dispatcher is not None)
+    mediator = bootstrap(container, dispatcher=dispatchers[0], **options)
+    assert await mediator.send(Do(events=[Local(1), Leaves(2)])) == "done" and broker.got == [2]
+    assert await mediator.send(Also()) == "asked AsyncEventDispatcher"
+
+
+def test_a_mistake_is_found_before_anything_is_called() -> None:
+    """What starts is not started for nothing."""
+    container, called = of_rodi(), list[object]()
+    bootstrap(container)
+    with pytest.raises(DispatcherConflict):
+        bootstrap(container, commands_mapper=called.append, on_startup=[lambda: called.append("started")])
+    wrong: Any
+    for wrong in ({"middlewares": [print]}, {"max_concurrent_event_handlers": 0}, {"message_broker": object()}):
+        with pytest.raises((TypeError, ValueError)):
+            bootstrap(of_rodi(), commands_mapper=called.append, on_startup=[fail], **wrong)
+    assert called == []
 
 
 def test_only_the_containers_own_library_is_imported() -> None:
