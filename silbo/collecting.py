@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -22,7 +22,6 @@ class _Source:
         listed: Whether it is a list: then nobody else shows the same events.
         shown: The list; or what the handler showed when it was last looked at.
         old: Of these, what was taken, or dropped, or there before this scope.
-        emptied: What a handler showed and then no more, for to read its events removes them; without what was taken.
         scopes: Those that know it and are open.
     """
 
@@ -30,19 +29,12 @@ class _Source:
         self.of, self.listed = of, isinstance(of, list)
         self.shown: list[Any] = of if isinstance(of, list) else []
         self.old: list[Any] = []
-        self.emptied: list[Any] = []
         self.scopes: set[Collecting] = set()
-
-    def see(self, first: list[Any], again: list[Any]) -> None:
-        """Remember what a handler shows, read twice."""
-        self.shown = first if again else []
-        if not again:
-            self.emptied += first
 
     def waiting(self) -> list[Any]:
         """What nobody has taken yet."""
         self.old = _without(self.shown, _without(self.shown, self.old))  # what is gone may come again
-        return self.emptied + _without(self.shown, self.old)
+        return _without(self.shown, self.old)
 
     def remove(self, events: Sequence[Any]) -> None:
         """Nobody is to have these."""
@@ -50,7 +42,6 @@ class _Source:
             self.shown[:] = _without(self.shown, events)
         else:
             self.old += events
-            self.emptied = _without(self.emptied, events)
 
 
 class _Work:
@@ -59,6 +50,7 @@ class _Work:
     Attributes:
         before: What waited where it collects when it began.
         shared: What another unit of work has at the same time: "object", the handler, or the "list" that it has; or empty.
+        over: Whether it has ended.
     """
 
     def __init__(self, scope: Collecting, handler: object, source: _Source) -> None:
@@ -159,16 +151,13 @@ class Collecting:
         self._known.clear()
 
     def _meet(self, handler: object, dispatcher: object, *, begins: bool = False) -> _Source:
-        first, again = _read(handler), _read(handler)
-        of = first if isinstance(first, list) and again is first else handler
+        of, shown = _read(handler)
         source = _sources.get(id(of))
-        new = source is None
         if source is None:
             source = _sources[id(of)] = _Source(of)
-        if of is handler:
-            source.see(first := list(first), list(again))
-            if new and begins:
-                source.old = first
+            if begins and not source.listed:
+                source.old = [*shown]
+        source.shown = shown
         source.scopes.add(self)
         self._known[source] = dispatcher
         return source
@@ -216,7 +205,21 @@ def declares_events(cls: type) -> bool:
     return hasattr(cls, "events") and not inspect.ismemberdescriptor(getattr(cls, "events", None))
 
 
-def _read(handler: Any) -> Iterable[Any]:
+def _read(handler: object) -> tuple[object, list[Any]]:
+    """The list that a handler gives, each time the same one; else the handler, and what it shows."""
+    first, again = _events(handler), _events(handler)
+    if isinstance(first, list) and again is first:
+        return first, first
+    shown = list(first)
+    if len(list(again)) < len(shown) or (again is first and isinstance(first, Iterator)):
+        raise TypeError(
+            f"{type(handler).__qualname__}.events gives fewer when it is read again; reading events must not remove them: "
+            "give the list itself, or a copy"
+        )
+    return handler, shown
+
+
+def _events(handler: Any) -> Iterable[Any]:
     if not declares_events(type(handler)):  # something else of this name is the host's own
         events = getattr(handler, "events", None)
         return events if isinstance(events, Sequence) and not isinstance(events, str | bytes) else ()

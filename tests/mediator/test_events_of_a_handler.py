@@ -161,6 +161,67 @@ async def test_what_is_no_event_is_an_error_that_names_the_handler(
     assert world.heard == [2] and not caplog.records
 
 
+class Pops:
+    """What reads it away: as a whole, one by one, or as an iterator that is read once."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    @property
+    def events(self) -> Any:
+        found, self.seen = self.seen, []
+        return found
+
+    async def handle(self, request: Ask) -> str:
+        self.seen += [Local(request.label), Local("more")]
+        if request.label == "fails":
+            raise LookupError
+        return "done"
+
+
+class Drains(Pops):
+    @property
+    def events(self) -> Any:
+        while self.seen:
+            yield self.seen.pop(0)
+
+
+class Takes(Pops):
+    """One each time."""
+
+    @property
+    def events(self) -> Any:
+        found = self.seen.copy()
+        del self.seen[:1]
+        return found
+
+
+class Once(Pops):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = iter(self.seen)
+
+    @property
+    def events(self) -> Any:
+        return self.reader
+
+
+@pytest.mark.parametrize("cls", [Pops, Drains, Takes, Once])
+async def test_reading_that_removes_is_an_error_that_says_so(cls: type[Any]) -> None:
+    """Nobody could put them back where they belong to another handler. The error of a handler that fails is its own."""
+    world = World()
+    world.requests.bind(Ask, cls)
+    with pytest.raises(TypeError) as caught:
+        await world.mediator.send(Ask())
+    assert str(caught.value) == (
+        f"{cls.__name__}.events gives fewer when it is read again; reading events must not remove them: give the list "
+        "itself, or a copy"
+    )
+    with pytest.raises(TypeError if cls is Once else LookupError):  # that one is refused before
+        await world.mediator.send(Ask("fails"))
+    assert world.heard == []
+
+
 async def test_an_error_in_the_property_is_raised_and_hides_no_error_of_the_handler() -> None:
     class Fails(RequestHandler[Ask, str]):
         asked = 0
