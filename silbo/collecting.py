@@ -92,6 +92,7 @@ class Collecting:
 
     def __init__(self) -> None:
         self._known: dict[_Source, object] = {}
+        self._gone: list[Any] = []  # what was taken or dropped where it may still be shown
         self._works: set[_Work] = set()
 
     @contextmanager
@@ -149,6 +150,7 @@ class Collecting:
                 if source.listed:
                     source.shown.clear()
         self._known.clear()
+        self._gone.clear()
 
     def _meet(self, handler: object, dispatcher: object, *, begins: bool = False) -> _Source:
         of, shown = _read(handler)
@@ -158,6 +160,8 @@ class Collecting:
             if begins and not source.listed:
                 source.old = [*shown]
         source.shown = shown
+        if source not in self._known:
+            source.old = source.old + self._gone
         source.scopes.add(self)
         self._known[source] = dispatcher
         return source
@@ -194,6 +198,8 @@ class Collecting:
 
     def _remove(self, source: _Source, events: Sequence[Any], work: _Work) -> None:
         source.remove(events)
+        if not source.listed:
+            self._gone += events
         if source is not work.source or not source.listed:  # others may show the same ones
             for other in self._known:
                 if other is not source:

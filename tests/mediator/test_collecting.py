@@ -71,7 +71,10 @@ Kind: TypeAlias = type[DoHandler]
 
 
 class Room:
-    """A mediator on rodi, whose handlers share a scoped ``Uow``. ``heard`` has the labels in the order of their handling."""
+    """A mediator on rodi, whose handlers share a scoped ``Uow``. ``heard`` has the labels in the order of their handling.
+
+    ``kind`` handles the requests, ``follows`` the events, by default the same.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Room:
         on_error: Any = "raise",
         notes: bool = False,
         uow: Uow | None = None,
+        follows: Kind | None = None,
         **options: Any,
     ) -> None:
         self.kind = kind
@@ -88,7 +92,7 @@ class Room:
         self.uows: list[Uow] = []
         heard, uows, container = self.heard, self.uows, rodi.Container()
 
-        class Hears(kind):  # type: ignore[valid-type,misc]
+        class Hears(follows or kind):  # type: ignore[misc]
             async def handle(self, request: Any) -> Any:
                 heard.append(request.label)
                 for event in request.follow:
@@ -283,6 +287,26 @@ async def test_what_leaves_is_what_succeeded_however_commands_are_within_command
 
     expected = await command(tree)
     assert sorted(map(str, room.broker.got)) == sorted(map(str, expected))
+
+
+@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
+async def test_what_was_taken_is_not_taken_again_where_another_handler_shows_it_too(first: Kind, then: Kind) -> None:
+    """One gives a copy of the shared list, the next one the list itself."""
+    room = Room(first, follows=then)
+    await room.send(Local(1, [Local(2)]), Leaves(3))
+    assert room.heard == [1, 2] and room.broker.got == [3]
+
+
+@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
+async def test_nor_what_was_dropped(first: Kind, then: Kind) -> None:
+    async def twice(request: Do, handle: Any) -> Any:
+        with pytest.raises(LookupError):
+            await handle(request)
+        return await handle(Do(events=[Local(1, [Local(2)])]))
+
+    room = Room(first, follows=then, middlewares=[twice])
+    await room.send(Local("lost"), Leaves("lost"), then=fail)
+    assert room.heard == [1, 2] and room.broker.got == []
 
 
 # -- side by side ----------------------------------------------------------------------------------------------
