@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from silbo.dispatcher import AsyncEventDispatcher
 from silbo.errors import AlreadyBound, NameInvalid, RequestUnbound
 from silbo.handlers import Calls, ClassListener, Handles
-from silbo.names import EventName, claim_own_name, name_of
+from silbo.names import EventName, claim_own_name, goes_by, name_of
 from silbo.protocols import Container
 from silbo.requests import HandledBy, HandlesRequest, check_event_handler, check_request_handler
 
@@ -67,7 +67,7 @@ class _Binding:
     """One handler of events."""
 
     name: Any
-    cls: type[Any] | None  # of the events, where they go by its own name
+    cls: type[Any] | None  # of the events; none for an EventName that has none
     handler_type: type[Any]
 
     def check(self, other: _Binding) -> None:
@@ -106,8 +106,8 @@ class EventMap:
         Raises:
             TypeError: one is not of its sort, or the handler has no such method.
             AlreadyBound: this class handles them already, with this map or another one on the same dispatcher.
-            NameInvalid: the class of events has several EventNames: bind one of these. Or it has none, and another class of
-                the same name is bound.
+            NameInvalid: the class of events has several EventNames: bind one of these. Or another class of events is bound
+                under the same name, be it an EventName or that of the class.
         """
         if not isinstance(event, type | EventName):
             raise TypeError(f"bind takes a class of events or an EventName, not {event!r}")
@@ -116,7 +116,7 @@ class EventMap:
         check_event_handler(event.cls if isinstance(event, EventName) else event, handler_type)
         name = event if isinstance(event, EventName) else name_of(event)
         own = event if isinstance(event, type) and not isinstance(name, EventName) else None
-        binding = _Binding(name, own, handler_type)
+        binding = _Binding(name, event if isinstance(event, type) else event.cls, handler_type)
         for other in self._bound:
             binding.check(other)
         for dispatcher in self._listening:
@@ -166,7 +166,7 @@ class _BoundListener(ClassListener):
             NameInvalid: it is of another class, that has the same name.
         """
         bound, cls = self.binding.cls, type(event)
-        if bound is not None and cls is not bound and cls.__name__ == bound.__name__ and not _same(cls, bound):
+        if bound is not None and cls is not bound and goes_by(cls, self.binding.name) and not _derived(cls, bound):
             raise _one_name(self.binding.name, bound, cls)
         await super().__call__(event)
 
@@ -188,9 +188,13 @@ def _same(one: type, other: type) -> bool:
     return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
+def _derived(cls: type, bound: type) -> bool:
+    return any(_same(base, bound) for base in cls.__mro__)
+
+
 def _one_name(name: str, one: type, other: type) -> NameInvalid:
     both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (one, other))
     return NameInvalid(
         str(name),
-        f"{both} have one name, so handlers of one would hear the events of the other: give each an EventName",
+        f"{both} have one name, so handlers of one would hear the events of the other: give each an EventName of its own",
     )

@@ -33,6 +33,7 @@ __all__ = [
     "check_dispatched",
     "claim_own_name",
     "compile_pattern",
+    "goes_by",
     "is_pattern",
     "name_of",
     "warn_if_deprecated",
@@ -157,6 +158,11 @@ def name_of(event: object) -> Any:
             cls.__name__, f"events of this class have several names ({names}); dispatch it under one of them"
         )
     return known[0] if known else cls.__name__
+
+
+def goes_by(cls: type, name: str) -> bool:
+    """Whether events of a class have this name: as one of its EventNames, or because the class is called so."""
+    return cls.__name__ == name or name in vars(cls).get(_KNOWN, ())
 
 
 def is_pattern(name: object) -> bool:

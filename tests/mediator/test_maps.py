@@ -255,6 +255,7 @@ def test_what_may_work_is_taken() -> None:
     class Both(Request[None], DomainEvent): ...
 
     handler: Any
+    event: Any
     for handler in (Interface, Decorated, OfTheClass, StaticToo):
         RequestMap().bind(Do, handler)
     for handler in (Decorated, OfTheClass, StaticToo):
@@ -325,6 +326,74 @@ async def test_an_event_of_the_other_class_is_not_heard_but_an_error() -> None:
     await world.dispatcher.adispatch(name_of(event), event)
     await world.dispatcher.adispatch("UserJoined")  # a plain event under the name
     assert heard[0] is event and type(heard[1]) is Event
+
+
+def named(called: str, *bases: type) -> tuple[Any, Any]:
+    """A class, and an EventName that was copied from another's, and not changed."""
+    cls = type(called, bases or (DomainEvent,), {"__module__": "meetings"})
+    return cls, EventName("user.joined", cls)
+
+
+ONE_EVENT_NAME = (
+    r"'user\.joined': meetings\.UserJoined and meetings\.UserLeft have one name, .*: give each an EventName of its own$"
+)
+
+
+def test_two_event_names_of_one_string_for_two_classes_are_refused() -> None:
+    """Bound by class or by name, in a map and in two on one dispatcher; also beside a class that is called so."""
+    (mine, name), (other, its) = named("UserJoined"), named("UserLeft")
+    for first, second in ((mine, other), (name, its), (mine, its), (name, other)):
+        events = EventMap()
+        events.bind(first, hearing([]))
+        with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
+            events.bind(second, hearing([]))
+        world, late = World(), EventMap()
+        events.listen(world.dispatcher, world.shelf)
+        late.listen(world.dispatcher, world.shelf)
+        with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
+            late.bind(second, hearing([]))
+    called = EventMap()
+    called.bind(EventName("UserJoined", joined("meetings")), hearing([]))
+    with pytest.raises(NameInvalid, match=ONE_NAME):
+        called.bind(joined("billing"), hearing([]))
+
+
+async def test_nor_does_a_handler_hear_the_event_of_the_other() -> None:
+    world, heard = World(), list[object]()
+    (mine, name), (other, _) = named("UserJoined"), named("UserLeft")
+    world.events.bind(mine, hearing(heard))
+    with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
+        await world.send(other())
+    with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
+        await world.dispatcher.adispatch(name, other())
+    await world.send(mine())
+    await world.dispatcher.adispatch(name, Event())  # a plain one
+    await world.dispatcher.adispatch(name, Local(1))  # of a class that has another: whoever says so means it
+    assert list(map(type, heard)) == [mine, Event, Local]
+
+
+async def test_a_handler_hears_what_derives_from_its_class() -> None:
+    """With a name of its own, with the same name, and where its base was defined again."""
+    world, heard = World(), list[object]()
+    (base, name), (again, _) = named("UserJoined"), named("UserJoined")
+    world.events.bind(base, hearing(heard))
+    world.events.bind(again, hearing(heard))
+    events = [type("Sub", (base,), {})(), named("Sub", base)[0](), named("Sub", again)[0](), again()]
+    for event in events:
+        await world.dispatcher.adispatch(name, event)
+    assert len(heard) == 8 and set(heard) == set(events)
+
+
+async def test_an_event_name_without_a_class_is_beside_one_that_has_one() -> None:
+    """A consumer's, say: it takes whatever comes under the name."""
+    world, heard, all_of_them = World(), list[object](), list[object]()
+    (mine, name), (other, _) = named("UserJoined"), named("UserLeft")
+    bare: Any = EventName("user.joined")
+    world.events.bind(bare, hearing(all_of_them))
+    await world.send(other())
+    world.events.bind(name, hearing(heard))
+    await world.send(mine())
+    assert [list(map(type, both)) for both in (heard, all_of_them)] == [[mine], [other, mine]]
 
 
 async def test_with_names_of_their_own_each_has_its_handlers() -> None:
