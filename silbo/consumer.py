@@ -91,11 +91,12 @@ class Consumer:
         drain: float = 10.0,
         on_error: ErrorHook | None = None,
     ) -> None:
-        if not hasattr(dispatcher, "adispatch") or not hasattr(subscription, "open"):
-            raise TypeError(
-                f"a consumer takes a dispatcher and a subscription, not {dispatcher!r} and {subscription!r}; "
-                "a broker's group(...) or subscribe(...) is one"
-            )
+        for given, method in ((dispatcher, "adispatch"), (subscription, "open")):
+            if isinstance(given, type) or not hasattr(given, method):
+                raise TypeError(
+                    f"a consumer takes a dispatcher and a subscription, not {dispatcher!r} and {subscription!r}; "
+                    "a broker's group(...) or subscribe(...) is one"
+                )
         if own not in ("skip", "handle", None):
             raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
         if not isinstance(backoff, Backoff):
@@ -183,7 +184,7 @@ class Consumer:
         """Receive and dispatch until :meth:`stop`. A cancellation leaves at once; what was in hand comes again.
 
         A consumer that is not entered connects first, and waits for a broker that can't be reached, with a line in the
-        log; at its end it disconnects.
+        log; at its end it disconnects. One that was stopped or left before it began, as by a task that came too late, is done.
 
         Raises:
             OwnMessagesUndecided: the dispatcher bridges the same app, and ``own`` is not given.

@@ -42,6 +42,14 @@ def test_dispatcher_and_subscription_in_the_other_order() -> None:
         Consumer(wrong, wrong)
 
 
+def test_classes_in_place_of_objects() -> None:
+    """They have the methods, and no self."""
+    wrong: Any
+    for wrong in ((AsyncEventDispatcher, Scripted()), (AsyncEventDispatcher(), Scripted)):
+        with pytest.raises(TypeError, match=r"takes a dispatcher and a subscription, not .*<class"):
+            Consumer(*wrong)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "told"),
     [

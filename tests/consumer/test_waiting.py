@@ -168,3 +168,18 @@ async def test_consumer_that_runs_by_itself_is_used_once_too(broker: MemoryBroke
         await failed.__aenter__()
     with pytest.raises(RuntimeError, match="once"):
         await failed.run()
+
+
+@pytest.mark.parametrize("way", ["stop", "leave"])
+async def test_run_that_begins_after_the_stop_is_done(way: str, d: AsyncEventDispatcher, heard: Heard) -> None:
+    """A program that ends before its task for `run` had its turn: that is no error, and nothing is received any more."""
+    subscription = Late()
+    async with Consumer(d, subscription, events=[USER_JOINED]) as consumer:
+        running = asyncio.create_task(consumer.run())
+        if way == "stop":
+            consumer.stop()
+            await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 5)
+    assert heard.ids == [] and subscription.closed == 1
+    with pytest.raises(RuntimeError, match="once"):
+        await consumer.run()
