@@ -109,6 +109,8 @@ class Collecting:
         """
         source = self._meet(handler, dispatcher, begins=True)
         around = tuple(one for one in _around.get() if not one.over)  # a task may have inherited others
+        if all(one.source is not source for one in around):
+            self._leave(source, around)
         work = _Work(self, handler, source)
         places = {id(source.of): "list", id(handler): "object"}
         self._works.add(work)
@@ -165,6 +167,13 @@ class Collecting:
         source.scopes.add(self)
         self._known[source] = dispatcher
         return source
+
+    def _leave(self, source: _Source, around: Sequence[_Work]) -> None:
+        """What handlers around it show elsewhere, as in a copy of this list, is theirs."""
+        for one in around:
+            if one.scope is self and not (source.listed and one.source.listed):
+                with suppress(Exception):  # an error of its own is not for this handler
+                    source.old = source.old + _read(one.handler)[1]
 
     def _take(self, work: _Work, dispatcher: object) -> list[Any]:
         source = self._meet(work.handler, dispatcher)  # it may have another list by now

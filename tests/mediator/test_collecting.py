@@ -309,6 +309,26 @@ async def test_nor_what_was_dropped(first: Kind, then: Kind) -> None:
     assert room.heard == [1, 2] and room.broker.got == []
 
 
+@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
+async def test_what_a_handler_shows_is_not_for_one_inside_of_it_that_shows_it_too(first: Kind, then: Kind) -> None:
+    room = Room(first, follows=then)
+    await room.send(Local("outer"), then=lambda: room.send(Local("inner", [Local("of inner")])))
+    assert room.heard == ["inner", "of inner", "outer"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(DoHandler, Tuples), (Generates, Copies), (Copies, DoHandler)])
+async def test_so_it_is_not_sent_where_its_handler_fails(first: Kind, then: Kind) -> None:
+    room = Room(first, follows=then)
+
+    async def inner() -> None:
+        await room.send(Local("inner"), then=lambda: room.send(Local("innermost")))
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await room.send(Local("fails", [Local("lost")], inner))
+    assert room.heard == ["fails", "innermost", "inner"]
+
+
 # -- side by side ----------------------------------------------------------------------------------------------
 
 
