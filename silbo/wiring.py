@@ -101,7 +101,8 @@ def bootstrap(
         middlewares: As for :class:`~silbo.mediator.Mediator`.
         on_startup: Called in this order, when all arguments have been checked, and before anything is registered; not async.
         max_concurrent_event_handlers: As for :class:`~silbo.mediator.Mediator`.
-        dispatcher: The one that the container has, or is to have. By default a new one.
+        dispatcher: The one that the container has, or is to have. By default a new one. Listener classes can be added to one
+            of yours where it has the container, too: ``AsyncEventDispatcher(container=RodiContainer(container))``.
 
     The dispatcher becomes what the container gives to those who ask for an ``AsyncEventDispatcher``, and the mediator what it
     gives for a ``Mediator``, unless it gives something else for that; but not for dishka, whose containers take nothing more.

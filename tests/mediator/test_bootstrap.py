@@ -26,7 +26,7 @@ from silbo import (
 )
 from silbo.containers.dishka import dispatcher_provider
 from silbo.containers.rodi import RodiContainer, register_dispatcher
-from silbo.errors import AlreadyBound, DispatcherConflict
+from silbo.errors import AlreadyBound, ContainerMissing, DispatcherConflict
 from tests.mediator.support import Also, Collects, Do, DoHandler, Leaves, Local, Recorder
 from tests.shelf import Shelf
 
@@ -146,6 +146,14 @@ async def test_a_dispatcher_that_is_there_already_is_used_with_its_container() -
     mediator = bootstrap(container, commands_mapper=commands, domain_events_mapper=events, dispatcher=plain)
     await mediator.send(Do(events=[Local(2)]))
     assert mediator.dispatcher is plain and HEARD == [1, 2]
+    with pytest.raises(ContainerMissing):
+        plain.add_listener("Local", Hears)
+    container = of_rodi()
+    mine = AsyncEventDispatcher(on_error="collect", container=RodiContainer(container))
+    mediator = bootstrap(container, commands_mapper=commands, dispatcher=mine)
+    mine.add_listener("Local", Hears)
+    await mediator.send(Do(events=[Local(3)]))
+    assert HEARD == [1, 2, 3]
 
 
 def test_another_containers_dispatcher_is_refused() -> None:
