@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 from silbo.errors import HandlerShared
 
@@ -82,6 +83,9 @@ _sources: dict[int, _Source] = {}
 
 _places: dict[int, _Place] = {}
 """By the ``id`` of the handler, and of its list."""
+
+_removing: WeakSet[type] = WeakSet()
+"""Classes whose ``events`` were seen to remove what is read: others at work may find nothing there any more."""
 
 _around: ContextVar[tuple[_Work, ...]] = ContextVar("silbo_works", default=())
 """The handlers that wait for this code, the outermost first."""
@@ -227,6 +231,8 @@ def _read(handler: object) -> tuple[object, list[Any]]:
         return first, first
     shown = list(first)
     if len(list(again)) < len(shown) or (again is first and isinstance(first, Iterator)):
+        _removing.add(type(handler))
+    if type(handler) in _removing:
         raise TypeError(
             f"{type(handler).__qualname__}.events gives fewer when it is read again; reading events must not remove them: "
             "give the list itself, or a copy"

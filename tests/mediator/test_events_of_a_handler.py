@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -208,8 +209,9 @@ class Once(Pops):
 
 @pytest.mark.parametrize("cls", [Pops, Drains, Takes, Once])
 async def test_reading_that_removes_is_an_error_that_says_so(cls: type[Any]) -> None:
-    """Nobody could put them back where they belong to another handler. The error of a handler that fails is its own."""
+    """Nobody could put them back where they belong to another handler."""
     world = World()
+    cls = type(cls.__name__, (cls,), {})  # a class that did so once is known
     world.requests.bind(Ask, cls)
     with pytest.raises(TypeError) as caught:
         await world.mediator.send(Ask())
@@ -217,9 +219,44 @@ async def test_reading_that_removes_is_an_error_that_says_so(cls: type[Any]) -> 
         f"{cls.__name__}.events gives fewer when it is read again; reading events must not remove them: give the list "
         "itself, or a copy"
     )
-    with pytest.raises(TypeError if cls is Once else LookupError):  # that one is refused before
-        await world.mediator.send(Ask("fails"))
     assert world.heard == []
+
+
+@pytest.mark.parametrize("cls", [Pops, Drains, Takes])
+async def test_but_the_error_of_a_handler_that_fails_is_its_own(cls: type[Any]) -> None:
+    world = World()
+    cls = type(cls.__name__, (cls,), {})
+    world.requests.bind(Ask, cls)
+    with pytest.raises(LookupError):
+        await world.mediator.send(Ask("fails"))
+    with pytest.raises(TypeError, match="reading events must not remove them"):
+        await world.mediator.send(Ask())
+    assert world.heard == []
+
+
+async def test_and_is_not_overlooked_where_another_one_has_read_them_away() -> None:
+    """One that failed beside it, with an error of its own."""
+    world, recorded, failed = World(), asyncio.Event(), asyncio.Event()
+
+    class Shared(Pops):
+        async def handle(self, request: Ask) -> str:
+            if request.label == "fails":
+                await recorded.wait()
+                raise LookupError
+            self.seen.append(Local(1))
+            recorded.set()
+            await failed.wait()
+            return "done"
+
+    one = Shared()
+    world.shelf.factories[Shared] = lambda: one
+    world.requests.bind(Ask, Shared)
+    other = asyncio.create_task(world.mediator.send(Ask()))
+    with pytest.raises(LookupError):
+        await world.mediator.send(Ask("fails"))
+    failed.set()
+    with pytest.raises(TypeError, match="reading events must not remove them"):
+        await other
 
 
 async def test_an_error_in_the_property_is_raised_and_hides_no_error_of_the_handler() -> None:
