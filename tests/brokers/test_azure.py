@@ -113,8 +113,9 @@ async def test_topic_may_have_any_name_that_the_service_takes(client: Client, se
         AzureServiceBus(client, "", app="web")
 
 
-async def test_many_messages_become_few_batches(broker: AzureServiceBus, service: ServiceBus) -> None:
-    await asyncio.gather(*(broker.publish(message(n)) for n in range(1000)))
+async def test_many_messages_become_few_batches(client: Client, service: ServiceBus) -> None:
+    async with AzureServiceBus(client, "events", app="web", timeout=60) as broker:
+        await asyncio.gather(*(broker.publish(message(n)) for n in range(1000)))
     assert sum(service.batches) == 1000
     assert len(service.batches) == 4  # 500 at a time, and 256 KiB
 
