@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, Self
 from silbo.checks import check_ends, check_moment
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
-from silbo.protocols import OutboxStore, Promises, Publisher, SessionStore
+from silbo.protocols import Promises, Publisher
 from silbo.relay import Relay, RelayStats, close, finish
 from silbo.reporting import ErrorHook
-from silbo.stored import OutboxStatus, Packed, Quota, pack
+from silbo.stored import OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 
 __all__ = ["Outbox"]
 

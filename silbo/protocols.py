@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
-
-from silbo.stored import NOTHING
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
     from silbo.message import Delivery, Message, Origin
-    from silbo.stored import Lead, OutboxStatus, Packed, Quota, Row, State
 
 __all__ = [
     "Container",
     "Format",
     "Inbox",
     "JoiningPublisher",
-    "OutboxStore",
     "Promises",
     "Publisher",
     "Receiver",
     "Scope",
     "Sequenced",
     "SequencedPublisher",
-    "SessionStore",
     "Subscription",
 ]
 
@@ -265,166 +259,6 @@ class Inbox(Protocol):
 
         Entering gives True where the publication is new, False where it was handled: then nothing is to be done. Leaving
         without an error remembers it; with one, not.
-        """
-        ...
-
-
-class OutboxStore(Protocol):
-    """Where an outbox keeps its messages. Times are the store's own clock's.
-
-    Every method raises :class:`~silbo.errors.StoreUnavailable` when the store can't be used at the moment. One that was
-    not opened is a RuntimeError, where there is something to open.
-    """
-
-    @property
-    def id(self) -> str:
-        """Of the store, given when it was made: part of the source's name for the broker. Known once opened."""
-        ...
-
-    @property
-    def partitions(self) -> int:
-        """How many there are. Known once opened."""
-        ...
-
-    async def open(self, partitions: int | None = None) -> None:
-        """Connect; make the schema where there is none, bring an older one up to date.
-
-        Args:
-            partitions: How many it is to have; None takes what is there, or 1.
-
-        Raises:
-            StoreInvalid: no store, a newer schema, or other partitions while rows wait or a relay leads.
-        """
-        ...
-
-    async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store all or none, in this order; returns when they are committed.
-
-        Raises:
-            OutboxFull: they would go past the quota; nothing was stored.
-            StoreInvalid: it has other partitions by now; nothing was stored.
-            DeliveryUnknown: the commit was not answered: they may be stored.
-        """
-        ...
-
-    async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
-        """Take or renew the lead of a partition, for ``lease`` seconds.
-
-        Args:
-            partition: From 0.
-            owner: Names the relay, another in each process.
-            lease: Seconds.
-            above: The epoch has to be greater than this one: the broker has seen it.
-
-        Returns:
-            None while another owner's lease runs. The same epoch for a renewal, a greater one for a take-over.
-        """
-        ...
-
-    async def resign(self, lead: Lead) -> None:
-        """End the lease, so that another relay need not wait for it. Nothing happens where it is lost already."""
-        ...
-
-    async def take(
-        self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
-    ) -> Sequence[Row]:
-        """Rows to send next: those that have a sequence already, then the oldest pending ones, which get theirs now.
-
-        They are ``sending`` from then on, with one more attempt, under this lead. Empty while the first of them waits
-        for its next attempt. A new sequence is above the last one and not below the store's clock in microseconds, so
-        that a store that was restored from an older copy gives none for a second time.
-
-        Args:
-            lead: Of their partition.
-            limit: The most rows; a store may give fewer where they are large.
-            sent: What to :meth:`settle` before, in the same transaction.
-            dead: The same.
-
-        Raises:
-            LeadLost: another relay leads.
-        """
-        ...
-
-    async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
-
-        Only those that are ``sending`` and were taken under this very lead.
-
-        Raises:
-            LeadLost: another relay leads.
-        """
-        ...
-
-    async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds; as :meth:`settle`.
-
-        Raises:
-            LeadLost: another relay leads.
-        """
-        ...
-
-    async def renumber(self, lead: Lead, *, above: int) -> None:
-        """Give rows that were taken once, and all later ones, new sequences above this one: the broker was ahead.
-
-        That is where a store was restored from an older copy and its clock was set back, too.
-
-        Raises:
-            LeadLost: another relay leads.
-        """
-        ...
-
-    async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """Delete the oldest rows that were sent more than ``retain`` seconds ago; how many, at most ``limit``."""
-        ...
-
-    async def status(self) -> OutboxStatus:
-        """What there is now."""
-        ...
-
-    async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """Rows in a state, by id, above ``after``."""
-        ...
-
-    async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Make dead rows pending again, as if never taken, all of them or these; how many."""
-        ...
-
-    async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
-        """Make rows pending again that were sent from ``since`` on and before ``before``; how many, at most ``limit``.
-
-        As if never taken: they get new sequences, so that they are sent again, before what has not been taken yet.
-        """
-        ...
-
-    async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
-        """Delete rows that have been in a state since before this time; how many, at most ``limit``."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close what was opened. May be called twice."""
-        ...
-
-
-@runtime_checkable
-class SessionStore(OutboxStore, Protocol):
-    """A store in the host's own database, which can store in the host's own transaction.
-
-    Attributes:
-        on_commit: Called, in the loop's thread, when such a transaction was committed.
-    """
-
-    on_commit: Callable[[], object] | None
-
-    @property
-    def in_session(self) -> bool:
-        """Whether what this task adds now is stored in a session of the host's."""
-        ...
-
-    async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store in the transaction of a session, which is not committed here.
-
-        Raises:
-            OutboxFull: they would go past the quota; nothing was stored.
         """
         ...
 

@@ -13,11 +13,11 @@ from uuid import uuid4
 
 from silbo.checks import check_ends, check_seconds
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, StoreUnavailable
-from silbo.protocols import OutboxStore, Publisher
+from silbo.protocols import Publisher
 from silbo.reporting import ErrorHook, Outage, Report
 from silbo.retry import Backoff, leave_if_cancelled, pause
 from silbo.sending import Outcome, outcome_of, publish_rows
-from silbo.stored import Lead, Row
+from silbo.stored import Lead, OutboxStore, Row
 
 __all__ = ["Relay", "RelayStats"]
 

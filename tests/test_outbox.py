@@ -19,9 +19,9 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, MessageRefused, OutboxFull, StoreInvalid, StoreUnavailable
 from silbo.message import Message, instance
 from silbo.outbox import Outbox
-from silbo.protocols import OutboxStore, Publisher
+from silbo.protocols import Publisher
 from silbo.relay import Relay
-from silbo.stored import Quota
+from silbo.stored import OutboxStore, Quota
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
 from tests.stores.conformance import FAR, PAST, in_state

@@ -26,10 +26,10 @@ from silbo.errors import (
     StoreUnavailable,
 )
 from silbo.message import Delivery, Message
-from silbo.protocols import OutboxStore, Publisher, Sequenced
+from silbo.protocols import Publisher, Sequenced
 from silbo.relay import AWAY, Relay
 from silbo.retry import Backoff
-from silbo.stored import Lead, Quota, Row, pack
+from silbo.stored import Lead, OutboxStore, Quota, Row, pack
 from silbo.stores.memory import MemoryStore
 
 LONG = 60.0

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from silbo.cli.arguments import UsageError
 from silbo.errors import StoreInvalid
-from silbo.protocols import OutboxStore
+from silbo.stored import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
 
 __all__ = ["opened_store", "redis_at", "store_at"]

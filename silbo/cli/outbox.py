@@ -34,8 +34,7 @@ from silbo.cli.output import (
     write,
 )
 from silbo.outbox import STEP, in_steps
-from silbo.protocols import OutboxStore
-from silbo.stored import OutboxStatus, Row, State
+from silbo.stored import OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_to"]
 

@@ -81,7 +81,7 @@ class SQLAlchemyStore:
             await tables.create(connection)
 
     async def open(self, partitions: int | None = None) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`. Makes no tables.
+        """See :class:`~silbo.stored.OutboxStore`. Makes no tables.
 
         Raises:
             StoreInvalid: also where the tables are missing, or of another version: with what to do.
@@ -100,7 +100,7 @@ class SQLAlchemyStore:
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """Store in the session of the :func:`in_session` around the caller, else in a transaction of its own.
 
-        See :class:`~silbo.protocols.OutboxStore`. In a session it is the host that commits, and the session's own errors
+        See :class:`~silbo.stored.OutboxStore`. In a session it is the host that commits, and the session's own errors
         come out.
         """
         async with session_in_turn() as session:
@@ -111,7 +111,7 @@ class SQLAlchemyStore:
                 await self._group.add(messages, quota)
 
     async def add_in(self, session: AsyncSession, messages: Sequence[Packed], quota: Quota) -> None:
-        """See :class:`~silbo.protocols.SessionStore`.
+        """See :class:`~silbo.stored.SessionStore`.
 
         Raises:
             ValueError: the session is another database's.
@@ -152,19 +152,19 @@ class SQLAlchemyStore:
         return answers
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.lead(connection, partition, owner, lease, above)
 
     async def resign(self, lead: Lead) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             await sql.resign(connection, lead)
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         if not sent and not dead:
             async with self._transaction() as connection:
                 if not await sql.due(connection, lead):
@@ -173,47 +173,47 @@ class SQLAlchemyStore:
             return await sql.take(connection, lead, limit, sent, dead)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             await sql.settle(connection, lead, sent, dead)
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             await sql.postpone(connection, lead, rows, error, delay)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             await sql.renumber(connection, lead, above)
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.forget(connection, retain, limit)
 
     async def status(self) -> OutboxStatus:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.status(connection, self.partitions)
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.rows(connection, state, after, limit)
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.retry(connection, rows)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.replay(connection, since, before, limit)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         async with self._transaction() as connection:
             return await sql.purge(connection, state, before, limit)
 

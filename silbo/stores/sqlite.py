@@ -51,16 +51,16 @@ class SQLiteStore:
 
     @property
     def id(self) -> str:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return self._file.id
 
     @property
     def partitions(self) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return self._file.partitions
 
     async def open(self, partitions: int | None = None) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         if self._thread is not None:
             raise RuntimeError(f"{self.path} is open already; each outbox and relay takes a store of its own")
         self._thread, self._loop = ThreadPoolExecutor(1, "silbo-outbox"), asyncio.get_running_loop()
@@ -71,58 +71,58 @@ class SQLiteStore:
             raise
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`. A cancelled call may have been stored."""
+        """See :class:`~silbo.stored.OutboxStore`. A cancelled call may have been stored."""
         self._check()
         await self._group.add(messages, quota)
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.lead(connection, partition, owner, lease, above))
 
     async def resign(self, lead: Lead) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         await self._change(lambda connection: sql.resign(connection, lead))
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.take(connection, lead, limit, sent, dead))
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         await self._change(lambda connection: sql.settle(connection, lead, sent, dead))
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         await self._change(lambda connection: sql.postpone(connection, lead, rows, error, delay))
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         await self._change(lambda connection: sql.renumber(connection, lead, above))
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.forget(connection, retain, limit))
 
     async def status(self) -> OutboxStatus:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.status(connection, self.partitions))
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.rows(connection, state, after, limit))
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.retry(connection, rows))
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.replay(connection, since, before, limit))
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.protocols.OutboxStore`."""
+        """See :class:`~silbo.stored.OutboxStore`."""
         return await self._change(lambda connection: sql.purge(connection, state, before, limit))
 
     async def aclose(self) -> None:

@@ -21,7 +21,8 @@ from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import BrokerUnavailable
 from silbo.formats import JSON
 from silbo.message import Delivery, Message
-from silbo.protocols import OutboxStore, Publisher, Receiver
+from silbo.protocols import Publisher, Receiver
+from silbo.stored import OutboxStore
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
 from silbo.testing.conformance import ADDRESS, Rig, message

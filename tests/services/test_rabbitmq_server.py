@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tools.server import ROOT
+import pytest
+
+from tools import rabbitmq
+from tools.rabbitmq import RabbitMQServer
+from tools.server import ROOT, free_port
 
 OWNER = """
 import time
@@ -38,3 +43,12 @@ def test_server_mapper_and_folder_go_with_a_killed_owner() -> None:
     while group(int(told)) or Path(folder).exists():
         assert time.monotonic() < deadline, "still there"
         time.sleep(0.05)
+
+
+def test_port_between_nodes_that_another_took_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        ports = iter([free_port(), int(another.getsockname()[1])])
+        monkeypatch.setattr(rabbitmq, "free_port", lambda: next(ports, 0) or free_port())
+        with RabbitMQServer() as server:
+            assert server.pid
+    assert next(ports, None) is None

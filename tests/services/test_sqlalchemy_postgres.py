@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from silbo.errors import OutboxFull
-from silbo.protocols import OutboxStore
-from silbo.stored import Quota
+from silbo.stored import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore, current_session
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
 from tests.stores.inboxes import InboxBehaviour, Sessions

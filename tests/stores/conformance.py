@@ -14,8 +14,7 @@ import pytest
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
 from silbo.message import Message
-from silbo.protocols import OutboxStore
-from silbo.stored import Lead, Packed, Quota, Row, State, pack
+from silbo.stored import Lead, OutboxStore, Packed, Quota, Row, State, pack
 
 Make = Callable[[], OutboxStore]
 

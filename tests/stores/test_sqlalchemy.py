@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from silbo.protocols import OutboxStore
-from silbo.stored import Quota
+from silbo.stored import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
 from tests.stores.inboxes import InboxBehaviour
