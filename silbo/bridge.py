@@ -10,20 +10,20 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from silbo._checks import told
+from silbo._reports import ErrorHook, Report
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.checks import told
-from silbo.codec import to_message
+from silbo.dispatch.listeners import LAST
+from silbo.dispatch.running import Guard, Listener
+from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.event import kind_of, running
-from silbo.guard import Guard, Listener
-from silbo.listeners import LAST
 from silbo.message import Message, Origin
 from silbo.names import EventName
 from silbo.protocols import JoiningPublisher, Publisher
-from silbo.reporting import ErrorHook, Report
 from silbo.routing import Route, Routes, routing_key
-from silbo.subscriber import on
-from silbo.unit import held_back
+from silbo.wire.codec import to_message
+from silbo.work.unit_of_work import held_back
 
 __all__ = ["Bridge", "bridges"]
 
@@ -40,7 +40,7 @@ class Bridge:
     listener stopped it, when its dispatch failed (under ``on_error="raise"`` or ``"collect"``; an isolated failure does
     not hold it back), and when a consumer dispatched it: what came from outside is not sent out again.
 
-    In a command of a :class:`~silbo.mediator.Mediator`, messages wait until the command has succeeded; one that fails sends
+    In a command of a :class:`~silbo.mediator.mediator.Mediator`, messages wait until the command has succeeded; one that fails sends
     nothing. Only an outbox that stores in the host's transaction has them at once, for they are to be committed with it.
 
     Args:

@@ -24,6 +24,8 @@ from redis.asyncio import Redis
 from tools.redis_binary import Binary, RedisNotFound, find_binaries
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
+pytest.register_assert_rewrite("tests.support")
+
 SESSION = f"{os.getpid()}-{uuid.uuid4().hex}"
 SESSION_VARIABLE = "SILBO_TEST_SESSION"
 

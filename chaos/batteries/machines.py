@@ -11,7 +11,7 @@ from contextlib import suppress
 from chaos.stage import ROOT, Stage
 from tools.redis_binary import find_binaries
 
-OUTBOX, CONSUMER = "tests/stores/test_outbox_machine.py", "tests/test_consumer_machine.py"
+OUTBOX, CONSUMER = "tests/outbox/test_outbox_machine.py", "tests/consumer/test_consumer_machine.py"
 
 
 async def machines(stage: Stage, *, outbox: int = 500, consumer: int = 50) -> None:

@@ -12,7 +12,7 @@ from azure.servicebus.aio import ServiceBusClient
 
 from examples.from_sources.diator_meetings import JoinMeetingCommand, RenameUserCommand, build
 from silbo.brokers.azure import AzureServiceBus
-from silbo.formats import DIATOR
+from silbo.wire.formats import DIATOR
 
 
 async def run(client: ServiceBusClient, topic: str) -> None:

@@ -15,8 +15,8 @@ from redis.asyncio.client import PubSub
 from examples.from_sources.diator_meetings import JoinMeetingCommand, ReadMeetingQuery, RenameUserCommand, build
 from silbo import LoggingMiddleware
 from silbo.brokers.redis import RedisPubSub
-from silbo.formats import DIATOR
-from silbo.middleware import Handle
+from silbo.mediator.middleware import Handle
+from silbo.wire.formats import DIATOR
 from tools.redis_server import ExternalRedis, open_redis
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from silbo.brokers._parcels import Parcel, labels
+from silbo.brokers._sender import Sender
 from silbo.errors import MissingExtra
-from silbo.formats import JSON
-from silbo.lines import Sender
 from silbo.message import Message, Origin, instance
-from silbo.parcels import Parcel, labels
 from silbo.protocols import Format, Promises
 from silbo.routing import check_address
+from silbo.wire.formats import JSON
 
 try:
     from aiokafka import AIOKafkaProducer

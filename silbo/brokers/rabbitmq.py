@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
+from silbo._retry import Backoff
+from silbo.brokers._parcels import Parcel, labels
+from silbo.brokers._sender import Sender, close_all
 from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
-from silbo.formats import JSON
-from silbo.lines import Sender, close_all
 from silbo.message import Message, Origin, instance
-from silbo.parcels import Parcel, labels
 from silbo.protocols import Format, Promises
-from silbo.retry import Backoff
 from silbo.routing import check_address
+from silbo.wire.formats import JSON
 
 try:
     import aio_pika

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from silbo.errors import AddressInvalid
-from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.protocols import Format
 from silbo.routing import check_address
+from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 
 __all__ = [
     "FORMATS",

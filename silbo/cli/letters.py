@@ -11,7 +11,7 @@ from typing import Any, Final
 from silbo.brokers.redis import DeadLetter, DeadLetters
 from silbo.brokers.redis.address import stream_key
 from silbo.cli.arguments import FORMATS
-from silbo.cli.opening import redis_at
+from silbo.cli.connect import redis_at
 from silbo.cli.output import message_fields, object_line, printable, say, table, time, write
 from silbo.errors import MessageInvalid
 from silbo.message import Message

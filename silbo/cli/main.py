@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 import silbo
-from silbo.cli import dead, outbox, relay
+from silbo.cli import dead_letters as dead
+from silbo.cli import outbox, relay
 from silbo.cli.arguments import UsageError, command
 from silbo.cli.output import ReaderGone, printable, say
 from silbo.errors import SilboError

@@ -17,7 +17,7 @@ from silbo.cli.arguments import (
     store_option,
     yes_option,
 )
-from silbo.cli.opening import opened_store
+from silbo.cli.connect import opened_store
 from silbo.cli.output import (
     ago,
     confirmed,
@@ -33,8 +33,8 @@ from silbo.cli.output import (
     time,
     write,
 )
-from silbo.outbox import STEP, in_steps
-from silbo.stored import OutboxStatus, OutboxStore, Row, State
+from silbo.outbox.outbox import STEP, in_steps
+from silbo.outbox.rows import OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_to"]
 

@@ -24,9 +24,9 @@ from silbo.cli.arguments import (
     some_seconds,
     store_option,
 )
+from silbo.cli.connect import redis_at, store_at
 from silbo.cli.log import log_to_stderr
-from silbo.cli.opening import redis_at, store_at
-from silbo.relay import Relay, RelayStats
+from silbo.outbox.relay import Relay, RelayStats
 
 __all__ = ["add_to"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
-from silbo.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import DispatcherConflict
 from silbo.protocols import Scope
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints, overload
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
 from silbo.containers import ASK, NOTHING, Adapter
-from silbo.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
 try:

@@ -16,9 +16,9 @@ from typing import Any, TypeGuard, TypeVar, overload
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
 from silbo.containers import ASK, NOTHING, Adapter
-from silbo.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
-from silbo.mediator import Mediator
+from silbo.mediator.mediator import Mediator
 
 try:
     import di

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from silbo.containers import ASK, NOTHING, Adapter, dispatcher_types
-from silbo.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
 try:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, overload
 
 from silbo.containers import ASK, NOTHING, Adapter
-from silbo.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
 try:

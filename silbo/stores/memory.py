@@ -12,7 +12,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.stored import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 
 __all__ = ["MemoryStore"]
 
@@ -46,7 +46,7 @@ class MemoryStore:
         self._unsent_rows = self._unsent_size = self._size = 0
 
     async def open(self, partitions: int | None = None) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if partitions is None or partitions == self.partitions:
             return
         leads = any(its.owner is not None and its.until > self._clock() for its in self._leads)
@@ -63,7 +63,7 @@ class MemoryStore:
         self._leads += [_Partition() for _ in range(partitions - len(self._leads))]
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         size = sum(len(message.raw) for message in messages)
         if self._unsent_rows + len(messages) > quota.rows or self._unsent_size + size > quota.size:
             raise OutboxFull(self._unsent_rows, self._unsent_size, str(quota))
@@ -85,7 +85,7 @@ class MemoryStore:
     # -- the relay's ----------------------------------------------------------------------------------------
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         now, its = self._clock(), self._leads[partition]
         if its.owner not in (None, owner) and its.until > now:
             return None
@@ -95,7 +95,7 @@ class MemoryStore:
         return Lead(partition, owner, its.epoch, _utc(its.until))
 
     async def resign(self, lead: Lead) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         its = self._leads[lead.partition]
         if (its.owner, its.epoch) == (lead.owner, lead.epoch):
             its.owner = None
@@ -103,7 +103,7 @@ class MemoryStore:
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         await self.settle(lead, sent, dead)
         its = self._check(lead)
         taken, waiting = self._taken[lead.partition], self._waiting[lead.partition]
@@ -121,7 +121,7 @@ class MemoryStore:
         return [self._rows[row] for row in taken[:limit]]
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._check(lead)
         sent, buried = self._taken_by(lead, sent), self._taken_by(lead, dead)
         gone = {*sent, *buried}
@@ -134,14 +134,14 @@ class MemoryStore:
             self._become(row, "dead", error=dead[row])
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._check(lead)
         due = self._now() + timedelta(seconds=delay)
         for row in self._taken_by(lead, rows):
             self._become(row, "pending", error=error, next_attempt_at=due)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         its = self._check(lead)
         its.sequence = max(its.sequence, above)
         taken = self._taken[lead.partition]
@@ -150,7 +150,7 @@ class MemoryStore:
         self._wait_again(once)
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         before, forgotten = self._now() - timedelta(seconds=retain), 0
         while self._sent and forgotten < limit and self._rows[row := next(iter(self._sent))].state_at <= before:
             self._delete(row)
@@ -160,7 +160,7 @@ class MemoryStore:
     # -- to look at and to mend -----------------------------------------------------------------------------
 
     async def status(self) -> OutboxStatus:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         counts: dict[State, int] = {"pending": 0, "sending": 0, "sent": 0, "dead": 0}
         for row in self._rows.values():
             counts[row.state] += 1
@@ -176,17 +176,17 @@ class MemoryStore:
         return OutboxStatus(counts, self._unsent_size, oldest, sent, due, leads)
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return list(islice((row for row in self._rows.values() if row.state == state and row.id > after), limit))
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         dead = [row.id for row in self._rows.values() if row.state == "dead" and (rows is None or row.id in rows)]
         self._wait_again(dead)
         return len(dead)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         found = (row for row in self._sent if since <= self._rows[row].state_at < before)
         again = list(islice(found, limit))
         for row in again:
@@ -196,7 +196,7 @@ class MemoryStore:
         return len(again)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
-        """See :class:`~silbo.stored.OutboxStore`."""
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
         found = (row.id for row in self._rows.values() if row.state == state and row.state_at < before)
         gone = list(islice(found, limit))
         for row in gone:

@@ -29,12 +29,12 @@ from azure.servicebus.exceptions import (
 from silbo import AsyncEventDispatcher, EventName, receive
 from silbo.brokers.azure import AzureServiceBus
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageInvalid, MessageRefused
-from silbo.formats import CLOUDEVENTS, DIATOR
 from silbo.message import Message, instance
 from silbo.protocols import Promises
 from silbo.testing.conformance import message
-from tests.brokers.service_bus import Client, Link, ServiceBus
-from tests.docs.snippets import execute, shown, without_pause
+from silbo.wire.formats import CLOUDEVENTS, DIATOR
+from tests.support.service_bus import Client, Link, ServiceBus
+from tests.support.snippets import execute, shown, without_pause
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/howto"
 CONNECTION = os.environ.get("SILBO_AZURE_CONNECTION", "")

@@ -19,7 +19,7 @@ from silbo.protocols import Promises
 from silbo.stores.memory import MemoryStore
 from silbo.testing import conformance, rig
 from silbo.testing.conformance import CHECKS, Check, Rig
-from tests.brokers import rigs
+from tests.support import broker_rigs as rigs
 
 RIGS: dict[str, Callable[[], AbstractAsyncContextManager[Rig]]] = {
     "memory": rigs.memory,

@@ -15,12 +15,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, Outbox, Route
 from silbo.brokers.kafka import Kafka
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
-from silbo.formats import CLOUDEVENTS, DIATOR
 from silbo.message import instance
 from silbo.stores.memory import MemoryStore
 from silbo.testing.conformance import message
-from tests.brokers.rigs import records
-from tests.docs.snippets import execute, shown, without_pause
+from silbo.wire.formats import CLOUDEVENTS, DIATOR
+from tests.support.broker_rigs import records
+from tests.support.snippets import execute, shown, without_pause
 from tools.kafka import KafkaMock
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/howto/receive.md"

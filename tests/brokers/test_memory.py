@@ -10,10 +10,10 @@ import pytest
 
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, MessageRefused
-from silbo.formats import DIATOR
 from silbo.message import Delivery, instance
 from silbo.protocols import SequencedPublisher
-from tests.brokers.support import everything, message, numbers
+from silbo.wire.formats import DIATOR
+from tests.support.memory_broker import everything, message, numbers
 
 
 def test_is_a_publisher() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import Fenced
-from tests.brokers.support import everything, message, numbers
+from tests.support.memory_broker import everything, message, numbers
 
 
 async def test_sequenced_messages_are_added_once() -> None:

@@ -12,7 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from silbo.cli.main import parser
-from tests.cli.support import ROOT
+from tests.support.cli import ROOT
 
 REFERENCE = ROOT / "docs/reference/cli.md"
 PAGES = sorted([ROOT / "README.md", *ROOT.joinpath("docs").rglob("*.md")])

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from silbo._reports import QuietLog
 from silbo.cli.log import Lines
 from silbo.errors import BrokerUnavailable
-from silbo.reporting import QuietLog
 
 
 @pytest.fixture

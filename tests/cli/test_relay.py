@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.brokers.redis.support import eventually
-from tests.cli.support import counts, fill, relay, silbo, started, stopped
+from tests.support.cli import counts, fill, relay, silbo, started, stopped
+from tests.support.redis import eventually
 from tools.redis_server import RedisServer
 
 

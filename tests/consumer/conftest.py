@@ -8,7 +8,7 @@ from silbo import (
     AsyncEventDispatcher,
 )
 from silbo.brokers.memory import MemoryBroker
-from tests.consumer.support import Heard
+from tests.support.consumer import Heard
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Backoff, Consumer
 from silbo.brokers.redis import RedisInbox, RedisStreams
-from tests.consumer.support import Scripted
+from tests.support.consumer import Scripted
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from silbo import (
     Route,
 )
 from silbo.brokers.memory import MemoryBroker
-from silbo.codec import to_message
 from silbo.errors import OwnMessagesUndecided
-from silbo.formats import DIATOR, JSON
 from silbo.message import Delivery, Origin, instance
-from tests.consumer.support import (
+from silbo.wire.codec import to_message
+from silbo.wire.formats import DIATOR, JSON
+from tests.support.consumer import (
     USER_JOINED,
     USER_LEFT,
     Consumer,

@@ -13,7 +13,7 @@ from silbo import (
     AsyncEventDispatcher,
 )
 from silbo.brokers.memory import MemoryBroker
-from tests.consumer.support import (
+from tests.support.consumer import (
     USER_JOINED,
     Consumer,
     Heard,

@@ -12,12 +12,12 @@ from silbo import (
     AsyncEventDispatcher,
     EventName,
 )
-from silbo import consumer as consumer_module
 from silbo.brokers.memory import MemoryBroker
+from silbo.consumer import consumer as consumer_module
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, NotAnEvent
-from silbo.formats import JSON
 from silbo.message import Origin
-from tests.consumer.support import (
+from silbo.wire.formats import JSON
+from tests.support.consumer import (
     USER_JOINED,
     Consumer,
     Heard,

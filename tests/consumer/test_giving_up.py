@@ -8,11 +8,11 @@ from typing import Any
 from silbo import (
     AsyncEventDispatcher,
 )
+from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, DeliveryGivenUp, MessageInvalid
 from silbo.message import Delivery
-from silbo.retry import Backoff
-from tests.consumer.support import (
+from tests.support.consumer import (
     USER_JOINED,
     Consumer,
     Heard,

@@ -12,7 +12,7 @@ import pytest
 from silbo import AsyncEventDispatcher
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
-from tests.consumer.support import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
+from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
 
 
 class Kept(Scripted):

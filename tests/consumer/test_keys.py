@@ -11,11 +11,11 @@ import pytest
 
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName
 from silbo.brokers.memory import MemoryBroker
-from silbo.codec import to_message
-from silbo.formats import DIATOR, JSON
 from silbo.message import Delivery, Origin
 from silbo.routing import routing_key
-from tests.consumer.support import Consumer, Heard, Running, Scripted
+from silbo.wire.codec import to_message
+from silbo.wire.formats import DIATOR, JSON
+from tests.support.consumer import Consumer, Heard, Running, Scripted
 
 
 class Area(Enum):

@@ -14,11 +14,11 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import DeadLetters, RedisStreams
-from silbo.codec import to_message
-from tests.consumer.worker import TASK, Task
+from silbo.wire.codec import to_message
+from tests.support.consumer_process import TASK, Task
 
 pytestmark = pytest.mark.every_redis
-PROGRAM = Path(__file__).with_name("worker.py")
+PROGRAM = Path(__file__).resolve().parents[1] / "support/consumer_process.py"
 
 
 class Workers:

@@ -16,7 +16,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.consumer.support import (
+from tests.support.consumer import (
     USER_JOINED,
     Consumer,
     Heard,

@@ -9,12 +9,13 @@ import re
 import pytest
 from redis.asyncio import Redis
 
-from silbo import AsyncEventDispatcher, Bridge, opening
+from silbo import AsyncEventDispatcher, Bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisStreams
+from silbo.consumer import opening
 from silbo.errors import BrokerUnavailable, OwnMessagesUndecided
 from silbo.protocols import Receiver
-from tests.consumer.support import USER_JOINED, Consumer, Heard, Scripted, delivery, joined
+from tests.support.consumer import USER_JOINED, Consumer, Heard, Scripted, delivery, joined
 from tools.redis_server import RedisServer
 
 

@@ -13,7 +13,7 @@ from silbo import AsyncEventDispatcher, Event
 from silbo.containers.dependency_injector import DependencyInjectorContainer, register_dispatcher
 from silbo.errors import DispatcherConflict, Unresolvable
 from silbo.protocols import Container
-from tests.containers.conformance import (
+from tests.support.container_conformance import (
     Api,
     Audit,
     Closing,

@@ -15,7 +15,7 @@ from silbo import AsyncEventDispatcher, Event
 from silbo.containers.di import DIContainer, register_dispatcher
 from silbo.errors import Unresolvable
 from silbo.protocols import Container
-from tests.containers.conformance import Api, Journal, Library, Session, Telling, Welcome
+from tests.support.container_conformance import Api, Journal, Library, Session, Telling, Welcome
 
 
 def bind(container: di.Container, cls: type, call: Callable[..., Any], scope: str = "request") -> None:

@@ -13,7 +13,7 @@ from silbo import AsyncEventDispatcher, Event
 from silbo.containers.dishka import DishkaContainer, dispatcher_provider
 from silbo.errors import Unresolvable
 from silbo.protocols import Container
-from tests.containers.conformance import (
+from tests.support.container_conformance import (
     Api,
     Audit,
     Emitter,

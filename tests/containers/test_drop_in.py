@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).with_name("written_against_whistle.py").read_text()
+PROGRAM = (Path(__file__).resolve().parents[1] / "support/written_against_whistle.py").read_text()
 IMPORT = "from whistle import AsyncEventDispatcher, Event, IAsyncEventDispatcher\n"
 
 

@@ -15,8 +15,8 @@ from silbo import AsyncEventDispatcher
 from silbo.containers.rodi import RodiContainer, register_dispatcher
 from silbo.errors import DispatcherConflict, Unresolvable
 from silbo.protocols import Container
-from tests.containers import conformance
-from tests.containers.conformance import Conformance, Journal, Library
+from tests.support import container_conformance as conformance
+from tests.support.container_conformance import Conformance, Journal, Library
 
 
 class Rodi:

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from chaos.batteries import BATTERIES
-from silbo import Consumer, Outbox, Quota, Relay, bridge, consumer, payload, unit
+from silbo import Consumer, Outbox, Quota, Relay, bridge
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, hold, line
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, line
 from silbo.cli.main import parser
-from silbo.stores import _sqlite_file, sqlalchemy
-from tests.brokers.redis.support import ACL
+from silbo.consumer import consumer
+from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
+from silbo.stores.sqlite import file
+from silbo.wire import encode
+from silbo.work import unit_of_work
+from tests.support.redis import ACL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,20 +60,20 @@ def test_each_promise_names_tests_that_exist() -> None:
 CALLS: dict[str, Callable[..., Any]] = {
     **{each.__name__: each for each in (Quota, Outbox, Consumer, RedisStreams, RedisPubSub, RedisInbox, MemoryBroker)},
     "RedisStreams.group": RedisStreams.group,
-    "SQLAlchemyInbox": sqlalchemy.SQLAlchemyInbox,
+    "SQLAlchemyInbox": SQLAlchemyInbox,
 }
 CONSTANTS = {
-    "a lock of an SQLite file": _sqlite_file.LOCKED,
-    "a transaction of `SQLAlchemyStore`": sqlalchemy.ANSWER,
+    "a lock of an SQLite file": file.LOCKED,
+    "a transaction of `SQLAlchemyStore`": store.ANSWER,
     "messages that wait to be sent": line.WAITING_MESSAGES,
     "their bytes": line.WAITING_BYTES,
-    "dead letters": hold.DEAD_FOR / 1000,
-    "counts of attempts": hold.ATTEMPTS_FOR / 1000,
+    "dead letters": in_hand.DEAD_FOR / 1000,
+    "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "deliveries in hand": consumer.UNACKED,
-    "a message": payload.MAX_SIZE,
-    "levels of its payload": payload.MAX_DEPTH,
+    "a message": encode.MAX_SIZE,
+    "levels of its payload": encode.MAX_DEPTH,
     "messages under way with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
-    "events that follow of the events of one unit of work": unit.FOLLOW_UPS,
+    "events that follow of the events of one unit of work": unit_of_work.FOLLOW_UPS,
 }
 UNITS = {"s": 1, "hour": 3600, "day": 86400, "days": 86400, "MiB": 1 << 20, "GiB": 1 << 30}
 

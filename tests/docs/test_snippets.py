@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.snippets import Page, snippets
+from tests.support.snippets import Page, snippets
 from tools.kafka import KafkaMock
 
 ROOT = Path(__file__).resolve().parents[2]

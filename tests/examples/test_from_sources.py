@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from examples.from_sources import diator_azure, diator_redis
 from examples.from_sources.diator_meetings import JoinMeetingCommand, build
 from silbo.brokers.redis import RedisPubSub
-from silbo.formats import DIATOR, DiatorFormat
-from tests.brokers import service_bus
+from silbo.wire.formats import DIATOR, DiatorFormat
+from tests.support import service_bus
 from tools.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]

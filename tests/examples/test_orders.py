@@ -20,11 +20,11 @@ from examples.orders.shop import OrderConfirmed, OutOfStock, PlaceOrder, Transac
 from silbo import Outbox, Request, RequestHandler, bootstrap
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import OutboxFull
-from silbo.stored import Quota
+from silbo.outbox.rows import Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("killed_shop.py")
+PROGRAM = Path(__file__).resolve().parents[1] / "support/killed_shop.py"
 
 
 def test_the_example_runs() -> None:

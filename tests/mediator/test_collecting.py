@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from silbo import AsyncEventDispatcher, Bridge, Event, EventMap, Mediator, RequestMap
 from silbo.containers.rodi import RodiContainer
 from silbo.errors import FollowUpsExceeded, HandlerShared
-from tests.mediator.support import Do, Leaves, Local, Recorder, Then, World, fail
+from tests.support.mediator import Do, Leaves, Local, Recorder, Then, World, fail
 
 
 class Uow:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from silbo import Event, Request, RequestHandler
-from tests.mediator.support import Do, DoHandler, Local, World
+from tests.support.mediator import Do, DoHandler, Local, World
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from silbo import Bridge, DomainEvent, EventHandler, NotificationEvent, Request, RequestHandler, Response
-from tests.mediator.support import Collects, World
+from tests.support.mediator import Collects, World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

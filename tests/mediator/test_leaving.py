@@ -25,8 +25,8 @@ from silbo import (
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, DeliveryGivenUp, DeliveryUnknown, MessageRefused
 from silbo.protocols import JoiningPublisher
-from tests.mediator.support import Collects, Do, DoHandler, Leaves, Local, Recorder, World, fail
-from tests.shelf import Shelf
+from tests.support.mediator import Collects, Do, DoHandler, Leaves, Local, Recorder, World, fail
+from tests.support.shelf import Shelf
 
 
 @pytest.fixture

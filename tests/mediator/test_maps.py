@@ -24,7 +24,7 @@ from silbo import (
     name_of,
 )
 from silbo.errors import AlreadyBound, NameInvalid
-from tests.mediator.support import Do, DoHandler, Local, World
+from tests.support.mediator import Do, DoHandler, Local, World
 
 
 class OtherHandler(DoHandler):

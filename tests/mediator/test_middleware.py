@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from silbo import Bridge, LoggingMiddleware, Middleware
-from tests.mediator.support import Do, Leaves, Local, World, fail
+from tests.support.mediator import Do, Leaves, Local, World, fail
 
 Log = list[str]
 

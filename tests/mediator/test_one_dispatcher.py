@@ -21,7 +21,7 @@ from silbo.containers.di import register_dispatcher as register_in_di
 from silbo.containers.dishka import dispatcher_provider
 from silbo.containers.rodi import RodiContainer, register_dispatcher
 from silbo.errors import DispatcherConflict, Unresolvable
-from tests.mediator.support import Leaves, Recorder
+from tests.support.mediator import Leaves, Recorder
 
 
 class Ask(Request[AsyncEventDispatcher]): ...

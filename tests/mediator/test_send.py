@@ -22,8 +22,8 @@ from silbo import (
     Route,
 )
 from silbo.errors import FollowUpsExceeded, HandlerShared, RequestUnbound, Unresolvable
-from tests.mediator.support import Collects, Do, DoHandler, Leaves, Local, World, fail
-from tests.shelf import Shelf
+from tests.support.mediator import Collects, Do, DoHandler, Leaves, Local, World, fail
+from tests.support.shelf import Shelf
 
 
 async def test_the_handler_answers() -> None:

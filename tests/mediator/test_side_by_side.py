@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from silbo import Bridge
-from tests.mediator.support import Leaves, Local, World, fail
+from tests.support.mediator import Leaves, Local, World, fail
 
 Then = Callable[[], Awaitable[object]]
 

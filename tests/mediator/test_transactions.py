@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from silbo import Bridge, Outbox
 from silbo.stores.sqlalchemy import SQLAlchemyStore, current_session, in_session
-from tests.mediator.support import Leaves, Local, World
+from tests.support.mediator import Leaves, Local, World
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.brokers.redis.support import eventually
-from tests.cli.support import message, relay, silbo, stopped
+from tests.support.cli import message, relay, silbo, stopped
+from tests.support.redis import eventually
 from tools.postgres import PostgresServer
 
 MANY, KEYS = 20_000, 7

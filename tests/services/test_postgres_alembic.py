@@ -8,8 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.stores.alembic_host import alembic, migrated
-from tests.stores.conformance import PLENTY, leader, numbers, packed, send
+from tests.support.alembic_host import alembic, migrated
+from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 from tools.postgres import PostgresServer
 
 INDEXES = text("SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'silbo%' AND schemaname = 'public' ORDER BY 1")

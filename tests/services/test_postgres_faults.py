@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 
 from silbo import Outbox
 from silbo.errors import DeliveryUnknown, StoreInvalid, StoreUnavailable
-from silbo.stored import pack
-from silbo.stores import sqlalchemy as module
+from silbo.outbox.rows import pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
-from tests.stores.conformance import LONG, PLENTY, leader, message, numbers, packed, send
-from tests.stores.sessions import Recorder
+from silbo.stores.sqlalchemy import store as module
+from tests.support.session_conformance import Recorder
+from tests.support.store_conformance import LONG, PLENTY, leader, message, numbers, packed, send
 from tools.postgres import PostgresServer
 
 

@@ -14,10 +14,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from silbo import Outbox, Quota
 from silbo.message import Message
-from silbo.stored import pack
+from silbo.outbox.rows import pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.stores.conformance import PLENTY, leader, message, numbers, send
-from tests.stores.sessions import Recorder
+from tests.support.session_conformance import Recorder
+from tests.support.store_conformance import PLENTY, leader, message, numbers, send
 
 
 class Base(DeclarativeBase): ...

@@ -19,12 +19,12 @@ from aio_pika.abc import AbstractQueue, AbstractRobustConnection
 from silbo import AsyncEventDispatcher, Bridge, EventName, NotificationEvent
 from silbo.brokers.rabbitmq import RabbitMQ
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
-from silbo.formats import CLOUDEVENTS, DIATOR, JSON
 from silbo.message import Message, instance
 from silbo.protocols import Publisher
 from silbo.testing.conformance import ADDRESS, CHECKS, Check, message
-from tests.brokers.rigs import killed, paused
-from tests.docs.snippets import execute, shown, without_pause
+from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
+from tests.support.broker_rigs import killed, paused
+from tests.support.snippets import execute, shown, without_pause
 from tools.rabbitmq import RabbitMQServer
 
 pytestmark = pytest.mark.xdist_group("rabbitmq")  # one server, one test at a time: they kill and freeze it

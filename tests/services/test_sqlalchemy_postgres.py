@@ -11,11 +11,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from silbo.errors import OutboxFull
-from silbo.stored import OutboxStore, Quota
+from silbo.outbox.rows import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore, current_session
-from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
-from tests.stores.inboxes import InboxBehaviour, Sessions
-from tests.stores.sessions import InSession
+from tests.support.inbox_conformance import InboxBehaviour, Sessions
+from tests.support.session_conformance import InSession
+from tests.support.store_conformance import Conformance, Make, in_state, leader, packed, send
 
 
 class TestSQLAlchemyStore(Conformance):

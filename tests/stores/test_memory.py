@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from silbo.stores.memory import MemoryStore
-from tests.stores.conformance import Conformance, Make
+from tests.support.store_conformance import Conformance, Make
 
 
 class TestMemoryStore(Conformance):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from silbo.stored import OutboxStore, Quota
+from silbo.outbox.rows import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.stores.conformance import Conformance, Make, in_state, leader, packed, send
-from tests.stores.inboxes import InboxBehaviour
-from tests.stores.sessions import InSession
+from tests.support.inbox_conformance import InboxBehaviour
+from tests.support.session_conformance import InSession
+from tests.support.store_conformance import Conformance, Make, in_state, leader, packed, send
 
 
 @pytest.fixture

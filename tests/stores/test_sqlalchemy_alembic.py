@@ -7,8 +7,8 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.stores.alembic_host import alembic, migrated
-from tests.stores.conformance import PLENTY, leader, numbers, packed, send
+from tests.support.alembic_host import alembic, migrated
+from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 
 
 async def test_alembic_makes_the_tables(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 
 from silbo.errors import StoreInvalid, StoreUnavailable
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore
-from tests.stores.conformance import LONG, PLENTY, numbers, packed
+from tests.support.store_conformance import LONG, PLENTY, numbers, packed
 
 Make = Callable[[], AsyncEngine]
 

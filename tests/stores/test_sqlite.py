@@ -18,10 +18,10 @@ import pytest
 
 from silbo.errors import OutboxFull, StoreInvalid, StoreUnavailable
 from silbo.message import Message
-from silbo.stored import Quota, pack
-from silbo.stores import _sqlite_file
+from silbo.outbox.rows import Quota, pack
 from silbo.stores.sqlite import SQLiteStore
-from tests.stores.conformance import (
+from silbo.stores.sqlite import file as sqlite_file
+from tests.support.store_conformance import (
     FAR,
     LONG,
     PLENTY,
@@ -186,13 +186,13 @@ async def test_older_schema_is_brought_up_to_date_on_opening(path: Path, monkeyp
     await store.open()
     await store.add(packed(1, 2), PLENTY)
     await store.aclose()
-    now = _sqlite_file.MIGRATIONS
+    now = sqlite_file.MIGRATIONS
     broken = ("ALTER TABLE message ADD COLUMN later TEXT", "ALTER TABLE nowhere ADD COLUMN later TEXT")
-    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", [*now, broken])
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", [*now, broken])
     with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
         await opened(path)
     assert look(path, "PRAGMA user_version") == [(len(now),)]
-    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", [*now, broken[:1]])
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", [*now, broken[:1]])
     store = SQLiteStore(path)
     await store.open()
     assert await in_state(store, "pending") == [1, 2]
@@ -377,7 +377,7 @@ def test_forked_process_is_told_to_open_its_own(path: Path) -> None:
     code = f"""
 import asyncio, os
 from silbo.stores.sqlite import SQLiteStore
-from tests.stores.conformance import PLENTY, in_state, packed
+from tests.support.store_conformance import PLENTY, in_state, packed
 
 async def main():
     await store.open()

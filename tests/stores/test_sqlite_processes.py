@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from silbo.errors import StoreUnavailable
-from silbo.stores import _sqlite_file
 from silbo.stores.sqlite import SQLiteStore
-from tests.stores.conformance import PLENTY, leader, numbers, packed, send
+from silbo.stores.sqlite import file as sqlite_file
 from tests.stores.test_sqlite import is_sound
+from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 
-PROGRAM = Path(__file__).with_name("program.py")
+PROGRAM = Path(__file__).resolve().parents[1] / "support/store_process.py"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 async def program(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process; ended at the latest when the test ends."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "tests.stores.program", *map(str, arguments)],
+        *[sys.executable, "-m", "tests.support.store_process", *map(str, arguments)],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=PROGRAM.parent.parent.parent,
@@ -133,7 +133,7 @@ async def test_killed_writer_has_stored_what_it_was_answered_for(path: Path, aft
 
 async def test_lock_held_for_too_long_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored then; and all goes on when it is released."""
-    monkeypatch.setattr(_sqlite_file, "LOCKED", 0.3)  # 10 s
+    monkeypatch.setattr(sqlite_file, "LOCKED", 0.3)  # 10 s
     store = SQLiteStore(path)
     await store.open()
     await store.add(packed(1), PLENTY)
@@ -155,7 +155,7 @@ async def test_lock_held_for_too_long_is_a_clear_error(path: Path, monkeypatch: 
 
 
 async def test_lock_is_waited_for_while_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sqlite_file, "LOCKED", 0.3)
+    monkeypatch.setattr(sqlite_file, "LOCKED", 0.3)
     await everything_of_a_new(path)
     async with program("lock", path) as other:
         assert await line(other) == "locked"

@@ -12,10 +12,10 @@ from typing import Final, Literal, NamedTuple, Self
 
 from silbo.brokers.memory.groups import DeadLetter, Group, GroupReceiver
 from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, StartInvalid
-from silbo.formats import JSON
 from silbo.message import Delivery, Message, Origin, instance
 from silbo.protocols import Format, Promises, Receiver, Sequenced
 from silbo.routing import check_address
+from silbo.wire.formats import JSON
 
 __all__ = ["MemoryBroker", "MemoryGroup"]
 

@@ -18,7 +18,7 @@ A user that may do no more than silbo needs, with the default prefix::
 format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; Redis Cluster is not supported.
 """
 
-from silbo.brokers.redis.dead import DeadLetter, DeadLetters, Retried
+from silbo.brokers.redis.dead_letters import DeadLetter, DeadLetters, Retried
 from silbo.brokers.redis.inbox import RedisInbox
 from silbo.brokers.redis.pubsub import RedisPubSub
 from silbo.brokers.redis.streams import RedisStreams

@@ -7,11 +7,11 @@ import logging
 import time
 from typing import Any, Final
 
+from silbo._reports import QuietLog
 from silbo.brokers.redis.connection import Connection
 from silbo.brokers.redis.group_scripts import CLAIM, LOOK, TIDY, call
-from silbo.brokers.redis.hold import attempts_key
+from silbo.brokers.redis.in_hand import attempts_key
 from silbo.errors import Gap
-from silbo.reporting import QuietLog
 
 __all__ = ["Upkeep", "order"]
 

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+from silbo._retry import Backoff
 from silbo.brokers.redis.calls import Calls
 from silbo.brokers.redis.claiming import Upkeep, order
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
 from silbo.brokers.redis.group_scripts import ACK, CREATE, call
-from silbo.brokers.redis.hold import Hold, attempts_key
+from silbo.brokers.redis.in_hand import Hold, attempts_key
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery, instance
-from silbo.retry import Backoff
 
 if TYPE_CHECKING:
     from silbo.brokers.redis.group import StreamGroup

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from silbo.formats import JSON
 from silbo.message import Message
 from silbo.protocols import Format
+from silbo.wire.formats import JSON
 
 __all__ = ["EPOCH", "DeadLetter", "read"]
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from silbo._retry import Backoff
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
 from silbo.names import compile_pattern
 from silbo.protocols import Format
-from silbo.retry import Backoff
 
 __all__ = ["PubSubSubscription"]
 

@@ -8,15 +8,15 @@ from typing import Final, Self
 from redis.asyncio import Redis
 
 from silbo.brokers.redis.connection import check_client
-from silbo.brokers.redis.flush import Sender
 from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.listening import PubSubSubscription
 from silbo.brokers.redis.scripts import PUBLISH
-from silbo.formats import JSON
+from silbo.brokers.redis.sender import Sender
 from silbo.message import Message, Origin, instance
 from silbo.names import compile_pattern
 from silbo.protocols import Format, Promises
 from silbo.routing import check_address
+from silbo.wire.formats import JSON
 
 __all__ = ["RedisPubSub"]
 

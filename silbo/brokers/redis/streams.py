@@ -8,18 +8,18 @@ from typing import Final, Self
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo.brokers.redis.address import DEFAULT, StreamKeys, stream_key
 from silbo.brokers.redis.connection import check_client, packed
-from silbo.brokers.redis.flush import Sender
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.line import Packet
 from silbo.brokers.redis.scripts import ADD
+from silbo.brokers.redis.sender import Sender
 from silbo.brokers.redis.sequenced import SequencedSender
-from silbo.checks import check_seconds
-from silbo.formats import JSON
 from silbo.message import Message, Origin, instance
 from silbo.protocols import Format, Promises, Sequenced
 from silbo.routing import check_address
+from silbo.wire.formats import JSON
 
 __all__ = ["RedisStreams"]
 

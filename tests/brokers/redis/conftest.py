@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams
-from tests.brokers.redis.support import ACL
+from tests.support.redis import ACL
 from tools.redis_server import RedisServer
 
 

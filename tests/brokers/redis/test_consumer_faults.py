@@ -12,10 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer
+from silbo._retry import Backoff
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
-from silbo.retry import Backoff
-from tests.brokers.redis.support import eventually, message
+from tests.support.redis import eventually, message
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -13,10 +13,10 @@ from itertools import count
 import pytest
 from redis.asyncio import Redis
 
-from silbo.brokers.redis import RedisPubSub, RedisStreams, flush
+from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
 from silbo.brokers.redis.line import WAITING_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
-from tests.brokers.redis.support import eventually, has_connections, message, number, opened, receive, stored
+from tests.support.redis import eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary, find_binaries
 from tools.redis_server import RedisServer
 
@@ -171,7 +171,7 @@ async def test_dead_redis_is_not_looked_for_for_ever(
     own_redis: RedisServer, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When nobody publishes the search ends; then the next publish waits for Redis itself."""
-    monkeypatch.setattr(flush, "PROBE_FOR", 0.2)
+    monkeypatch.setattr(sender, "PROBE_FOR", 0.2)
     before = asyncio.all_tasks()
     async with RedisStreams(streams_client, app="web", timeout=1) as streams:
         await asyncio.to_thread(own_redis.kill)

@@ -13,10 +13,10 @@ from redis.credentials import CredentialProvider
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, MessageRefused
-from silbo.formats import CLOUDEVENTS, DIATOR, JSON, JsonFormat
 from silbo.message import Message, instance
-from silbo.payload import MAX_SIZE
-from tests.brokers.redis.support import has_connections, message, number, opened, receive, stored
+from silbo.wire.encode import MAX_SIZE
+from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON, JsonFormat
+from tests.support.redis import has_connections, message, number, opened, receive, stored
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

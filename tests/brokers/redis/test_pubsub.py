@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, NameInvalid
-from silbo.formats import DIATOR
 from silbo.message import Delivery
 from silbo.protocols import Publisher, Receiver, Subscription
-from tests.brokers.redis.support import eventually, has_connections, message, number, opened, receive
+from silbo.wire.formats import DIATOR
+from tests.support.redis import eventually, has_connections, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, PublishError
 from silbo.message import Message
-from silbo.payload import MAX_SIZE
 from silbo.protocols import Sequenced, SequencedPublisher
-from tests.brokers.redis.support import has_connections, message, stored
+from silbo.wire.encode import MAX_SIZE
+from tests.support.redis import has_connections, message, stored
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -1,0 +1,102 @@
+"""Listeners given as classes: the container makes the object when a dispatch needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
+
+from silbo.dispatch.running import Wrapper, is_async
+from silbo.errors import ContainerMissing
+from silbo.work.unit_of_work import Unit, current_unit, unit_of_work
+
+if TYPE_CHECKING:
+    from silbo.protocols import Container
+
+__all__ = ["Calls", "ClassListener", "HandlerClass", "Handles", "Listens", "handling_method", "is_listener"]
+
+_METHODS = ("handle", "__call__")
+
+T = TypeVar("T")
+E_contra = TypeVar("E_contra", contravariant=True)
+
+
+class Handles(Protocol[E_contra]):
+    """A class whose objects handle an event."""
+
+    def handle(self, event: E_contra, /) -> Awaitable[object]:
+        """Hear one event."""
+        ...
+
+
+class Calls(Protocol[E_contra]):
+    """A class whose objects are called with an event."""
+
+    def __call__(self, event: E_contra, /) -> Awaitable[object]:
+        """Hear one event."""
+        ...
+
+
+HandlerClass: TypeAlias = type[Handles[Any]] | type[Calls[Any]]
+"""What ``add_listener`` takes besides async callables."""
+
+_E = TypeVar("_E")
+_C = TypeVar("_C", bound=HandlerClass)
+
+
+class Listens(Protocol[_E]):
+    """What ``listen(EventName)`` decorates: an async callable for its class of events, or a class that handles events."""
+
+    @overload
+    def __call__(self, listener: _C, /) -> _C: ...
+    @overload
+    def __call__(self, listener: Callable[[_E], Awaitable[T]], /) -> Callable[[_E], Awaitable[T]]: ...
+
+
+def is_listener(candidate: object) -> bool:
+    """Whether ``add_listener`` would take it: an async callable, or a class with an async method for events."""
+    if not isinstance(candidate, type):
+        return is_async(candidate)
+    return any(is_async(getattr(candidate, method, None)) for method in _METHODS)
+
+
+def handling_method(cls: type) -> str:
+    """The method of a listener class that takes the event: ``handle``, else ``__call__``.
+
+    Raises:
+        TypeError: neither is async.
+    """
+    for method in _METHODS:
+        if is_async(getattr(cls, method, None)):
+            return method
+    raise TypeError(
+        f"{cls.__qualname__} is a class without an async handle(self, event) or __call__(self, event), so it is no "
+        "listener; write 'async def'"
+    )
+
+
+class ClassListener(Wrapper):
+    """A class among the listeners: each run resolves it in the dispatch's unit of work, and lets the object handle."""
+
+    plain = False
+
+    def __init__(self, cls: type, container: Container | None) -> None:
+        super().__init__(cls)
+        self._method = handling_method(cls)
+        if container is None:
+            raise ContainerMissing(cls)
+        self.container = self._from = container
+        self.cls: Final[type[Any]] = cls
+
+    async def __call__(self, event: Any) -> None:
+        """Resolve it and let it handle the event."""
+        unit = current_unit(self._from)
+        if unit is not None:
+            await self._run(unit, event)
+            return
+        async with unit_of_work(self._from) as unit:  # run by hand, or by a dispatcher without this container
+            await self._run(unit, event)
+
+    async def _run(self, unit: Unit, event: Any) -> None:
+        handler = await unit.resolve(self.cls)
+        with unit.handling(handler, getattr(event, "dispatcher", None)):
+            await getattr(handler, self._method)(event)

@@ -1,0 +1,285 @@
+"""The registry: a name or pattern, and its listeners in running order."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from bisect import insort
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from itertools import chain, count
+from numbers import Real
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
+from silbo.dispatch.running import DEFAULTS, ErrorPolicy, Guard, Listener, Options, is_async
+from silbo.names import compile_pattern, is_pattern
+
+if TYPE_CHECKING:
+    from silbo.protocols import Container
+
+__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "take_back"]
+
+CACHED_NAMES: Final = 1024
+"""Names whose listeners are kept ready. Names can be dynamic, so the cache is emptied when it is full."""
+
+
+class _Edge(float):
+    """A priority beyond every number, infinity included; a float, so that Whistle can sort it too."""
+
+    def __lt__(self, other: object) -> bool:
+        return self is not other and float.__lt__(self, 0.0)
+
+    def __gt__(self, other: object) -> bool:
+        return self is not other and float.__gt__(self, 0.0)
+
+    def __le__(self, other: object) -> bool:
+        return not self > other
+
+    def __ge__(self, other: object) -> bool:
+        return not self < other
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return "FIRST" if float.__lt__(self, 0.0) else "LAST"
+
+
+FIRST: Final[float] = _Edge("-inf")
+"""The priority that runs before every number."""
+LAST: Final[float] = _Edge("inf")
+"""The priority that runs after every number."""
+
+
+def _rank(priority: object) -> Any:
+    """A priority as something that orders against every other.
+
+    Raises:
+        TypeError: it is no number, or NaN.
+    """
+    if isinstance(priority, Decimal) and priority.is_finite():
+        return Fraction(priority)  # Decimal and Fraction don't compare
+    if isinstance(priority, Real) and priority == priority:
+        return priority
+    raise TypeError(f"a priority is a number, or silbo.FIRST or silbo.LAST, not {priority!r}")
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One listener under one name or pattern."""
+
+    name: Hashable
+    listener: Listener | HandlerClass
+    priority: float
+    options: Options
+    order: tuple[Any, int]
+    run: Listener  # the listener itself, what stands in for its class, or its guard
+    pattern: re.Pattern[str] | None = field(default=None)
+
+
+class Registration:
+    """One listener's place in a dispatcher, as ``add_listener`` gives it; ``with`` removes it at the end."""
+
+    __slots__ = ("_remove",)
+
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove = remove
+
+    def remove(self) -> None:
+        """Remove this one registration, no other of the same listener. Twice is fine."""
+        self._remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def take_back(dispatcher: Any, name: Any, listener: Listener, place: object) -> None:
+    """Undo one ``add_listener``, of which ``place`` is the answer."""
+    if isinstance(place, Registration):
+        place.remove()
+    else:  # a host's add_listener gave Whistle's answer, None
+        dispatcher.remove_listener(name, listener)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerRow:
+    """One line of ``describe()``.
+
+    Attributes:
+        name: The name or pattern it is registered under.
+        listener: The listener itself, a class where that was given.
+        priority: Lower runs first.
+        plugin: The module the listener comes from.
+        defined_at: ``file:line`` of its code; empty where it has none.
+        options: The options that differ from the defaults.
+    """
+
+    name: Hashable
+    listener: Listener | HandlerClass
+    priority: float
+    plugin: str
+    defined_at: str
+    options: dict[str, Any]
+
+
+class ListenerRegistry:
+    """Name or pattern -> listeners in running order: by priority, then by order of registration.
+
+    Lookups are cached by name; every change empties the cache and calls ``on_change``.
+
+    Attributes:
+        container: Makes the objects of those that are classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: ErrorPolicy = "raise",
+        container: Container | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._policy: ErrorPolicy = policy
+        self.container = container
+        self._on_change = on_change
+        self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
+        self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of it that is matched
+        self._numbers = count()
+        self._cache: dict[Hashable, tuple[Listener, ...]] = {}
+
+    def add(
+        self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
+    ) -> Registration:
+        """Register a listener; it counts from the next dispatch on."""
+        run = ClassListener(listener, self.container) if isinstance(listener, type) else listener
+        if not is_async(run):
+            raise TypeError(
+                f"a listener is an async function (or an object with an async __call__), not {listener!r}; "
+                "write 'async def'"
+            )
+        if isinstance(run, ClassListener):
+            listener = run.cls
+        rank = _rank(priority)
+        pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
+        entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), run, pattern)
+        policy = options.on_error or self._policy
+        if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
+            entry.run = Guard(run, options, policy, rank=rank, retire=partial(self._discard, entry))
+        insort(self._entries.setdefault(name, []), entry, key=_order)
+        if pattern is not None:
+            self._patterns[name] = self._entries[name]
+        self._changed()
+        return Registration(partial(self._discard, entry))
+
+    def remove(self, name: Hashable, listener: Listener | HandlerClass, /) -> None:
+        """Remove every copy of a listener, compared by ``==``; silent where a known name has none.
+
+        Raises:
+            ValueError: nothing was ever registered under this name.
+        """
+        if name not in self._entries:
+            raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
+        self._entries[name][:] = [entry for entry in self._entries[name] if entry.run != listener]
+        self._changed()
+
+    def get(self, name: Hashable, /) -> tuple[Listener, ...]:
+        """What a dispatch of this name runs, patterns included; for a pattern, what is registered under it."""
+        try:
+            return self._cache[name]
+        except KeyError:
+            found = tuple(entry.run for entry in self._matching(name))
+            if len(self._cache) >= CACHED_NAMES:
+                self._cache.clear()
+            self._cache[name] = found
+            return found
+
+    def has(self, name: Hashable | None = None, /) -> bool:
+        """Whether a name, or any at all, has listeners."""
+        return any(self._entries.values()) if name is None else bool(self.get(name))
+
+    def keys(self) -> Iterator[Hashable]:
+        """The names and patterns known so far."""
+        return iter(tuple(self._entries))
+
+    def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
+        """Each known name or pattern with what a dispatch of it would run."""
+        return ((name, self.get(name)) for name in self.keys())
+
+    def rows(self, name: Hashable | None = None, /) -> list[ListenerRow]:
+        """What ``describe()`` shows: of one name in running order, or of all, name by name."""
+        entries = chain.from_iterable(self._entries.values()) if name is None else self._matching(name)
+        return [_row(entry) for entry in entries]
+
+    def _matching(self, name: Hashable) -> list[_Entry]:
+        found = list(self._entries.get(name, ()))
+        if self._patterns and isinstance(name, str) and not is_pattern(name):
+            dotted = f"{name}."
+            for entries in self._patterns.values():
+                if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
+                    found += entries
+            found.sort(key=_order)
+        return found
+
+    def _discard(self, entry: _Entry) -> None:
+        """Remove one entry, and its name when nothing is left under it: registrations leave no trace."""
+        entries = self._entries.get(entry.name, [])
+        if entry in entries:
+            entries.remove(entry)
+            if not entries:
+                del self._entries[entry.name]
+                self._patterns.pop(entry.name, None)
+            self._changed()
+
+    def _changed(self) -> None:
+        self._cache.clear()
+        self._on_change()
+
+
+def container_of(dispatcher: object) -> Container | None:
+    """What makes the objects of a dispatcher's listener classes."""
+    registry = getattr(dispatcher, "_listeners", None)
+    return registry.container if isinstance(registry, ListenerRegistry) else None
+
+
+def _order(entry: _Entry) -> tuple[Any, int]:
+    return entry.order
+
+
+def _row(entry: _Entry) -> ListenerRow:
+    source = entry.listener
+    while isinstance(source, partial):
+        source = source.func
+    if isinstance(source, type):
+        code = inspect.unwrap(getattr(source, handling_method(source)))
+    else:
+        source = code = inspect.unwrap(source)
+        if not hasattr(code, "__code__"):
+            source = code = inspect.unwrap(getattr(type(code), "__call__", code))  # noqa: B004
+    where = getattr(code, "__code__", None)
+    chosen = {
+        option: value
+        for option in ("once", "timeout", "concurrent", "on_error")
+        if (value := getattr(entry.options, option)) not in (None, False)
+    }
+    return ListenerRow(
+        name=entry.name,
+        listener=entry.listener,
+        priority=entry.priority,
+        plugin=getattr(source, "__module__", None) or "",
+        defined_at=f"{where.co_filename}:{where.co_firstlineno}" if where is not None else "",
+        options=chosen,
+    )

@@ -1,0 +1,98 @@
+"""Subscribers: many listeners grouped in one object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from silbo.dispatch.listeners import Registration, take_back
+from silbo.dispatch.running import is_async
+
+if TYPE_CHECKING:
+    from silbo.dispatch.running import Listener, ListenerOptions
+    from silbo.names import EventName, Name
+
+__all__ = ["Subscribers", "on", "subscriptions"]
+
+_MARK = "__silbo_on__"
+_M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
+
+
+def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
+    """Make a method a listener of its object, once the object is given to ``add_subscriber``.
+
+    May be stacked, for several names. The options are those of ``add_listener``.
+    """
+
+    def mark(method: _M) -> _M:
+        if not is_async(method):
+            raise TypeError(f"a listener is an async method, not {method!r}; write 'async def'")
+        marks = getattr(method, _MARK, ())
+        setattr(method, _MARK, ((name, options), *marks))
+        return method
+
+    return mark
+
+
+def subscriptions(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
+    """The listeners of an object: name, bound method, options; in the order they are defined, base classes first.
+
+    A method that a subclass overrides without ``@on`` is no listener any more.
+    """
+    seen: dict[str, None] = {}
+    for cls in reversed(type(subscriber).__mro__):
+        seen.update(dict.fromkeys(cls.__dict__))
+    for attribute in seen:
+        marks = getattr(inspect.getattr_static(subscriber, attribute), _MARK, ())
+        for name, options in marks:
+            yield name, getattr(subscriber, attribute), options
+
+
+class Subscribers:
+    """The objects whose methods listen to one dispatcher, with what each of them has registered."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[object, list[Callable[[], None]]]] = []
+
+    def add(self, dispatcher: Any, subscriber: object) -> Registration:
+        """Register its methods.
+
+        Raises:
+            TypeError: it is a class, or has no method to register.
+        """
+        if isinstance(subscriber, type):
+            raise TypeError(
+                f"{subscriber.__qualname__} is a class; give add_subscriber an object: {subscriber.__qualname__}()"
+            )
+        found = list(subscriptions(subscriber))
+        if not found:
+            raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
+        undo: list[Callable[[], None]] = []
+        for name, listener, options in found:
+            place = dispatcher.add_listener(name, listener, **options)
+            undo.append(partial(take_back, dispatcher, name, listener, place))
+        self._entries.append((subscriber, undo))
+
+        def remove() -> None:
+            self._forget(subscriber)
+
+        return Registration(remove)
+
+    def remove(self, subscriber: object) -> None:
+        """Take back what it registered.
+
+        Raises:
+            ValueError: it was not added.
+        """
+        if not self._forget(subscriber):
+            raise ValueError(f"{subscriber!r} is no subscriber of this dispatcher")
+
+    def _forget(self, subscriber: object) -> bool:
+        mine = [entry for entry in self._entries if entry[0] is subscriber]
+        for entry in mine:
+            self._entries.remove(entry)
+            for undo in entry[1]:
+                undo()
+        return bool(mine)

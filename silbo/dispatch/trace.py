@@ -1,0 +1,105 @@
+"""What happened: which listeners were called, which were not and why, and what nobody hears."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from silbo.dispatch.dispatcher import AsyncEventDispatcher
+    from silbo.dispatch.listeners import ListenerRow
+    from silbo.dispatch.observers import Call, Dispatch, Outcome
+    from silbo.dispatch.running import Listener
+
+__all__ = ["Trace", "Traced"]
+
+REMEMBERED: Final = 10_000
+"""Distinct unheard names and called listeners that are counted; both can be made without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One dispatch that has ended.
+
+    Attributes:
+        name: The dispatched name.
+        outcome: ``completed``, ``stopped``, ``failed`` or ``cancelled``.
+        duration: Seconds.
+        called: The listeners that ran, in order, with how each ended.
+        not_called: The listeners that did not run, with the reason: ``stopped``, ``failed`` or ``cancelled`` before their
+            turn; ``spent`` for a ``once`` listener that another dispatch had already run; ``skipped`` for one that the
+            host's own ``_adispatch`` left out.
+    """
+
+    name: Hashable
+    outcome: Outcome
+    duration: float
+    called: tuple[tuple[Listener, Outcome], ...]
+    not_called: tuple[tuple[Listener, str], ...]
+
+
+class Trace:
+    """An observer that remembers: ``AsyncEventDispatcher(observers=[trace := Trace()])``.
+
+    Args:
+        limit: How many of the last dispatches are kept; the totals go on.
+
+    Attributes:
+        dispatches: The last dispatches, oldest first, in the order they ended.
+        unheard: How often each name was dispatched that nobody heard.
+    """
+
+    def __init__(self, *, limit: int = 1000) -> None:
+        self.dispatches: deque[Traced] = deque(maxlen=limit)
+        self.unheard: dict[Hashable, int] = {}
+        self._open: dict[Dispatch, list[Call]] = {}
+        self._totals: dict[int, tuple[Listener, int]] = {}  # by id: a listener need not be hashable
+
+    @property
+    def calls(self) -> list[tuple[Listener, int]]:
+        """How often each listener was called, most often first."""
+        return sorted(self._totals.values(), key=lambda total: -total[1])
+
+    def never_called(self, dispatcher: AsyncEventDispatcher) -> list[ListenerRow]:
+        """The listeners registered now that no dispatch has called since the trace began."""
+        return [row for row in dispatcher.describe() if id(row.listener) not in self._totals]
+
+    def before_dispatch(self, dispatch: Dispatch) -> None:
+        """See :class:`~silbo.Observer`."""
+        self._open[dispatch] = []
+
+    def before_listener(self, call: Call) -> None:
+        """See :class:`~silbo.Observer`."""
+
+    def after_listener(self, call: Call) -> None:
+        """See :class:`~silbo.Observer`."""
+        self._open[call.dispatch].append(call)
+        key = id(call.listener)
+        if key in self._totals or len(self._totals) < REMEMBERED:
+            self._totals[key] = call.listener, self._totals.get(key, (None, 0))[1] + 1
+
+    def after_dispatch(self, dispatch: Dispatch) -> None:
+        """See :class:`~silbo.Observer`."""
+        calls = self._open.pop(dispatch)
+        left = list(dispatch.listeners)
+        for call in calls:
+            if call.listener in left:  # a wrapper equals its listener
+                left.remove(call.listener)
+        why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
+        self.dispatches.append(
+            Traced(
+                name=dispatch.name,
+                outcome=dispatch.outcome,
+                duration=dispatch.duration,
+                called=tuple((call.listener, call.outcome) for call in calls),
+                not_called=tuple((getattr(one, "__wrapped__", one), why or _left_out(one)) for one in left),
+            )
+        )
+        if not dispatch.listeners and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
+            self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
+
+
+def _left_out(listener: Listener) -> str:
+    return "spent" if getattr(listener, "spent", False) else "skipped"

@@ -1,0 +1,1 @@
+"""Commands and queries, each with its one handler."""

@@ -1,0 +1,200 @@
+"""Which class handles what: one for a request, any number for an event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from silbo.dispatch.class_listeners import Calls, ClassListener, Handles
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
+from silbo.errors import AlreadyBound, NameInvalid, RequestUnbound
+from silbo.mediator.requests import HandledBy, HandlesRequest, check_event_handler, check_request_handler
+from silbo.names import EventName, claim_own_name, goes_by, name_of
+from silbo.protocols import Container
+
+__all__ = ["EventMap", "RequestMap"]
+
+E = TypeVar("E")
+H = TypeVar("H")
+
+
+class RequestMap:
+    """The handler of each class of requests."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[type, type[HandlesRequest[Any, Any]]] = {}
+
+    def bind(self, request_type: type[HandledBy[H]], handler_type: type[H]) -> None:
+        """Let a class handle a class of requests; requests of derived classes are bound on their own.
+
+        To type checkers the handler is one of these requests, and answers what ``Request[...]`` says.
+
+        Raises:
+            TypeError: one is no class, or not of its sort; or the handler has no async ``handle`` of its own.
+            AlreadyBound: the request has a handler.
+        """
+        request: type[Any]
+        handler: Any
+        request, handler = request_type, handler_type
+        for given in (request, handler):
+            if not isinstance(cast("object", given), type):
+                raise TypeError(f"bind takes two classes, bind(JoinMeeting, JoinMeetingHandler), not {given!r}")
+        check_request_handler(request, handler)
+        if request in self._handlers:
+            raise AlreadyBound(request.__qualname__, self._handlers[request], handler)
+        self._handlers[request] = handler
+
+    def handler_of(self, request_type: type[object]) -> type[HandlesRequest[Any, Any]]:
+        """What handles requests of this class.
+
+        Raises:
+            RequestUnbound: nothing does.
+        """
+        try:
+            return self._handlers[request_type]
+        except KeyError:
+            raise RequestUnbound(request_type, tuple(self._handlers)) from None
+
+    def __repr__(self) -> str:
+        bound = (f"{request.__qualname__} -> {handler.__qualname__}" for request, handler in self._handlers.items())
+        return f"<RequestMap: {', '.join(bound) or 'empty'}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """One handler of events."""
+
+    name: Any
+    cls: type[Any] | None  # of the events; none for an EventName that has none
+    handler_type: type[Any]
+
+    def check(self, other: _Binding) -> None:
+        """Refuse to be beside another one.
+
+        Raises:
+            NameInvalid: events of two classes go by one name.
+            AlreadyBound: it is the same once more.
+        """
+        if self.name != other.name:
+            return
+        if self.cls is not None and other.cls is not None and not _same(self.cls, other.cls):
+            raise _one_name(self.name, other.cls, self.cls)
+        if self.handler_type is other.handler_type:
+            raise AlreadyBound(str(self.name), self.handler_type, self.handler_type)
+
+    def __str__(self) -> str:
+        return f"{self.name} -> {self.handler_type.__qualname__}"
+
+
+class EventMap:
+    """The handlers of events: listeners by another way, registered with the dispatcher of each mediator that has the map."""
+
+    def __init__(self) -> None:
+        self._bound: list[_Binding] = []
+        self._listening: WeakKeyDictionary[AsyncEventDispatcher, Container] = WeakKeyDictionary()
+
+    def bind(self, event: type[E] | EventName[E], handler_type: type[Handles[E] | Calls[E]]) -> None:
+        """Let a class handle events; several handle one in the order in which they are bound.
+
+        Args:
+            event: A class of events, which go by its :class:`~silbo.EventName`, or by the class's name where it has none; or
+                an EventName.
+            handler_type: Has an async ``handle`` or ``__call__``, as a listener class.
+
+        Raises:
+            TypeError: one is not of its sort, or the handler has no such method.
+            AlreadyBound: this class handles them already, with this map or another one on the same dispatcher.
+            NameInvalid: the class of events has several EventNames: bind one of these. Or another class of events is bound
+                under the same name, be it an EventName or that of the class.
+        """
+        if not isinstance(event, type | EventName):
+            raise TypeError(f"bind takes a class of events or an EventName, not {event!r}")
+        if not isinstance(cast("object", handler_type), type):
+            raise TypeError(f"bind takes a class of handlers, bind(UserJoined, Welcome), not {handler_type!r}")
+        check_event_handler(event.cls if isinstance(event, EventName) else event, handler_type)
+        name = event if isinstance(event, EventName) else name_of(event)
+        own = event if isinstance(event, type) and not isinstance(name, EventName) else None
+        binding = _Binding(name, event if isinstance(event, type) else event.cls, handler_type)
+        for other in self._bound:
+            binding.check(other)
+        for dispatcher in self._listening:
+            _check(dispatcher, binding)
+        if own is not None:
+            claim_own_name(own, self)
+        self._bound.append(binding)
+        for dispatcher, container in self._listening.items():
+            dispatcher.add_listener(name, _BoundListener(binding, container))
+
+    def listen(self, dispatcher: AsyncEventDispatcher, container: Container) -> None:
+        """Register all of it, and what is bound later, with a dispatcher: once, however often it is asked for.
+
+        Raises:
+            ValueError: it is registered there with another container.
+            AlreadyBound: another map has registered one of its handlers there, for the same events.
+            NameInvalid: another map has registered handlers there of another class of events that has the same name.
+        """
+        if dispatcher in self._listening:
+            if self._listening[dispatcher] is not container:
+                raise ValueError(
+                    "this EventMap is registered with the dispatcher already, and with another container: make one "
+                    "Mediator and keep it, or give each the same container"
+                )
+            return
+        for binding in self._bound:
+            _check(dispatcher, binding)
+        self._listening[dispatcher] = container
+        for binding in self._bound:
+            dispatcher.add_listener(binding.name, _BoundListener(binding, container))
+
+    def __repr__(self) -> str:
+        return f"<EventMap: {', '.join(map(str, self._bound)) or 'empty'}>"
+
+
+class _BoundListener(ClassListener):
+    """A handler among the listeners: also of dispatchers without a container."""
+
+    def __init__(self, binding: _Binding, container: Container) -> None:
+        super().__init__(binding.handler_type, container)
+        self.binding = binding
+
+    async def __call__(self, event: Any) -> None:
+        """Handle the event.
+
+        Raises:
+            NameInvalid: it is of another class, that has the same name.
+        """
+        bound, cls = self.binding.cls, type(event)
+        if bound is not None and cls is not bound and goes_by(cls, self.binding.name) and not _derived(cls, bound):
+            raise _one_name(self.binding.name, bound, cls)
+        await super().__call__(event)
+
+
+def _check(dispatcher: AsyncEventDispatcher, binding: _Binding) -> None:
+    for other in _bindings(dispatcher, binding.name):
+        binding.check(other)
+
+
+def _bindings(dispatcher: AsyncEventDispatcher, name: Any) -> Iterator[_Binding]:
+    for listener in dispatcher.get_listeners(name):
+        target = getattr(listener, "target", listener)  # of a guard
+        if isinstance(target, _BoundListener):
+            yield target.binding
+
+
+def _same(one: type, other: type) -> bool:
+    """Whether it is one class: also where a test or a notebook has defined it again."""
+    return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _derived(cls: type, bound: type) -> bool:
+    return any(_same(base, bound) for base in cls.__mro__)
+
+
+def _one_name(name: str, one: type, other: type) -> NameInvalid:
+    both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (one, other))
+    return NameInvalid(
+        str(name),
+        f"{both} have one name, so handlers of one would hear the events of the other: give each an EventName of its own",
+    )

@@ -1,0 +1,1 @@
+"""A publisher that stores messages, and the relay that sends them on."""

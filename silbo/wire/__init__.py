@@ -1,0 +1,1 @@
+"""Events to messages to bytes, and back."""

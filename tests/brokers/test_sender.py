@@ -1,0 +1,345 @@
+"""The line in front of a client library: its order, its deadlines, and a true answer to every call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+
+import pytest
+
+from silbo.brokers._parcels import Parcel, labels
+from silbo.brokers._sender import Sender
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
+from silbo.message import Message, Origin
+from silbo.wire.formats import JSON
+
+Step = Callable[[Sequence[Parcel]], Awaitable[None]]
+
+
+def message(number: int, *, key: str | None = None, to: str | None = None, size: int = 0) -> Message:
+    headers = {"publication": f"p-{number}"} | ({} if key is None else {"key": key})
+    return Message("notification_event", f"n{number}", "id", {"pad": "x" * size}, headers, to)
+
+
+def names(parcels: Sequence[Parcel]) -> list[str]:
+    return [parcel.message.message_name for parcel in parcels]
+
+
+async def ok(parcels: Sequence[Parcel]) -> None:
+    for parcel in parcels:
+        parcel.is_handed = True
+        parcel.sent()
+
+
+async def lost(parcels: Sequence[Parcel]) -> None:
+    for parcel in parcels:
+        parcel.is_handed = True
+    raise OSError("gone")
+
+
+async def unreachable(parcels: Sequence[Parcel]) -> None:
+    raise OSError("nobody there")
+
+
+async def silent(parcels: Sequence[Parcel]) -> None:
+    for parcel in parcels:
+        parcel.is_handed = True
+    await asyncio.Event().wait()
+
+
+class Library:
+    """A client library that does what it is told: with the first batch the first step, and so on; then all is well."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = list(steps)
+        self.batches: list[tuple[str, list[str]]] = []
+
+    async def send(self, address: str, parcels: Sequence[Parcel]) -> None:
+        self.batches.append((address, names(parcels)))
+        await (self.steps.pop(0) if self.steps else ok)(parcels)
+
+    def sender(self, timeout: float = 5.0) -> Sender:
+        return Sender(
+            "Library", self.send, lambda one: JSON.encode(one, Origin("web", "1")), to="events", timeout=timeout
+        )
+
+
+class Gate:
+    """A step that holds its batch until it is opened."""
+
+    def __init__(self, then: Step = ok) -> None:
+        self.entered, self.opened, self.then = asyncio.Event(), asyncio.Event(), then
+
+    async def __call__(self, parcels: Sequence[Parcel]) -> None:
+        for parcel in parcels:
+            parcel.is_handed = True
+        self.entered.set()
+        await self.opened.wait()
+        await self.then(parcels)
+
+
+async def ends(*publishes: Awaitable[None]) -> list[type | None]:
+    """How each ended, begun in this order."""
+    answers = await asyncio.gather(*publishes, return_exceptions=True)
+    return [None if answer is None else type(answer) for answer in answers]
+
+
+# -- batches and order --------------------------------------------------------------------------------------
+
+
+async def test_what_is_published_meanwhile_goes_together_and_in_order() -> None:
+    """The more is published at once, the less each message costs."""
+    library = Library(gate := Gate())
+    sender = library.sender()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(sender.publish([message(0)]))
+        await gate.entered.wait()
+        for number in range(1, 601):
+            tasks.create_task(sender.publish([message(number)]))
+        await asyncio.sleep(0)
+        gate.opened.set()
+    sizes = [len(batch) for _, batch in library.batches]
+    assert sizes == [1, 500, 100]
+    assert [name for _, batch in library.batches for name in batch] == [f"n{number}" for number in range(601)]
+
+
+async def test_batch_is_no_larger_than_a_mebibyte() -> None:
+    """But for one large message, which goes alone."""
+    library = Library()
+    await library.sender().publish([message(n, size=size) for n, size in enumerate((600_000, 400_000, 600_000, 10))])
+    assert [batch for _, batch in library.batches] == [["n0", "n1"], ["n2", "n3"]]
+
+
+async def test_addresses_do_not_wait_for_each_other() -> None:
+    library = Library(gate := Gate())
+    sender = library.sender()
+    held = asyncio.create_task(sender.publish([message(1, to="slow")]))
+    await gate.entered.wait()
+    await sender.publish([message(2), message(3, to="other")])
+    assert sorted(library.batches[1:]) == [("events", ["n2"]), ("other", ["n3"])]
+    gate.opened.set()
+    await held
+
+
+async def test_message_behind_one_of_its_key_that_missed_does_not_go() -> None:
+    """It would come before the other's repeat. Those of other keys go on."""
+    library = Library(gate := Gate(lost))
+    sender = library.sender()
+    publishes = [asyncio.create_task(sender.publish([message(0, key="a")]))]
+    await gate.entered.wait()
+    later = [message(1, key="a"), message(2, key="b"), message(3)]
+    publishes += [asyncio.create_task(sender.publish([one])) for one in later]
+    await asyncio.sleep(0)
+    gate.opened.set()
+    assert await ends(*publishes) == [DeliveryUnknown, BrokerUnavailable, None, None]
+    assert library.batches[1:] == [("events", ["n2", "n3"])]
+    await sender.publish([message(4, key="a")])
+
+
+async def test_message_whose_caller_went_away_is_not_sent() -> None:
+    library = Library(gate := Gate())
+    sender = library.sender()
+    first, second = (asyncio.create_task(sender.publish([message(number)])) for number in (1, 2))
+    await gate.entered.wait()
+    third = asyncio.create_task(sender.publish([message(3)]))
+    await asyncio.sleep(0)
+    third.cancel()
+    await asyncio.wait([third])
+    gate.opened.set()
+    await asyncio.gather(first, second)
+    await sender.publish([message(4)])
+    assert [batch for _, batch in library.batches] == [["n1", "n2"], ["n4"]]
+
+
+# -- answers ------------------------------------------------------------------------------------------------
+
+
+async def test_answers_tell_what_surely_was_not_sent_from_what_may_have_been() -> None:
+    library = Library(unreachable, lost)
+    sender = library.sender()
+    with pytest.raises(BrokerUnavailable, match=r"Library 'events': nobody there; none of 2 messages was sent"):
+        await sender.publish([message(1), message(2)])
+    with pytest.raises(DeliveryUnknown, match=r"Library 'events': gone; it may have arrived"):
+        await sender.publish([message(1)])
+
+
+async def test_what_the_library_did_not_answer_for_is_unknown() -> None:
+    async def forgetful(parcels: Sequence[Parcel]) -> None:
+        await ok(parcels[:1])
+        parcels[1].is_handed = True
+
+    with pytest.raises(DeliveryUnknown, match="did not say"):
+        await Library(forgetful).sender().publish([message(1), message(2)])
+
+
+async def test_call_of_which_a_part_was_sent_is_unknown() -> None:
+    async def half(parcels: Sequence[Parcel]) -> None:
+        await ok(parcels[:1])
+        raise OSError("no more")
+
+    with pytest.raises(DeliveryUnknown, match="1 of 2 messages were sent, the others were not: .*no more"):
+        await Library(half).sender().publish([message(1), message(2)])
+
+
+async def test_refusals_are_told_together_and_hold_back_nothing() -> None:
+    async def picky(parcels: Sequence[Parcel]) -> None:
+        for parcel in parcels:
+            if parcel.message.message_name in ("n1", "n3"):
+                parcel.refused("too odd")
+            else:
+                parcel.sent()
+
+    library = Library(picky)
+    bad = Message("notification_event", "nan", "id", {"x": float("nan")}, {})
+    with pytest.raises(MessageRefused, match="'nan', field 'x'") as caught:
+        await library.sender().publish([message(0), bad, message(1), message(2), message(3)])
+    assert caught.value.__notes__ == [
+        "and in the same call: 'n1': too odd",
+        "and in the same call: 'n3': too odd",
+    ]
+    assert library.batches == [("events", ["n0", "n1", "n2", "n3"])]
+
+
+async def test_first_answer_counts() -> None:
+    async def twice(parcels: Sequence[Parcel]) -> None:
+        parcels[0].sent()
+        parcels[0].unknown("late")
+        parcels[0].refused("late")
+        parcels[1].unsent("early")
+
+    with pytest.raises(DeliveryUnknown, match="1 of 2 messages were sent, the others were not: early"):
+        await Library(twice).sender().publish([message(1), message(2)])
+
+
+# -- deadlines and silence ----------------------------------------------------------------------------------
+
+
+async def test_deadline_answers_everybody() -> None:
+    """What was handed over is unknown, what was not, or waits in line, was not sent."""
+
+    async def half(parcels: Sequence[Parcel]) -> None:
+        parcels[0].is_handed = True
+        await asyncio.Event().wait()
+
+    library = Library(half)
+    sender = library.sender(timeout=0.2)
+    first = asyncio.create_task(sender.publish([message(1)]))
+    second = asyncio.create_task(sender.publish([message(2)]))
+    await asyncio.sleep(0.1)
+    third = asyncio.create_task(sender.publish([message(3, key="another")]))
+    await asyncio.sleep(0)
+    assert library.batches == [("events", ["n1", "n2"])]
+    assert await ends(first, second, third) == [DeliveryUnknown, BrokerUnavailable, BrokerUnavailable]
+    assert len(library.batches) == 1
+
+
+async def test_silent_broker_is_tried_by_one_at_a_time() -> None:
+    """A broker that has frozen must not hold up every request of a host."""
+
+    async def linger(parcels: Sequence[Parcel]) -> None:
+        await ok(parcels)
+        await asyncio.sleep(0.01)
+
+    library = Library(silent, silent, gate := Gate(linger))
+    sender = library.sender(timeout=0.05)
+    assert await ends(sender.publish([message(1)])) == [DeliveryUnknown]
+    assert await ends(*(sender.publish([message(number)]) for number in (2, 3, 4))) == [
+        DeliveryUnknown,
+        BrokerUnavailable,
+        BrokerUnavailable,
+    ]
+    assert [batch for _, batch in library.batches] == [["n1"], ["n2"]]
+    trying = asyncio.create_task(sender.publish([message(5)]))
+    await gate.entered.wait()
+    with pytest.raises(BrokerUnavailable, match=r"has not answered since \d\d:\d\d:\d\d UTC; not sent"):
+        await sender.publish([message(6)])
+    gate.opened.set()
+    await trying
+    await sender.publish([message(7)])  # at once, although the batch before is only just ending
+    assert [batch for _, batch in library.batches][2:] == [["n5"], ["n7"]]
+
+
+async def test_try_of_a_silent_broker_is_short() -> None:
+    library = Library(silent, silent)
+    sender = library.sender(timeout=1.3)
+    loop = asyncio.get_running_loop()
+    await ends(sender.publish([message(1)]))
+    begin = loop.time()
+    await ends(sender.publish([message(2)]))
+    assert 0.9 < loop.time() - begin < 1.2
+
+
+async def test_message_that_would_be_late_is_not_begun() -> None:
+    """Sent at the last moment it would likely end unknown."""
+    library = Library(gate := Gate())
+    sender = library.sender(timeout=1.0)
+    first = asyncio.create_task(sender.publish([message(1)]))
+    await gate.entered.wait()
+    second = asyncio.create_task(sender.publish([message(2)]))
+    await asyncio.sleep(0.97)
+    gate.opened.set()
+    assert await ends(first, second) == [None, BrokerUnavailable]
+    assert len(library.batches) == 1
+
+
+def test_timeout_is_seconds() -> None:
+    with pytest.raises(ValueError, match="timeout is seconds"):
+        Library().sender(timeout=0)
+
+
+# -- its task -----------------------------------------------------------------------------------------------
+
+
+async def test_sender_that_is_ended_from_outside_leaves_nobody_waiting() -> None:
+    library = Library(gate := Gate())
+    sender = library.sender()
+    first = asyncio.create_task(sender.publish([message(1)]))
+    await gate.entered.wait()
+    second = asyncio.create_task(sender.publish([message(2)]))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(sender.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    assert await ends(first, second) == [DeliveryUnknown, BrokerUnavailable]
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        await sender.publish([message(3)])
+
+
+async def test_closing_waits_for_what_is_in_line() -> None:
+    library = Library(gate := Gate())
+    sender = library.sender()
+    publishes = [asyncio.create_task(sender.publish([message(number)])) for number in range(3)]
+    await gate.entered.wait()
+    closing = asyncio.create_task(sender.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    gate.opened.set()
+    assert await ends(*publishes, closing) == [None] * 4
+
+
+async def test_sender_does_not_live_in_its_callers_context() -> None:
+    """Else a request's values would be seen by the library for as long as something is sent."""
+    request = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def look(parcels: Sequence[Parcel]) -> None:
+        seen.append(request.get())
+        await ok(parcels)
+
+    request.set("of the caller")
+    await Library(look).sender().publish([message(1)])
+    assert seen == ["none"]
+
+
+def test_labels_keep_an_origin_that_is_there() -> None:
+    """An outbox's relay sends what another process has published."""
+    stored = Message("ecst_event", "n", "id", {}, {"app": "host", "instance": "7", "key": "k"})
+    assert labels(stored, "web") == {
+        "message_type": "ecst_event",
+        "message_name": "n",
+        "message_id": "id",
+        "app": "host",
+        "instance": "7",
+        "key": "k",
+    }

@@ -1,0 +1,163 @@
+"""Acknowledgement: after the listeners, in batches, and again when it is refused."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from silbo import (
+    AsyncEventDispatcher,
+)
+from silbo.consumer import acknowledgements as acks_module
+from silbo.errors import BrokerUnavailable
+from silbo.message import Delivery
+from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
+
+
+async def test_what_is_done_is_acknowledged_while_a_slow_listener_runs(d: AsyncEventDispatcher) -> None:
+    """A crash in a long listener does not repeat all that came before it."""
+    release = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def slow(event: UserJoined) -> None:
+        if event.user_id == 3:
+            await release.wait()
+
+    subscription = Scripted([delivery(1), delivery(2), delivery(3), delivery(4)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(2)
+        assert subscription.acked == ["1", "2"]
+        release.set()
+        await subscription.until_acked(4)
+
+
+async def test_acknowledgements_go_in_batches_and_at_once_when_all_is_done(
+    d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call for many: a round trip for each would be most of the work. And nothing is waited for that can't come."""
+    monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
+    subscription = Scripted([delivery(number) for number in range(80)])
+    calls: list[int] = []
+
+    async def ack(*deliveries: Delivery) -> None:
+        calls.append(len(deliveries))
+        await Scripted.ack(subscription, *deliveries)
+
+    subscription.ack = ack  # type: ignore[method-assign]
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(80)
+    assert calls == [80]
+
+
+async def test_many_done_are_acknowledged_without_waiting_for_more(
+    d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acks_module, "ACK_BATCH", 3)
+    monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
+    release = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def slow(event: UserJoined) -> None:
+        if event.user_id == 4:
+            await release.wait()
+
+    subscription = Scripted([delivery(number) for number in (1, 2, 3, 4)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(3)
+        release.set()
+
+
+async def test_stop_lets_an_acknowledgement_under_way_finish(d: AsyncEventDispatcher) -> None:
+    """To cancel it would cost a connection, and leave it open whether it was heard."""
+    cancelled: list[bool] = []
+
+    class SlowAck(Scripted):
+        async def ack(self, *deliveries: Delivery) -> None:
+            consumer.stop()
+            try:
+                await asyncio.sleep(0.2)  # longer than the reading that the stop waits for
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+            await super().ack(*deliveries)
+
+    subscription = SlowAck([delivery(1)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED])
+    async with consumer:
+        await consumer.run()
+    assert (subscription.acked, cancelled) == (["1"], [])
+
+
+async def test_what_is_done_during_an_acknowledgement_goes_with_the_next(d: AsyncEventDispatcher) -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+    calls: list[list[str]] = []
+
+    class SlowAck(Scripted):
+        async def ack(self, *deliveries: Delivery) -> None:
+            calls.append([delivery.id for delivery in deliveries])
+            if len(calls) == 1:
+                first.set()
+                await second.wait()
+            await super().ack(*deliveries)
+
+    @d.listen("user.joined")
+    async def work(event: UserJoined) -> None:
+        if event.user_id == 2:
+            await first.wait()  # so the first batch is under way
+        if event.user_id == 3:
+            second.set()
+
+    subscription = SlowAck([delivery(1), delivery(2), delivery(3)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(3)
+    assert calls == [["1"], ["2", "3"]]
+
+
+async def test_refused_acknowledgements_are_kept_and_repeated(d: AsyncEventDispatcher, heard: Heard) -> None:
+    subscription = Scripted([delivery(1), delivery(2)])
+    subscription.refuse_acks = 3
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(2)
+    assert subscription.acked == ["1", "2"]
+    assert heard.ids == [1, 2]
+
+
+async def test_delivery_that_is_still_in_hand_is_not_handled_twice(d: AsyncEventDispatcher) -> None:
+    """After a lost connection a broker sends again what it has no answer for."""
+    release = asyncio.Event()
+    heard = Heard()
+
+    @d.listen("user.joined")
+    async def slow(event: UserJoined) -> None:
+        await release.wait()
+        await heard.hear(event)
+
+    subscription = Scripted([delivery(1), delivery(2)], BrokerUnavailable("lost"), [delivery(1), delivery(2)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED])
+    async with Running(consumer):
+        await subscription.empty.wait()
+        release.set()
+        await subscription.until_acked(2)
+    assert (heard.ids, consumer.stats.received) == ([1, 2], 2)
+
+
+async def test_consumer_outlives_its_broker(
+    d: AsyncEventDispatcher, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage is waited for, with pauses that grow, and told when it begins and when it is over."""
+    outage = [BrokerUnavailable("away") for _ in range(4)]
+    before = asyncio.get_running_loop().time()
+    async with Running(Consumer(d, Scripted([delivery(1)], *outage, [delivery(2)]), events=[USER_JOINED])):
+        await heard.until(2)
+    assert asyncio.get_running_loop().time() - before > 0.3
+    away, back = [record.message for record in caplog.records]
+    assert away == "broker unavailable, trying again: away"
+    assert back.startswith("broker back after ")
+
+
+async def test_error_that_is_no_outage_ends_the_run(d: AsyncEventDispatcher) -> None:
+    """A broken adapter is no weather: it is seen."""
+    async with Consumer(d, Scripted(ZeroDivisionError("bug"))) as consumer:
+        with pytest.raises(ZeroDivisionError):
+            await consumer.run()

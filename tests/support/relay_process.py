@@ -1,0 +1,33 @@
+"""A relay in a process of its own. Run by test_relay_redis.py, and ended with a line on stdin, or otherwise.
+
+python -m tests.support.relay_process STORE URL PREFIX LEASE
+
+It prints the name under which it leads; in the end, how often it was refused as an old leader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.outbox.relay import Relay
+from silbo.stores.sqlite import SQLiteStore
+
+
+async def main(store: str, url: str, prefix: str, lease: str) -> None:
+    async with Redis.from_url(url) as client:
+        streams = RedisStreams(client, app="relay", prefix=prefix)
+        async with Relay(SQLiteStore(store, create=False), streams, lease=float(lease)) as relay:
+            running = asyncio.create_task(relay.run())
+            print(relay._owner, flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+            relay.stop()
+            await running
+    print(relay.stats.fenced, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

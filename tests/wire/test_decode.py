@@ -1,0 +1,328 @@
+"""Rebuilding: through the constructor where there is one to call, and errors that name the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import weakref
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+import whistle
+
+from silbo.errors import MessageInvalid, MessageRefused
+from silbo.event import ECSTEvent, Event
+from silbo.wire.codec import to_event, to_message
+from silbo.wire.formats import JSON
+from tests.support.codec_classes import (
+    ORIGIN,
+    Address,
+    Cat,
+    Dog,
+    Opaque,
+    Person,
+    message,
+    payload_of,
+    wire,
+)
+
+# -- rebuilding -----------------------------------------------------------------------------------------------
+
+
+def test_a_class_is_rebuilt_through_its_constructor() -> None:
+    """Its ``__post_init__`` runs; fields that are not its arguments get what was sent."""
+
+    @dataclass
+    class Counted(Event):
+        user_id: int
+        visits: int = field(init=False, default=0)
+        ready: bool = field(init=False, default=False, metadata={"wire": "is_ready"})
+
+        def __post_init__(self) -> None:
+            self._checked = True
+
+    event = Counted(5)
+    event.visits, event.ready = 3, True
+    again = to_event(wire(event), Counted)
+    assert (again.visits, again.ready, again._checked) == (3, True, True)
+
+
+def test_a_frozen_class_gets_the_fields_that_are_not_arguments_too() -> None:
+    @dataclass(frozen=True)
+    class Counted(Event):
+        visits: int = field(init=False, default=0)
+
+    assert to_event(message(visits=3), Counted).visits == 3
+
+
+def test_a_private_attribute_with_a_public_name_on_the_wire_comes_back() -> None:
+    """attrs calls its argument differently from the attribute."""
+
+    @attrs.frozen
+    class Hidden(Event):
+        _pin: int = attrs.field(metadata={"wire": "pin"}, validator=attrs.validators.gt(0))
+
+    assert to_event(wire(Hidden(pin=7)), Hidden) == Hidden(pin=7)
+    with pytest.raises(MessageInvalid, match="must be > 0"):
+        to_event(message(pin=-7), Hidden)
+
+
+def test_new_fields_get_their_defaults_and_unknown_ones_are_ignored() -> None:
+    """Programs of different ages understand each other."""
+    for cls in (
+        dataclasses.make_dataclass("D", [("a", int), ("b", int, 2)]),
+        attrs.make_class("A", {"a": attrs.field(type=int), "b": attrs.field(type=int, default=2)}),
+        msgspec.defstruct("S", [("a", int), ("b", int, 2)], forbid_unknown_fields=True),
+        pydantic.create_model("P", __config__={"extra": "forbid"}, a=int, b=(int, 2)),
+    ):
+        again: Any = to_event(message(a=1, c=3), cls)
+        assert (again.a, again.b) == (1, 2)
+
+
+@pytest.mark.parametrize("library", ["dataclass", "attrs", "struct", "pydantic"])
+@pytest.mark.parametrize(
+    ("payload", "wrong"),
+    [
+        ({}, "payload.user_id"),
+        ({"user_id": "5"}, "payload.user_id"),
+        ({"user_id": 5, "address": {"city": "x"}}, "payload.address.geo"),
+        ({"user_id": 5, "address": {"city": "x", "geo": [1, "x"]}}, "payload.address.geo[1]"),
+    ],
+    ids=["missing", "type", "nested missing", "nested type"],
+)
+def test_a_field_that_does_not_fit_is_named(library: str, payload: dict[str, Any], wrong: str) -> None:
+    cls: Any = {
+        "dataclass": dataclasses.make_dataclass("D", [("user_id", int), ("address", Address | None, None)]),
+        "attrs": attrs.make_class(
+            "A", {"user_id": attrs.field(type=int), "address": attrs.field(type=Address | None, default=None)}
+        ),
+        "struct": msgspec.defstruct("S", [("user_id", int), ("address", Address | None, None)]),
+        "pydantic": pydantic.create_model(
+            "P", __config__={"strict": True}, user_id=int, address=(Address | None, None)
+        ),
+    }[library]
+    with pytest.raises(MessageInvalid) as caught:
+        to_event(message(**payload), cls)
+    assert (caught.value.field or "").startswith(wrong if library != "pydantic" else wrong.removesuffix("[1]"))
+
+
+def test_bytes_that_are_no_base64_are_named_also_in_a_model() -> None:
+    """pydantic alone would take the text itself for the bytes."""
+
+    class Photo(Event, pydantic.BaseModel):
+        raw: bytes
+        people: list[Person] = []
+
+    with pytest.raises(MessageInvalid) as caught:
+        to_event(message(raw="%"), Photo)
+    assert caught.value.field == "payload.raw"
+    with pytest.raises(MessageInvalid) as caught:
+        to_event(message(raw="", people=[{"fullName": "x", "photo": "%"}]), Photo)
+    assert (caught.value.field or "").startswith("payload.people")
+
+
+def test_a_constructor_that_refuses_is_message_invalid_with_its_cause() -> None:
+    @dataclass
+    class Positive(Event):
+        amount: int
+
+        def __post_init__(self) -> None:
+            if self.amount < 0:
+                raise LookupError("below zero")
+
+    with pytest.raises(MessageInvalid, match="below zero") as caught:
+        to_event(message(amount=-1), Positive)
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_pydantics_own_conversions_and_validators_count() -> None:
+    class Checked(Event, pydantic.BaseModel):
+        user_id: int
+        site: pydantic.HttpUrl
+        age: Annotated[int, pydantic.Field(gt=0)] = 1
+
+    assert to_event(message(user_id="5", site="https://example.org"), Checked).user_id == 5
+    with pytest.raises(MessageInvalid, match="greater than 0") as caught:
+        to_event(message(user_id=5, site="https://example.org", age=0), Checked)
+    assert caught.value.field == "payload.age"
+
+
+def test_msgspecs_constraints_count() -> None:
+    cls = dataclasses.make_dataclass("D", [("age", Annotated[int, msgspec.Meta(gt=0)])])
+    with pytest.raises(MessageInvalid) as caught:
+        to_event(message(age=0), cls)
+    assert caught.value.field == "payload.age"
+
+
+def test_an_argument_that_no_message_has_leaves_the_constructor_out() -> None:
+    @dataclass
+    class Seeded(Event):
+        user_id: int
+        seed: InitVar[int]
+
+        def __post_init__(self, seed: int) -> None:
+            self.user_id += seed
+
+    assert to_event(wire(Seeded(5, 2)), Seeded).user_id == 7
+
+
+def test_classes_inside_of_functions_are_rebuilt_where_their_annotations_can_be_resolved() -> None:
+    @dataclass
+    class Inner:
+        x: int
+
+    @dataclass
+    class Known(Event):
+        user: UUID
+
+    @dataclass
+    class Unknown(Event):
+        inner: Inner
+
+    assert to_event(wire(Known(UUID(int=1))), Known).user == UUID(int=1)
+    with pytest.raises(MessageInvalid, match=r"annotations of .*Unknown can't be resolved .*'Inner' is not defined"):
+        to_event(wire(Unknown(Inner(1))), Unknown)
+
+
+def test_an_annotation_that_json_can_not_give_is_a_clear_error() -> None:
+    cls = dataclasses.make_dataclass("D", [("x", dict[int, Cat | Dog])])
+    with pytest.raises(MessageInvalid, match="can't be read from JSON") as caught:
+        to_event(message(x={}), cls)
+    assert caught.value.field == "payload.x"
+    with pytest.raises(MessageInvalid, match="Opaque can't be read from JSON") as caught:
+        to_event(message(x={}), dataclasses.make_dataclass("D", [("x", Opaque)]))
+    assert caught.value.field == "payload.x"
+
+
+# -- plain classes --------------------------------------------------------------------------------------------
+
+
+class Request(Event):
+    """As in HARP's pages: a context, wrapped."""
+
+    def __init__(self, context: UUID) -> None:
+        super().__init__()
+        self.context = context
+        self.started = True
+
+
+def test_a_plain_class_comes_back_through_its_init_with_all_its_attributes() -> None:
+    event = Request(UUID(int=1))
+    event.status = 404  # type: ignore[attr-defined]
+    event.started = False
+    event._private = object()  # type: ignore[attr-defined]
+    again = to_event(wire(event), Request)
+    assert (again.context, again.started, again.status) == (UUID(int=1), False, 404)
+    assert not hasattr(again, "_private")
+
+
+def test_a_plain_class_whose_init_asks_for_more_comes_back_without_it() -> None:
+    class Booked(Event):
+        amount: Decimal
+
+        def __init__(self, service: object, amount: Decimal) -> None:
+            self._service, self.amount = service, amount
+
+    again = to_event(wire(Booked(object(), Decimal("1.10"))), Booked)
+    assert again.amount == Decimal("1.10")
+    assert not hasattr(again, "_service")
+
+
+def test_positional_only_arguments_and_slots_of_a_plain_class() -> None:
+    class Slotted(Event):
+        __slots__ = ("note", "user_id", "when")
+        when: datetime
+
+        def __init__(self, user_id: int, /) -> None:
+            self.user_id = user_id
+
+    event = Slotted(5)
+    event.when, event.note = datetime(2026, 1, 2, tzinfo=UTC), ["x"]
+    again = to_event(wire(event), Slotted)
+    assert (again.user_id, again.when, again.note) == (5, event.when, ["x"])
+
+
+def test_a_payload_can_not_hide_methods_or_marks_of_a_plain_class() -> None:
+    """A payload is data of somebody else's; it does not take the place of code."""
+
+    class Guarded(Event):
+        @property
+        def owner(self) -> str:
+            return "host"
+
+    sent = message(stop_propagation=1, dispatcher=2, name=3, owner=4, __class__=5, _x=6, note=7)
+    event = to_event(sent, Guarded)
+    assert {key for key in vars(event) if not key.startswith("event_")} == {"note"}
+    assert event.owner == "host"
+
+
+def test_an_attribute_that_can_not_be_written_names_itself() -> None:
+    with pytest.raises(MessageRefused) as caught:
+        to_message(Request(Opaque()), name="a", kind="ecst")  # type: ignore[arg-type]
+    assert caught.value.field == "context"
+
+
+# -- the knowledge about classes ------------------------------------------------------------------------------
+
+
+def test_a_class_that_is_no_longer_used_is_forgotten() -> None:
+    """Classes made at run time do not pile up, not even those whose annotations name themselves."""
+
+    def use() -> weakref.ref[type]:
+        @dataclass
+        class Node(ECSTEvent):
+            value: int
+            parent: Any = None
+
+        Node.__annotations__["parent"] = Node | None
+        assert to_event(wire(Node(1)), Node) == Node(1)
+        return weakref.ref(Node)
+
+    kept = use()
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_subclass_does_not_inherit_what_is_known_about_its_base() -> None:
+    @dataclass
+    class Base(ECSTEvent):
+        a: int
+
+    assert payload_of(Base(1)) == {"a": 1}
+
+    @dataclass
+    class Derived(Base):
+        b: int
+
+    again = to_event(wire(Derived(1, 2)), Derived)
+    assert (again.a, again.b) == (1, 2)
+
+
+def test_what_a_decorator_copies_of_a_used_class_is_not_believed() -> None:
+    class Base(ECSTEvent):
+        a: int
+
+    assert type(to_event(message(a=1), Base)) is Base
+    copied = dataclass(slots=True)(Base)
+    assert to_event(message(a=1), copied) == copied(1)
+
+
+@pytest.mark.parametrize("cls", [int, dict, type, Decimal, Exception, whistle.Event, object])
+def test_a_class_that_is_no_event_gives_an_object_or_message_invalid(cls: type) -> None:
+    try:
+        event = to_event(message(user_id=5), cls)
+    except MessageInvalid:
+        return
+    assert isinstance(event, cls)
+
+
+def test_instances_of_a_class_written_in_c_leave_too() -> None:
+    assert json.loads(JSON.encode(to_message(Decimal(1), name="a", kind="ecst"), ORIGIN))["message_name"] == "a"
