@@ -67,7 +67,7 @@ MUTANTS: Final = [
     Mutant(
         "the reading of own pending entries",
         "replies",
-        "silbo/brokers/redis/group_reader.py",
+        "silbo/brokers/redis/group.py",
         'self._own = dict.fromkeys(self._upkeep, b"0")',
         "self._own = {}",
     ),

@@ -4,7 +4,7 @@ from silbo import errors
 from silbo._retry import Backoff
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bootstrap import bootstrap
-from silbo.bridge import Bridge
+from silbo.bridge import Bridge, Route
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.receive import receive
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
@@ -24,7 +24,6 @@ from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
 from silbo.protocols import Publisher, Subscription
-from silbo.routing import Route
 
 __version__ = "0.1.0"
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 
+from silbo.errors import AddressInvalid
 from silbo.protocols import Publisher
 
-__all__ = ["check_count", "check_ends", "check_hook", "check_moment", "check_seconds", "check_several", "told"]
+__all__ = [
+    "check_address",
+    "check_count",
+    "check_ends",
+    "check_hook",
+    "check_moment",
+    "check_seconds",
+    "check_several",
+    "told",
+]
 
 T = TypeVar("T")
 
@@ -55,6 +66,20 @@ def check_moment(name: str, value: Any) -> datetime:
     if value.utcoffset() is None:
         raise ValueError(f"{name} needs its time zone, as datetime.now(UTC), or {value!r}.astimezone() for local time")
     return value
+
+
+_ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def check_address(address: object, what: str = "an address") -> str:
+    """The same address, once it is known to be one: ASCII letters, digits and ``. _ -``.
+
+    Raises:
+        AddressInvalid: it is not; the text calls it ``what``.
+    """
+    if isinstance(address, str) and _ADDRESS.fullmatch(address):
+        return address
+    raise AddressInvalid(address, what)
 
 
 def check_hook(name: str, value: Any) -> Any:

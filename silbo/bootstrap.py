@@ -11,12 +11,12 @@ from silbo._checks import check_count, check_several
 from silbo.bridge import Bridge, bridges
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import container_of
-from silbo.dispatch.running import is_async
+from silbo.dispatch.options import is_async
 from silbo.mediator.maps import EventMap, RequestMap
 from silbo.mediator.mediator import Mediator, shared_container
 from silbo.mediator.middleware import AnyMiddleware, check_middlewares
 from silbo.protocols import Container, Publisher
-from silbo.work.scopes import check_container
+from silbo.work.unit_of_work import check_container
 
 __all__ = ["bootstrap"]
 

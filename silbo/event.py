@@ -9,7 +9,9 @@ a dispatch writes (the *marks*: ``name``, ``dispatcher``, ``propagation_stopped`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import getattr_static
 from os import urandom
@@ -19,12 +21,39 @@ from weakref import WeakSet
 
 from silbo._whistle import WhistleEvent
 from silbo.errors import EnvelopeConflict, NotAnEvent
-from silbo.keywords import pass_keywords
 
 if TYPE_CHECKING:
     from silbo.message import Origin
 
-__all__ = ["ENVELOPE", "DomainEvent", "ECSTEvent", "Event", "Kind", "NotificationEvent", "declared_fields", "kind_of"]
+__all__ = [
+    "ENVELOPE",
+    "DomainEvent",
+    "ECSTEvent",
+    "Event",
+    "Kind",
+    "NotificationEvent",
+    "declared_fields",
+    "kind_of",
+    "pass_keywords",
+]
+
+DATACLASS: Final = frozenset(inspect.signature(dataclass).parameters) - {"cls"}
+
+
+def pass_keywords(cls: type, keywords: Mapping[str, Any], further: Callable[..., object]) -> None:
+    """Go on with ``__init_subclass__``; where it ends with keywords of a dataclass, as python-cqrs has them, say where they belong.
+
+    Raises:
+        TypeError: nobody takes the keywords.
+    """
+    try:
+        further(**keywords)
+    except TypeError:
+        if keywords.keys().isdisjoint(DATACLASS):
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+        raise TypeError(f"{cls.__qualname__} takes no class keywords: put @dataclass({given}) above it") from None
+
 
 Kind = Literal["domain", "notification", "ecst"]
 ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin"})

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
-if TYPE_CHECKING:
-    from silbo.protocols import Format
-
-__all__ = ["Delivery", "Message", "Origin", "instance", "new_publication"]
+__all__ = ["Delivery", "Format", "Message", "Origin", "instance", "new_publication"]
 
 
 class Origin(NamedTuple):
@@ -56,6 +53,48 @@ class Message:
         """Who sent it; None before the broker sent it, and in formats without headers."""
         app = self.headers.get("app")
         return None if app is None else Origin(app, self.headers.get("instance", ""))
+
+
+class Format(Protocol):
+    """How a message looks as bytes."""
+
+    @property
+    def names(self) -> Literal["event", "class"]:
+        """What ``message_name`` holds on the wire: the event name, or (Diator) the class name."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """Its media type, for brokers that carry one beside a message."""
+        ...
+
+    def encode(self, message: Message, origin: Origin) -> bytes:
+        """The bytes of a message that ``origin`` sends.
+
+        Raises:
+            MessageRefused: too large, or something in it can't be written.
+        """
+        ...
+
+    def decode(self, raw: bytes) -> Message:
+        """The message in these bytes.
+
+        Raises:
+            MessageInvalid: anything wrong with them; no other error comes out.
+        """
+        ...
+
+    def channel(self, message: Message, prefix: str) -> str:
+        """The Pub/Sub channel of a message: the address that a route chose, under the prefix, else the format's own."""
+        ...
+
+    def channels(self, pattern: str, prefix: str) -> Sequence[str]:
+        r"""The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
+
+        For PSUBSCRIBE; one without ``*?[\\`` in it is a channel as it is. What a route sent to an address is not
+        among them.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

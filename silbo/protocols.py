@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
-    from silbo.message import Delivery, Message, Origin
+    from silbo.message import Delivery, Message
 
 __all__ = [
     "Container",
-    "Format",
     "Inbox",
     "JoiningPublisher",
     "Promises",
@@ -26,48 +25,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-class Format(Protocol):
-    """How a message looks as bytes."""
-
-    @property
-    def names(self) -> Literal["event", "class"]:
-        """What ``message_name`` holds on the wire: the event name, or (Diator) the class name."""
-        ...
-
-    @property
-    def content_type(self) -> str:
-        """Its media type, for brokers that carry one beside a message."""
-        ...
-
-    def encode(self, message: Message, origin: Origin) -> bytes:
-        """The bytes of a message that ``origin`` sends.
-
-        Raises:
-            MessageRefused: too large, or something in it can't be written.
-        """
-        ...
-
-    def decode(self, raw: bytes) -> Message:
-        """The message in these bytes.
-
-        Raises:
-            MessageInvalid: anything wrong with them; no other error comes out.
-        """
-        ...
-
-    def channel(self, message: Message, prefix: str) -> str:
-        """The Pub/Sub channel of a message: the address that a route chose, under the prefix, else the format's own."""
-        ...
-
-    def channels(self, pattern: str, prefix: str) -> Sequence[str]:
-        r"""The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
-
-        For PSUBSCRIBE; one without ``*?[\\`` in it is a channel as it is. What a route sent to an address is not
-        among them.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

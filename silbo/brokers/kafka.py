@@ -8,12 +8,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from silbo.brokers._parcels import Parcel, labels
-from silbo.brokers._sender import Sender
+from silbo._checks import check_address
+from silbo.brokers._sender import Parcel, Sender, labels
 from silbo.errors import MissingExtra
-from silbo.message import Message, Origin, instance
-from silbo.protocols import Format, Promises
-from silbo.routing import check_address
+from silbo.message import Format, Message, Origin, instance
+from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
 try:

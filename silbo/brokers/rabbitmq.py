@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
+from silbo._checks import check_address
 from silbo._retry import Backoff
-from silbo.brokers._parcels import Parcel, labels
-from silbo.brokers._sender import Sender, close_all
+from silbo.brokers._sender import Parcel, Sender, close_all, labels
 from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
-from silbo.message import Message, Origin, instance
-from silbo.protocols import Format, Promises
-from silbo.routing import check_address
+from silbo.message import Format, Message, Origin, instance
+from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
 try:

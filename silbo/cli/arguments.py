@@ -9,9 +9,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
+from silbo._checks import check_address
 from silbo.errors import AddressInvalid
-from silbo.protocols import Format
-from silbo.routing import check_address
+from silbo.message import Format
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 
 __all__ = [

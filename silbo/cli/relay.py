@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from silbo.brokers.redis import RedisStreams
-from silbo.brokers.redis.address import DEFAULT, stream_key
 from silbo.brokers.redis.connection import where
+from silbo.brokers.redis.streams import DEFAULT, stream_key
 from silbo.cli.arguments import (
     FORMATS,
     Commands,

@@ -4,18 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from silbo._retry import leave_if_cancelled, pause
-from silbo.consumer.opening import BROKER
-from silbo.consumer.stats import ConsumerStats
+from silbo._retry import Backoff, leave_if_cancelled, pause
 from silbo.consumer.telling import Telling
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver
 
-__all__ = ["Acks"]
+__all__ = ["Acks", "ConsumerStats"]
+
+BROKER_RETRY: Final = Backoff(initial=0.05, cap=1.0)
+"""Between two tries of a broker that is away."""
+
+
+@dataclass(slots=True)
+class ConsumerStats:
+    """What a consumer has done so far.
+
+    Attributes:
+        received: Deliveries, each counted once however often it is tried.
+        claimed: Of these, what had been given out before: to a consumer that is gone, or to this one.
+        handled: Whose listeners all ran.
+        failed: Attempts in which a listener failed.
+        retried: Attempts after such a failure.
+        malformed: No message, or it doesn't fit its event class, or has no key where one is needed.
+        dead: Became dead letters, after their last attempt or because they are malformed.
+        duplicates: Were handled before, as the inbox says: nothing was run.
+        skipped: This program's own, and unwanted.
+        lost: Taken over by another consumer while they waited for their turn, or were in work.
+        gaps: Reports that messages may have been missed.
+    """
+
+    received: int = 0
+    claimed: int = 0
+    handled: int = 0
+    failed: int = 0
+    retried: int = 0
+    malformed: int = 0
+    dead: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    lost: int = 0
+    gaps: int = 0
+
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
@@ -98,7 +132,7 @@ class Acks:
                     outages += 1
             if self._stopping.is_set():
                 return False
-            await pause(BROKER.delay(outages), self._stopping)
+            await pause(BROKER_RETRY.delay(outages), self._stopping)
         return True
 
     def doubt(self, since: float) -> None:
@@ -109,7 +143,7 @@ class Acks:
         """Tell the broker again and again what is in work."""
         outages = 0
         while self._every is not None:
-            await asyncio.sleep((BROKER.delay(outages) or 0) if outages else self._every)
+            await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else self._every)
             leave_if_cancelled()
             try:
                 async with self._keeping:
@@ -167,7 +201,7 @@ class Acks:
                 outages = 0
             except BrokerUnavailable:
                 outages += 1
-                await pause(BROKER.delay(outages), self._stopping)
+                await pause(BROKER_RETRY.delay(outages), self._stopping)
 
     async def flush(self) -> None:
         """Acknowledge what is done now; what fails, or is cancelled, stays for the next time.

@@ -12,10 +12,8 @@ from typing import Any, Final, TypeVar
 from silbo._retry import Backoff, leave_if_cancelled, pause
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import Bridge
-from silbo.consumer.acknowledgements import Acks
-from silbo.consumer.opening import BROKER
+from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
 from silbo.consumer.receive import Arrival, Incoming
-from silbo.consumer.stats import ConsumerStats
 from silbo.consumer.telling import Telling
 from silbo.consumer.turns import Floor, Lanes, Turn
 from silbo.errors import BrokerUnavailable, MessageInvalid, StoreUnavailable
@@ -177,7 +175,7 @@ class Attempts:
                 pass
             if self._stopping.is_set():
                 break
-            await pause(BROKER.delay(outages), self._stopping)
+            await pause(BROKER_RETRY.delay(outages), self._stopping)
         return _STOPPED
 
     # -- one attempt ----------------------------------------------------------------------------------------

@@ -11,15 +11,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from silbo._checks import check_count, check_seconds
-from silbo._reports import ErrorHook
+from silbo._reports import ErrorHook, Outage
 from silbo._retry import Backoff, end, leave_if_cancelled, pause
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import bridges
-from silbo.consumer.acknowledgements import Acks
+from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
 from silbo.consumer.attempts import Attempts, Policy
-from silbo.consumer.opening import BROKER, GRACE, Opening
 from silbo.consumer.receive import Incoming, Own
-from silbo.consumer.stats import ConsumerStats
 from silbo.consumer.telling import Telling
 from silbo.consumer.turns import Lanes
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
@@ -27,9 +25,82 @@ from silbo.message import Delivery
 from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver, Subscription
 
-__all__ = ["Consumer", "ConsumerStats"]
+__all__ = ["GRACE", "Consumer", "ConsumerStats", "Opening"]
 
 logger = logging.getLogger(__name__)
+
+GRACE: Final = 0.5
+"""Seconds that a stop allows the broker to answer."""
+
+
+class Opening:
+    """A subscription from its description to its receiver.
+
+    Attributes:
+        receiver: Once it is open.
+    """
+
+    def __init__(self, subscription: Subscription, broker: Outage) -> None:
+        self.receiver: Receiver | None = None
+        self._subscription, self._broker = subscription, broker
+        self._stopping, self._over = asyncio.Event(), asyncio.Event()
+
+    async def at_once(self) -> None:
+        """Open it.
+
+        Raises:
+            BrokerUnavailable: the broker can't be reached.
+        """
+        try:
+            self.receiver = await self._subscription.open()
+        finally:
+            self.stop()
+
+    async def at_last(self) -> None:
+        """Open it however long the broker is away; not at all where :meth:`stop` comes first."""
+        trying = asyncio.create_task(self._try())
+        try:
+            await self._over.wait()
+            await end([trying], GRACE)
+        finally:
+            await end([trying], 0)
+        if not trying.cancelled():
+            trying.result()
+
+    async def _try(self) -> None:
+        outages = 0
+        try:
+            while self.receiver is None and not self._stopping.is_set():
+                leave_if_cancelled()
+                try:
+                    with self._broker.watched("open"):
+                        self.receiver = await self._subscription.open()
+                except BrokerUnavailable:
+                    outages += 1
+                    await pause(BROKER_RETRY.delay(outages), self._stopping)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Try no more: who waits learns what came of it."""
+        self._stopping.set()
+        self._over.set()
+
+    async def wait(self) -> None:
+        """Wait until it is open.
+
+        Raises:
+            BrokerUnavailable: that failed, or was stopped before.
+        """
+        await self._over.wait()
+        if self.receiver is None:
+            raise BrokerUnavailable("the consumer was not connected")
+
+    async def aclose(self) -> None:
+        """Close the receiver, where there is one."""
+        if self.receiver is not None:
+            await self.receiver.aclose()
+
 
 AHEAD: Final = 100
 """Deliveries read before their turn: enough to batch, few enough for the group's others to get theirs."""
@@ -263,7 +334,7 @@ class Consumer:
                     items = await receiver.receive(room)
             except BrokerUnavailable:
                 outages += 1
-                await pause(BROKER.delay(outages), self._stopping)
+                await pause(BROKER_RETRY.delay(outages), self._stopping)
                 continue
             outages = 0
             acks.doubt(asked)

@@ -10,14 +10,12 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.bridge import bridges
+from silbo.bridge import bridges, routing_key
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import write
-from silbo.message import Delivery, Message, Origin, instance
+from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import EventName, is_pattern
-from silbo.protocols import Format
-from silbo.routing import routing_key
-from silbo.wire.codec import to_event
+from silbo.wire.decode import to_event
 from silbo.wire.formats import JSON
 
 __all__ = ["Arrival", "Incoming", "Own", "receive"]

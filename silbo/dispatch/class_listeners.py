@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
-from silbo.dispatch.running import Wrapper, is_async
+from silbo.dispatch.options import is_async
+from silbo.dispatch.running import Wrapper
 from silbo.errors import ContainerMissing
 from silbo.work.unit_of_work import Unit, current_unit, unit_of_work
 

@@ -12,13 +12,14 @@ from silbo._whistle import WhistleDispatcher, overridable
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, watch
-from silbo.dispatch.running import ErrorPolicy, Listener, ListenerOptions, Options, Wrapper, check_policy, run, settle
+from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
+from silbo.dispatch.running import Wrapper, run, settle
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import Background
 from silbo.event import Event, admit, begin, end
 from silbo.names import E, EventName, Name, check_dispatched, warn_if_deprecated
 from silbo.protocols import Container
-from silbo.work.scopes import check_container
+from silbo.work.unit_of_work import check_container
 
 __all__ = ["AsyncEventDispatcher"]
 

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
-from silbo.dispatch.running import DEFAULTS, ErrorPolicy, Guard, Listener, Options, is_async
+from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
+from silbo.dispatch.running import Guard
 from silbo.names import compile_pattern, is_pattern
 
 if TYPE_CHECKING:

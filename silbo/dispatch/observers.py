@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from silbo.dispatch.running import Guard, Listener, Wrapper
+from silbo.dispatch.options import Listener
+from silbo.dispatch.running import Guard, Wrapper
 
 __all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "watch"]
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from silbo.dispatch.listeners import Registration, take_back
-from silbo.dispatch.running import is_async
+from silbo.dispatch.options import is_async
 
 if TYPE_CHECKING:
-    from silbo.dispatch.running import Listener, ListenerOptions
+    from silbo.dispatch.options import Listener, ListenerOptions
     from silbo.names import EventName, Name
 
 __all__ = ["Subscribers", "on", "subscriptions"]

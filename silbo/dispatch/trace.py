@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.dispatcher import AsyncEventDispatcher
     from silbo.dispatch.listeners import ListenerRow
     from silbo.dispatch.observers import Call, Dispatch, Outcome
-    from silbo.dispatch.running import Listener
+    from silbo.dispatch.options import Listener
 
 __all__ = ["Trace", "Traced"]
 

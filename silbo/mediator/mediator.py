@@ -13,8 +13,7 @@ from silbo.mediator.maps import EventMap, RequestMap
 from silbo.mediator.middleware import AnyMiddleware, check_middlewares, through
 from silbo.mediator.requests import HandlesRequest, Request
 from silbo.protocols import Container
-from silbo.work.scopes import check_container
-from silbo.work.unit_of_work import FOLLOW_UPS, Unit, unit_of_work
+from silbo.work.unit_of_work import FOLLOW_UPS, Unit, check_container, unit_of_work
 
 __all__ = ["Mediator", "shared_container"]
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from silbo._checks import check_several
-from silbo.dispatch.running import is_async
+from silbo.dispatch.options import is_async
 from silbo.work.unit_of_work import Unit
 
 __all__ = ["AnyMiddleware", "Handle", "LoggingMiddleware", "Middleware", "check_middlewares", "through"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from silbo._whistle import WhistleEvent
 from silbo.dispatch.class_listeners import handling_method
-from silbo.dispatch.running import is_async
-from silbo.keywords import pass_keywords
+from silbo.dispatch.options import is_async
+from silbo.event import pass_keywords
 
 __all__ = [
     "EventHandler",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from math import isfinite
-from typing import Any, Final
-from uuid import UUID
+from typing import Any, Final, Literal
+from uuid import UUID, uuid4
 
 import msgspec
 
-from silbo.errors import MessageInvalid
-from silbo.wire.fields import contents
+from silbo.errors import MessageInvalid, MessageRefused
+from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
+from silbo.message import Message, new_publication
+from silbo.wire.fields import Shape, contents, shape_of
 
 __all__ = [
+    "to_message",
+    "KINDS",
     "MAX_DEPTH",
     "MAX_SIZE",
     "UNCHANGED",
@@ -221,6 +225,128 @@ def is_too_deep(payload: dict[str, Any]) -> bool:
         if not level:
             return False
     return True
+
+
+# -- an event as a message --------------------------------------------------------------------------------
+
+
+KINDS: dict[str, type[NotificationEvent | ECSTEvent]] = {
+    "notification_event": NotificationEvent,
+    "ecst_event": ECSTEvent,
+}
+
+
+def to_message(
+    event: Any,
+    *,
+    name: Hashable,
+    kind: Literal["notification", "ecst"],
+    key: str | None = None,
+    to: str | None = None,
+    version: int = 1,
+) -> Message:
+    """A snapshot of an event as it is now: its declared fields, for a plain class its public attributes.
+
+    Id and time are the event's own ``event_id`` and ``event_timestamp`` (a naive time is read as UTC); an event that has
+    none gets new ones, each time.
+
+    Args:
+        event: Any object.
+        name: The event name it is dispatched under; a string.
+        kind: As what it leaves.
+        key: Its routing key.
+        to: The address that a route chose.
+        version: Of its payload.
+
+    Raises:
+        MessageRefused: it can't be written as JSON; names the field.
+    """
+    if not isinstance(name, str):
+        raise MessageRefused(name, "only events with a string as name can leave the process")
+    try:
+        shape = shape_of(type(event))
+        event_id, payload = _snapshot(event, shape)
+    except Unwritable as error:
+        raise MessageRefused(name, error.problem, field=error.path or None) from None
+    except Exception as error:  # the host's properties and serializers
+        raise MessageRefused(name, str(error) or repr(error)) from error
+    headers = {"publication": new_publication(), "version": str(version)}
+    if key is not None:
+        headers["key"] = key
+    return Message(
+        f"{kind}_event",
+        name if type(name) is str else str.__str__(name),
+        event_id,
+        payload,
+        headers,
+        to,
+        type(event).__name__,
+    )
+
+
+def _snapshot(event: Any, shape: Shape) -> tuple[str, dict[str, Any]]:
+    event_id = shape.unread_id(event) if shape.unread_id is not None else None
+    if event_id is None:
+        event_id = _id(getattr(event, shape.id_field, None))
+    payload: dict[str, Any] = {
+        "event_id": event_id,
+        "event_timestamp": _time(getattr(event, shape.time_field, None)),
+    }
+    if shape.library == "plain":
+        values = _public(event)
+    elif shape.library == "pydantic":
+        values = _dumped(event, shape)
+    else:
+        values = ((wire, getattr(event, attribute, msgspec.UNSET)) for attribute, wire in shape.fields)
+    for wire, value in values:
+        try:
+            if value is not msgspec.UNSET:
+                payload[wire] = plain(value)
+        except Unwritable as error:
+            raise error.under(wire) from None
+    return event_id, payload
+
+
+def _id(value: Any) -> str:
+    if value is None:
+        return str(uuid4())
+    try:
+        return uuid_text(value if isinstance(value, UUID) else UUID(value))
+    except (ValueError, AttributeError, TypeError):
+        raise Unwritable(f"an event's id is a UUID, not {type(value).__qualname__} {value!r}").under(
+            "event_id"
+        ) from None
+
+
+def _time(value: Any) -> str:
+    if value is None:
+        return timestamp(datetime.now(UTC))
+    try:
+        return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+    except (ValueError, TypeError):
+        problem = f"an event's time is a datetime, not {type(value).__qualname__} {value!r}"
+        raise Unwritable(problem).under("event_timestamp") from None
+
+
+def _public(event: Any) -> Iterator[tuple[str, Any]]:
+    """The public attributes of a plain object, those in slots too."""
+    values: dict[str, Any] = dict(getattr(event, "__dict__", {}))
+    for cls in type(event).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for attribute in (slots,) if isinstance(slots, str) else slots:
+            values.setdefault(attribute, getattr(event, attribute, msgspec.UNSET))
+    if type(event) in KINDS.values() and isinstance(values.get("payload"), dict):
+        values = values["payload"]  # one that arrived without a class leaves as it came
+    for attribute, value in values.items():
+        if not (attribute.startswith("_") or attribute in ENVELOPE or attribute in ("event_id", "event_timestamp")):
+            yield attribute, value
+
+
+def _dumped(event: Any, shape: Shape) -> Iterator[tuple[str, Any]]:
+    """The fields of a pydantic model, through its own serializers."""
+    attributes = {attribute for attribute, _ in shape.fields}
+    dumped = event.model_dump(include=attributes, by_alias=True, round_trip=True, warnings=False)
+    return ((wire, dumped[wire]) for _, wire in shape.fields)
 
 
 # -- what msgspec finds wrong ------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class JsonFormat(_ByEventName):
     _decoder = msgspec.json.Decoder(_Record)
 
     def encode(self, message: Message, origin: Origin) -> bytes:
-        """See :class:`~silbo.protocols.Format`. An origin that the message carries already is kept."""
+        """See :class:`~silbo.message.Format`. An origin that the message carries already is kept."""
         return write(
             message,
             {
@@ -82,7 +82,7 @@ class JsonFormat(_ByEventName):
         )
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.protocols.Format`. ``headers`` may be missing."""
+        """See :class:`~silbo.message.Format`. ``headers`` may be missing."""
         record = _read(raw, self._decoder)
         _check_depth(record.payload, "payload")
         return Message(record.message_type, record.message_name, record.message_id, record.payload, record.headers)
@@ -108,7 +108,7 @@ class DiatorFormat:
         self.prefix = prefix
 
     def encode(self, message: Message, origin: Origin) -> bytes:  # it has no place for it
-        """See :class:`~silbo.protocols.Format`."""
+        """See :class:`~silbo.message.Format`."""
         payload = dict(message.payload)
         when = payload.get("event_timestamp")
         if isinstance(when, str):
@@ -124,7 +124,7 @@ class DiatorFormat:
         )
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.protocols.Format`. Its ``message_name`` is ``class_name`` as well."""
+        """See :class:`~silbo.message.Format`. Its ``message_name`` is ``class_name`` as well."""
         record = _read(raw, self._decoder)
         _check_depth(record.payload, "payload")
         name = record.message_name
@@ -180,7 +180,7 @@ class CloudEventsFormat(_ByEventName):
     _decoder = msgspec.json.Decoder(dict[str, Any])
 
     def encode(self, message: Message, origin: Origin) -> bytes:
-        """See :class:`~silbo.protocols.Format`. An origin that the message carries already is kept."""
+        """See :class:`~silbo.message.Format`. An origin that the message carries already is kept."""
         record: dict[str, Any] = {
             "specversion": "1.0",
             "id": message.message_id,
@@ -205,7 +205,7 @@ class CloudEventsFormat(_ByEventName):
         return write(message, record)
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.protocols.Format`."""
+        """See :class:`~silbo.message.Format`."""
         record = _read(raw, self._decoder)
         try:
             event = msgspec.convert(record, _CloudEvent)

@@ -7,24 +7,143 @@ that come of it.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
+from silbo.errors import FollowUpsExceeded
 from silbo.names import name_of
-from silbo.work.collected_events import declares_events
-from silbo.work.scopes import LazyScope
-from silbo.work.unhandled import warn_if_unhandled
+from silbo.work.collected_events import Collecting, declares_events
 
 if TYPE_CHECKING:
-    from silbo.protocols import Container
+    from silbo.protocols import Container, Scope
 
-__all__ = ["FOLLOW_UPS", "Held", "Unit", "beside", "current_unit", "held_back", "unit_of_work"]
+__all__ = [
+    "FOLLOW_UPS",
+    "Held",
+    "LazyScope",
+    "Unit",
+    "beside",
+    "check_container",
+    "current_unit",
+    "held_back",
+    "unit_of_work",
+    "warn_if_unhandled",
+]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def check_container(container: object) -> None:
+    """Refuse what is no adapter, as a library's own container.
+
+    Raises:
+        TypeError: says what was given in its place.
+    """
+    if container is None:
+        return
+    if isinstance(container, type) or not callable(getattr(container, "scope", None)):
+        raise TypeError(
+            f"container is an adapter from silbo.containers, as RodiContainer(your_container), not {container!r}"
+        )
+
+
+class LazyScope:
+    """A scope that is opened when it is first needed, for the task that made it and those that it waits for.
+
+    Attributes:
+        members: Those tasks; none once it is over.
+        collecting: The events that handlers record in it.
+        following: Whether events follow at the moment.
+    """
+
+    def __init__(self, container: Container, max_follow_ups: int) -> None:
+        self.container, self.collecting = container, Collecting()
+        self.following = False
+        self._followed, self._max_follow_ups = 0, max_follow_ups
+        self.members = {asyncio.current_task()}
+        self._manager: AbstractAsyncContextManager[Scope] | None = None
+        self._scope: Scope | None = None
+        self._lock = asyncio.Lock()
+        self._resolving: asyncio.Task[Any] | None = None
+
+    async def resolve(self, cls: type[T]) -> T:
+        """An object of this class; the first call opens the scope."""
+        task = asyncio.current_task()
+        if self._resolving is task:  # a factory that dispatches an event would wait for itself
+            return await self._resolve(cls)
+        async with self._lock:  # concurrent listeners: two would make two of what is one
+            self._resolving = task
+            try:
+                return await self._resolve(cls)
+            finally:
+                self._resolving = None
+
+    async def _resolve(self, cls: type[T]) -> T:
+        if self._scope is None:
+            manager = self.container.scope()
+            self._scope = await manager.__aenter__()
+            self._manager = manager
+        return await self._scope.resolve(cls)
+
+    def count(self, event: object) -> None:
+        """Count one more event that follows.
+
+        Raises:
+            FollowUpsExceeded: it is one too many.
+        """
+        if self._followed >= self._max_follow_ups:
+            raise FollowUpsExceeded(self._max_follow_ups, name_of(event))
+        self._followed += 1
+
+    async def close(self, error: BaseException | None) -> None:
+        """Close it where it is open, telling it of the error that ended it. Its own error is logged beside that one."""
+        self.members.clear()
+        try:
+            if self._manager is not None:
+                # What __aexit__ answers is no matter: a finalizer must not swallow a cancellation.
+                trace = error.__traceback__ if error else None
+                await self._manager.__aexit__(type(error) if error else None, error, trace)
+        except Exception as failure:
+            if error is None:
+                raise
+            if failure is not error:
+                logger.exception("scope failed to close", extra={"container": repr(self.container)})
+        finally:
+            self.collecting.close()
+
+
+_warned: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+
+
+def warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
+    """Log a warning, once for a name on a dispatcher, where nobody would hear the event and no bridge would send it."""
+    if any(_reaches(listener, event, name) for listener in dispatcher.get_listeners(name)):
+        return
+    warned = _warned.setdefault(dispatcher, set())
+    if name not in warned:
+        warned.add(name)
+        logger.warning(
+            "nobody handles %s: no listener is registered for it, and no bridge sends it",
+            name,
+            extra={"event_name": name, "event_class": type(event).__qualname__},
+        )
+
+
+def _reaches(listener: Any, event: object, name: Any) -> bool:
+    """Whether it is a listener, other than a bridge that would not send the event."""
+    bridge = getattr(inspect.unwrap(listener), "__self__", None)
+    sends = getattr(bridge, "__silbo_sends__", None)  # Bridge can't be imported: it imports what imports this
+    return sends is None or bool(sends(event, name))
+
 
 FOLLOW_UPS: Final = 1000
 """Events that may follow of those that follow first: beyond, two handlers are taken to answer each other for ever."""

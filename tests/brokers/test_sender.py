@@ -8,8 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from silbo.brokers._parcels import Parcel, labels
-from silbo.brokers._sender import Sender
+from silbo.brokers._sender import Parcel, Sender, labels
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message, Origin
 from silbo.wire.formats import JSON

@@ -22,7 +22,7 @@ from silbo import (
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import OwnMessagesUndecided
 from silbo.message import Delivery, Origin, instance
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import DIATOR, JSON
 from tests.support.consumer import (
     USER_JOINED,

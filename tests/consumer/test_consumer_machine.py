@@ -25,7 +25,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisStreams
 from silbo.message import Delivery, Message
 from silbo.protocols import Receiver, Subscription
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 
 EXAMPLES = int(os.environ.get("SILBO_MACHINE_EXAMPLES", "6"))
 CLAIM_AFTER = 0.1

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName
+from silbo.bridge import routing_key
 from silbo.brokers.memory import MemoryBroker
 from silbo.message import Delivery, Origin
-from silbo.routing import routing_key
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import DIATOR, JSON
 from tests.support.consumer import Consumer, Heard, Running, Scripted
 

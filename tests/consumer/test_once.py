@@ -14,7 +14,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.errors import StoreUnavailable
 from silbo.message import Delivery, Origin
 from silbo.protocols import Inbox
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import DIATOR, JSON
 from tests.support.consumer import (
     USER_JOINED,

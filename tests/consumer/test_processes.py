@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import DeadLetters, RedisStreams
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from tests.support.consumer_process import TASK, Task
 
 pytestmark = pytest.mark.every_redis

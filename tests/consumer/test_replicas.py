@@ -18,7 +18,7 @@ from redis.asyncio.client import PubSub
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, NotificationEvent
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.message import Origin
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import DIATOR, JSON
 
 PROGRAM = Path(__file__).resolve().parents[1] / "support/replica.py"

@@ -14,7 +14,7 @@ from silbo import (
 )
 from silbo.brokers.memory import MemoryBroker
 from silbo.message import Delivery, Origin
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from silbo import AsyncEventDispatcher, Bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisStreams
-from silbo.consumer import opening
+from silbo.consumer import consumer as opening
 from silbo.errors import BrokerUnavailable, OwnMessagesUndecided
 from silbo.protocols import Receiver
 from tests.support.consumer import USER_JOINED, Consumer, Heard, Scripted, delivery, joined

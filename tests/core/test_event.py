@@ -12,7 +12,7 @@ import pytest
 
 from silbo import AsyncEventDispatcher, DomainEvent, ECSTEvent, Event, NotificationEvent
 from silbo.event import kind_of
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 
 
 @dataclass

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from silbo._checks import check_address
+from silbo.bridge import CACHED_NAMES, Route, Routes, routing_key
 from silbo.errors import AddressInvalid, MessageRefused, NameInvalid, RouteConflict, SilboError
 from silbo.names import EventName
-from silbo.routing import CACHED_NAMES, Route, Routes, check_address, routing_key
 
 
 @pytest.mark.parametrize(

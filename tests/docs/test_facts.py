@@ -13,7 +13,8 @@ from typing import Any
 from chaos.batteries import BATTERIES
 from silbo import Consumer, Outbox, Quota, Relay, bridge
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, line
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand
+from silbo.brokers.redis import sender as line
 from silbo.cli.main import parser
 from silbo.consumer import consumer
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store

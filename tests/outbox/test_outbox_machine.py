@@ -31,9 +31,8 @@ from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused
 from silbo.message import Message, Origin
 from silbo.outbox.outbox import Outbox
-from silbo.outbox.relay import Relay
+from silbo.outbox.relay import Outcome, Relay
 from silbo.outbox.rows import Lead
-from silbo.outbox.sending import Outcome
 from silbo.protocols import Sequenced
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore

@@ -14,7 +14,7 @@ import pydantic
 
 from silbo.event import NotificationEvent
 from silbo.message import Message, Origin
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 
 ORIGIN = Origin("web", "0" * 32)

@@ -20,7 +20,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery, Message, Origin
 from silbo.protocols import Receiver
-from silbo.wire.codec import to_message
+from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 
 QUICK = Backoff(initial=0.01, cap=0.05)

@@ -23,7 +23,8 @@ from silbo.errors import EnvelopeConflict, MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event, NotificationEvent
 from silbo.message import Message
 from silbo.names import EventName
-from silbo.wire.codec import to_event, to_message
+from silbo.wire.decode import to_event
+from silbo.wire.encode import to_message
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 from tests.support.codec_classes import (
     ORIGIN,

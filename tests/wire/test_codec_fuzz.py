@@ -24,9 +24,9 @@ import pytest
 
 from silbo.errors import MessageInvalid
 from silbo.event import ECSTEvent, Event, NotificationEvent
-from silbo.message import Message, Origin
-from silbo.protocols import Format
-from silbo.wire.codec import to_event, to_message
+from silbo.message import Format, Message, Origin
+from silbo.wire.decode import to_event
+from silbo.wire.encode import to_message
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 
 SEED = int(os.environ.get("SILBO_FUZZ_SEED", "20260307"))

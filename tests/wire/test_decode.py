@@ -20,7 +20,8 @@ import whistle
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
-from silbo.wire.codec import to_event, to_message
+from silbo.wire.decode import to_event
+from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 from tests.support.codec_classes import (
     ORIGIN,

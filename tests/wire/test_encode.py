@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
 from silbo.names import EventName
-from silbo.wire.codec import to_event, to_message
-from silbo.wire.encode import MAX_DEPTH
+from silbo.wire.decode import to_event
+from silbo.wire.encode import MAX_DEPTH, to_message
 from tests.support.codec_classes import (
     Address,
     Card,

@@ -17,10 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from silbo.errors import MessageInvalid, MessageRefused
-from silbo.message import Message, Origin
+from silbo.message import Format, Message, Origin
 from silbo.names import compile_pattern
-from silbo.protocols import Format
-from silbo.wire.codec import to_event
+from silbo.wire.decode import to_event
 from silbo.wire.encode import MAX_DEPTH, MAX_SIZE
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON, DiatorFormat
 

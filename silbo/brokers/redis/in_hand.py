@@ -9,8 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
-from silbo.brokers.redis.group_scripts import ACK, BURY, COUNT, KEEP, LEAVE
-from silbo.brokers.redis.scripts import Script
+from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE, Script
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 

@@ -12,14 +12,13 @@ from typing import Final, Self
 
 from redis.asyncio import Redis
 
-from silbo._checks import check_count, check_seconds
+from silbo._checks import check_address, check_count, check_seconds
 from silbo._reports import QuietLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
 from silbo.brokers.redis.scripts import REMEMBER
 from silbo.errors import BrokerUnavailable
-from silbo.routing import check_address
 
 __all__ = ["RedisInbox"]
 

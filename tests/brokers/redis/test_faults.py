@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
-from silbo.brokers.redis.line import WAITING_MESSAGES
+from silbo.brokers.redis.sender import WAITING_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.support.redis import eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary, find_binaries

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from silbo.brokers.redis import DeadLetters, RedisStreams, claiming
+from silbo.brokers.redis import DeadLetters, RedisStreams
+from silbo.brokers.redis import group as claiming
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
 from silbo.protocols import Receiver

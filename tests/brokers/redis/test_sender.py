@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from silbo.brokers.redis.line import (
+from silbo.brokers.redis.sender import (
     FLUSH_BYTES,
     FLUSH_MESSAGES,
     WAITING_BYTES,

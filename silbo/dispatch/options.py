@@ -1,0 +1,78 @@
+"""The options of a listener: what ``add_listener`` takes besides the name, and what a listener is."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal, TypeAlias, TypedDict
+
+__all__ = [
+    "DEFAULTS",
+    "ErrorHandler",
+    "ErrorPolicy",
+    "Listener",
+    "ListenerOptions",
+    "Options",
+    "check_policy",
+    "is_async",
+]
+
+Listener: TypeAlias = Callable[[Any], Awaitable[object]]
+
+
+ErrorHandler: TypeAlias = Callable[[Exception, Any, Listener], object]
+"""``(error, event, listener)``, sync or async: isolates, so the dispatch goes on."""
+
+
+ErrorPolicy: TypeAlias = Literal["raise", "collect"] | ErrorHandler
+
+
+class ListenerOptions(TypedDict, total=False):
+    """What ``add_listener``, ``listen`` and ``on`` take besides the name."""
+
+    priority: float
+    once: bool
+    timeout: float | None
+    concurrent: bool
+    on_error: ErrorPolicy | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one listener is to be run; the defaults are Whistle's behaviour."""
+
+    once: bool = False
+    timeout: float | None = None
+    concurrent: bool = False
+    on_error: ErrorPolicy | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout is in seconds and above 0, not {self.timeout!r}")
+        check_policy(self.on_error, or_none=True)
+
+
+def check_policy(policy: object, *, or_none: bool = False) -> None:
+    """Refuse what is no error policy.
+
+    Raises:
+        TypeError: it is neither ``"raise"`` nor ``"collect"`` nor callable.
+    """
+    if policy in ("raise", "collect") or callable(policy) or (or_none and policy is None):
+        return
+    raise TypeError(f'on_error is "raise", "collect" or a callable (error, event, listener), not {policy!r}')
+
+
+DEFAULTS: Final = Options()
+
+
+def is_async(listener: object) -> bool:
+    """Whether calling it gives a coroutine: functions, methods, partials, mocks, objects with an async ``__call__``."""
+    while isinstance(listener, partial):
+        listener = listener.func
+    test = inspect.iscoroutinefunction if sys.version_info >= (3, 14) else asyncio.iscoroutinefunction
+    return test(listener) or (not isinstance(listener, type) and test(getattr(type(listener), "__call__", None)))  # noqa: B004
