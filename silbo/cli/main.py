@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import silbo
-from silbo.cli import dead_letters as dead
-from silbo.cli import outbox, relay
+from silbo.cli import dead_letters, outbox, relay
 from silbo.cli.arguments import UsageError, command
 from silbo.cli.output import ReaderGone, printable, say
 from silbo.errors import SilboError
@@ -44,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     relay.add_to(commands)
     outbox.add_to(command(commands, "outbox", "look at an outbox and mend it"))
-    dead.add_to(command(commands, "dead", "look at dead letters, retry and delete them"))
+    dead_letters.add_to(command(commands, "dead", "look at dead letters, retry and delete them"))
     return whole
 
 

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.cli import counts, fill, relay, silbo, started, stopped
-from tests.support.redis import eventually
+from tests.support.redis_streams import eventually
 from tools.redis_server import RedisServer
 
 

@@ -18,7 +18,7 @@ from silbo.wire.encode import to_message
 from tests.support.consumer_process import TASK, Task
 
 pytestmark = pytest.mark.every_redis
-PROGRAM = Path(__file__).resolve().parents[1] / "support/consumer_process.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Workers:
@@ -31,10 +31,19 @@ class Workers:
 
     async def start(self, name: str, *, claim_after: float = 0.4, concurrency: int = 1) -> Process:
         process = await asyncio.create_subprocess_exec(
-            *[sys.executable, str(PROGRAM), self._url, self._prefix, name, str(claim_after), str(concurrency)],
+            *[
+                sys.executable,
+                "-m",
+                "tests.support.consumer_process",
+                self._url,
+                self._prefix,
+                name,
+                str(claim_after),
+                str(concurrency),
+            ],
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            cwd=PROGRAM.parents[2],
+            cwd=ROOT,
         )
         self._processes.append(process)
         assert process.stdout is not None

@@ -21,7 +21,7 @@ from silbo.message import Origin
 from silbo.wire.encode import to_message
 from silbo.wire.formats import DIATOR, JSON
 
-PROGRAM = Path(__file__).resolve().parents[1] / "support/replica.py"
+ROOT = Path(__file__).resolve().parents[2]
 EVENTS = 40
 
 
@@ -30,10 +30,10 @@ async def effects(redis: Redis, redis_url: str, prefix: str, own: str) -> Counte
     arguments = [redis_url, prefix]
     processes = [
         await asyncio.create_subprocess_exec(
-            *[sys.executable, str(PROGRAM), *arguments, str(number), own, str(EVENTS)],
+            *[sys.executable, "-m", "tests.support.replica", *arguments, str(number), own, str(EVENTS)],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            cwd=PROGRAM.parents[2],
+            cwd=ROOT,
         )
         for number in range(3)
     ]

@@ -21,7 +21,7 @@ from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import file
 from silbo.wire import encode
 from silbo.work import unit_of_work
-from tests.support.redis import ACL
+from tests.support.redis_streams import ACL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +127,9 @@ def test_reference_has_every_public_name() -> None:
         assert set(importlib.import_module(name).__all__) - {"__version__"} <= there, name
 
 
-TOLD_BY = {"consumer": ("consumer", "telling", "acks", "attempts")}
+TOLD_BY = {
+    "consumer.consumer": tuple(f"consumer.{file}" for file in ("consumer", "telling", "acknowledgements", "attempts"))
+}
 """Modules that write to the logger of one of them."""
 
 

@@ -12,7 +12,7 @@ from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.support.cli import message, relay, silbo, stopped
-from tests.support.redis import eventually
+from tests.support.redis_streams import eventually
 from tools.postgres import PostgresServer
 
 MANY, KEYS = 20_000, 7

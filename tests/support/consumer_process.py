@@ -1,6 +1,6 @@
 """One consumer of the group "billing". Run by test_processes.py as a process.
 
-    python tests/support/consumer_process.py URL PREFIX NAME CLAIM_AFTER CONCURRENCY
+    python -m tests.support.consumer_process URL PREFIX NAME CLAIM_AFTER CONCURRENCY
 
 What it begins and finishes are entries in the Redis list `{prefix}:effects`: "NAME begin N", "NAME done N". A message says
 what its listener does: sleep so many seconds, kill the process, fail. Ends in good order on SIGTERM.

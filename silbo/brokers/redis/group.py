@@ -239,7 +239,7 @@ class GroupReader:
         start = self._description.start
         async with self._turn, self._talk("open a group at") as connection:
             for key in self._upkeep:
-                await self._create(connection, key, {"new": "$", "oldest": "0"}.get(start, start))
+                await self._create(connection, key, "$" if start == "new" else "0" if start == "oldest" else start)
                 for row in await connection.ask(b"XINFO", b"GROUPS", key):
                     group = _mapping(row)
                     if group[b"name"] == self._group:

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams
-from tests.support.redis import ACL
+from tests.support.redis_streams import ACL
 from tools.redis_server import RedisServer
 
 

@@ -15,7 +15,7 @@ from silbo import AsyncEventDispatcher, Consumer
 from silbo._retry import Backoff
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
-from tests.support.redis import eventually, message
+from tests.support.redis_streams import eventually, message
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -15,7 +15,7 @@ from silbo.brokers.redis import DeadLetter, DeadLetters, RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, MessageInvalid
 from silbo.message import Delivery, Origin
 from silbo.wire.formats import JSON
-from tests.support.redis import has_connections, message, number, opened, receive, stored
+from tests.support.redis_streams import has_connections, message, number, opened, receive, stored
 from tools.redis_server import RedisServer
 
 STREAM = "silbo:{events}"

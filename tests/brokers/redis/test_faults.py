@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
 from silbo.brokers.redis.sender import WAITING_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
-from tests.support.redis import eventually, has_connections, message, number, opened, receive, stored
+from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary, find_binaries
 from tools.redis_server import RedisServer
 

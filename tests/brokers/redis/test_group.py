@@ -13,7 +13,7 @@ from silbo.brokers.redis import group as claiming
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.support.redis import eventually, message, number, opened, receive
+from tests.support.redis_streams import eventually, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -14,7 +14,7 @@ from silbo.brokers.redis import RedisInbox
 from silbo.brokers.redis import inbox as module
 from silbo.errors import AddressInvalid, BrokerUnavailable
 from silbo.protocols import Inbox
-from tests.support.redis import eventually, has_connections
+from tests.support.redis_streams import eventually, has_connections
 from tools.redis_server import RedisServer
 
 BILLING = "silbo:inbox:billing"

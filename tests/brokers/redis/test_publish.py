@@ -16,7 +16,7 @@ from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Mes
 from silbo.message import Message, instance
 from silbo.wire.encode import MAX_SIZE
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON, JsonFormat
-from tests.support.redis import has_connections, message, number, opened, receive, stored
+from tests.support.redis_streams import has_connections, message, number, opened, receive, stored
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

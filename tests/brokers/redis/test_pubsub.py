@@ -13,7 +13,7 @@ from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, NameInvalid
 from silbo.message import Delivery
 from silbo.protocols import Publisher, Receiver, Subscription
 from silbo.wire.formats import DIATOR
-from tests.support.redis import eventually, has_connections, message, number, opened, receive
+from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -13,7 +13,7 @@ from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.support.redis import message, number, opened, receive
+from tests.support.redis_streams import message, number, opened, receive
 
 pytestmark = pytest.mark.every_redis
 KEY = "silbo:{events}"

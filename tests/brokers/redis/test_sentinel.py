@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, Gap
-from tests.support.redis import eventually, message, number, opened, receive, stored
+from tests.support.redis_streams import eventually, message, number, opened, receive, stored
 from tools.redis_server import RedisServer
 
 

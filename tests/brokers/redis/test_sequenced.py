@@ -14,7 +14,7 @@ from silbo.errors import BrokerUnavailable, Fenced, MessageRefused, PublishError
 from silbo.message import Message
 from silbo.protocols import Sequenced, SequencedPublisher
 from silbo.wire.encode import MAX_SIZE
-from tests.support.redis import has_connections, message, stored
+from tests.support.redis_streams import has_connections, message, stored
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis

@@ -15,7 +15,7 @@ from silbo.brokers.redis.calls import Calls
 from silbo.brokers.redis.scripts import ADD
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, PublishError
 from silbo.message import Message
-from tests.support.redis import has_connections, message, stored
+from tests.support.redis_streams import has_connections, message, stored
 from tools.redis_server import RedisServer
 
 OUTBOX = "silbo:{events}:outbox"

@@ -11,7 +11,7 @@ from silbo.brokers.redis import RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, MessageInvalid, StartInvalid
 from silbo.message import Delivery, instance
 from silbo.protocols import Publisher, Receiver, Subscription
-from tests.support.redis import eventually, has_connections, message, number, opened, receive
+from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
