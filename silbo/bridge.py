@@ -8,10 +8,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from silbo._checks import check_address, told
+from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, Report
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
@@ -120,7 +120,7 @@ UNSENT_LIMIT: Final = 10_000
 """Messages under way at most with ``wait=False``."""
 
 
-class Bridge:
+class Bridge(AsyncCloseable):
     """A subscriber that sends events on to a publisher, after every other listener.
 
     Notification and ECST events leave, and what a route gives a kind; domain events never do. An event stays when a
@@ -194,14 +194,6 @@ class Bridge:
         """Wait until everything is sent that was not waited for. Twice is fine; the publisher stays open."""
         while others := self._sending - {asyncio.current_task()}:  # an error hook may close, too
             await asyncio.wait(others)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _message(self, event: Any) -> Message | None:
         """What to send of an event; None when it stays.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo.brokers._sender import Parcel, Sender, close_all, labels
 from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
 from silbo.message import Format, Message, Origin, instance
@@ -44,7 +44,7 @@ LONGEST_ID: Final = 128
 """Characters of a session's id; a limit of the service."""
 
 
-class AzureServiceBus:
+class AzureServiceBus(AsyncCloseable):
     """Sends to one topic, or to the one that a route chose, in batches as large as the service takes them.
 
     A message has the event name as its ``subject``, its headers as ``application_properties``, and its publication as its
@@ -100,14 +100,6 @@ class AzureServiceBus:
         finally:
             senders, self._senders = self._senders, {}
             await close_all([sender.close for sender in senders.values()], self._timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _encode(self, message: Message) -> bytes:
         if self._sessions and not 0 < len(message.key or "") <= LONGEST_ID:

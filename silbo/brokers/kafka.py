@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo.brokers._sender import Parcel, Sender, labels
 from silbo.errors import MissingExtra
 from silbo.message import Format, Message, Origin, instance
@@ -32,7 +32,7 @@ __all__ = ["Kafka"]
 FORBIDDEN: Final[tuple[type[Exception], ...]] = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
-class Kafka:
+class Kafka(AsyncCloseable):
     """Sends to one topic, or to the one that a route chose; the key decides the partition.
 
     A record has the message as its value, its routing key as its key, and its headers: ``message_type``,
@@ -90,14 +90,6 @@ class Kafka:
     async def aclose(self) -> None:
         """Send what waits, within its deadlines. May be called twice; the producer stays open."""
         await self._sender.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _encode(self, message: Message) -> bytes:
         return self._format.encode(message, Origin(self.app, instance()))

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from types import TracebackType
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo.errors import BrokerUnavailable, Fenced, Gap, MessageRefused, StartInvalid
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.protocols import Promises, Receiver, Sequenced
@@ -147,7 +147,7 @@ class GroupReceiver:
         return holder is self
 
 
-class MemoryBroker:
+class MemoryBroker(AsyncCloseable):
     """Publishes to the groups of its own process, in one order.
 
     For one event loop at a time, in its thread; loops may follow one another.
@@ -255,14 +255,6 @@ class MemoryBroker:
 
     async def aclose(self) -> None:
         """Nothing to do: whatever was published has arrived. Here so that another broker can take its place."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _encode(self, messages: Sequence[Message]) -> tuple[dict[int, Delivery], dict[int, MessageRefused]]:
         """By their positions: those that can be sent, and what is wrong with the others."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo._retry import Backoff
 from silbo.brokers._sender import Parcel, Sender, close_all, labels
 from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
@@ -30,7 +30,7 @@ __all__ = ["RabbitMQ"]
 RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
 
 
-class RabbitMQ:
+class RabbitMQ(AsyncCloseable):
     """Publishes to one exchange, or to the one that a route chose, with the event name as routing key.
 
     Bind queues to a topic exchange, as ``user.*`` or ``#``. Messages are persistent, and confirmed by RabbitMQ when every
@@ -83,14 +83,6 @@ class RabbitMQ:
         finally:
             channels, self._channels = self._channels, {}
             await close_all([channel.close for channel in channels.values() if not channel.is_closed], self._timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _encode(self, message: Message) -> bytes:
         if len(message.message_name.encode()) > 255:

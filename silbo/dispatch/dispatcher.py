@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
+from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
@@ -27,7 +27,7 @@ _L = TypeVar("_L", bound=Listener | HandlerClass)
 _OVERRIDABLE = ("get_listeners", "_adispatch")
 
 
-class AsyncEventDispatcher(WhistleDispatcher):
+class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     """Runs the listeners of a name, in order of priority, in the caller's task.
 
     Args:
@@ -285,14 +285,6 @@ class AsyncEventDispatcher(WhistleDispatcher):
     async def aclose(self) -> None:
         """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""
         await self._background.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def _new_event(name: object) -> Any:

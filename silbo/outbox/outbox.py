@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from silbo._checks import check_ends, check_moment
+from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
@@ -26,7 +26,7 @@ Progress = Callable[[int], object]
 """Is told how many rows are done so far."""
 
 
-class Outbox:
+class Outbox(AsyncCloseable):
     """Stores messages, and sends them on to a broker: nothing that was committed is lost while its store survives.
 
     A publisher, so it takes a broker's place in a bridge::
@@ -116,11 +116,6 @@ class Outbox:
                 self._store.on_commit = self._relay.wake
             self._relaying = asyncio.get_running_loop().create_task(self._relay.run())
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Send what waits, for at most ``drain`` seconds, then close store and broker. May be called twice."""

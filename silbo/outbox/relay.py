@@ -7,11 +7,11 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Self
 from uuid import uuid4
 
 from silbo._checks import check_ends, check_seconds
+from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, Outage, Report
 from silbo._retry import Backoff, leave_if_cancelled, pause
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
@@ -105,7 +105,7 @@ class RelayStats:
     fenced: int = 0
 
 
-class Relay:
+class Relay(AsyncCloseable):
     """Sends what is in a store, each partition's messages in their order; any number of relays may run on one store.
 
     Of each partition one relay is the leader, for ``lease`` seconds by the store's clock, renewed at a third of them. A
@@ -164,11 +164,6 @@ class Relay:
         """
         await self._store.open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Stop, and close the store and the broker when :meth:`run` has ended. May be called twice."""

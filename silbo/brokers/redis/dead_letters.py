@@ -6,12 +6,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
 from silbo.brokers.redis.scripts import PURGE, RETRY
@@ -119,7 +119,7 @@ class Retried:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
-class DeadLetters:
+class DeadLetters(AsyncCloseable):
     """The dead letters of one stream, ``{prefix}:{stream}:dead`` with the braces, oldest first.
 
     They are kept for 30 days, by which time the stream may have forgotten the entry itself (``retain``); such a one can
@@ -258,14 +258,6 @@ class DeadLetters:
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""
         await self._calls.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # -- steps ----------------------------------------------------------------------------------------------
 

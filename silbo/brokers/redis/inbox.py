@@ -7,12 +7,12 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from hashlib import blake2b
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from redis.asyncio import Redis
 
 from silbo._checks import check_address, check_count, check_seconds
+from silbo._closing import AsyncCloseable
 from silbo._reports import QuietLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import Calls, ScriptCall
@@ -29,7 +29,7 @@ DIGEST: Final = 16
 AGAIN: Final = Backoff(initial=0.05, cap=0.5)
 
 
-class RedisInbox:
+class RedisInbox(AsyncCloseable):
     """Remembers what each group has handled, in the sorted set ``{prefix}:inbox:{group}``, for one event loop at a time.
 
     It makes a second effect rare, not impossible: a process that dies, or a Redis that is lost, between the listeners'
@@ -89,14 +89,6 @@ class RedisInbox:
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""
         await self._calls.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _remember(self, call: ScriptCall) -> None:
         """Once more after a lost answer, until the time is over: remembered twice is remembered."""

@@ -6,12 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from silbo._checks import check_address
+from silbo._closing import AsyncCloseable
 from silbo._retry import Backoff
 from silbo.brokers.redis.connection import Connection, Lost, Refused, check_client, connect, where
 from silbo.brokers.redis.scripts import PUBLISH
@@ -260,7 +260,7 @@ class _Listener:
             self._ready.append(Delivery(raw, channel.decode(errors="replace"), self._format))
 
 
-class RedisPubSub:
+class RedisPubSub(AsyncCloseable):
     """Publishes to the channels ``{prefix}:{message_type}:{event name}``, or ``{prefix}:{address}`` by a route.
 
     Redis keeps nothing of it: a subscriber gets what is published while it is connected. For one event loop at a
@@ -328,14 +328,6 @@ class RedisPubSub:
     async def aclose(self) -> None:
         """Send what waits, within its deadlines, and close the connection. May be called twice; subscriptions go on."""
         await self._sender.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _pack(self, message: Message) -> Packet:
         raw = self._format.encode(message, Origin(self.app, instance()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from silbo._checks import check_address, check_seconds
+from silbo._closing import AsyncCloseable
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused, check_client, packed
 from silbo.brokers.redis.group import StreamGroup, check_start
@@ -192,7 +192,7 @@ class _Sending:
         return None
 
 
-class RedisStreams:
+class RedisStreams(AsyncCloseable):
     """Adds to one stream, ``{prefix}:{events}`` with the braces, or to ``{prefix}:{address}`` by a route.
 
     Every entry has one field, ``message``. For one event loop at a time, in its thread; loops may follow one
@@ -312,14 +312,6 @@ class RedisStreams:
             await self._sender.aclose()
         finally:
             await self._sequenced.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _pack(self, message: Message) -> Packet:
         raw = self._format.encode(message, Origin(self.app, instance()))
