@@ -32,12 +32,11 @@ from silbo.cli.output import (
     not_there,
     object_line,
     printable,
-    progress,
     say,
-    table,
     time,
     write,
 )
+from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid
 from silbo.message import Message
 
@@ -82,7 +81,7 @@ async def show_all(options: argparse.Namespace) -> int:
                 last = letter.id
         elif found := [letter async for letter in letters]:
             cells = [(x.id, x.group, _name(x), time(x.time), x.attempts, x.error) for x in found]
-            table(COLUMNS, cells, numbers=["attempts"])
+            print_table(COLUMNS, cells, numbers=["attempts"])
             last = found[-1].id
         if last is None:
             if await mistaken(dead, options, options.group):
@@ -272,9 +271,9 @@ async def retry(options: argparse.Namespace) -> int:
         )
         if not (options.ids and not options.everybody) and not confirmed(f"Give {what} back {to}?", yes=options.yes):
             return 1
-        with progress("retry", total) as tell:
+        with show_progress("retry", total) as update:
             outcome = await dead.retry(
-                options.ids or None, group=options.group, everybody=options.everybody, progress=tell
+                options.ids or None, group=options.group, everybody=options.everybody, progress=update
             )
         wrong = not outcome.returned and await mistaken(dead, options, options.group)
     if options.json:
@@ -297,8 +296,8 @@ async def purge(options: argparse.Namespace) -> int:
     if not confirmed(f"Delete {what} for good?", yes=options.yes):
         return 1
     async with opened(options) as dead:
-        with progress("purge", len(ids) or None) as tell:
-            done = await dead.purge(ids or None, group=options.group, before=options.before, progress=tell)
+        with show_progress("purge", len(ids) or None) as update:
+            done = await dead.purge(ids or None, group=options.group, before=options.before, progress=update)
         wrong = not done and await mistaken(dead, options, options.group)
     if options.json:
         object_line({"purged": done})

@@ -26,13 +26,12 @@ from silbo.cli.output import (
     not_there,
     object_line,
     printable,
-    progress,
     say,
     size,
-    table,
     time,
     write,
 )
+from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, in_steps
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Row, State
 
@@ -162,14 +161,14 @@ def _status(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
 
 
 def _show(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
-    table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
+    print_table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
     leads = [(number, now.leads.get(number)) for number in range(store.partitions)]
     rows = [
         (number, lead.owner, lead.epoch, f"in {ago(lead.until)}") if lead else (number, "nobody", None, None)
         for number, lead in leads
     ]
     write("")
-    table(["partition", "led by", "epoch", "lease ends"], rows, numbers=["partition", "epoch"])
+    print_table(["partition", "led by", "epoch", "lease ends"], rows, numbers=["partition", "epoch"])
     write(f"\n{size(now.size)} count for the quota")
     if now.oldest_at:
         write(f"the oldest row that waits was stored {ago(now.oldest_at)} ago, {time(now.oldest_at)}")
@@ -192,7 +191,7 @@ async def _show_rows(store: OutboxStore, options: argparse.Namespace) -> None:
             object_line(_row(row))
             last = row.id
     elif found := [row async for row in rows]:
-        table(COLUMNS, map(_cells, found), numbers=["id", "attempts"])
+        print_table(COLUMNS, map(_cells, found), numbers=["id", "attempts"])
         last = found[-1].id
     else:
         say(f"no {options.rows} rows")
@@ -270,8 +269,8 @@ async def replay(options: argparse.Namespace) -> int:
         what = f"Send again what was sent from {time(options.since)} to {time(before)}, of {sent:,} rows that are kept?"
         if not confirmed(what, yes=options.yes):
             return 1
-        with progress("replay") as tell:
-            done = await in_steps(lambda: store.replay(since=options.since, before=before, limit=STEP), tell)
+        with show_progress("replay") as update:
+            done = await in_steps(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
     _done(options, "replayed", done, f"{many(done, 'row')} will be sent again")
     return 0
 
@@ -282,8 +281,8 @@ async def purge(options: argparse.Namespace) -> int:
         what = f"Delete what has been {options.state} since before {time(options.before)}?"
         if not confirmed(what, yes=options.yes):
             return 1
-        with progress("purge") as tell:
-            done = await in_steps(lambda: store.purge(options.state, before=options.before, limit=STEP), tell)
+        with show_progress("purge") as update:
+            done = await in_steps(lambda: store.purge(options.state, before=options.before, limit=STEP), update)
     _done(options, "purged", done, f"{many(done, 'row')} deleted")
     return 0
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from silbo.cli.arguments import UsageError
-from silbo.errors import MissingExtra
 from silbo.message import Message
 
 __all__ = [
@@ -23,10 +21,8 @@ __all__ = [
     "not_there",
     "object_line",
     "printable",
-    "progress",
     "say",
     "size",
-    "table",
     "time",
     "write",
 ]
@@ -58,39 +54,6 @@ def say(text: str) -> None:
 def object_line(fields: Mapping[str, Any]) -> None:
     """Print an object for a program; times in ISO 8601, UTC."""
     write(json.dumps(fields, default=_plain))
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()) -> None:
-    """Print a table for people.
-
-    Args:
-        columns: Their titles.
-        rows: None prints as nothing.
-        numbers: The columns to the right.
-
-    Raises:
-        MissingExtra: rich is not installed.
-    """
-    from silbo.cli import tables
-
-    tables.table(columns, rows, numbers=numbers)
-
-
-@contextmanager
-def progress(what: str, total: int | None = None) -> Generator[Callable[[int], None]]:
-    """Show on stderr, where that is a terminal, how much is done; gives what to tell it to."""
-    with ExitStack() as shown:
-        tell: Callable[[int], None] = _nobody
-        if sys.stderr.isatty():
-            with suppress(MissingExtra):  # with --json there needn't be one
-                from silbo.cli.tables import bar
-
-                tell = shown.enter_context(bar(what, total))
-        yield tell
-
-
-def _nobody(done: int) -> None:
-    """To be told how much is done, where nobody looks."""
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

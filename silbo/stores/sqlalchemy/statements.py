@@ -62,6 +62,7 @@ async def _own(connection: AsyncConnection, lead: Lead) -> tuple[int, datetime]:
 
 
 async def lead(connection: AsyncConnection, number: int, owner: str, lease: float, above: int) -> Lead | None:
+    """Take or renew the lead of a partition; None while another owner's lease runs. See ``OutboxStore.lead``."""
     its, time = await _lock(connection, number)
     if its.owner not in (None, owner) and utc(its.until) > time:
         return None
@@ -74,6 +75,7 @@ async def lead(connection: AsyncConnection, number: int, owner: str, lease: floa
 
 
 async def resign(connection: AsyncConnection, lead: Lead) -> None:
+    """End a lease, if it is still this lead's. See ``OutboxStore.resign``."""
     its = (partition.c.number == lead.partition) & (partition.c.epoch == lead.epoch)
     await connection.execute(update(partition).where(its).values(owner=None))
 
@@ -107,6 +109,11 @@ async def due(connection: AsyncConnection, lead: Lead) -> bool:
 async def take(
     connection: AsyncConnection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
 ) -> list[Row]:
+    """Settle rows, then take the next ones of the lead's partition. See ``OutboxStore.take``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     last, time = await _own(connection, lead)
     await _settle(connection, lead, sent, dead, time)
     found = await connection.execute(
@@ -160,6 +167,11 @@ async def _give(connection: AsyncConnection, lead: Lead, sequence: int) -> None:
 
 
 async def settle(connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
+    """Mark rows as sent or dead. See ``OutboxStore.settle``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     _, time = await _own(connection, lead)
     await _settle(connection, lead, sent, dead, time)
 
@@ -185,12 +197,22 @@ def _taken_under(lead: Lead) -> ColumnElement[bool]:
 
 
 async def postpone(connection: AsyncConnection, lead: Lead, rows: Collection[int], error: str, delay: float) -> None:
+    """Put rows back to pending for ``delay`` seconds. See ``OutboxStore.postpone``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     _, time = await _own(connection, lead)
     values = {"state": "pending", "error": error, "state_at": time, "next_attempt_at": time + timedelta(seconds=delay)}
     await connection.execute(update(message).where(among(rows, connection), _taken_under(lead)).values(values))
 
 
 async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:
+    """Let rows that were taken once get new sequences, above ``above``. See ``OutboxStore.renumber``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     last, time = await _own(connection, lead)
     await _give(connection, lead, max(last, above))
     once = (message.c.partition == lead.partition) & (message.c.attempts == 1)
@@ -198,6 +220,7 @@ async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:
 
 
 async def forget(connection: AsyncConnection, retain: float, limit: int) -> int:
+    """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
     before = await clock(connection) - timedelta(seconds=retain)
     return await _delete(connection, _oldest(connection, "sent", message.c.state_at <= before, limit))
 
@@ -206,6 +229,7 @@ async def forget(connection: AsyncConnection, retain: float, limit: int) -> int:
 
 
 async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
+    """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
     time = await clock(connection)
     found = await connection.execute(
         select(
@@ -236,6 +260,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
 
 
 async def rows(connection: AsyncConnection, state: State, after: int, limit: int) -> list[Row]:
+    """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
     its = state_is(state) & (message.c.id > after)
     return [
         _row(each) for each in await connection.execute(select(message).where(its).order_by(message.c.id).limit(limit))
@@ -243,18 +268,21 @@ async def rows(connection: AsyncConnection, state: State, after: int, limit: int
 
 
 async def retry(connection: AsyncConnection, chosen: Collection[int] | None) -> int:
+    """Make dead rows pending again, the chosen ones or all; return their number."""
     its = state_is("dead") if chosen is None else state_is("dead") & among(chosen, connection)
     again = await connection.execute(update(message).where(its).values(_anew(await clock(connection))))
     return again.rowcount
 
 
 async def replay(connection: AsyncConnection, since: datetime, before: datetime, limit: int) -> int:
+    """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
     its = _oldest(connection, "sent", (message.c.state_at >= utc(since)) & (message.c.state_at < utc(before)), limit)
     again = await connection.execute(update(message).where(its).values(_anew(await clock(connection))))
     return again.rowcount
 
 
 async def purge(connection: AsyncConnection, state: Literal["sent", "dead"], before: datetime, limit: int) -> int:
+    """Delete at most ``limit`` rows that are sent or dead since before a time; return their number."""
     return await _delete(connection, _oldest(connection, state, message.c.state_at < utc(before), limit))
 
 

@@ -26,6 +26,7 @@ _US: Final = timedelta(microseconds=1)
 
 
 def now() -> int:
+    """Return this machine's clock, in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
@@ -61,6 +62,7 @@ def _totals(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
 
 
 def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: float, above: int) -> Lead | None:
+    """Take or renew the lead of a partition; None while another owner's lease runs. See ``OutboxStore.lead``."""
     holder, epoch, until = connection.execute(
         "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
     ).fetchone()
@@ -77,6 +79,7 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
 
 
 def resign(connection: sqlite3.Connection, lead: Lead) -> None:
+    """End a lease, if it is still this lead's. See ``OutboxStore.resign``."""
     connection.execute(
         "UPDATE partition SET owner = NULL WHERE partition = ? AND owner = ? AND epoch = ?",
         (lead.partition, lead.owner, lead.epoch),
@@ -100,6 +103,11 @@ def _sequence(connection: sqlite3.Connection, lead: Lead) -> int:
 def take(
     connection: sqlite3.Connection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
 ) -> list[Row]:
+    """Settle rows, then take the next ones of the lead's partition. See ``OutboxStore.take``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     settle(connection, lead, sent, dead)
     last, at = _sequence(connection, lead), now()
     found = _first(connection, lead.partition, limit)
@@ -141,6 +149,11 @@ def _first(connection: sqlite3.Connection, partition: int, limit: int) -> list[t
 
 
 def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
+    """Mark rows as sent or dead. See ``OutboxStore.settle``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     _sequence(connection, lead)
     at = now()
     connection.executemany(
@@ -154,6 +167,11 @@ def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], de
 
 
 def postpone(connection: sqlite3.Connection, lead: Lead, rows: Collection[int], error: str, delay: float) -> None:
+    """Put rows back to pending for ``delay`` seconds. See ``OutboxStore.postpone``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     _sequence(connection, lead)
     at = now()
     connection.executemany(
@@ -164,6 +182,11 @@ def postpone(connection: sqlite3.Connection, lead: Lead, rows: Collection[int], 
 
 
 def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
+    """Let rows that were taken once get new sequences, above ``above``. See ``OutboxStore.renumber``.
+
+    Raises:
+        LeadLost: another relay leads the partition.
+    """
     sequence = max(_sequence(connection, lead), above)
     connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (sequence, lead.partition))
     connection.execute(
@@ -177,6 +200,7 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
 
 
 def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
+    """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
     rows, size, all_rows, _ = _totals(connection)
     (dead,) = connection.execute("SELECT count(*) FROM message WHERE state = 3").fetchone()
     (sent_at,) = connection.execute("SELECT min(state_at) FROM message WHERE state = 2").fetchone()
@@ -216,6 +240,7 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
 
 
 def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -> list[Row]:
+    """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
     found = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state = {STATES.index(state)} AND id > ? ORDER BY id LIMIT ?",
         (after, limit),
@@ -227,6 +252,7 @@ _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {N
 
 
 def retry(connection: sqlite3.Connection, chosen: Collection[int] | None) -> int:
+    """Make dead rows pending again, the chosen ones or all; return their number."""
     if chosen is None:
         return connection.execute(f"{_WAIT_AGAIN} WHERE state = 3", (now(),)).rowcount
     again = f"{_WAIT_AGAIN} WHERE state = 3 AND id = ?"
@@ -234,6 +260,7 @@ def retry(connection: sqlite3.Connection, chosen: Collection[int] | None) -> int
 
 
 def replay(connection: sqlite3.Connection, since: datetime, before: datetime, limit: int) -> int:
+    """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
     chosen = "SELECT id FROM message WHERE state = 2 AND state_at >= ? AND state_at < ? ORDER BY state_at, id LIMIT ?"
     return connection.execute(
         f"{_WAIT_AGAIN} WHERE id IN ({chosen})", (now(), _since_1970(since), _since_1970(before), limit)
@@ -241,10 +268,12 @@ def replay(connection: sqlite3.Connection, since: datetime, before: datetime, li
 
 
 def forget(connection: sqlite3.Connection, retain: float, limit: int) -> int:
+    """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
     return _delete(connection, "state = 2 AND state_at <= ? ORDER BY state_at, id", (now() - int(retain * 1e6),), limit)
 
 
 def purge(connection: sqlite3.Connection, state: str, before: datetime, limit: int) -> int:
+    """Delete at most ``limit`` rows that are sent or dead since before a time; return their number."""
     where = "state = 2 AND state_at < ? ORDER BY state_at, id" if state == "sent" else "state = 3 AND state_at < ?"
     return _delete(connection, where, (_since_1970(before),), limit)
 
