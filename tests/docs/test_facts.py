@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import inspect
 import re
@@ -114,17 +115,48 @@ PUBLIC = [
     "silbo",
     *(f"silbo.brokers.{name}" for name in ("memory", "redis", "kafka", "rabbitmq", "azure")),
     *(f"silbo.stores.{name}" for name in ("memory", "sqlite", "sqlalchemy")),
+    *(f"silbo.containers.{name}" for name in ("rodi", "di", "dependency_injector", "dishka")),
 ]
+
+
+def attribute(name: str) -> Any:
+    """Return the object that a full name stands for."""
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
 
 
 def test_reference_has_every_public_name() -> None:
     """What a program imports can be looked up: by its own directive, or with all of its module."""
-    text = "".join(path.read_text() for path in ROOT.joinpath("docs/reference").glob("*.md"))
-    there = set(re.findall(r"^\.\. (?:auto\w+|(?:py:)?(?:data|class)):: [\w.]*?(\w+)$", text, re.MULTILINE))
-    for module, members in re.findall(r"^\.\. automodule:: ([\w.]+)\n   :members:(.*)$", text, re.MULTILINE):
-        there |= set(members.replace(",", " ").split() or vars(importlib.import_module(module)))
-    for name in PUBLIC:
-        assert set(importlib.import_module(name).__all__) - {"__version__"} <= there, name
+    modules, names = set[str](), set[str]()
+    for path in ROOT.joinpath("docs/reference").glob("*.md"):
+        text = path.read_text()
+        current = re.search(r"^\.\. py:currentmodule:: ([\w.]+)$", text, re.MULTILINE)
+        for name in re.findall(r"^\.\. (?:auto(?!module)\w+|(?:py:)?(?:data|class)):: ([\w.]+)$", text, re.MULTILINE):
+            names.add(name if "." in name or not current else f"{current[1]}.{name}")
+        for module, members in re.findall(r"^\.\. automodule:: ([\w.]+)\n   :members:(.*)$", text, re.MULTILINE):
+            modules.add(module)
+            wanted = members.replace(",", " ").split() or importlib.import_module(module).__all__
+            names |= {f"{module}.{member}" for member in wanted}
+    documented = {id(attribute(name)) for name in names}  # silbo.Publisher is silbo.protocols.Publisher
+    for module in PUBLIC:
+        for name in set(importlib.import_module(module).__all__) - {"__version__"}:
+            full = f"{module}.{name}"
+            assert full in modules or id(attribute(full)) in documented, full
+
+
+def test_page_on_the_house_names_the_layers_and_files_that_exist() -> None:
+    """A newcomer finds the file that a change needs, and the layer it stands in."""
+    text = ROOT.joinpath("docs/explanation/house.md").read_text()
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    layers = config["importlinter:contract:layers"]["layers"].strip().splitlines()
+    shown = text.partition("```\n")[2].partition("```")[0].splitlines()
+    assert [line.partition("  ")[0] for line in shown] == layers
+    _, _, table = text.partition("| you want to change | open |")
+    named = re.findall(r"`([\w/]+\.py)`", table)
+    assert len(named) > 10
+    for name in named:
+        assert ROOT.joinpath("silbo", name).is_file(), name
 
 
 TOLD_BY = {
