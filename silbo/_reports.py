@@ -1,4 +1,8 @@
-"""What has no caller to go to: errors for the host's hook or the log, and outages, told once and not again and again."""
+"""Errors without a caller: passed to the host's hook, or logged.
+
+Log records with the same text are written once a second at most. An outage is logged when it begins, once a minute, and
+when it ends.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +12,91 @@ import logging
 import time
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from silbo._checks import check_hook
 from silbo.errors import DeliveryGivenUp, Fenced, Gap, LeadLost, MessageInvalid, PublishError
 
-__all__ = ["ErrorHook", "Outage", "QuietLog", "Report", "text_of"]
+__all__ = ["ErrorHook", "ErrorReporter", "Outage", "RateLimitedLog", "describe_error"]
 
 ErrorHook: TypeAlias = Callable[[Exception, Any], object]
-"""``(error, what)``, sync or async."""
+"""Called with ``(error, about)``, sync or async. ``about`` is the message or delivery at fault, or None."""
 
-LINE_EVERY: Final = 1.0
-"""Seconds between two lines of one sort: a listener that always fails must not fill a disk."""
+LOG_EVERY: Final = 1.0
+"""Seconds between two log records with the same text: a listener that always fails must not fill a disk."""
 OUTAGE_EVERY: Final = 60.0
-"""Seconds between two lines about one outage."""
-LONGEST: Final = 2_000
-"""Characters of an error in a line."""
+"""Seconds between two log records about the same outage."""
+ERROR_LENGTH: Final = 2_000
+"""Characters of an error's text that are logged."""
 _FORESEEN: Final = (PublishError, MessageInvalid, DeliveryGivenUp, Gap, Fenced, LeadLost)
-"""Their text says it all: where they were raised inside of silbo, and by what, is no news to anybody."""
+"""Errors whose text says everything: they are logged without type and traceback."""
 
 
-def text_of(error: BaseException) -> str:
-    """What a line says of an error: its type, unless silbo foresaw it, and its text, on one line."""
+def describe_error(error: BaseException) -> str:
+    """Return the error's type and text on one line; the text alone for an error that silbo foresaw."""
     try:
-        text = " ".join(str(error).split())[:LONGEST]
-    except Exception:  # noqa: BLE001  # an error of the host's whose text is an error, too
+        text = " ".join(str(error).split())[:ERROR_LENGTH]
+    except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         text = "(it has no text)"
     return text if isinstance(error, _FORESEEN) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-class _Sort:
-    """Lines of one sort: when the last was written, and what was withheld since."""
+class _RateLimit:
+    """A rate limit for records of one kind, which counts the records that it withholds."""
 
     def __init__(self) -> None:
-        self.written = float("-inf")
-        self.withheld = 0
-        self.last: Callable[[], None] | None = None  # writes the last of those
-        self.due = float("-inf")  # when that happens
+        self._written_at = float("-inf")
+        self._unwritten = 0  # records since then
+        self._last: Callable[[int], None] | None = None  # of these, the one that flush() writes
+        self._flushes_at = float("-inf")
+
+    def write(self, record: Callable[[int], None], every: float, *, later: bool) -> bool:
+        """Write a record if the last one was written ``every`` seconds ago or earlier. True if written.
+
+        Args:
+            record: Writes the record. Called with the number of records withheld since the last one.
+            every: Seconds.
+            later: Write the last withheld record when the time is over, if a loop runs in this thread.
+        """
+        self._unwritten += 1
+        now = time.monotonic()
+        left = self._written_at + every - now
+        if left <= 0:
+            self._write(record)
+            return True
+        if later:
+            self._last = record
+            if self._flushes_at <= now:
+                with suppress(RuntimeError):  # no loop in this thread: the next record says how many were withheld
+                    asyncio.get_running_loop().call_later(left, self.flush)
+                    self._flushes_at = now + left
+        return False
+
+    def flush(self) -> None:
+        """Write the last withheld record, if there is one."""
+        if self._last is not None:
+            self._write(self._last)
+
+    def _write(self, record: Callable[[int], None]) -> None:
+        withheld = self._unwritten - 1
+        self._unwritten = 0
+        self._last = None
+        self._written_at = time.monotonic()
+        record(withheld)
 
 
-class QuietLog:
-    """A logger that writes a line of each sort at most once in ``every`` seconds.
+class RateLimitedLog:
+    """A logger that writes records with the same text at most once in ``every`` seconds.
 
-    What is withheld is not lost: the last of it is written when the time is over, with the number of the others, which
-    is ``extra["withheld"]`` as well.
+    The last withheld record is written when the time is over. Its text and ``extra["withheld"]`` say how many others
+    were left out.
     """
 
-    def __init__(self, logger: logging.Logger, *, every: float = LINE_EVERY) -> None:
-        self._logger, self._every = logger, every
-        self._sorts: dict[str, _Sort] = {}
+    def __init__(self, logger: logging.Logger, *, every: float = LOG_EVERY) -> None:
+        self._logger = logger
+        self._every = every
+        self._limits: dict[str, _RateLimit] = {}  # by text
 
     def write(
         self,
@@ -67,137 +107,142 @@ class QuietLog:
         level: int = logging.WARNING,
         **extra: object,
     ) -> None:
-        """Log it now or a little later. The text is a constant, and names the sort; ``values`` fill its ``%s``.
+        """Log now, or when the time is over.
 
-        The error stands behind it, with its traceback unless silbo foresaw it.
+        Args:
+            text: A constant with a ``%s`` for each value. Each text has a rate limit of its own.
+            error: Appended to the text, with its traceback unless silbo foresaw the error.
+            values: Fill the text.
+            level: Of the record.
+            extra: Fields of the record.
         """
-        sort = self._sorts.setdefault(text, _Sort())
-        sort.last = lambda: self._line(sort, level, text, values, error, extra)
-        sort.withheld += 1
-        now = time.monotonic()
-        left = sort.written + self._every - now
-        if left <= 0:
-            self._tell(sort)
-        elif sort.due <= now:
-            with suppress(RuntimeError):  # no loop in this thread: then with the next line
-                asyncio.get_running_loop().call_later(left, self._tell, sort)
-                sort.due = now + left
+        limit = self._limits.setdefault(text, _RateLimit())
+        limit.write(partial(self._log, level, text, values, error, extra), self._every, later=True)
 
     def flush(self) -> None:
-        """Write what was withheld: nobody may be there when its time comes."""
-        for sort in self._sorts.values():
-            self._tell(sort)
+        """Write the withheld records now, before the loop ends."""
+        for limit in self._limits.values():
+            limit.flush()
 
-    def _tell(self, sort: _Sort) -> None:
-        tell, sort.last = sort.last, None
-        if tell is not None:
-            sort.written = time.monotonic()
-            tell()
-
-    def _line(
+    def _log(
         self,
-        sort: _Sort,
         level: int,
         text: str,
         values: tuple[object, ...],
         error: BaseException | None,
         extra: dict[str, object],
+        withheld: int,
     ) -> None:
-        withheld, sort.withheld = sort.withheld - 1, 0
         if error is not None:
-            text, values = f"{text}: %s", (*values, text_of(error))
+            text += ": %s"
+            values += (describe_error(error),)
         if withheld:
-            text, values = f"{text} (and %d more like it)", (*values, withheld)
-        trace = None if isinstance(error, _FORESEEN) else error
-        self._logger.log(level, text, *values, exc_info=trace, extra={"withheld": withheld, **extra})
+            text += " (and %d more like it)"
+            values += (withheld,)
+        _log(self._logger, level, text, values, error, {"withheld": withheld, **extra})
 
 
 class Outage:
-    """Something that is away: a line when that begins, one a minute while it lasts, and one when it is over.
+    """An outage of one service: logged when it begins, once a minute, and when it ends.
 
-    Several can notice it, each known by what it is; it is over when all who noticed have had their answer.
+    Several callers may notice the outage, each under a key of its own. It ends when each of them has had an answer.
 
     Args:
-        logger: Where the lines go, as warnings all of them: who sees the first is to see the last.
-        what: Its name.
-        how: What it is while it is away.
-        extra: Goes with each line.
+        logger: Gets the records. All are warnings, so that whoever sees the first sees the last.
+        service: The name of the service.
+        state: The word for its state during the outage.
+        extra: Fields of each record.
     """
 
-    def __init__(self, logger: logging.Logger, what: str, how: str = "unavailable", **extra: object) -> None:
-        self._logger, self._what, self._how, self._extra = logger, what, how, extra
-        self._noticed: set[Hashable] = set()
-        self._is_told = False
-        self._since = self._written = float("-inf")
-        self._withheld = 0
+    def __init__(self, logger: logging.Logger, service: str, state: str = "unavailable", **extra: object) -> None:
+        self._logger = logger
+        self._service = service
+        self._state = state
+        self._extra = extra
+        self._failing: set[Hashable] = set()  # callers that wait for an answer
+        self._began_at = float("-inf")
+        self._is_logged = False
+        self._limit = _RateLimit()
 
-    def failed(self, by: Hashable, error: BaseException) -> None:
-        """It did not answer; that is tried again."""
-        now = time.monotonic()
-        if not self._noticed:
-            self._since = now
-        self._noticed.add(by)
-        if now - self._written < (OUTAGE_EVERY if self._is_told else LINE_EVERY):
-            self._withheld += 1
-            return
-        self._is_told, self._written, withheld, self._withheld = True, now, self._withheld, 0
-        self._logger.warning(
-            "%s %s, trying again: %s",
-            self._what,
-            self._how,
-            text_of(error),
-            exc_info=None if isinstance(error, _FORESEEN) else error,
-            extra={"withheld": withheld, **self._extra},
-        )
+    def failed(self, caller: Hashable, error: BaseException) -> None:
+        """Note that the service did not answer this caller, who will try again."""
+        if not self._failing:
+            self._began_at = time.monotonic()
+        self._failing.add(caller)
+        every = OUTAGE_EVERY if self._is_logged else LOG_EVERY
+        if self._limit.write(partial(self._log_failure, error), every, later=False):
+            self._is_logged = True
 
-    def answered(self, by: Hashable) -> None:
-        """It did answer."""
-        if by not in self._noticed:
+    def answered(self, caller: Hashable) -> None:
+        """Note that the service answered this caller."""
+        if caller not in self._failing:
             return
-        self._noticed.discard(by)
-        if not self._noticed and self._is_told:
-            self._is_told = False
-            seconds = round(time.monotonic() - self._since, 1)
-            self._logger.warning("%s back after %g s", self._what, seconds, extra={"seconds": seconds, **self._extra})
+        self._failing.discard(caller)
+        if not self._failing and self._is_logged:
+            self._is_logged = False
+            seconds = round(time.monotonic() - self._began_at, 1)
+            extra = {"seconds": seconds, **self._extra}
+            self._logger.warning("%s back after %g s", self._service, seconds, extra=extra)
 
     @contextmanager
-    def watched(self, by: Hashable) -> Generator[None]:
-        """Notice how a call ends: it was answered, or raises what is an outage."""
+    def watched(self, caller: Hashable) -> Generator[None]:
+        """Note a PublishError inside of the ``with`` as a failure, which is raised again, and its normal end as an answer."""
         try:
             yield
         except PublishError as error:
-            self.failed(by, error)
+            self.failed(caller, error)
             raise
-        self.answered(by)
+        self.answered(caller)
+
+    def _log_failure(self, error: BaseException, withheld: int) -> None:
+        values = (self._service, self._state, describe_error(error))
+        extra = {"withheld": withheld, **self._extra}
+        _log(self._logger, logging.WARNING, "%s %s, trying again: %s", values, error, extra)
 
 
-class Report:
-    """Gives errors to a hook; without one to the log. An error of the hook itself is logged, no more."""
+def _log(
+    logger: logging.Logger,
+    level: int,
+    text: str,
+    values: tuple[object, ...],
+    error: BaseException | None,
+    extra: dict[str, object],
+) -> None:
+    logger.log(level, text, *values, exc_info=None if isinstance(error, _FORESEEN) else error, extra=extra)
 
-    def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, every: float = LINE_EVERY) -> None:
-        self._hook, self._logger = check_hook("on_error", hook), logger
-        self.log: Final = QuietLog(logger, every=every)
 
-    async def __call__(self, text: str, error: Exception, what: object, /, *values: object, **extra: object) -> None:
-        """Report one error; ``text``, ``values`` and ``extra`` are for the log alone."""
+class ErrorReporter:
+    """Passes errors to the host's hook, or logs them if there is no hook. An error of the hook itself is logged.
+
+    Attributes:
+        log: For what is logged even if there is a hook.
+    """
+
+    def __init__(self, hook: ErrorHook | None, logger: logging.Logger) -> None:
+        self._hook = check_hook("on_error", hook)
+        self._logger = logger
+        self.log: Final = RateLimitedLog(logger)
+
+    async def __call__(self, text: str, error: Exception, about: object, /, *values: object, **extra: object) -> None:
+        """Report an error about a message or delivery; ``text``, ``values`` and ``extra`` are for the log alone."""
         if self._hook is None:
             self.log.write(text, error, *values, level=logging.WARNING, **extra)
         else:
-            await self.tell(error, what)
+            await self.call_hook(error, about)
 
-    async def outage(self, outage: Outage, by: Hashable, error: Exception) -> None:
-        """Report an outage: each failure to the hook, or now and then a line in the log."""
+    async def report_outage(self, outage: Outage, caller: Hashable, error: Exception) -> None:
+        """Report a failed call during an outage: each to the hook, or to the log as often as the outage allows."""
         if self._hook is None:
-            outage.failed(by, error)
+            outage.failed(caller, error)
         else:
-            await self.tell(error, None)
+            await self.call_hook(error, None)
 
-    async def tell(self, error: Exception, what: object) -> None:
-        """Give an error to the hook, where there is one."""
+    async def call_hook(self, error: Exception, about: object) -> None:
+        """Pass an error to the hook, if there is one, and never to the log."""
         if self._hook is None:
             return
         try:
-            answer = self._hook(error, what)
+            answer = self._hook(error, about)
             if inspect.isawaitable(answer):
                 await answer
         except Exception:

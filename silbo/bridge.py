@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from silbo._checks import check_address, told
 from silbo._closing import AsyncCloseable
-from silbo._reports import ErrorHook, Report
+from silbo._reports import ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
@@ -166,7 +166,7 @@ class Bridge(AsyncCloseable):
         self.publisher: Final = publisher
         self._joins = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes, self._wait = Routes(routes), wait
-        self._hook, self._report = on_error, Report(on_error, logger)
+        self._hook, self._report = on_error, ErrorReporter(on_error, logger)
         self._sending: set[asyncio.Task[None]] = set()
 
     @on("**", priority=LAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from silbo._reports import ErrorHook, Outage, Report, text_of
+from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid
 from silbo.message import Delivery
 
@@ -22,7 +22,7 @@ class Telling:
     """
 
     def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, group: str, max_attempts: int) -> None:
-        self._report = Report(hook, logger)
+        self._report = ErrorReporter(hook, logger)
         self._group, self._max_attempts = group, max_attempts
         self.log: Final = self._report.log
         self.broker: Final = Outage(logger, "broker", group=group)
@@ -53,11 +53,11 @@ class Telling:
     async def given_up(self, delivery: Delivery, error: BaseException, attempts: int) -> None:
         """It is a dead letter. That is logged even where there is a hook: nobody else will look at it again."""
         name = _name(delivery)
-        given_up = DeliveryGivenUp(name, delivery.id, self._group, attempts, text_of(error))
+        given_up = DeliveryGivenUp(name, delivery.id, self._group, attempts, describe_error(error))
         given_up.__cause__ = error
         extra = self._extra(delivery, name) | {"attempts": attempts}
         self.log.write("dead letter", given_up, level=logging.ERROR, **extra)
-        await self._report.tell(given_up, delivery)
+        await self._report.call_hook(given_up, delivery)
 
     def _which(self, delivery: Delivery, name: str) -> str:
         what = name or "a message"

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from silbo._checks import check_ends, check_seconds
 from silbo._closing import AsyncCloseable
-from silbo._reports import ErrorHook, Outage, Report
+from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, leave_if_cancelled, pause
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
 from silbo.message import Message
@@ -147,7 +147,7 @@ class Relay(AsyncCloseable):
         self._retain = check_seconds("retain", retain, zero=True)
         self._lease, self._drain = check_seconds("lease", lease), check_seconds("drain", drain, zero=True)
         self._owner = uuid4().hex
-        self._report = Report(on_error, logger)
+        self._report = ErrorReporter(on_error, logger)
         self._broker, self._storing = Outage(logger, "broker"), Outage(logger, "outbox store")
         self._working = Outage(logger, "relay", "failed")
         self._stopping = asyncio.Event()
@@ -229,7 +229,7 @@ class Relay(AsyncCloseable):
                 failures += 1
                 wait = AWAY.delay(failures)
                 what = self._storing if isinstance(error, StoreUnavailable) else self._working
-                await self._report.outage(what, partition, error)
+                await self._report.report_outage(what, partition, error)
             if self._stopping.is_set():
                 return
             await pause(wait, self._stopping)
@@ -281,7 +281,7 @@ class Relay(AsyncCloseable):
         try:
             answer = await publish_rows(self._publisher, f"{self._store.id}/{lead.partition}", lead.epoch, rows)
         except (BrokerUnavailable, DeliveryUnknown) as error:
-            await self._report.outage(self._broker, lead.partition, error)
+            await self._report.report_outage(self._broker, lead.partition, error)
             if rows:
                 self.stats.postponed += 1
                 await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
@@ -320,7 +320,7 @@ class Relay(AsyncCloseable):
                     leave_if_cancelled()
                 self._storing.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve
-                await self._report.outage(self._storing, "forget", error)
+                await self._report.report_outage(self._storing, "forget", error)
             await pause(FORGET_EVERY, self._stopping)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from silbo._reports import QuietLog
+from silbo._reports import RateLimitedLog
 from silbo.cli.log import Lines
 from silbo.errors import BrokerUnavailable
 
@@ -36,14 +36,14 @@ def test_data_stand_behind_the_text(logger: logging.Logger, log: io.StringIO) ->
 
 
 def test_foreseen_error_is_its_text_on_the_same_line(logger: logging.Logger, log: io.StringIO) -> None:
-    quiet = QuietLog(logger, every=0.0)
+    quiet = RateLimitedLog(logger, every=0.0)
     quiet.write("broker unavailable", BrokerUnavailable("Redis is\naway"), partition=1)
     _, _, line = log.getvalue().partition("Z ")
     assert line == "WARNING broker unavailable: Redis is away partition=1\n"
 
 
 def test_unforeseen_error_is_not_told_twice(logger: logging.Logger, log: io.StringIO) -> None:
-    QuietLog(logger).write("relay failed", RuntimeError("a defect"), partition=1)
+    RateLimitedLog(logger).write("relay failed", RuntimeError("a defect"), partition=1)
     _, _, line = log.getvalue().splitlines()[0].partition("Z ")
     assert line == "WARNING relay failed: RuntimeError: a defect partition=1"
 

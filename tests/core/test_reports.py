@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from silbo._reports import Outage, QuietLog, Report, text_of
+from silbo._reports import ErrorReporter, Outage, RateLimitedLog, describe_error
 from silbo.errors import BrokerUnavailable, StoreUnavailable
 
 logger = logging.getLogger("silbo.tests.reporting")
@@ -32,7 +32,7 @@ def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_line_of_each_sort_a_second_and_what_is_withheld_is_counted(clock: Clock, caplog: Any) -> None:
-    log = QuietLog(logger)
+    log = RateLimitedLog(logger)
     for number in range(3):
         log.write("%s failed", ValueError(number), number)
     log.write("%s is dead", None, 1)
@@ -43,7 +43,7 @@ def test_line_of_each_sort_a_second_and_what_is_withheld_is_counted(clock: Clock
 
 
 def test_what_was_withheld_is_written_at_the_end(caplog: Any) -> None:
-    log = QuietLog(logger)
+    log = RateLimitedLog(logger)
     for number in range(3):
         log.write("%s failed", None, number)
     log.flush()
@@ -52,7 +52,7 @@ def test_what_was_withheld_is_written_at_the_end(caplog: Any) -> None:
 
 
 async def test_last_line_comes_by_itself_when_its_time_is_over(caplog: Any) -> None:
-    log = QuietLog(logger, every=0.05)
+    log = RateLimitedLog(logger, every=0.05)
     for number in range(3):
         log.write("%s failed", None, number)
     async with asyncio.timeout(10):
@@ -62,7 +62,7 @@ async def test_last_line_comes_by_itself_when_its_time_is_over(caplog: Any) -> N
 
 
 def test_loop_that_ended_before_does_not_keep_the_next_one_from_it(caplog: Any) -> None:
-    log = QuietLog(logger, every=0.3)
+    log = RateLimitedLog(logger, every=0.3)
 
     async def burst() -> None:
         log.write("failed")
@@ -81,13 +81,13 @@ def test_loop_that_ended_before_does_not_keep_the_next_one_from_it(caplog: Any) 
 
 
 def test_traceback_is_written_unless_silbo_foresaw_the_error(caplog: Any) -> None:
-    log = QuietLog(logger, every=0.0)
+    log = RateLimitedLog(logger, every=0.0)
     log.write("a", BrokerUnavailable("Redis is\naway"))
     log.write("b", ValueError("x\ny"))
     log.write("c", ValueError())
     assert texts(caplog) == ["a: Redis is away", "b: ValueError: x y", "c: ValueError"]
     assert [record.exc_info is None for record in caplog.records] == [True, False, False]
-    assert len(text_of(ValueError("x" * 10_000))) < 2_100
+    assert len(describe_error(ValueError("x" * 10_000))) < 2_100
 
 
 def test_outage_is_told_at_its_beginning_once_a_minute_and_at_its_end(clock: Clock, caplog: Any) -> None:
@@ -148,14 +148,14 @@ def test_watched_call_is_noticed_by_how_it_ends(caplog: Any) -> None:
 
 async def test_hook_gets_every_failure_of_an_outage_and_the_log_none(caplog: Any) -> None:
     told: list[Any] = []
-    report = Report(lambda error, what: told.append((error, what)), logger)
+    report = ErrorReporter(lambda error, what: told.append((error, what)), logger)
     outage, error = Outage(logger, "broker"), BrokerUnavailable("no")
     for _ in range(3):
-        await report.outage(outage, 0, error)
+        await report.report_outage(outage, 0, error)
     outage.answered(0)
     assert (told, caplog.records) == ([(error, None)] * 3, [])
 
 
 def test_hook_is_something_to_call() -> None:
     with pytest.raises(TypeError, match="on_error is a function, sync or async, or None for the log, not 'log'"):
-        Report("log", logger)  # type: ignore[arg-type]
+        ErrorReporter("log", logger)  # type: ignore[arg-type]

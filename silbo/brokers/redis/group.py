@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from silbo._reports import QuietLog
+from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import Calls
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
@@ -63,7 +63,7 @@ class Upkeep:
         self._cursor = _START
         self._claim_at = self._look_at = self._tidy_at = float("-inf")  # by the loop's clock
         self._at_tip = float("-inf")  # when the group had been given everything
-        self._log = QuietLog(logger, every=60.0)
+        self._log = RateLimitedLog(logger, every=60.0)
 
     def read(self, *, all_of_it: bool) -> None:
         """Note that the group was read from, and whether it has been given everything since."""

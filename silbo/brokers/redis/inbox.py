@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from silbo._checks import check_address, check_count, check_seconds
 from silbo._closing import AsyncCloseable
-from silbo._reports import QuietLog
+from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import Calls, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
@@ -63,7 +63,7 @@ class RedisInbox(AsyncCloseable):
         self._prefix = check_address(prefix, "a prefix")
         keep, limit = check_seconds("keep", keep), check_count("limit", limit)
         self._bounds = b"%d" % max(1, int(keep * 1000)), b"%d" % limit
-        self._log = QuietLog(logger)
+        self._log = RateLimitedLog(logger)
 
     @asynccontextmanager
     async def handling(self, group: str, publication: str) -> AsyncGenerator[bool]:
