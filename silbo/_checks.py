@@ -17,8 +17,8 @@ __all__ = [
     "check_hook",
     "check_moment",
     "check_seconds",
-    "check_several",
-    "told",
+    "check_list",
+    "describe_object",
 ]
 
 T = TypeVar("T")
@@ -93,14 +93,14 @@ def check_hook(name: str, value: Any) -> Any:
     return value
 
 
-def check_several(name: str, values: Iterable[T]) -> tuple[T, ...]:
+def check_list(name: str, values: Iterable[T]) -> tuple[T, ...]:
     """Things, in a list or another iterable.
 
     Raises:
         TypeError: it is none: one of them alone, None, a text.
     """
     if isinstance(values, str) or not isinstance(cast("object", values), Iterable):
-        raise TypeError(f"{name} is a list, not {told(values)}")
+        raise TypeError(f"{name} is a list, not {describe_object(values)}")
     return tuple(values)
 
 
@@ -111,12 +111,16 @@ def check_ends(store: Any, publisher: Any) -> None:
         TypeError: one of them is something else, perhaps the other.
     """
     if not all(callable(getattr(store, method, None)) for method in _STORE):
-        raise TypeError(f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {told(store)}")
+        raise TypeError(
+            f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {describe_object(store)}"
+        )
     if not isinstance(publisher, Publisher):
-        raise TypeError(f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {told(publisher)}")
+        raise TypeError(
+            f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {describe_object(publisher)}"
+        )
 
 
-def told(thing: object) -> str:
+def describe_object(thing: object) -> str:
     """What it is, for an error: of an object its type alone, for clients have long texts, and secrets in them."""
     cls = thing if isinstance(thing, type) else type(thing)
     return repr(thing) if thing is cls or cls.__module__ == "builtins" else f"a {cls.__module__}.{cls.__qualname__}"

@@ -10,7 +10,7 @@ from random import random
 
 from silbo._checks import check_count, check_seconds
 
-__all__ = ["Backoff", "end", "leave_if_cancelled", "pause"]
+__all__ = ["Backoff", "end_tasks", "raise_if_cancelled", "pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ async def pause(seconds: float | None, stopping: asyncio.Event) -> None:
             await stopping.wait()
 
 
-def leave_if_cancelled() -> None:
+def raise_if_cancelled() -> None:
     """Meet a cancellation that something awaited has swallowed, as ``asyncio.wait_for`` can on Python 3.11.
 
     For the loops of tasks of our own: one that never ends by itself would otherwise run on.
@@ -71,7 +71,7 @@ def leave_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def end(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
+async def end_tasks(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
     """Wait for their end, and cancel what lasts longer."""
     _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
     for task in late:

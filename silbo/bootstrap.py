@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
-from silbo._checks import check_count, check_several
-from silbo.bridge import Bridge, bridges
+from silbo._checks import check_count, check_list
+from silbo.bridge import Bridge, find_bridges
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import container_of
 from silbo.dispatch.options import is_async
@@ -118,7 +118,7 @@ def bootstrap(
             scope is entered.
     """
     adapter = _adapter(di_container, dispatcher)
-    requests, events, starting = RequestMap(), EventMap(), check_several("on_startup", on_startup)
+    requests, events, starting = RequestMap(), EventMap(), check_list("on_startup", on_startup)
     mappers = (
         ("commands_mapper", commands_mapper, requests),
         ("queries_mapper", queries_mapper, requests),
@@ -134,7 +134,7 @@ def bootstrap(
     new = dispatcher is None
     dispatcher = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
     shared_container(dispatcher, adapter)
-    if bridge is not None and any(bridges(dispatcher)):
+    if bridge is not None and any(find_bridges(dispatcher)):
         raise ValueError("the dispatcher has a bridge already, and two send everything twice: leave out message_broker")
     registers = adapter if isinstance(adapter, Registers) else None
     if registers is not None:

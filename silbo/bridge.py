@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Final, Literal
 
-from silbo._checks import check_address, told
+from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
@@ -19,14 +19,14 @@ from silbo.dispatch.options import Listener
 from silbo.dispatch.running import Guard
 from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
-from silbo.event import kind_of, running
+from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
 from silbo.names import EventName, Key, compile_pattern
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import held_back
 
-__all__ = ["Bridge", "Route", "bridges", "routing_key"]
+__all__ = ["Bridge", "Route", "find_bridges", "read_routing_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Routes:
             return found
 
 
-def routing_key(event: object, name: str, key: Key | None) -> str | None:
+def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
     """The key of an event as text; None where there is no key, or its value is None.
 
     Raises:
@@ -161,7 +161,7 @@ class Bridge(AsyncCloseable):
     ) -> None:
         if not isinstance(publisher, Publisher):
             raise TypeError(
-                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {told(publisher)}"
+                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {describe_object(publisher)}"
             )
         self.publisher: Final = publisher
         self._joins = publisher if isinstance(publisher, JoiningPublisher) else None
@@ -204,7 +204,7 @@ class Bridge(AsyncCloseable):
         kind = kind_of(type(event))
         if kind == "domain" or isinstance(getattr(event, "origin", None), Origin):
             return None
-        if isinstance(failures := running(event), list) and failures:
+        if collected_errors(event):
             return None
         name = event.name
         if not isinstance(name, str):
@@ -217,7 +217,7 @@ class Bridge(AsyncCloseable):
         if isinstance(name, EventName):
             key, version = key or name.key, name.version
         if key is not None:
-            key = routing_key(event, name, key)
+            key = read_routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
 
     def __silbo_sends__(self, event: object, name: object) -> bool:
@@ -279,7 +279,7 @@ class Bridge(AsyncCloseable):
             self._report.log.write("message not sent: the program ended before the bridge was closed")
 
 
-def bridges(dispatcher: IAsyncEventDispatcher) -> Iterator[Bridge]:
+def find_bridges(dispatcher: IAsyncEventDispatcher) -> Iterator[Bridge]:
     """The bridges among a dispatcher's listeners."""
     for listeners in dispatcher.get_listeners().values():
         for listener in listeners:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import getattr_static
 from os import urandom
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, overload
 from uuid import UUID, uuid4
 from weakref import WeakSet
 
@@ -207,14 +207,30 @@ def declared_fields(cls: type) -> tuple[str, ...] | None:
     return None
 
 
-# -- the marks ----------------------------------------------------------------------------------------------
+# -- the marks of a dispatch --------------------------------------------------------------------------------
 
 _foreign_errors: dict[int, list[Exception]] = {}
-"""What ``__silbo_errors__`` is for silbo's events, for foreign objects in a dispatch, by ``id``."""
+"""The errors collected so far, by ``id(event)``, of foreign events in a dispatch; silbo's carry ``__silbo_errors__``."""
+
+_prepared: WeakSet[type] = WeakSet()
+"""The classes whose fields :func:`prepare_event` has checked."""
 
 
-def admit(event: Any) -> None:
-    """Check an event before a dispatch: its class when it comes first, its id and time when it is to leave.
+class _Marks(NamedTuple):
+    """The marks of an outer dispatch, kept while the same event is in an inner dispatch.
+
+    Attributes:
+        errors: The errors that the outer dispatch has collected; None if it can't collect any.
+    """
+
+    name: Any
+    dispatcher: object
+    stopped: bool
+    errors: list[Exception] | None
+
+
+def prepare_event(event: Any) -> None:
+    """Check the class of an event before a dispatch, once for each class, and set the time of an event that leaves.
 
     Raises:
         EnvelopeConflict: the class declares a payload field under one of the envelope's names.
@@ -223,20 +239,17 @@ def admit(event: Any) -> None:
     cls = type(event)
     if issubclass(cls, type) and issubclass(event, Event):
         raise TypeError(f"{event.__qualname__} is a class; dispatch an object of it: {event.__qualname__}(...)")
-    if cls not in _admitted:
+    if cls not in _prepared:
         check_fields(cls)
-        _admitted.add(cls)
+        _prepared.add(cls)
         if issubclass(cls, Event) and cls.__setattr__ is object.__setattr__ and _takes_assignment(cls):
             cls.__silbo_direct__ = cls
     if isinstance(event, _Outward):
-        _ = event.event_timestamp  # an id can be made any time later, and nobody can tell
-
-
-_admitted: WeakSet[type] = WeakSet()
+        _ = event.event_timestamp  # the id may be made later: nobody can tell when it was made
 
 
 def check_fields(cls: type) -> None:
-    """Refuse a class whose payload a dispatch would overwrite.
+    """Refuse an event class whose payload a dispatch would overwrite.
 
     Raises:
         EnvelopeConflict: it declares a payload field under one of the envelope's names.
@@ -249,80 +262,80 @@ def check_fields(cls: type) -> None:
 
 
 def _takes_assignment(cls: type) -> bool:
-    """Whether ``event.name = ...`` does what writing into ``__dict__`` does: no property in the way."""
+    """Return True if ``event.name = ...`` has the same effect as writing into ``__dict__``: no property is in the way."""
     return not any(hasattr(type(getattr_static(cls, mark)), "__set__") for mark in ENVELOPE)
 
 
-def mark(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> None:
-    """Write the marks of a dispatch.
+def begin_dispatch(event: Any, name: Hashable, dispatcher: object) -> _Marks | None:
+    """Set the marks of a dispatch that begins.
+
+    Returns:
+        The marks of the dispatch around this one, for :func:`end_dispatch`; None for an outermost dispatch.
 
     Raises:
         NotAnEvent: a foreign object that accepts no attribute.
     """
-    write(event, "name", name)
-    write(event, "dispatcher", dispatcher)
-    write(event, "propagation_stopped", stopped)
+    errors = collected_errors(event)
+    outer = None
+    if errors is not None or (isinstance(event, Event) and _is_direct(event) and event.__silbo_direct__ is None):
+        outer = _Marks(event.name, event.dispatcher, event.propagation_stopped, errors)
+    _set_marks(event, name, dispatcher, stopped=False)
+    _set_errors(event, [], is_dispatched=True)
+    return outer
 
 
-def begin(event: Any, name: Hashable, dispatcher: object) -> tuple[object, ...]:
-    """Mark an event for a dispatch; what is to be given to :func:`end` afterwards.
+def end_dispatch(event: Any, outer: _Marks | None) -> None:
+    """Set the marks of the dispatch around the ended one; after an outermost dispatch the event keeps its marks."""
+    if outer is None:
+        _set_errors(event, None, is_dispatched=False)
+        return
+    _set_errors(event, outer.errors, is_dispatched=True)
+    _set_marks(event, outer.name, outer.dispatcher, stopped=outer.stopped)
+
+
+def collected_errors(event: Any) -> list[Exception] | None:
+    """Return the list of errors that the running dispatch of an event has collected, for listeners to append to.
+
+    None if the event is in no dispatch, or in one whose listeners all raise or keep their errors.
+    """
+    return event.__silbo_errors__ if isinstance(event, Event) else _foreign_errors.get(id(event))
+
+
+def set_mark(event: Any, mark: str, value: object) -> None:
+    """Set one mark: on a silbo event past any freeze, on a foreign event by assignment, or past the freeze if that fails.
 
     Raises:
         NotAnEvent: a foreign object that accepts no attribute.
-    """
-    outer = running(event)
-    before = (outer,) if outer is False else (outer, event.name, event.dispatcher, event.propagation_stopped)
-    mark(event, name, dispatcher, stopped=False)
-    set_running(event, [])
-    return before
-
-
-def end(event: Any, before: Any) -> None:
-    """Give an event the marks of the dispatch around this one; after an outermost one it keeps those it has."""
-    set_running(event, before[0])
-    if len(before) > 1:
-        mark(event, before[1], before[2], stopped=before[3])
-
-
-def write(event: Any, attribute: str, value: object) -> None:
-    """Write one mark: past any freeze into a silbo event's ``__dict__``; on others as Whistle does, else past the freeze.
-
-    Where assignment does the same it is taken, for CPython reads attributes slower once a ``__dict__`` was asked for.
     """
     if isinstance(event, Event):
         if _is_direct(event):
-            setattr(event, attribute, value)
+            setattr(event, mark, value)  # CPython reads attributes slower once somebody has asked for __dict__
         else:
-            event.__dict__[attribute] = value
+            event.__dict__[mark] = value
         return
     try:
-        setattr(event, attribute, value)
+        setattr(event, mark, value)
     except Exception:  # noqa: BLE001  # frozen classes raise errors of their own kinds
         if not hasattr(event, "__dict__"):
             raise NotAnEvent(type(event)) from None
-        event.__dict__[attribute] = value
+        event.__dict__[mark] = value
 
 
-def _is_direct(event: Event) -> bool:
-    return type(event).__silbo_direct__ is type(event)
+def _set_marks(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> None:
+    set_mark(event, "name", name)
+    set_mark(event, "dispatcher", dispatcher)
+    set_mark(event, "propagation_stopped", stopped)
 
 
-def running(event: Any) -> bool | list[Exception]:
-    """False, or the event is in a dispatch: then the errors collected so far, or True where none can be."""
-    if not isinstance(event, Event):
-        return _foreign_errors.get(id(event), False)
-    if event.__silbo_errors__ is not None:
-        return event.__silbo_errors__
-    return _is_direct(event) and event.__silbo_direct__ is None
-
-
-def set_running(event: Any, state: bool | list[Exception]) -> None:
-    """Remember that an event is in a dispatch, or with False that it no longer is."""
-    errors = state if isinstance(state, list) else None
+def _set_errors(event: Any, errors: list[Exception] | None, *, is_dispatched: bool) -> None:
     if isinstance(event, Event):
-        write(event, "__silbo_errors__", errors)
-        write(event, "__silbo_direct__", type(event) if state is False and _is_direct(event) else None)
+        set_mark(event, "__silbo_errors__", errors)
+        set_mark(event, "__silbo_direct__", type(event) if not is_dispatched and _is_direct(event) else None)
     elif errors is not None:
         _foreign_errors[id(event)] = errors
     else:
         _foreign_errors.pop(id(event), None)
+
+
+def _is_direct(event: Event) -> bool:
+    return type(event).__silbo_direct__ is type(event)

@@ -30,10 +30,10 @@ __all__ = [
     "EventName",
     "Key",
     "Name",
-    "check_dispatched",
+    "check_name",
     "claim_own_name",
     "compile_pattern",
-    "goes_by",
+    "has_name",
     "is_pattern",
     "name_of",
     "warn_if_deprecated",
@@ -160,7 +160,7 @@ def name_of(event: object) -> Any:
     return known[0] if known else cls.__name__
 
 
-def goes_by(cls: type, name: str) -> bool:
+def has_name(cls: type, name: str) -> bool:
     """Whether events of a class have this name: as one of its EventNames, or because the class is called so."""
     return cls.__name__ == name or name in vars(cls).get(_KNOWN, ())
 
@@ -170,7 +170,7 @@ def is_pattern(name: object) -> bool:
     return isinstance(name, str) and "*" in name
 
 
-def check_dispatched(name: object) -> None:
+def check_name(name: object) -> None:
     """Look at a name before a dispatch: a deprecated one gives a warning.
 
     Raises:

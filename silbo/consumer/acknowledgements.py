@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from silbo._retry import Backoff, leave_if_cancelled, pause
+from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo.consumer.telling import Telling
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
@@ -144,7 +144,7 @@ class Acks:
         outages = 0
         while self._every is not None:
             await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else self._every)
-            leave_if_cancelled()
+            raise_if_cancelled()
             try:
                 async with self._keeping:
                     await self._keep()
@@ -190,7 +190,7 @@ class Acks:
         """Acknowledge what is done: at once when nothing is worked on that could go with it, else after a moment."""
         outages = 0
         while self._done or not self._closed:
-            leave_if_cancelled()
+            raise_if_cancelled()
             await self._some.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(ACK_WITHIN):

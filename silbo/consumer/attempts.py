@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from silbo._retry import Backoff, leave_if_cancelled, pause
+from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import Bridge
 from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
@@ -84,7 +84,7 @@ class Attempts:
     async def work(self) -> None:
         """Handle one after another until the lanes end. Any number of these run side by side."""
         while (turn := await self._lanes.get()) is not None:
-            leave_if_cancelled()
+            raise_if_cancelled()
             if (delay := await self._serve(turn)) is None:
                 self._lanes.done(turn)
             else:
@@ -167,7 +167,7 @@ class Attempts:
     async def _insist(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T | Any:
         """The broker's answer, however often it takes; ``_STOPPED`` when the stop comes first."""
         for outages in count(1):
-            leave_if_cancelled()
+            raise_if_cancelled()
             try:
                 with self._telling.broker.watched(what):
                     return await call()
@@ -212,7 +212,7 @@ class Attempts:
             else:
                 await self._run_once(self._policy.inbox, arrival, delivery)
         except asyncio.CancelledError:
-            leave_if_cancelled()
+            raise_if_cancelled()
             cancelled = RuntimeError("a listener was cancelled, but not by its consumer")
             return await self._failed(turn, delivery, cancelled)
         except _InboxAway as error:

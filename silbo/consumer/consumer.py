@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 
 from silbo._checks import check_count, check_seconds
 from silbo._reports import ErrorHook, Outage
-from silbo._retry import Backoff, end, leave_if_cancelled, pause
+from silbo._retry import Backoff, end_tasks, pause, raise_if_cancelled
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.bridge import bridges
+from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
 from silbo.consumer.attempts import Attempts, Policy
 from silbo.consumer.receive import Incoming, Own
@@ -61,9 +61,9 @@ class Opening:
         trying = asyncio.create_task(self._try())
         try:
             await self._over.wait()
-            await end([trying], GRACE)
+            await end_tasks([trying], GRACE)
         finally:
-            await end([trying], 0)
+            await end_tasks([trying], 0)
         if not trying.cancelled():
             trying.result()
 
@@ -71,7 +71,7 @@ class Opening:
         outages = 0
         try:
             while self.receiver is None and not self._stopping.is_set():
-                leave_if_cancelled()
+                raise_if_cancelled()
                 try:
                     with self._broker.watched("open"):
                         self.receiver = await self._subscription.open()
@@ -297,12 +297,12 @@ class Consumer:
                 keeping = tasks.create_task(acks.keep_on())
                 acknowledging = tasks.create_task(acks.run())
                 await stopping.wait()
-                await end([reading], GRACE)  # longer is a broker that does not answer
+                await end_tasks([reading], GRACE)  # longer is a broker that does not answer
                 self._lanes.close(self._concurrency)
-                await end(working, self._drain_until - monotonic())
+                await end_tasks(working, self._drain_until - monotonic())
                 keeping.cancel()
                 acks.close()
-                await end([acknowledging], GRACE)
+                await end_tasks([acknowledging], GRACE)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -322,7 +322,7 @@ class Consumer:
     async def _read(self, receiver: Receiver, acks: Acks) -> None:
         outages = 0
         while not self._stopping.is_set():
-            leave_if_cancelled()
+            raise_if_cancelled()
             room = min(self._ahead - len(self._lanes), UNACKED - len(acks))
             if room <= 0 or len(self._lanes) > self._ahead // 2:  # half of it is done first: so they come in batches
                 self._freed.clear()
@@ -362,5 +362,5 @@ class Consumer:
 
     def _check_own(self) -> None:
         app = self._subscription.app
-        if self._own is None and any(bridge.publisher.app == app for bridge in bridges(self._dispatcher)):
+        if self._own is None and any(bridge.publisher.app == app for bridge in find_bridges(self._dispatcher)):
             raise OwnMessagesUndecided(app)

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.bridge import bridges, routing_key
+from silbo.bridge import find_bridges, read_routing_key
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
-from silbo.event import write
+from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import EventName, is_pattern
 from silbo.wire.decode import to_event
@@ -81,7 +81,7 @@ class Incoming:
             return None
         name, cls = self._resolve(message, delivery.format.names)
         event = to_event(message, cls)
-        write(event, "origin", origin)
+        set_mark(event, "origin", origin)
         return Arrival(name, event, message)
 
     def key(self, delivery: Delivery, message: Message) -> str | None:
@@ -98,7 +98,7 @@ class Incoming:
                 return None
             event = to_event(message, cls)
             # Without a class it is as the payload has it.
-            return routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
+            return read_routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
         except Exception:  # noqa: BLE001  # the message's or the class's own, and told in its turn
             return None
 
@@ -164,4 +164,6 @@ async def receive(
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:
-    return sender == app if app is not None else any(bridge.publisher.app == sender for bridge in bridges(dispatcher))
+    return (
+        sender == app if app is not None else any(bridge.publisher.app == sender for bridge in find_bridges(dispatcher))
+    )

@@ -16,8 +16,8 @@ from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Optio
 from silbo.dispatch.running import Wrapper, run, settle
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import Background
-from silbo.event import Event, admit, begin, end
-from silbo.names import E, EventName, Name, check_dispatched, warn_if_deprecated
+from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
+from silbo.names import E, EventName, Name, check_name, warn_if_deprecated
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
@@ -206,12 +206,12 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             raise TypeError(
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
             )
-        check_dispatched(name)
-        admit(event)
+        check_name(name)
+        prepare_event(event)
         listeners = self.get_listeners(name)
         if name not in self._ready:
             self._make_ready(name, listeners)
-        before = begin(event, name, self)
+        outer = begin_dispatch(event, name, self)
         try:
             if self._observers:
                 all_of_them = partial(settle, self._adispatch, self._listeners.container)
@@ -219,7 +219,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             else:
                 await settle(self._adispatch, self._listeners.container, listeners, event)
         finally:
-            end(event, before)
+            end_dispatch(event, outer)
 
     @overridable
     async def _adispatch(self, listeners: Iterable[Listener], event: Any, /) -> None:

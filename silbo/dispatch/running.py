@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
 from silbo.errors import ListenerTimeout
-from silbo.event import running
+from silbo.event import collected_errors
 from silbo.work.unit_of_work import beside, unit_of_work
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Guard(Wrapper):
             answer = self._policy(error, event, self.__wrapped__)
             if inspect.isawaitable(answer):
                 await answer
-        elif isinstance(collected := running(event), list):
+        elif (collected := collected_errors(event)) is not None:
             collected.append(error)
         else:  # run by hand, outside of a dispatch
             raise error
@@ -126,8 +126,8 @@ async def settle(
             async with unit_of_work(container):
                 await settle(adispatch, None, listeners, event)
             return
-    errors = running(event)
-    assert isinstance(errors, list)
+    errors = collected_errors(event)
+    assert errors is not None
     try:
         await adispatch(listeners, event)
     except Exception as error:

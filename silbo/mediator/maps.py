@@ -11,7 +11,7 @@ from silbo.dispatch.class_listeners import Calls, ClassListener, Handles
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import AlreadyBound, NameInvalid, RequestUnbound
 from silbo.mediator.requests import HandledBy, HandlesRequest, check_event_handler, check_request_handler
-from silbo.names import EventName, claim_own_name, goes_by, name_of
+from silbo.names import EventName, claim_own_name, has_name, name_of
 from silbo.protocols import Container
 
 __all__ = ["EventMap", "RequestMap"]
@@ -166,7 +166,7 @@ class _BoundListener(ClassListener):
             NameInvalid: it is of another class, that has the same name.
         """
         bound, cls = self.binding.cls, type(event)
-        if bound is not None and cls is not bound and goes_by(cls, self.binding.name) and not _derived(cls, bound):
+        if bound is not None and cls is not bound and has_name(cls, self.binding.name) and not _derived(cls, bound):
             raise _one_name(self.binding.name, bound, cls)
         await super().__call__(event)
 

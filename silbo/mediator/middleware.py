@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from silbo._checks import check_several
+from silbo._checks import check_list
 from silbo.dispatch.options import is_async
 from silbo.work.unit_of_work import Unit
 
@@ -110,7 +110,7 @@ def check_middlewares(middlewares: Iterable[AnyMiddleware]) -> tuple[AnyMiddlewa
     Raises:
         TypeError: says what a middleware is; or they are no list.
     """
-    given = check_several("middlewares", middlewares)
+    given = check_list("middlewares", middlewares)
     for one in given:
         cls = one if isinstance(one, type) else type(one)
         if is_async(one) or is_async(getattr(cls, "__call__", None)):  # noqa: B004  # its type, not whether it is there

@@ -13,7 +13,7 @@ from uuid import uuid4
 from silbo._checks import check_ends, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, ErrorReporter, Outage
-from silbo._retry import Backoff, leave_if_cancelled, pause
+from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
 from silbo.message import Message
 from silbo.outbox.rows import Lead, OutboxStore, Row
@@ -208,7 +208,7 @@ class Relay(AsyncCloseable):
         """Lead whenever nobody else does, until the stop."""
         above, failures, stands_by = 0, 0, False
         while True:  # once at least: what waits is sent also where the stop came first
-            leave_if_cancelled()
+            raise_if_cancelled()
             wait: float | None = min(STANDBY, self._lease / 3)
             try:
                 lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
@@ -241,7 +241,7 @@ class Relay(AsyncCloseable):
         looked = owes = False
         try:
             while True:
-                leave_if_cancelled()
+                raise_if_cancelled()
                 if now() >= renew_at:
                     # Where that fails, so does the next step, with LeadLost.
                     await self._store.lead(lead.partition, self._owner, lease=self._lease)
@@ -314,10 +314,10 @@ class Relay(AsyncCloseable):
 
     async def _forget(self) -> None:
         while not self._stopping.is_set():
-            leave_if_cancelled()
+            raise_if_cancelled()
             try:
                 while await self._store.forget(retain=self._retain):
-                    leave_if_cancelled()
+                    raise_if_cancelled()
                 self._storing.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve
                 await self._report.report_outage(self._storing, "forget", error)

@@ -12,7 +12,7 @@ from zlib import crc32
 import msgspec
 
 from silbo.message import Message
-from silbo.wire.formats import write
+from silbo.wire.formats import to_json
 
 __all__ = [
     "NOTHING",
@@ -277,7 +277,7 @@ def pack(message: Message, partitions: int) -> Packed:
     Raises:
         MessageRefused: something in it can't be written, or it is larger than 1 MiB.
     """
-    raw = write(message, {name: getattr(message, name) for name in _FIELDS})
+    raw = to_json(message, {name: getattr(message, name) for name in _FIELDS})
     return Packed(partition_of(message.key, partitions), message.key, raw)
 
 

@@ -28,7 +28,7 @@ from silbo.wire.encode import (
     timestamp,
 )
 
-__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "write"]
+__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "to_json"]
 
 MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
@@ -70,7 +70,7 @@ class JsonFormat(_ByEventName):
 
     def encode(self, message: Message, origin: Origin) -> bytes:
         """See :class:`~silbo.message.Format`. An origin that the message carries already is kept."""
-        return write(
+        return to_json(
             message,
             {
                 "message_type": message.message_type,
@@ -113,7 +113,7 @@ class DiatorFormat:
         when = payload.get("event_timestamp")
         if isinstance(when, str):
             payload["event_timestamp"] = when.removesuffix("Z")
-        return write(
+        return to_json(
             message,
             {
                 "message_type": message.message_type,
@@ -202,7 +202,7 @@ class CloudEventsFormat(_ByEventName):
             if not value or _HAS_CONTROL(value):
                 raise MessageRefused(message.message_name, f"CloudEvents can't carry {attribute} {value!r}")
         record["data"] = message.payload
-        return write(message, record)
+        return to_json(message, record)
 
     def decode(self, raw: bytes) -> Message:
         """See :class:`~silbo.message.Format`."""
@@ -234,7 +234,7 @@ _OWN: Final = _CONTEXT | {"silbokind"}
 # -- both ways ----------------------------------------------------------------------------------------------
 
 
-def write(message: Message, record: dict[str, Any]) -> bytes:
+def to_json(message: Message, record: dict[str, Any]) -> bytes:
     """What a message is to be, as JSON.
 
     Raises:

@@ -16,7 +16,7 @@ from silbo import LAST, AsyncEventDispatcher, Bridge, DomainEvent, ECSTEvent, Ev
 from silbo import bridge as bridge_module
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
-from silbo.event import write
+from silbo.event import set_mark
 from silbo.message import Message, Origin
 from silbo.protocols import Receiver
 
@@ -262,7 +262,7 @@ async def test_consumed_event_is_not_sent_out_again(
 ) -> None:
     d.add_subscriber(Bridge(broker))
     event = UserJoined(1)
-    write(event, "origin", Origin("", ""))
+    set_mark(event, "origin", Origin("", ""))
     await d.adispatch("user.joined", event)
     assert await names(d, wire) == []
 

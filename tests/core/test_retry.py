@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from silbo._retry import Backoff, leave_if_cancelled, pause
+from silbo._retry import Backoff, pause, raise_if_cancelled
 
 
 def test_delays_grow_by_the_factor_up_to_the_cap() -> None:
@@ -78,7 +78,7 @@ async def test_swallowed_cancellation_is_met_at_the_next_turn() -> None:
     async def loop() -> None:
         nonlocal turns
         while True:
-            leave_if_cancelled()
+            raise_if_cancelled()
             turns += 1
             begun.set()
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from silbo._checks import check_address
-from silbo.bridge import CACHED_NAMES, Route, Routes, routing_key
+from silbo.bridge import CACHED_NAMES, Route, Routes, read_routing_key
 from silbo.errors import AddressInvalid, MessageRefused, NameInvalid, RouteConflict, SilboError
 from silbo.names import EventName
 
@@ -103,20 +103,20 @@ class Paid:
 
 
 def test_key_is_the_text_of_an_attribute_or_of_what_a_function_gives() -> None:
-    assert routing_key(Paid(), "paid", "order_id") == "7"
-    assert routing_key(Paid(), "paid", lambda event: event.order_id + 1) == "8"
-    assert routing_key(Paid(), "paid", None) is None
+    assert read_routing_key(Paid(), "paid", "order_id") == "7"
+    assert read_routing_key(Paid(), "paid", lambda event: event.order_id + 1) == "8"
+    assert read_routing_key(Paid(), "paid", None) is None
 
 
 def test_key_that_is_none_is_no_key() -> None:
     """``"None"`` would put everything that has none in one line."""
-    assert routing_key(Paid(None), "paid", "order_id") is None
-    assert routing_key(Paid(None), "paid", lambda event: event.order_id) is None
+    assert read_routing_key(Paid(None), "paid", "order_id") is None
+    assert read_routing_key(Paid(None), "paid", lambda event: event.order_id) is None
 
 
 def test_missing_key_attribute_refuses_the_message_and_names_it() -> None:
     with pytest.raises(MessageRefused, match="no attribute 'customer'") as caught:
-        routing_key(Paid(), "paid", "customer")
+        read_routing_key(Paid(), "paid", "customer")
     assert (caught.value.name, caught.value.field) == ("paid", "customer")
 
 
@@ -125,7 +125,7 @@ def test_key_function_that_raises_refuses_the_message_and_keeps_its_error() -> N
         raise KeyError("nothing here")
 
     with pytest.raises(MessageRefused, match="broken.*nothing here") as caught:
-        routing_key(Paid(), "paid", broken)
+        read_routing_key(Paid(), "paid", broken)
     assert isinstance(caught.value.__cause__, KeyError)
 
 
