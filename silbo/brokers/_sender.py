@@ -1,8 +1,8 @@
-"""The lines in which messages wait for a client library that the host brings: Kafka's, RabbitMQ's, Service Bus's.
+"""A sender for a client library that the host brings: Kafka's, RabbitMQ's, Service Bus's.
 
-Calls of ``publish`` put their messages in the line of an address. A task, which lives while there is something to send,
-gives up to 500 messages or 1 MiB at a time to the library, and the next ones when those are answered: so a line keeps
-its order whatever fails, and the more is published at once, the less each message costs.
+Every address has a queue. Calls of ``publish`` put their messages into it. A task, which lives while there is something
+to send, gives up to 500 messages or 1 MiB at a time to the library, and the next ones when those are answered. So a queue
+keeps its order whatever fails, and the more is published at once, the less each message costs.
 """
 
 from __future__ import annotations
@@ -10,129 +10,71 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
+from silbo._checks import check_seconds
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
-from silbo.message import Message, instance
+from silbo.message import Message
 
-__all__ = ["Call", "Parcel", "Send", "Sender", "close_all", "labels"]
+__all__ = ["LibrarySender", "OutgoingMessage"]
 
+BATCH_MESSAGES: Final = 500
+"""A batch has at most 500 messages."""
+BATCH_BYTES: Final = 1 << 20
+"""A batch has at most 1 MiB of encoded messages. A larger message goes alone."""
+PROBE_TIMEOUT: Final = 1.0
+"""A publish that probes a silent broker is answered within 1 second."""
+LATE: Final = 0.05
+"""A message is not sent when less than this share of the timeout is left: its result would likely be unknown."""
 
-def labels(message: Message, app: str) -> dict[str, str]:
-    """What stands beside a message, to be filtered by without decoding it."""
-    return {
-        "message_type": message.message_type,
-        "message_name": message.message_name,
-        "message_id": message.message_id,
-        "app": app,
-        "instance": instance(),
-        **message.headers,
-    }
-
-
-_Answer: TypeAlias = Literal["sent", "refused", "unsent", "unknown"]
+_Outcome: TypeAlias = Literal["sent", "refused", "unsent", "unknown"]
+Send: TypeAlias = "Callable[[str, Sequence[OutgoingMessage]], Awaitable[None]]"
+"""``(address, messages)`` sends a batch, in this order. May raise; is cancelled at the deadline of the first message."""
 
 
-class Parcel:
-    """One message on its way. Whoever sends it says what became of it; the first answer counts.
+class PublishCall:
+    """One call of ``publish``, and the progress of its messages.
 
     Attributes:
-        raw: The message, encoded.
-        is_handed: To be set before the library gets it. What is not answered for is unknown where it was handed, and not
-            sent where it was not.
-    """
-
-    __slots__ = ("_answer", "_call", "is_handed", "message", "raw")
-
-    def __init__(self, call: Call, message: Message, raw: bytes) -> None:
-        self._call, self.message, self.raw = call, message, raw
-        self.is_handed = False
-        self._answer: _Answer | None = None
-
-    @property
-    def deadline(self) -> float:
-        """When its caller is answered at the latest, by the loop's clock."""
-        return self._call.deadline
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is not answered, and its caller still waits."""
-        return self._answer is None and not self._call.answer.done()
-
-    @property
-    def has_missed(self) -> bool:
-        """Whether it may have to be sent again."""
-        return self._answer not in ("sent", "refused")
-
-    def sent(self) -> None:
-        """The broker has it."""
-        self._settle("sent")
-
-    def refused(self, problem: str) -> None:
-        """The broker takes it neither now nor later."""
-        if self._answer is None:
-            self._call.refuse(MessageRefused(self.message.message_name, problem))
-            self._settle("refused")
-
-    def unsent(self, why: str) -> None:
-        """The broker surely does not have it."""
-        self._settle("unsent", why)
-
-    def unknown(self, why: str) -> None:
-        """The broker may have it."""
-        self._settle("unknown", why)
-
-    def lost(self, why: str) -> None:
-        """It is not answered for."""
-        self._settle("unknown" if self.is_handed else "unsent", why)
-
-    def _settle(self, answer: _Answer, why: str = "") -> None:
-        if self._answer is None:
-            self._answer = answer
-            self._call.settle(answer, why)
-
-
-class Call:
-    """One call of ``publish``, and how far its messages are.
-
-    Attributes:
-        deadline: When it is answered at the latest, by the loop's clock.
-        answer: Of the call, when each of its messages has one.
-        refusal: Why messages can't be sent; they don't count among its ``messages``.
-        messages: How many are on their way.
+        answered: Done when every message of the call is settled, or when the caller has gone away.
+        deadline: The loop's time at which the call is answered at the latest.
+        messages: The number of messages on their way, without those that could not be encoded.
+        refusal: The error for messages that can't be sent; a note for each further one.
     """
 
     def __init__(self) -> None:
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.deadline = 0.0
-        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.messages = 0
         self.refusal: MessageRefused | None = None
-        self.messages = self._sent = self._settled = 0
-        self._unsent = self._unknown = ""
+        self._sent = 0
+        self._settled = 0
+        self._unsent = ""
+        self._unknown = ""
 
-    def refuse(self, error: MessageRefused) -> None:
-        """One more message can't be sent."""
+    def add_refusal(self, error: MessageRefused) -> None:
+        """Note that one more message can't be sent."""
         if self.refusal is None:
             self.refusal = error
         else:
             self.refusal.add_note(f"and in the same call: {error}")
 
-    def settle(self, answer: _Answer, why: str) -> None:
-        """One more of its messages has an answer."""
+    def settle_message(self, outcome: _Outcome, why: str) -> None:
+        """Note the outcome of one message; answer the caller after the last one."""
         self._settled += 1
-        self._sent += answer == "sent"
-        if answer == "unsent":
+        self._sent += outcome == "sent"
+        if outcome == "unsent":
             self._unsent = self._unsent or why
-        elif answer == "unknown":
+        elif outcome == "unknown":
             self._unknown = self._unknown or why
-        if self._settled < self.messages or self.answer.done():
+        if self._settled < self.messages or self.answered.done():
             return
         if (error := self._error()) is None:
-            self.answer.set_result(None)
+            self.answered.set_result(None)
         else:
-            self.answer.set_exception(error)
+            self.answered.set_exception(error)
 
     def _error(self) -> BrokerUnavailable | DeliveryUnknown | MessageRefused | None:
         many = self.messages
@@ -148,70 +90,126 @@ class Call:
         return self.refusal
 
 
-BATCH_MESSAGES: Final = 500
-BATCH_BYTES: Final = 1 << 20
-TRY: Final = 1.0
-"""Seconds at most in which a publish is answered that tries whether a silent broker answers again."""
-LATE: Final = 0.05
-"""The share of the timeout that must be left of a message's time: one sent later would likely end unknown."""
+class OutgoingMessage:
+    """One message on its way. The code that sends it marks its outcome; only the first mark counts.
 
-Send: TypeAlias = Callable[[str, Sequence[Parcel]], Awaitable[None]]
-"""Sends a batch to an address, in this order. It may raise, and is cancelled at the deadline of the first."""
+    Attributes:
+        raw: The message, encoded.
+        is_handed_over: Set it before the library gets the message. Without a mark, the outcome of a message is unknown
+            if it was handed over, and "not sent" if it was not.
+    """
+
+    __slots__ = ("_call", "_outcome", "is_handed_over", "message", "raw")
+
+    def __init__(self, call: PublishCall, message: Message, raw: bytes) -> None:
+        self._call = call
+        self._outcome: _Outcome | None = None
+        self.message = message
+        self.raw = raw
+        self.is_handed_over = False
+
+    @property
+    def deadline(self) -> float:
+        """The loop's time at which the caller is answered at the latest."""
+        return self._call.deadline
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if the message has no outcome yet and its caller still waits."""
+        return self._outcome is None and not self._call.answered.done()
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """True if the caller may publish the message again: it was neither sent nor refused."""
+        return self._outcome not in ("sent", "refused")
+
+    def mark_sent(self) -> None:
+        """Note that the broker has the message."""
+        self._settle("sent")
+
+    def mark_refused(self, problem: str) -> None:
+        """Note that the broker takes the message neither now nor later."""
+        if self._outcome is None:
+            self._call.add_refusal(MessageRefused(self.message.message_name, problem))
+            self._settle("refused")
+
+    def mark_unsent(self, why: str) -> None:
+        """Note that the broker surely does not have the message."""
+        self._settle("unsent", why)
+
+    def mark_unknown(self, why: str) -> None:
+        """Note that the broker may have the message."""
+        self._settle("unknown", why)
+
+    def mark_unanswered(self, why: str) -> None:
+        """Note that no answer came: unknown if the message was handed over, else not sent."""
+        self._settle("unknown" if self.is_handed_over else "unsent", why)
+
+    def _settle(self, outcome: _Outcome, why: str = "") -> None:
+        if self._outcome is None:
+            self._outcome = outcome
+            self._call.settle_message(outcome, why)
 
 
-class Sender:
-    """Takes the calls of a publisher; a line for each address, for one event loop.
+class LibrarySender:
+    """Takes the calls of a publisher; has a queue for each address. For one event loop.
 
-    A batch that is not answered within its deadline makes a line *silent*: whoever waits in it gets an error, and so does
-    every further publish at once, but for one at a time that tries, for a second, whether the broker answers again.
+    A batch that is not answered within its deadline makes its queue *silent*: every message in the queue gets an error,
+    and so does every further publish at once. Only one publish at a time probes, for a second, if the broker answers
+    again.
 
     Args:
-        broker: What to call it in errors.
+        broker: The broker's name and kind of address in errors, as ``Kafka topic``.
         send: Gives a batch to the library.
-        encode: A message as bytes; may raise MessageRefused.
-        to: The address of messages for which no route chose one.
+        encode: Returns a message as bytes; may raise MessageRefused.
+        default: The address of messages for which no route chose one.
         timeout: Seconds in which a publish is answered.
     """
 
-    def __init__(self, broker: str, send: Send, encode: Callable[[Message], bytes], *, to: str, timeout: float) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout is seconds, more than 0, not {timeout!r}")
-        self._broker, self._send, self._encode, self._to, self._timeout = broker, send, encode, to, timeout
-        self._lines: dict[str, _Line] = {}
+    def __init__(
+        self, broker: str, send: Send, encode: Callable[[Message], bytes], *, default: str, timeout: float
+    ) -> None:
+        self._broker = broker
+        self._send = send
+        self._encode = encode
+        self._default = default
+        self._timeout = check_seconds("timeout", timeout)
+        self._queues: dict[str, _AddressQueue] = {}
         self._closed = False
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """See :class:`~silbo.protocols.Publisher`."""
+        """Send the messages, in this order: see :class:`~silbo.protocols.Publisher`."""
         if self._closed:
             raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
-        call = Call()
-        parcels: dict[str, list[Parcel]] = {}
+        call = PublishCall()
+        by_address: dict[str, list[OutgoingMessage]] = {}
         for message in messages:
             try:
-                parcel = Parcel(call, message, self._encode(message))
+                outgoing = OutgoingMessage(call, message, self._encode(message))
             except MessageRefused as error:
-                call.refuse(error)
+                call.add_refusal(error)
             else:
                 call.messages += 1
-                parcels.setdefault(message.to or self._to, []).append(parcel)
-        is_silent = any(self._line(address).is_silent for address in parcels)
-        call.deadline = asyncio.get_running_loop().time() + (min(TRY, self._timeout) if is_silent else self._timeout)
-        for address, its in parcels.items():
-            self._line(address).put(its)
-        if parcels:
-            await call.answer
+                by_address.setdefault(message.to or self._default, []).append(outgoing)
+        is_silent = any(self._queue(address).is_silent for address in by_address)
+        timeout = min(PROBE_TIMEOUT, self._timeout) if is_silent else self._timeout
+        call.deadline = asyncio.get_running_loop().time() + timeout
+        for address, its_messages in by_address.items():
+            self._queue(address).put(its_messages)
+        if by_address:
+            await call.answered
         elif call.refusal is not None:
             raise call.refusal
 
-    def _line(self, address: str) -> _Line:
-        if address not in self._lines:
-            self._lines[address] = _Line(f"{self._broker} {address!r}", address, self._send, self._timeout)
-        return self._lines[address]
+    def _queue(self, address: str) -> _AddressQueue:
+        if address not in self._queues:
+            self._queues[address] = _AddressQueue(f"{self._broker} {address!r}", address, self._send, self._timeout)
+        return self._queues[address]
 
     async def aclose(self) -> None:
-        """Answer what waits, within its deadlines."""
+        """Answer every waiting publish, within its deadline. May be called twice."""
         self._closed = True
-        tasks = [line.task for line in self._lines.values() if line.task is not None and not line.task.done()]
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None and not queue.task.done()]
         try:
             if tasks:
                 await asyncio.wait(tasks)
@@ -220,92 +218,89 @@ class Sender:
                 task.cancel()
 
 
-class _Line:
-    """What waits to be sent to one address, the oldest first, so that the deadlines are in order too."""
+class _AddressQueue:
+    """The messages that wait to be sent to one address, oldest first, so that their deadlines are in order too."""
 
-    def __init__(self, where: str, address: str, send: Send, timeout: float) -> None:
-        self._where, self._address, self._send, self._timeout = where, address, send, timeout
-        self._waiting: deque[Parcel] = deque()
-        self._batch: Sequence[Parcel] = ()  # under way
+    def __init__(self, label: str, address: str, send: Send, timeout: float) -> None:
+        self._label = label
+        self._address = address
+        self._send = send
+        self._timeout = timeout
+        self._waiting: deque[OutgoingMessage] = deque()
+        self._batch: Sequence[OutgoingMessage] = ()  # given to the library, not answered
         self._silent_since: datetime | None = None
         self.task: asyncio.Task[None] | None = None
 
     @property
     def is_silent(self) -> bool:
-        """Whether the last batch was not answered, and this one neither, up to now."""
-        return self._silent_since is not None and all(parcel.has_missed for parcel in self._batch)
+        """True if the last batch was not answered, and the batch under way has no answer yet either."""
+        return self._silent_since is not None and all(message.may_be_repeated for message in self._batch)
 
-    def put(self, parcels: Iterable[Parcel]) -> None:
+    def put(self, messages: Iterable[OutgoingMessage]) -> None:
+        """Append the messages; mark them as not sent if the queue is silent and a probe is under way."""
         is_busy = self.task is not None and not self.task.done()
         if is_busy and self.is_silent:
-            for parcel in parcels:
-                parcel.unsent(self._silence())
+            for message in messages:
+                message.mark_unsent(self._silence())
             return
-        self._waiting.extend(parcels)
+        self._waiting.extend(messages)
         if not is_busy:
-            # Not in the caller's context: it would live on in a task of others.
+            # Not in the caller's context: the task goes on for other callers and would keep its values alive.
             self.task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
     def _silence(self) -> str:
-        return f"{self._where} has not answered since {self._silent_since:%H:%M:%S} UTC"
+        return f"{self._label} has not answered since {self._silent_since:%H:%M:%S} UTC"
 
     async def _run(self) -> None:
-        """Send what is in line until nothing is."""
+        """Send batches until the queue is empty."""
         try:
             while batch := self._take():
                 self._batch = batch
                 await self._send_batch(batch)
-        except BaseException as error:  # cancelled, or a defect: whoever waits gets to know
-            for parcel in (*self._batch, *self._waiting):
-                parcel.lost(f"the sender was ended by {error!r}")
+        except BaseException as error:  # cancelled, or a defect: every waiting caller gets the error
+            for message in (*self._batch, *self._waiting):
+                message.mark_unanswered(f"the sender was ended by {error!r}")
             self._waiting.clear()
             raise
         finally:
             self._batch = ()
 
-    async def _send_batch(self, batch: list[Parcel]) -> None:
-        why = f"{self._where} did not say what became of it"
+    async def _send_batch(self, batch: list[OutgoingMessage]) -> None:
+        why = f"{self._label} did not say if it has the message"
         limit = asyncio.timeout_at(batch[0].deadline)
         try:
             async with limit:
                 await self._send(self._address, batch)
             self._silent_since = None
         except Exception as error:  # noqa: BLE001  # whatever a library raises, every caller gets an answer
-            why = f"{self._where}: {str(error) or repr(error)}"
-            if limit.expired() or self._is_late(batch[0]):  # the library has given up just before
+            why = f"{self._label}: {str(error) or repr(error)}"
+            if limit.expired() or self._is_late(batch[0]):  # late: the library gave up just before the deadline
                 if self._silent_since is None:
                     self._silent_since = datetime.now(UTC) - timedelta(seconds=self._timeout)
                 why = self._silence()
-        missed = [parcel for parcel in batch if parcel.has_missed]
-        for parcel in missed:
-            parcel.lost(why)
-        keys = {parcel.message.key for parcel in missed}
-        for parcel in self._waiting:  # sent now, one behind it would come before the repeat of a message that missed
-            if missed and (self._silent_since is not None or parcel.message.key in keys):
-                parcel.unsent(f"a message before it was not sent: {why}")
+        missed = [message for message in batch if message.may_be_repeated]
+        for message in missed:
+            message.mark_unanswered(why)
+        keys = {message.message.key for message in missed}
+        for waiting in self._waiting:  # sent now, a message would overtake the repeat of one that missed before it
+            if missed and (self._silent_since is not None or waiting.message.key in keys):
+                waiting.mark_unsent(f"a message before it was not sent: {why}")
 
-    def _take(self) -> list[Parcel]:
-        """The oldest messages, as many as go into one batch. Those whose callers have gone away are dropped."""
-        batch: list[Parcel] = []
+    def _take(self) -> list[OutgoingMessage]:
+        """Remove the oldest messages from the queue, as many as fit into one batch; drop those without a caller."""
+        batch: list[OutgoingMessage] = []
         size = 0
         while self._waiting and len(batch) < BATCH_MESSAGES:
-            parcel = self._waiting[0]
-            if batch and size + len(parcel.raw) > BATCH_BYTES:
+            message = self._waiting[0]
+            if batch and size + len(message.raw) > BATCH_BYTES:
                 break
             self._waiting.popleft()
-            if parcel.is_open and self._is_late(parcel):
-                parcel.unsent(f"{self._where} did not come to it within {self._timeout:g} s")
-            if parcel.is_open:
-                batch.append(parcel)
-                size += len(parcel.raw)
+            if message.is_awaited and self._is_late(message):
+                message.mark_unsent(f"{self._label} took longer than {self._timeout:g} s for the messages before it")
+            if message.is_awaited:
+                batch.append(message)
+                size += len(message.raw)
         return batch
 
-    def _is_late(self, parcel: Parcel) -> bool:
-        return parcel.deadline - asyncio.get_running_loop().time() <= LATE * self._timeout
-
-
-async def close_all(closes: Iterable[Callable[[], Awaitable[object]]], timeout: float) -> None:
-    """Close what a library has opened, for so many seconds at most; what can't be closed is gone already."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            await asyncio.gather(*(close() for close in closes), return_exceptions=True)
+    def _is_late(self, message: OutgoingMessage) -> bool:
+        return message.deadline - asyncio.get_running_loop().time() <= LATE * self._timeout

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from silbo._checks import check_address
-from silbo._closing import AsyncCloseable
 from silbo._retry import Backoff
-from silbo.brokers._sender import Parcel, Sender, close_all, labels
+from silbo.brokers._library_broker import LibraryBroker, build_labels
+from silbo.brokers._sender import OutgoingMessage
 from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
-from silbo.message import Format, Message, Origin, instance
-from silbo.protocols import Promises
+from silbo.message import Format, Message
 from silbo.wire.formats import JSON
 
 try:
@@ -28,26 +26,34 @@ except ModuleNotFoundError as error:
 __all__ = ["RabbitMQ"]
 
 RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
+"""The delays between two attempts to open a channel while the connection is away."""
+LONGEST_ROUTING_KEY: Final = 255
+"""A routing key has at most 255 bytes, by AMQP."""
 
 
-class RabbitMQ(AsyncCloseable):
-    """Publishes to one exchange, or to the one that a route chose, with the event name as routing key.
+class RabbitMQ(LibraryBroker):
+    """A publisher to one exchange, or to the one that a route chose, with the event name as routing key.
 
-    Bind queues to a topic exchange, as ``user.*`` or ``#``. Messages are persistent, and confirmed by RabbitMQ when every
-    queue that gets them has them on disk; they carry their routing key and all else as headers. silbo opens a channel of
-    its own for each exchange, which it never declares.
+    Bind queues to a topic exchange, as ``user.*`` or ``#``. Messages are persistent; they carry their routing key and all
+    else as headers. A publish returns when RabbitMQ has confirmed its messages: every queue that gets them has them on
+    disk. silbo opens a channel of its own for each exchange, which it never declares. Closing closes the channels and
+    leaves the connection open.
 
     Args:
         connection: The program's own, from ``aio_pika.connect_robust(...)``, which connects again by itself. It stays open.
-        exchange: Where messages go for which no route chose another.
+        exchange: The exchange of messages for which no route chose another.
         app: The program's name, as consumers see it in ``event.origin.app``.
         timeout: Seconds in which a publish returns or raises. After one was missed, further publishes fail at once, but
-            for one at a time that tries whether RabbitMQ answers again.
-        mandatory: Whether a message that no queue is bound for is refused. With False RabbitMQ drops it, and says nothing.
-        format: How messages look as bytes.
+            for one at a time that probes if RabbitMQ answers again.
+        mandatory: Refuse a message that no queue is bound for (MessageRefused). With False RabbitMQ drops it without an
+            error.
+        format: Encodes messages as bytes.
+
+    Raises:
+        AddressInvalid: the app is no name, or the exchange is empty.
     """
 
-    promises: Final = Promises()
+    kind = "RabbitMQ exchange"
 
     def __init__(
         self,
@@ -59,50 +65,38 @@ class RabbitMQ(AsyncCloseable):
         mandatory: bool = True,
         format: Format = JSON,  # noqa: A002  # the word of every broker
     ) -> None:
-        self.app: Final = check_address(app, "an app")
+        super().__init__(exchange, app=app, timeout=timeout, format=format)
         if not exchange:
             raise AddressInvalid(exchange, "an exchange")
-        self._connection, self._mandatory, self._format, self._timeout = connection, mandatory, format, timeout
-        self._sender = Sender("RabbitMQ exchange", self._send, self._encode, to=exchange, timeout=timeout)
+        self._connection = connection
+        self._mandatory = mandatory
         self._channels: dict[str, aiormq.abc.AbstractChannel] = {}
 
-    async def publish(self, *messages: Message) -> None:
-        """Send the messages, in this order; returns when RabbitMQ has confirmed them.
-
-        Raises:
-            MessageRefused: a message can't be sent, or no queue is bound for it; the others of the call were.
-            BrokerUnavailable: nothing was sent; safe to repeat.
-            DeliveryUnknown: some or all may have arrived.
-        """
-        await self._sender.publish(messages)
-
-    async def aclose(self) -> None:
-        """Send what waits, within its deadlines, and close the channels. May be called twice; the connection stays open."""
-        try:
-            await self._sender.aclose()
-        finally:
-            channels, self._channels = self._channels, {}
-            await close_all([channel.close for channel in channels.values() if not channel.is_closed], self._timeout)
+    def _closes(self) -> Iterable[Callable[[], Awaitable[object]]]:
+        channels, self._channels = self._channels, {}
+        return [channel.close for channel in channels.values() if not channel.is_closed]
 
     def _encode(self, message: Message) -> bytes:
-        if len(message.message_name.encode()) > 255:
+        if len(message.message_name.encode()) > LONGEST_ROUTING_KEY:
             raise MessageRefused(message.message_name, "longer than a routing key of RabbitMQ's can be: 255 bytes")
-        return self._format.encode(message, Origin(self.app, instance()))
+        return super()._encode(message)
 
-    async def _send(self, exchange: str, parcels: Sequence[Parcel]) -> None:
-        channel = await self._channel(exchange)
-        # A task each: they write in this order, and none waits for another's confirmation.
+    async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
+        channel = await self._channel(address)
+        # A task for each message: they write in this order, and none waits for another's confirmation.
         async with asyncio.TaskGroup() as tasks:
-            for parcel in parcels:
-                parcel.is_handed = True
-                tasks.create_task(self._send_one(channel, exchange, parcel))
+            for outgoing in messages:
+                outgoing.is_handed_over = True
+                tasks.create_task(self._send_message(channel, address, outgoing))
 
-    async def _send_one(self, channel: aiormq.abc.AbstractChannel, exchange: str, parcel: Parcel) -> None:
-        message = parcel.message
+    async def _send_message(
+        self, channel: aiormq.abc.AbstractChannel, exchange: str, outgoing: OutgoingMessage
+    ) -> None:
+        message = outgoing.message
         properties = aiormq.spec.Basic.Properties(
             content_type=self._format.content_type,
-            delivery_mode=2,
-            headers=dict(labels(message, self.app)),
+            delivery_mode=2,  # persistent
+            headers=dict(build_labels(message, self.app)),
             message_id=message.headers.get("publication", message.message_id),
             timestamp=datetime.now(UTC),
             message_type=message.message_name,
@@ -110,26 +104,26 @@ class RabbitMQ(AsyncCloseable):
         )
         try:
             await channel.basic_publish(
-                parcel.raw,
+                outgoing.raw,
                 exchange=exchange,
                 routing_key=message.message_name,
                 properties=properties,
                 mandatory=self._mandatory,
             )
         except aiormq.exceptions.PublishError:
-            parcel.refused(
+            outgoing.mark_refused(
                 f"no queue is bound to exchange {exchange!r} for it: bind one, or let such messages be dropped with "
                 "RabbitMQ(..., mandatory=False)"
             )
-        except Exception as error:  # noqa: BLE001  # whatever it is: it was sent, and not confirmed
-            parcel.unknown(f"RabbitMQ did not confirm it: {str(error) or repr(error)}")
+        except Exception as error:  # noqa: BLE001  # whatever it is: the message was sent, and not confirmed
+            outgoing.mark_unknown(f"RabbitMQ did not confirm it: {str(error) or repr(error)}")
         else:
-            parcel.sent()
+            outgoing.mark_sent()
 
     async def _channel(self, exchange: str) -> aiormq.abc.AbstractChannel:
-        """An open channel, for an exchange that exists; waits for a connection that is away.
+        """Return an open channel for an exchange that exists; wait while the connection is away.
 
-        Not aio-pika's robust one: that would hold up the recovery of the host's connection when the exchange is gone.
+        Not aio-pika's robust channel: it would hold up the recovery of the host's connection when the exchange is gone.
         """
         channel = self._channels.get(exchange)
         attempt = 0
@@ -143,7 +137,7 @@ class RabbitMQ(AsyncCloseable):
                     raise ConnectionError("not connected")
                 channel = await transport.connection.channel(publisher_confirms=True, on_return_raises=True)
                 await channel.exchange_declare(exchange, passive=True)
-            except aiormq.exceptions.ChannelClosed:  # it does not exist, or is not ours to use
+            except aiormq.exceptions.ChannelClosed:  # the exchange does not exist, or is not ours to use
                 raise
             except (aio_pika.exceptions.AMQPError, OSError, RuntimeError):
                 attempt += 1

@@ -1,4 +1,4 @@
-"""The line in front of a client library: its order, its deadlines, and a true answer to every call."""
+"""The sender in front of a client library: its order, its deadlines, and a true answer to every call."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextvars import ContextVar
 
 import pytest
 
-from silbo.brokers._sender import Parcel, Sender, labels
+from silbo.brokers._library_broker import build_labels
+from silbo.brokers._sender import LibrarySender, OutgoingMessage
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message, Origin
 from silbo.wire.formats import JSON
 
-Step = Callable[[Sequence[Parcel]], Awaitable[None]]
+Step = Callable[[Sequence[OutgoingMessage]], Awaitable[None]]
 
 
 def message(number: int, *, key: str | None = None, to: str | None = None, size: int = 0) -> Message:
@@ -21,29 +22,29 @@ def message(number: int, *, key: str | None = None, to: str | None = None, size:
     return Message("notification_event", f"n{number}", "id", {"pad": "x" * size}, headers, to)
 
 
-def names(parcels: Sequence[Parcel]) -> list[str]:
-    return [parcel.message.message_name for parcel in parcels]
+def names(messages: Sequence[OutgoingMessage]) -> list[str]:
+    return [outgoing.message.message_name for outgoing in messages]
 
 
-async def ok(parcels: Sequence[Parcel]) -> None:
-    for parcel in parcels:
-        parcel.is_handed = True
-        parcel.sent()
+async def ok(messages: Sequence[OutgoingMessage]) -> None:
+    for outgoing in messages:
+        outgoing.is_handed_over = True
+        outgoing.mark_sent()
 
 
-async def lost(parcels: Sequence[Parcel]) -> None:
-    for parcel in parcels:
-        parcel.is_handed = True
+async def lost(messages: Sequence[OutgoingMessage]) -> None:
+    for outgoing in messages:
+        outgoing.is_handed_over = True
     raise OSError("gone")
 
 
-async def unreachable(parcels: Sequence[Parcel]) -> None:
+async def unreachable(messages: Sequence[OutgoingMessage]) -> None:
     raise OSError("nobody there")
 
 
-async def silent(parcels: Sequence[Parcel]) -> None:
-    for parcel in parcels:
-        parcel.is_handed = True
+async def silent(messages: Sequence[OutgoingMessage]) -> None:
+    for outgoing in messages:
+        outgoing.is_handed_over = True
     await asyncio.Event().wait()
 
 
@@ -54,13 +55,13 @@ class Library:
         self.steps = list(steps)
         self.batches: list[tuple[str, list[str]]] = []
 
-    async def send(self, address: str, parcels: Sequence[Parcel]) -> None:
-        self.batches.append((address, names(parcels)))
-        await (self.steps.pop(0) if self.steps else ok)(parcels)
+    async def send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
+        self.batches.append((address, names(messages)))
+        await (self.steps.pop(0) if self.steps else ok)(messages)
 
-    def sender(self, timeout: float = 5.0) -> Sender:
-        return Sender(
-            "Library", self.send, lambda one: JSON.encode(one, Origin("web", "1")), to="events", timeout=timeout
+    def sender(self, timeout: float = 5.0) -> LibrarySender:
+        return LibrarySender(
+            "Library", self.send, lambda one: JSON.encode(one, Origin("web", "1")), default="events", timeout=timeout
         )
 
 
@@ -70,12 +71,12 @@ class Gate:
     def __init__(self, then: Step = ok) -> None:
         self.entered, self.opened, self.then = asyncio.Event(), asyncio.Event(), then
 
-    async def __call__(self, parcels: Sequence[Parcel]) -> None:
-        for parcel in parcels:
-            parcel.is_handed = True
+    async def __call__(self, messages: Sequence[OutgoingMessage]) -> None:
+        for outgoing in messages:
+            outgoing.is_handed_over = True
         self.entered.set()
         await self.opened.wait()
-        await self.then(parcels)
+        await self.then(messages)
 
 
 async def ends(*publishes: Awaitable[None]) -> list[type | None]:
@@ -164,17 +165,17 @@ async def test_answers_tell_what_surely_was_not_sent_from_what_may_have_been() -
 
 
 async def test_what_the_library_did_not_answer_for_is_unknown() -> None:
-    async def forgetful(parcels: Sequence[Parcel]) -> None:
-        await ok(parcels[:1])
-        parcels[1].is_handed = True
+    async def forgetful(messages: Sequence[OutgoingMessage]) -> None:
+        await ok(messages[:1])
+        messages[1].is_handed_over = True
 
     with pytest.raises(DeliveryUnknown, match="did not say"):
         await Library(forgetful).sender().publish([message(1), message(2)])
 
 
 async def test_call_of_which_a_part_was_sent_is_unknown() -> None:
-    async def half(parcels: Sequence[Parcel]) -> None:
-        await ok(parcels[:1])
+    async def half(messages: Sequence[OutgoingMessage]) -> None:
+        await ok(messages[:1])
         raise OSError("no more")
 
     with pytest.raises(DeliveryUnknown, match="1 of 2 messages were sent, the others were not: .*no more"):
@@ -182,12 +183,12 @@ async def test_call_of_which_a_part_was_sent_is_unknown() -> None:
 
 
 async def test_refusals_are_told_together_and_hold_back_nothing() -> None:
-    async def picky(parcels: Sequence[Parcel]) -> None:
-        for parcel in parcels:
-            if parcel.message.message_name in ("n1", "n3"):
-                parcel.refused("too odd")
+    async def picky(messages: Sequence[OutgoingMessage]) -> None:
+        for outgoing in messages:
+            if outgoing.message.message_name in ("n1", "n3"):
+                outgoing.mark_refused("too odd")
             else:
-                parcel.sent()
+                outgoing.mark_sent()
 
     library = Library(picky)
     bad = Message("notification_event", "nan", "id", {"x": float("nan")}, {})
@@ -201,11 +202,11 @@ async def test_refusals_are_told_together_and_hold_back_nothing() -> None:
 
 
 async def test_first_answer_counts() -> None:
-    async def twice(parcels: Sequence[Parcel]) -> None:
-        parcels[0].sent()
-        parcels[0].unknown("late")
-        parcels[0].refused("late")
-        parcels[1].unsent("early")
+    async def twice(messages: Sequence[OutgoingMessage]) -> None:
+        messages[0].mark_sent()
+        messages[0].mark_unknown("late")
+        messages[0].mark_refused("late")
+        messages[1].mark_unsent("early")
 
     with pytest.raises(DeliveryUnknown, match="1 of 2 messages were sent, the others were not: early"):
         await Library(twice).sender().publish([message(1), message(2)])
@@ -215,10 +216,10 @@ async def test_first_answer_counts() -> None:
 
 
 async def test_deadline_answers_everybody() -> None:
-    """What was handed over is unknown, what was not, or waits in line, was not sent."""
+    """What was handed over is unknown, what was not, or waits behind it, was not sent."""
 
-    async def half(parcels: Sequence[Parcel]) -> None:
-        parcels[0].is_handed = True
+    async def half(messages: Sequence[OutgoingMessage]) -> None:
+        messages[0].is_handed_over = True
         await asyncio.Event().wait()
 
     library = Library(half)
@@ -236,8 +237,8 @@ async def test_deadline_answers_everybody() -> None:
 async def test_silent_broker_is_tried_by_one_at_a_time() -> None:
     """A broker that has frozen must not hold up every request of a host."""
 
-    async def linger(parcels: Sequence[Parcel]) -> None:
-        await ok(parcels)
+    async def linger(messages: Sequence[OutgoingMessage]) -> None:
+        await ok(messages)
         await asyncio.sleep(0.01)
 
     library = Library(silent, silent, gate := Gate(linger))
@@ -322,9 +323,9 @@ async def test_sender_does_not_live_in_its_callers_context() -> None:
     request = ContextVar("request", default="none")
     seen: list[str] = []
 
-    async def look(parcels: Sequence[Parcel]) -> None:
+    async def look(messages: Sequence[OutgoingMessage]) -> None:
         seen.append(request.get())
-        await ok(parcels)
+        await ok(messages)
 
     request.set("of the caller")
     await Library(look).sender().publish([message(1)])
@@ -334,7 +335,7 @@ async def test_sender_does_not_live_in_its_callers_context() -> None:
 def test_labels_keep_an_origin_that_is_there() -> None:
     """An outbox's relay sends what another process has published."""
     stored = Message("ecst_event", "n", "id", {}, {"app": "host", "instance": "7", "key": "k"})
-    assert labels(stored, "web") == {
+    assert build_labels(stored, "web") == {
         "message_type": "ecst_event",
         "message_name": "n",
         "message_id": "id",
