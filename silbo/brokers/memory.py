@@ -1,6 +1,7 @@
-"""A broker inside one process: groups, acknowledgement and redelivery like Redis Streams, and no server.
+"""A broker inside one process: groups, acknowledgement and redelivery like Redis Streams, without a server.
 
-What is published crosses bytes, so a program that works here works across processes too. It is gone with the process.
+Messages are encoded to bytes and decoded again, so a program that works here works across processes too. They are gone
+when the process ends.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from silbo.wire.formats import JSON
 
 __all__ = ["DeadLetter", "MemoryBroker"]
 
+DEFAULT_ADDRESS: Final = "events"
+"""The address of messages for which no route chose one."""
 RECEIVE_WAIT: Final = 0.5
-"""Seconds that a receive waits for something to come."""
+"""A receive waits at most 0.5 seconds for a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,10 @@ class DeadLetter:
     """A delivery that a group has given up.
 
     Attributes:
-        group: The group's name; others are not concerned.
-        error: Why, of its last attempt.
-        attempts: How often its listeners ran; 0 for what could not be read.
+        delivery: The delivery as its consumer got it last.
+        group: The group's name; other groups are not affected.
+        error: The error of its last attempt, as text.
+        attempts: The number of times its listeners ran; 0 if the message could not be decoded.
     """
 
     delivery: Delivery
@@ -41,131 +45,29 @@ class DeadLetter:
     attempts: int
 
 
-class Group:
-    """What a group has not acknowledged: messages that wait, and those that a receiver has in hand."""
-
-    def __init__(self, name: str, addresses: frozenset[str]) -> None:
-        self.name: Final = name
-        self._addresses = addresses
-        self.waiting: deque[Delivery] = deque()
-        self.pending: dict[str, tuple[Delivery, GroupReceiver]] = {}
-        self.attempts: dict[str, int] = {}
-        self.dropped = 0
-        self._sleeping: set[asyncio.Future[None]] = set()
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.pending)
-
-    def append(self, deliveries: Iterable[Delivery], *, keep: int | None) -> None:
-        """Take in what is for this group; drop the oldest of what waits when that is more than ``keep``."""
-        self.waiting.extend(delivery for delivery in deliveries if delivery.address in self._addresses)
-        while keep is not None and self.waiting and len(self) > keep:
-            self.waiting.popleft()
-            self.dropped += 1
-        self._wake()
-
-    def give_back(self, receiver: GroupReceiver) -> None:
-        """What a receiver had in hand waits again, in its old place."""
-        returned = [delivery for delivery, holder in self.pending.values() if holder is receiver]
-        for delivery in returned:
-            del self.pending[delivery.id]
-        again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
-        self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
-        self._wake()
-
-    async def something(self) -> None:
-        """Return when something waits, or after half a second."""
-        if self.waiting or self.dropped:
-            return
-        woken = asyncio.get_running_loop().create_future()
-        self._sleeping.add(woken)
-        try:
-            await asyncio.wait([woken], timeout=RECEIVE_WAIT)
-        finally:
-            self._sleeping.discard(woken)
-
-    def _wake(self) -> None:
-        for woken in self._sleeping:
-            if not woken.done():
-                woken.set_result(None)
-
-
-class GroupReceiver:
-    """One consumer of a group. What it has in hand when it is closed goes to the others."""
-
-    skips_own_instance = False
-    keep_every: float | None = None  # nobody takes over from a consumer that is open
-
-    def __init__(self, group: Group, make_room: Callable[[], None], dead: deque[DeadLetter]) -> None:
-        self._group, self._make_room, self._dead = group, make_room, dead
-
-    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
-        """See :class:`~silbo.protocols.Receiver`."""
-        group = self._group
-        await group.something()
-        taken: list[Delivery | Gap] = []
-        if group.dropped:
-            reason = "the group fell behind, and its oldest messages were dropped"
-            taken.append(Gap(group.name, reason, count=group.dropped))
-            group.dropped = 0
-        for _ in range(min(limit, len(group.waiting))):
-            delivery = group.waiting.popleft()
-            group.pending[delivery.id] = delivery, self
-            taken.append(delivery)
-        return taken
-
-    async def ack(self, *deliveries: Delivery) -> None:
-        """See :class:`~silbo.protocols.Receiver`."""
-        for delivery in deliveries:
-            self._group.pending.pop(delivery.id, None)
-            self._group.attempts.pop(delivery.id, None)
-        self._make_room()
-
-    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
-        """See :class:`~silbo.protocols.Receiver`."""
-        return [delivery for delivery in deliveries if not self._holds(delivery)]
-
-    async def count(self, delivery: Delivery) -> int:
-        """See :class:`~silbo.protocols.Receiver`."""
-        attempts = self._group.attempts[delivery.id] = self._group.attempts.get(delivery.id, 0) + 1
-        return attempts
-
-    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
-        """See :class:`~silbo.protocols.Receiver`."""
-        if not self._holds(delivery):
-            return False
-        self._dead.append(DeadLetter(delivery, self._group.name, error, attempts))
-        await self.ack(delivery)
-        return True
-
-    async def aclose(self) -> None:
-        """See :class:`~silbo.protocols.Receiver`."""
-        self._group.give_back(self)
-
-    def _holds(self, delivery: Delivery) -> bool:
-        _, holder = self._group.pending.get(delivery.id, (None, None))
-        return holder is self
+# -- the broker ---------------------------------------------------------------------------------------------
 
 
 class MemoryBroker(AsyncCloseable):
-    """Publishes to the groups of its own process, in one order.
+    """A publisher to the groups of its own process; every group gets its messages in the same order.
 
     For one event loop at a time, in its thread; loops may follow one another.
 
     Args:
         app: The program's name, as consumers see it in ``event.origin.app``.
-        format: How messages look as bytes.
-        limit: Messages kept for each group that has not acknowledged them, and for groups that will start at the oldest.
-        overflow: What a publish does when a group has fallen that far behind. ``"refuse"``: wait for room, and fail
-            after ``timeout``. ``"drop"``: the group loses its oldest messages, and its consumer gets a
+        format: Encodes messages as bytes.
+        limit: The most messages kept for each group until it acknowledges them; as many of the last messages are kept for
+            groups that will start at the oldest.
+        overflow: The behaviour of a publish when a group has reached the limit. ``"refuse"``: wait for room, and fail
+            after ``timeout``. ``"drop"``: the group loses its oldest waiting messages, and its consumer gets a
             :class:`~silbo.errors.Gap` with their number.
         timeout: Seconds that a publish waits for room.
 
     Attributes:
-        dead: What groups have given up, oldest first; the last ``limit`` of them.
+        dead: The dead letters of all groups, oldest first; the last ``limit`` of them.
     """
 
-    promises: Final = Promises(keeps=False)  # it goes away with its process
+    promises: Final = Promises(keeps=False)  # they are gone when the process ends
 
     def __init__(
         self,
@@ -179,45 +81,48 @@ class MemoryBroker(AsyncCloseable):
         if limit < 1 or overflow not in ("refuse", "drop"):
             raise ValueError(f'limit is 1 or more and overflow "refuse" or "drop", not {limit!r} and {overflow!r}')
         self.app: Final = check_address(app, "an app")
-        self._format, self._limit, self._overflow, self._timeout = format, limit, overflow, timeout
-        self._ids = count(1)
         self.dead: Final[deque[DeadLetter]] = deque(maxlen=limit)
-        self._kept: deque[Delivery] = deque(maxlen=limit)
-        self._groups: dict[tuple[str, frozenset[str]], Group] = {}
-        self._publishing: deque[_Call] = deque()
-        self._sequences: dict[tuple[str, str], tuple[int, int]] = {}  # source and address: epoch and last sequence
+        self._format = format
+        self._limit = limit
+        self._overflow = overflow
+        self._timeout = timeout
+        self._ids = count(1)
+        self._kept: deque[Delivery] = deque(maxlen=limit)  # for groups that will start at the oldest
+        self._backlogs: dict[tuple[str, frozenset[str]], _Backlog] = {}  # by group and its addresses
+        self._room_waiters: deque[_RoomWaiter] = deque()
+        self._sequences: dict[tuple[str, str], tuple[int, int]] = {}  # by source and address: epoch and last sequence
 
     async def publish(self, *messages: Message) -> None:
         """Give the messages to every group, in this order; calls keep their order too.
 
         Raises:
             MessageRefused: a message can't be encoded; the others of the call were published.
-            BrokerUnavailable: a group has no room, and made none within the timeout; nothing was published.
+            BrokerUnavailable: a group made no room within the timeout; nothing was published, safe to repeat.
         """
         encoded, refused = self._encode(messages)
-        await self._in_turn(len(encoded), lambda: self._append(encoded.values()))
+        await self._append_with_room(len(encoded), lambda: self._append(encoded.values()))
         if refused:
             raise next(iter(refused.values()))
 
     async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
-        """Publish what is new of it: see :class:`~silbo.protocols.SequencedPublisher`.
+        """Publish the messages that are new here, in this order: see :class:`~silbo.protocols.SequencedPublisher`.
 
         Raises:
             Fenced: a newer epoch of this source has published here.
-            BrokerUnavailable: a group has no room, and made none within the timeout; nothing was published.
+            BrokerUnavailable: a group made no room within the timeout; nothing was published, safe to repeat.
         """
         sequences = [sequence for sequence, _ in messages]
         encoded, refused = self._encode([message for _, message in messages])
         known: set[int] = set()
         last = 0
 
-        def append() -> None:
+        def append_new() -> None:
             nonlocal last
-            seen = {address: at for (of, address), at in self._sequences.items() if of == source}
-            newest = max((epoch for epoch, _ in seen.values()), default=0)
+            seen = [record for (of, _), record in self._sequences.items() if of == source]
+            newest = max((epoch for epoch, _ in seen), default=0)
             if newest > epoch:
                 raise Fenced(source, newest)
-            last = max((last for _, last in seen.values()), default=0)
+            last = max((last for _, last in seen), default=0)
             for index, delivery in encoded.items():
                 _, before = self._sequences.get((source, delivery.address), (0, 0))
                 self._sequences[source, delivery.address] = epoch, max(before, sequences[index])
@@ -226,7 +131,7 @@ class MemoryBroker(AsyncCloseable):
                 else:
                     known.add(sequences[index])
 
-        await self._in_turn(len(encoded), append)
+        await self._append_with_room(len(encoded), append_new)
         return Sequenced(known, {sequences[index]: error for index, error in refused.items()}, last)
 
     def group(
@@ -234,30 +139,32 @@ class MemoryBroker(AsyncCloseable):
         name: str,
         *,
         start: Literal["new", "oldest"],
-        consumer: str | None = None,
         streams: Iterable[str] | None = None,
     ) -> MemoryGroup:
-        """What the consumers of one group share: each message goes to one of them, and again until one acknowledged it.
+        """Describe a group; a consumer opens it. Each message goes to one consumer of the group, again until acknowledged.
 
         Args:
-            name: Groups of different names each get every message.
-            start: Where the group begins when it is opened for the first time; later it goes on where it was.
-            consumer: As on Redis Streams, and without effect: what a consumer leaves goes to the group's others.
-            streams: The addresses it hears, as on Redis Streams: ``["events"]`` by default, where everything goes that no
-                route sends elsewhere.
+            name: The group's; groups of different names each get every message.
+            start: The place where the group begins when it is opened for the first time; later it goes on where it was.
+            streams: The addresses whose messages the group gets, as on Redis Streams. By default ``["events"]``, the
+                address of all messages for which no route chose another.
+
+        Raises:
+            AddressInvalid: the name or an address is no name.
+            StartInvalid: ``start`` is neither ``"new"`` nor ``"oldest"``.
         """
         if start not in ("new", "oldest"):
             raise StartInvalid(start)
         if isinstance(streams, str):
             raise TypeError(f"streams is a list of addresses: [{streams!r}]")
-        addresses = frozenset(check_address(address) for address in (streams or ["events"]))
+        addresses = frozenset(check_address(address) for address in (streams or [DEFAULT_ADDRESS]))
         return MemoryGroup(self, check_address(name, "a group"), start, addresses)
 
     async def aclose(self) -> None:
-        """Nothing to do: whatever was published has arrived. Here so that another broker can take its place."""
+        """Do nothing, as every published message has arrived. May be called twice."""
 
     def _encode(self, messages: Sequence[Message]) -> tuple[dict[int, Delivery], dict[int, MessageRefused]]:
-        """By their positions: those that can be sent, and what is wrong with the others."""
+        """Return the deliveries, and the errors of messages that can't be encoded; each by its position."""
         encoded: dict[int, Delivery] = {}
         refused: dict[int, MessageRefused] = {}
         origin = Origin(self.app, instance())
@@ -267,70 +174,74 @@ class MemoryBroker(AsyncCloseable):
             except MessageRefused as error:
                 refused[index] = error
             else:
-                encoded[index] = Delivery(raw, message.to or "events", self._format)
+                encoded[index] = Delivery(raw, message.to or DEFAULT_ADDRESS, self._format)
         return encoded, refused
 
-    async def _in_turn(self, many: int, append: Callable[[], None]) -> None:
-        """Append so many, now or when there is room; calls keep their order."""
-        if not self._publishing and self._has_room(many):
+    async def _append_with_room(self, many: int, append: Callable[[], None]) -> None:
+        """Append that many messages, now or when every group has room; calls keep their order."""
+        if not self._room_waiters and self._has_room(many):
             append()
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        call = _Call(many, append, turn)
-        self._publishing.append(call)
+        appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _RoomWaiter(many, append, appended)
+        self._room_waiters.append(waiter)
         try:
             async with asyncio.timeout(self._timeout):
-                await turn
+                await appended
         except TimeoutError:
-            if not turn.done() or turn.cancelled():
+            if not appended.done() or appended.cancelled():
                 raise BrokerUnavailable(
                     f"a group has {self._limit} messages that it has not acknowledged, and made no room within "
                     f"{self._timeout:g} s; nothing was published"
                 ) from None
-            turn.result()
+            appended.result()
         finally:
-            if call in self._publishing:
-                self._publishing.remove(call)
+            if waiter in self._room_waiters:
+                self._room_waiters.remove(waiter)
                 self._make_room()  # a smaller call behind it may fit
 
     def _has_room(self, many: int) -> bool:
-        """Whether every group can take so many; a call above the limit is taken when a group is empty."""
+        """Return True if every group can take that many messages; a call above the limit fits only into empty groups."""
         return self._overflow == "drop" or all(
-            len(group) + many <= self._limit or not len(group) for group in self._groups.values()
+            len(backlog) + many <= self._limit or not len(backlog) for backlog in self._backlogs.values()
         )
 
     def _make_room(self) -> None:
-        while self._publishing and self._has_room(self._publishing[0].many):
-            call = self._publishing.popleft()
-            if not call.turn.done():
+        """Append the messages of waiting calls, as far as there is room for them."""
+        while self._room_waiters and self._has_room(self._room_waiters[0].many):
+            waiter = self._room_waiters.popleft()
+            if not waiter.appended.done():
                 try:
-                    call.append()
+                    waiter.append()
                 except Fenced as error:
-                    call.turn.set_exception(error)
+                    waiter.appended.set_exception(error)
                 else:
-                    call.turn.set_result(None)
+                    waiter.appended.set_result(None)
 
     def _append(self, encoded: Iterable[Delivery]) -> None:
         numbered = [replace(delivery, id=str(next(self._ids))) for delivery in encoded]
         self._kept.extend(numbered)
-        for group in self._groups.values():
-            group.append(numbered, keep=self._limit if self._overflow == "drop" else None)
+        for backlog in self._backlogs.values():
+            backlog.append(numbered, limit=self._limit if self._overflow == "drop" else None)
 
-    def _open(self, name: str, start: str, addresses: frozenset[str]) -> GroupReceiver:
-        group = self._groups.get((name, addresses))
-        if group is None:
-            group = self._groups[name, addresses] = Group(name, addresses)
+    def _open(self, name: str, start: str, addresses: frozenset[str]) -> Receiver:
+        backlog = self._backlogs.get((name, addresses))
+        if backlog is None:
+            backlog = self._backlogs[name, addresses] = _Backlog(name, addresses)
             if start == "oldest":
-                group.append(self._kept, keep=None)
-        return GroupReceiver(group, self._make_room, self.dead)
+                backlog.append(self._kept, limit=None)
+        return _MemoryReceiver(backlog, self._make_room, self.dead)
 
 
-class _Call(NamedTuple):
-    """A publish that waits for room."""
+class _RoomWaiter(NamedTuple):
+    """A publish that waits until every group has room for its messages."""
 
     many: int
     append: Callable[[], None]
-    turn: asyncio.Future[None]
+    appended: asyncio.Future[None]
+
+
+# -- groups -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,5 +259,120 @@ class MemoryGroup:
         return self._broker.app
 
     async def open(self) -> Receiver:
-        """Join the group; the first to do so makes it."""
-        return self._broker._open(self.name, self._start, self._addresses)  # noqa: SLF001  # its other half
+        """Join the group; make it if no consumer has opened it before."""
+        return self._broker._open(self.name, self._start, self._addresses)  # noqa: SLF001  # the other half of the broker
+
+
+class _MemoryReceiver:
+    """One consumer of a group. Closing it returns its pending deliveries to the group's other consumers."""
+
+    skips_own_instance = False
+    keep_every: float | None = None  # no other consumer takes over from an open one
+
+    def __init__(self, backlog: _Backlog, make_room: Callable[[], None], dead: deque[DeadLetter]) -> None:
+        self._backlog = backlog
+        self._make_room = make_room
+        self._dead = dead
+
+    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        backlog = self._backlog
+        await backlog.wait_for_message()
+        items: list[Delivery | Gap] = []
+        if backlog.dropped:
+            reason = "the group fell behind, and its oldest messages were dropped"
+            items.append(Gap(backlog.group, reason, count=backlog.dropped))
+            backlog.dropped = 0
+        for _ in range(min(limit, len(backlog.waiting))):
+            delivery = backlog.waiting.popleft()
+            backlog.pending[delivery.id] = delivery, self
+            items.append(delivery)
+        return items
+
+    async def ack(self, *deliveries: Delivery) -> None:
+        """See :class:`~silbo.protocols.Receiver`."""
+        for delivery in deliveries:
+            self._backlog.pending.pop(delivery.id, None)
+            self._backlog.attempts.pop(delivery.id, None)
+        self._make_room()
+
+    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        return [delivery for delivery in deliveries if not self._has_pending(delivery)]
+
+    async def count(self, delivery: Delivery) -> int:
+        """See :class:`~silbo.protocols.Receiver`."""
+        attempts = self._backlog.attempts[delivery.id] = self._backlog.attempts.get(delivery.id, 0) + 1
+        return attempts
+
+    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
+        """See :class:`~silbo.protocols.Receiver`."""
+        if not self._has_pending(delivery):
+            return False
+        self._dead.append(DeadLetter(delivery, self._backlog.group, error, attempts))
+        await self.ack(delivery)
+        return True
+
+    async def aclose(self) -> None:
+        """See :class:`~silbo.protocols.Receiver`."""
+        self._backlog.return_pending(self)
+
+    def _has_pending(self, delivery: Delivery) -> bool:
+        _, holder = self._backlog.pending.get(delivery.id, (None, None))
+        return holder is self
+
+
+class _Backlog:
+    """The messages that a group has not acknowledged.
+
+    Attributes:
+        waiting: Deliveries that no consumer has, oldest first.
+        pending: Deliveries that a consumer has in hand, with its receiver, by their id.
+        attempts: Attempts counted so far, by the delivery's id.
+        dropped: The number of messages dropped since a consumer last got a Gap.
+    """
+
+    def __init__(self, group: str, addresses: frozenset[str]) -> None:
+        self.group: Final = group
+        self._addresses = addresses
+        self.waiting: deque[Delivery] = deque()
+        self.pending: dict[str, tuple[Delivery, _MemoryReceiver]] = {}
+        self.attempts: dict[str, int] = {}
+        self.dropped = 0
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.pending)
+
+    def append(self, deliveries: Iterable[Delivery], *, limit: int | None) -> None:
+        """Append the deliveries for this group's addresses; drop the oldest waiting ones above ``limit``."""
+        self.waiting.extend(delivery for delivery in deliveries if delivery.address in self._addresses)
+        while limit is not None and self.waiting and len(self) > limit:
+            self.waiting.popleft()
+            self.dropped += 1
+        self._wake()
+
+    def return_pending(self, receiver: _MemoryReceiver) -> None:
+        """Put the pending deliveries of a receiver back to their old places among the waiting ones."""
+        returned = [delivery for delivery, holder in self.pending.values() if holder is receiver]
+        for delivery in returned:
+            del self.pending[delivery.id]
+        again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
+        self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
+        self._wake()
+
+    async def wait_for_message(self) -> None:
+        """Return when there is a message or a gap, or after half a second."""
+        if self.waiting or self.dropped:
+            return
+        woken = asyncio.get_running_loop().create_future()
+        self._sleepers.add(woken)
+        try:
+            await asyncio.wait([woken], timeout=RECEIVE_WAIT)
+        finally:
+            self._sleepers.discard(woken)
+
+    def _wake(self) -> None:
+        for woken in self._sleepers:
+            if not woken.done():
+                woken.set_result(None)

@@ -333,8 +333,8 @@ def test_serves_several_event_loops_one_after_another() -> None:
         return numbers([*got, *await everything(receiver)])
 
     asyncio.run(first())
-    assert not any(group._sleeping for group in broker._groups.values())
-    assert not broker._publishing
+    assert not any(backlog._sleepers for backlog in broker._backlogs.values())
+    assert not broker._room_waiters
     assert asyncio.run(second()) == [1, 2, 3]
 
 

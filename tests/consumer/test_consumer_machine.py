@@ -73,7 +73,7 @@ class Memory:
         return [letter.delivery.message() for letter in self._broker.dead]
 
     async def pending(self) -> int:
-        return sum(len(group) for group in self._broker._groups.values())
+        return sum(len(backlog) for backlog in self._broker._backlogs.values())
 
     async def delete(self, what: str, which: int) -> None:
         raise NotImplementedError
