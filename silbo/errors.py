@@ -1,13 +1,15 @@
-"""Every exception and warning that silbo raises: one root, and the builtin a caller would guess.
+"""Every exception that silbo raises: one root, each also the builtin that a caller would guess.
 
-Three errors answer for a publish: :class:`MessageRefused` (this message, for good),
-:class:`BrokerUnavailable` (not sent; safe to repeat) and :class:`DeliveryUnknown` (it may have arrived). An outbox has
-:class:`OutboxFull` and :class:`StoreUnavailable` in place of the second.
+A publish raises one of three: :class:`MessageRefused` (this message, for good), :class:`BrokerUnavailable` (not sent; safe
+to repeat) and :class:`DeliveryUnknown` (it may have arrived). An outbox raises :class:`OutboxFull` or
+:class:`StoreUnavailable` in place of :class:`BrokerUnavailable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 __all__ = [
     "AlreadyBound",
@@ -46,13 +48,21 @@ __all__ = [
 class SilboError(Exception):
     """The root of silbo's exceptions."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args), self.__dict__
 
+
+def _rebuild(cls: type[SilboError], args: tuple[object, ...]) -> SilboError:
+    return cls.__new__(cls, *args)  # a copy gets its attributes from the original: some are keyword-only in __init__
+
+
+@dataclass(eq=False)
 class MissingExtra(SilboError, ImportError):
-    """A module of silbo was imported whose library is not installed."""
+    """A module of silbo was imported, and the library that it adapts is not installed."""
 
-    def __init__(self, module: str, *, extra: str) -> None:
-        super().__init__(module, extra)
-        self.module, self.extra = module, extra
+    module: str
+    _: KW_ONLY
+    extra: str
 
     def __str__(self) -> str:
         return f"{self.module} needs a library that is not installed: pip install 'silbo[{self.extra}]'"
@@ -61,23 +71,22 @@ class MissingExtra(SilboError, ImportError):
 # -- events, names, dispatch --------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class NameInvalid(SilboError, ValueError):
-    """A name with ``*`` was dispatched, a pattern is not one, or classes of events and names do not go together."""
+    """A name can't be used: a dispatch under a pattern, a malformed pattern, or a name of two classes of events."""
 
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(name, problem)
-        self.name, self.problem = name, problem
+    name: str
+    problem: str
 
     def __str__(self) -> str:
         return f"{self.name!r}: {self.problem}"
 
 
+@dataclass(eq=False)
 class NotAnEvent(SilboError, TypeError):
-    """An object was dispatched that accepts none of the envelope's attributes."""
+    """An object was dispatched that does not accept the envelope's attributes."""
 
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        self.cls = cls
+    cls: type
 
     def __str__(self) -> str:
         return (
@@ -86,12 +95,12 @@ class NotAnEvent(SilboError, TypeError):
         )
 
 
+@dataclass(eq=False)
 class EnvelopeConflict(SilboError, TypeError):
     """An event class declares a payload field under a name that belongs to the envelope."""
 
-    def __init__(self, cls: type, field: str) -> None:
-        super().__init__(cls, field)
-        self.cls, self.field = cls, field
+    cls: type
+    field: str
 
     def __str__(self) -> str:
         return (
@@ -103,32 +112,36 @@ class EnvelopeConflict(SilboError, TypeError):
         )
 
 
+@dataclass(eq=False)
 class ListenerTimeout(SilboError, TimeoutError):
-    """A listener ran longer than its ``timeout=``; it was cancelled."""
+    """A listener ran longer than its ``timeout=`` and was cancelled.
 
-    def __init__(self, listener: object, timeout: float) -> None:
-        super().__init__(listener, timeout)
-        self.listener, self.timeout = listener, timeout
+    Attributes:
+        timeout: Seconds.
+    """
+
+    listener: object
+    timeout: float
 
     def __str__(self) -> str:
         return f"{self.listener!r} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
 
 
+@dataclass(eq=False)
 class ContainerMissing(SilboError, TypeError):
     """A class was given as a listener to a dispatcher without a container."""
 
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        self.cls = cls
+    cls: type
 
     def __str__(self) -> str:
         return (
-            f"{self.cls.__qualname__} is a class, and this dispatcher has no container to make one of it. Give it one, "
-            "AsyncEventDispatcher(container=...) with an adapter from silbo.containers, or add an object: "
+            f"{self.cls.__qualname__} is a class, and this dispatcher has no container to make an object of it. Give it a "
+            "container, AsyncEventDispatcher(container=...) with an adapter from silbo.containers, or add an object: "
             f"{self.cls.__qualname__}(...)"
         )
 
 
+@dataclass(eq=False)
 class Unresolvable(SilboError, LookupError):
     """A container can't make an object of a class.
 
@@ -138,68 +151,68 @@ class Unresolvable(SilboError, LookupError):
         problem: What is missing, and what needs it.
     """
 
-    def __init__(self, cls: type, container: object, problem: str) -> None:
-        super().__init__(cls, container, problem)
-        self.cls, self.container, self.problem = cls, container, problem
+    cls: type
+    container: object
+    problem: str
 
     def __str__(self) -> str:
         return f"{type(self.container).__name__} can't make {self.cls.__qualname__}: {self.problem}"
 
 
+@dataclass(eq=False)
 class DispatcherConflict(SilboError, ValueError):
-    """A container has a dispatcher, and was to get another one.
+    """A second dispatcher was given to a container that has one.
 
     Attributes:
         container: The adapter.
     """
 
-    def __init__(self, container: object) -> None:
-        super().__init__(container)
-        self.container = container
+    container: object
 
     def __str__(self) -> str:
         return (
-            f"{type(self.container).__name__}: the container has another dispatcher already, and what is dispatched with one "
-            "of the two is not heard by the other. Take the one that it has, bootstrap(dispatcher=...), or take it out"
+            f"{type(self.container).__name__}: the container has another dispatcher already, and listeners of one don't "
+            "hear events of the other. Use the container's own, bootstrap(dispatcher=...), or remove it from the container"
         )
 
 
+@dataclass(eq=False)
 class AlreadyBound(SilboError, ValueError):
-    """A request has two handlers, or an event the same one twice.
+    """A second handler was bound to a request, or the same handler twice to an event.
 
     Attributes:
-        name: Of the class of requests, or of the event.
-        taken: Its handler.
-        wanted: What was to be its handler, too.
+        name: The name of the event, or of the class of requests.
+        taken: The handler that is bound.
+        wanted: The handler that was to be bound too.
     """
 
-    def __init__(self, name: str, taken: type, wanted: type) -> None:
-        super().__init__(name, taken, wanted)
-        self.name, self.taken, self.wanted = name, taken, wanted
+    name: str
+    taken: type
+    wanted: type
 
     def __str__(self) -> str:
         if self.taken is self.wanted:
             return f"{self.name} is bound to {self.taken.__qualname__} already; bind it once"
         return (
             f"{self.name} is handled by {self.taken.__qualname__} already, not also by {self.wanted.__qualname__}: a request "
-            "has one handler; what else is to happen hears its events"
+            "has one handler; bind further work to the events that the handler collects"
         )
 
 
+@dataclass(eq=False)
 class RequestUnbound(SilboError, LookupError):
     """A request was sent that has no handler.
 
     Attributes:
-        cls: Its class.
-        bound: The classes of requests that have one.
+        cls: The class of the request.
+        bound: The classes of requests that have a handler.
     """
 
-    def __init__(self, cls: type, bound: tuple[type, ...]) -> None:
-        super().__init__(cls, bound)
-        self.cls, self.bound = cls, bound
+    cls: type
+    bound: tuple[type, ...]
 
     def __str__(self) -> str:
-        base = next((one for one in self.cls.__mro__ if one in self.bound), None)
+        base = next((cls for cls in self.cls.__mro__ if cls in self.bound), None)
         derived = "" if base is None else f" ({base.__qualname__} has one, but each class is bound on its own)"
         return (
             f"no handler for {self.cls.__qualname__}{derived}: bind one, request_map.bind({self.cls.__qualname__}, "
@@ -207,17 +220,17 @@ class RequestUnbound(SilboError, LookupError):
         )
 
 
+@dataclass(eq=False)
 class HandlerShared(SilboError, RuntimeError):
-    """Two units of work collected events in one place at the same time, so nobody knows whose they are.
+    """Two units of work collected events in the same place at the same time, so the events can't be told apart.
 
     Attributes:
         cls: The class of the handler.
-        shared: What both had: ``"object"``, the handler; or ``"list"``, the one that its ``events`` gives.
+        shared: The place: ``"object"`` is the handler itself, ``"list"`` the list that its ``events`` gives.
     """
 
-    def __init__(self, cls: type, shared: str) -> None:
-        super().__init__(cls, shared)
-        self.cls, self.shared = cls, shared
+    cls: type
+    shared: str
 
     def __str__(self) -> str:
         name = self.cls.__qualname__
@@ -230,17 +243,17 @@ class HandlerShared(SilboError, RuntimeError):
         )
 
 
+@dataclass(eq=False)
 class FollowUpsExceeded(SilboError, RuntimeError):
-    """The events that handlers collect bring about more and more events.
+    """Handlers of events collected more events than one unit of work may have.
 
     Attributes:
-        limit: So many have been dispatched.
-        name: What would have been the next one.
+        limit: The most events that may follow; so many have been dispatched.
+        name: The name of the next event, which was not dispatched.
     """
 
-    def __init__(self, limit: int, name: str) -> None:
-        super().__init__(limit, name)
-        self.limit, self.name = limit, name
+    limit: int
+    name: str
 
     def __str__(self) -> str:
         return (
@@ -250,52 +263,59 @@ class FollowUpsExceeded(SilboError, RuntimeError):
 
 
 class DispatcherClosed(SilboError, RuntimeError):
-    """The dispatcher was closed: it spawns nothing more and nobody can wait on it."""
+    """``spawn`` or ``wait_for`` was called on a closed dispatcher, or the dispatcher was closed during ``wait_for``."""
 
     def __str__(self) -> str:
         return "the dispatcher is closed: no spawn() and no wait_for() after aclose()"
 
 
-# -- what leaves --------------------------------------------------------------------------------------------
+# -- the way out --------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class AddressInvalid(SilboError, ValueError):
-    """Something is not an address: a channel's or stream's own part of the key, or a prefix or app."""
+    """An address, prefix or app has a character that channels and keys can't carry.
 
-    def __init__(self, address: object, what: str = "an address") -> None:
-        super().__init__(address, what)
-        self.address, self.what = address, what
+    Attributes:
+        what: What the value was given as: ``an address``, ``a prefix``.
+    """
+
+    address: object
+    what: str = "an address"
 
     def __str__(self) -> str:
         return f"{self.address!r} is not {self.what}: use letters, digits and . _ - (no spaces, braces, colons or *)"
 
 
+@dataclass(eq=False)
 class RouteConflict(SilboError, ValueError):
-    """Two routes claim one pattern."""
+    """Two routes have the same pattern."""
 
-    def __init__(self, pattern: str, taken: str, wanted: str) -> None:
-        super().__init__(pattern, taken, wanted)
-        self.pattern, self.taken, self.wanted = pattern, taken, wanted
+    pattern: str
+    taken: str
+    wanted: str
 
     def __str__(self) -> str:
         return f"two routes for {self.pattern!r}: {self.taken} and {self.wanted}. The first would always win; drop one"
 
 
 class PublishError(SilboError):
-    """A publish that did not succeed: one of those below."""
+    """The base of every error that says a publish did not succeed."""
 
 
+@dataclass(eq=False)
 class MessageRefused(PublishError, ValueError):
-    """This message can't be sent, now or later; others are not affected.
+    """This message can't be sent, now or later; other messages are not affected.
 
     Attributes:
         name: The event name.
-        field: The payload field at fault, where one is.
+        field: The payload field at fault; None if the fault is in no single field.
     """
 
-    def __init__(self, name: Hashable, problem: str, *, field: str | None = None) -> None:
-        super().__init__(name, problem, field)
-        self.name, self.problem, self.field = name, problem, field
+    name: Hashable
+    problem: str
+    _: KW_ONLY
+    field: str | None = None
 
     def __str__(self) -> str:
         where = f", field {self.field!r}" if self.field else ""
@@ -307,23 +327,25 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 
 class DeliveryUnknown(PublishError, ConnectionError):
-    """The message was sent, the answer did not come: it may have arrived. Repeating may double it."""
+    """The message was sent and no answer came: it may have arrived. Repeating may double it."""
 
 
-# -- what is stored -----------------------------------------------------------------------------------------
+# -- the outbox ---------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class OutboxFull(PublishError):
-    """The outbox has reached its quota: nothing of this call was stored. Safe to repeat, once the relay has caught up.
+    """The outbox has reached its quota: nothing of this call was stored. Safe to repeat when the relay has caught up.
 
     Attributes:
-        rows: Messages that are stored and not sent.
-        size: Their bytes.
+        rows: The messages that are stored and not sent.
+        size: Their size in bytes.
+        quota: The quota, as text.
     """
 
-    def __init__(self, rows: int, size: int, quota: str) -> None:
-        super().__init__(rows, size, quota)
-        self.rows, self.size, self.quota = rows, size, quota
+    rows: int
+    size: int
+    quota: str
 
     def __str__(self) -> str:
         return (
@@ -333,70 +355,71 @@ class OutboxFull(PublishError):
 
 
 class StoreUnavailable(PublishError, ConnectionError):
-    """The store can't be read or written: locked, full, read-only, not reachable; nothing of this call was stored."""
+    """The store can't be read or written: locked, full, read-only, not reachable. Nothing of this call was stored."""
 
 
+@dataclass(eq=False)
 class StoreInvalid(SilboError, ValueError):
-    """What was opened is no store of this outbox: something else, another version, other partitions."""
+    """The opened file or database is not a store of this outbox: something else, another version, other partitions."""
 
-    def __init__(self, store: str, problem: str) -> None:
-        super().__init__(store, problem)
-        self.store, self.problem = store, problem
+    store: str
+    problem: str
 
     def __str__(self) -> str:
         return f"{self.store}: {self.problem}"
 
 
+@dataclass(eq=False)
 class LeadLost(SilboError):
-    """Another relay has taken over the partition: the rows are its own to send. Raised to a relay alone."""
+    """Another relay has taken over the partition and sends its rows. Raised only to a relay."""
 
-    def __init__(self, partition: int, epoch: int) -> None:
-        super().__init__(partition, epoch)
-        self.partition, self.epoch = partition, epoch
+    partition: int
+    epoch: int
 
     def __str__(self) -> str:
         return f"partition {self.partition} of the outbox is led by another relay, epoch {self.epoch} is over"
 
 
+@dataclass(eq=False)
 class Fenced(SilboError):
-    """The broker has seen a newer leader of this outbox partition; nothing was sent. Raised to a relay alone.
+    """The broker has seen a newer leader of this outbox partition; nothing was sent. Raised only to a relay.
 
     Attributes:
-        epoch: The newest that the broker has seen.
+        source: The name of the partition of the outbox.
+        epoch: The newest epoch that the broker has seen.
     """
 
-    def __init__(self, source: str, epoch: int) -> None:
-        super().__init__(source, epoch)
-        self.source, self.epoch = source, epoch
+    source: str
+    epoch: int
 
     def __str__(self) -> str:
         return f"{self.source}: the broker has seen epoch {self.epoch} and takes nothing from an older one"
 
 
-# -- what arrives -------------------------------------------------------------------------------------------
+# -- the way in ---------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class MessageInvalid(SilboError, ValueError):
-    """Received bytes are no valid message, or don't fit the event class.
+    """Received bytes are not a valid message, or don't fit the event class. Trying again does not help.
 
     Attributes:
-        field: The part at fault, as ``payload.user_id`` or ``message_id``; None for the whole.
+        field: The part at fault, as ``payload.user_id`` or ``message_id``; None for the whole message.
     """
 
-    def __init__(self, problem: str, *, field: str | None = None) -> None:
-        super().__init__(problem, field)
-        self.problem, self.field = problem, field
+    problem: str
+    _: KW_ONLY
+    field: str | None = None
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
+@dataclass(eq=False)
 class OwnMessagesUndecided(SilboError, RuntimeError):
-    """A consumer hears the app that its own dispatcher bridges, and does not say what to do with those messages."""
+    """A consumer receives messages of the app that its own dispatcher bridges, and ``own=`` is not given."""
 
-    def __init__(self, app: str) -> None:
-        super().__init__(app)
-        self.app = app
+    app: str
 
     def __str__(self) -> str:
         return (
@@ -407,12 +430,11 @@ class OwnMessagesUndecided(SilboError, RuntimeError):
         )
 
 
+@dataclass(eq=False)
 class StartInvalid(SilboError, ValueError):
-    """Where a consumer group is to begin is not said in a way that is understood."""
+    """The ``start=`` of a consumer group is not a known word or the id of an entry."""
 
-    def __init__(self, start: object) -> None:
-        super().__init__(start)
-        self.start = start
+    start: object
 
     def __str__(self) -> str:
         hint = {"$": ': write "new"', "0": ': write "oldest"', "0-0": ': write "oldest"', ">": ': write "new"'}
@@ -423,39 +445,43 @@ class StartInvalid(SilboError, ValueError):
         )
 
 
+@dataclass(eq=False)
 class DeliveryGivenUp(SilboError):
     """A message has become a dead letter: reported to ``on_error``, never raised. ``__cause__`` is the last error.
 
     Attributes:
-        name: The event name; empty where it can't be read.
-        delivery_id: What the broker calls it.
-        group: Whose dead letter it is.
-        attempts: How often its listeners ran; 0 for a malformed one.
+        name: The event name; empty if it can't be read.
+        delivery_id: The broker's id of the delivery.
+        group: The group that gave it up.
+        attempts: How often its listeners ran; 0 for a malformed message.
         problem: The last error, as text.
     """
 
-    def __init__(self, name: str, delivery_id: str, group: str, attempts: int, problem: str) -> None:
-        super().__init__(name, delivery_id, group, attempts, problem)
-        self.name, self.delivery_id, self.group = name, delivery_id, group
-        self.attempts, self.problem = attempts, problem
+    name: str
+    delivery_id: str
+    group: str
+    attempts: int
+    problem: str
 
     def __str__(self) -> str:
         when = f"after {self.attempts} attempt{'s' * (self.attempts > 1)}" if self.attempts else "at once"
         return f"{self.name or 'a message'} {self.delivery_id} in group {self.group}: given up {when}: {self.problem}"
 
 
+@dataclass(eq=False)
 class Gap(SilboError):
     """Messages may have been missed at an address: reported to ``on_error``, never raised.
 
     Attributes:
         address: The channel pattern or stream.
         reason: What happened.
-        count: How many are missing, where that is known.
+        count: How many messages are missing; None if that is not known.
     """
 
-    def __init__(self, address: str, reason: str, *, count: int | None = None) -> None:
-        super().__init__(address, reason, count)
-        self.address, self.reason, self.count = address, reason, count
+    address: str
+    reason: str
+    _: KW_ONLY
+    count: int | None = None
 
     def __str__(self) -> str:
         many = "an unknown number of" if self.count is None else str(self.count)
