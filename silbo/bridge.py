@@ -1,4 +1,4 @@
-"""The listener that turns events into messages, and the routes that say which events leave, and to where."""
+"""The bridge: a listener that turns events into messages, and the routes that name the events and their addresses."""
 
 from __future__ import annotations
 
@@ -31,22 +31,27 @@ __all__ = ["Bridge", "Route", "find_bridges", "read_routing_key"]
 logger = logging.getLogger(__name__)
 
 CACHED_NAMES: Final = 1024
-"""Names whose route is kept ready. Names can be dynamic, so the cache is emptied when it is full."""
+"""The most names whose route is cached. Names can be dynamic, so a full cache is emptied."""
+UNSENT_LIMIT: Final = 10_000
+"""The most messages under way with ``wait=False``."""
+
+
+# -- routes -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What the bridge does with the events of a name, or of every name that a pattern matches.
+    """The way out of the events of a name, or of every name that a pattern matches.
 
     Attributes:
         pattern: A name, or a pattern: ``*`` is one segment, ``**`` any number.
-        kind: Lets plain events, and those of a host's own classes, leave as this kind. Events that have a kind keep
-            theirs, and a domain event never leaves.
-        to: The address in place of the broker's default, as ``orders``.
-        key: The routing key in place of the event name's own: an attribute's name, or a function of the event.
+        kind: The kind as which plain events, and events of a host's own classes, leave; None lets them stay. Events that
+            have a kind keep it, and a domain event never leaves.
+        to: The address, as ``orders``; None for the broker's default.
+        key: The routing key: the name of an attribute, or a function of the event. None for the key of the event name.
 
     Raises:
-        AddressInvalid: ``to`` is no address.
+        AddressInvalid: ``to`` is not an address.
         NameInvalid: the pattern has a ``*`` that is not a whole segment.
         ValueError: there is no such kind.
     """
@@ -66,10 +71,11 @@ class Route:
 
 
 class Routes:
-    """Routes in order: the first that matches a name wins.
+    """The routes of a bridge in order: the first that matches a name wins.
 
     Raises:
-        RouteConflict: two have the same pattern, so that the second would never be used.
+        RouteConflict: two routes have the same pattern, so the second would never be used.
+        TypeError: ``routes`` is not an iterable of routes.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -87,7 +93,7 @@ class Routes:
         self._cache: dict[str, Route | None] = {}
 
     def match(self, name: str) -> Route | None:
-        """The route of an event name; None where none matches."""
+        """Return the first route that matches an event name, or None."""
         if not self._routes:
             return None
         try:
@@ -101,10 +107,10 @@ class Routes:
 
 
 def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
-    """The key of an event as text; None where there is no key, or its value is None.
+    """Return the routing key of an event as text; None if there is no key, or its value is None.
 
     Raises:
-        MessageRefused: the attribute is missing or the function raised.
+        MessageRefused: the event lacks the attribute, or the function raised an error.
     """
     if key is None:
         return None
@@ -112,43 +118,45 @@ def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
         value = key(event) if callable(key) else getattr(event, key)
         return None if value is None else str(value)
     except Exception as error:  # the key may be any function of the host's
-        what = f"its key function {key!r} raised {error!r}" if callable(key) else f"no attribute for its key: {error}"
-        raise MessageRefused(name, what, field=None if callable(key) else key) from error
+        problem = (
+            f"its key function {key!r} raised {error!r}" if callable(key) else f"no attribute for its key: {error}"
+        )
+        raise MessageRefused(name, problem, field=None if callable(key) else key) from error
 
 
-UNSENT_LIMIT: Final = 10_000
-"""Messages under way at most with ``wait=False``."""
+# -- the bridge ---------------------------------------------------------------------------------------------
 
 
 class Bridge(AsyncCloseable):
-    """A subscriber that sends events on to a publisher, after every other listener.
+    """A subscriber that sends events to a publisher, after every other listener has run.
 
-    Notification and ECST events leave, and what a route gives a kind; domain events never do. An event stays when a
-    listener stopped it, when its dispatch failed (under ``on_error="raise"`` or ``"collect"``; an isolated failure does
-    not hold it back), and when a consumer dispatched it: what came from outside is not sent out again.
+    Notification and ECST events leave, and plain events that a route gives a kind; domain events never leave. An event stays
+    if a listener stopped it, if its dispatch failed (under ``on_error="raise"`` or ``"collect"``; an isolated failure does
+    not hold it back), or if a consumer dispatched it: an event that came from outside is not sent out again.
 
-    In a command of a :class:`~silbo.mediator.mediator.Mediator`, messages wait until the command has succeeded; one that fails sends
-    nothing. Only an outbox that stores in the host's transaction has them at once, for they are to be committed with it.
+    In a command of a :class:`~silbo.mediator.mediator.Mediator`, messages wait until the command has succeeded; a command that
+    fails sends nothing. Only an outbox that stores in the host's transaction gets them at once, to be committed with it.
 
     Args:
-        publisher: A broker, or an outbox in front of one. Whoever opened it closes it, after the bridge.
-        routes: Which plain events leave, other addresses, routing keys; the first that matches a name wins.
-        wait: Whether a dispatch waits until the publisher has the message, so that an error goes to its caller. With
-            False it doesn't: up to 10,000 messages are under way, in order; what can't be sent, or comes on
-            top of them, goes to ``on_error``. Then leave the bridge through ``async with`` or :meth:`aclose`, or the
+        publisher: A broker, or an outbox in front of one. The host closes it, after the bridge.
+        routes: The plain events that leave, other addresses, routing keys; the first route that matches a name wins.
+        wait: True lets a dispatch wait until the publisher has the message, and raises an error to its caller. False
+            lets the dispatch go on: up to 10,000 messages are under way, in order. A message that can't be sent, or
+            exceeds that number, goes to ``on_error``. Leave such a bridge through ``async with`` or :meth:`aclose`, or the
             last messages are lost::
 
                 async with RedisStreams(client, app="web") as streams, Bridge(streams, wait=False) as bridge:
                     dispatcher.add_subscriber(bridge)
                     ...  # at the end the bridge has sent everything, then the streams are closed
-        on_error: ``(error, message)``, sync or async: gets the errors in place of the caller or, with ``wait=False``,
-            of the log. The message is None where none could be made of the event.
+        on_error: ``(error, message)``, sync or async: gets the errors in place of the caller or, with ``wait=False``, of
+            the log. The message is None if the event could not be made a message.
 
-    On a dispatcher of Whistle's own, which knows no patterns, add :meth:`forward` under each name, with a priority that
-    is higher than the others'.
+    A dispatcher of Whistle's own knows no patterns: add :meth:`forward` under each name there, with a higher priority number
+    than the other listeners.
 
     Raises:
         RouteConflict: two routes have the same pattern.
+        TypeError: ``publisher`` is not a publisher.
     """
 
     def __init__(
@@ -161,45 +169,51 @@ class Bridge(AsyncCloseable):
     ) -> None:
         if not isinstance(publisher, Publisher):
             raise TypeError(
-                f"a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to {describe_object(publisher)}"
+                "a bridge sends to a broker, as RedisStreams(client, app=...) or MemoryBroker(), not to "
+                f"{describe_object(publisher)}"
             )
         self.publisher: Final = publisher
-        self._joins = publisher if isinstance(publisher, JoiningPublisher) else None
-        self._routes, self._wait = Routes(routes), wait
-        self._hook, self._report = on_error, ErrorReporter(on_error, logger)
-        self._sending: set[asyncio.Task[None]] = set()
+        self._joining = publisher if isinstance(publisher, JoiningPublisher) else None
+        self._routes = Routes(routes)
+        self._wait = wait
+        self._send = self._publish if wait else self._publish_later
+        self._hook = on_error
+        self._report = ErrorReporter(on_error, logger)
+        self._under_way: set[asyncio.Task[None]] = set()
 
     @on("**", priority=LAST)
     async def forward(self, event: Any) -> None:
-        """Send an event, if it is one that leaves.
+        """Send an event if it leaves.
 
         Raises:
-            MessageRefused: it can't be made a message: a key or payload that can't be written.
+            MessageRefused: the event can't be made a message: its key or payload can't be written.
             PublishError: with ``wait``, whatever the publisher raised.
         """
         try:
-            message = self._message(event)  # a snapshot, before anybody else gets a turn
-        except Exception as error:  # noqa: BLE001  # raised there, where there is no hook
-            await self._failed(error, None)
+            message = self._message(event)  # a snapshot: no other task has run since the last listener
+        except Exception as error:
+            if self._hook is None:
+                raise
+            await self._report.call_hook(error, None)
             return
         if message is None:
             return
-        held = None if self._joins is not None and self._joins.in_transaction else held_back()
+        held = None if self._joining is not None and self._joining.in_transaction else held_back()
         if held is None:
             await self._send(message)
         else:
             held.append(partial(self._send_held, message, event, self._registered(event)))
 
     async def aclose(self) -> None:
-        """Wait until everything is sent that was not waited for. Twice is fine; the publisher stays open."""
-        while others := self._sending - {asyncio.current_task()}:  # an error hook may close, too
+        """Wait until all messages under way are sent. May be called twice; the publisher stays open."""
+        while others := self._under_way - {asyncio.current_task()}:  # an error hook may call this too
             await asyncio.wait(others)
 
     def _message(self, event: Any) -> Message | None:
-        """What to send of an event; None when it stays.
+        """Return the message of an event; None if the event stays.
 
         Raises:
-            MessageRefused: it should leave but can't.
+            MessageRefused: the event leaves but can't be made a message.
         """
         kind = kind_of(type(event))
         if kind == "domain" or isinstance(getattr(event, "origin", None), Origin):
@@ -221,19 +235,19 @@ class Bridge(AsyncCloseable):
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
 
     def __silbo_sends__(self, event: object, name: object) -> bool:
-        """Whether events of this class and name leave, where nothing stops them."""
+        """Return True if events of this class and name leave, unless a listener stops them."""
         kind = kind_of(type(event))
         route = self._routes.match(name) if isinstance(name, str) else None
         return kind != "domain" and (kind is not None or (route is not None and route.kind is not None))
 
     def _registered(self, event: Any) -> Listener | None:
-        """What stands for :meth:`forward` among the listeners of the dispatch: with options, or itself."""
+        """Return the listener of the dispatch that runs :meth:`forward`: a wrapper with options, or the method itself."""
         dispatcher: Any = getattr(event, "dispatcher", None)
         listeners = dispatcher.get_listeners(event.name) if dispatcher is not None else ()
-        return next((one for one in listeners if one == self.forward), None)
+        return next((listener for listener in listeners if listener == self.forward), None)
 
     async def _send_held(self, message: Message, event: Any, registered: Listener | None) -> None:
-        """Send what a command has held back, as :meth:`forward` would have; errors go where its options say."""
+        """Send a message that a command has held back, under the options with which :meth:`forward` is registered."""
 
         async def send(_: Any) -> None:
             await self._send(message)
@@ -243,44 +257,32 @@ class Bridge(AsyncCloseable):
         else:
             await self._send(message)
 
-    async def _send(self, message: Message) -> None:
-        if not self._wait:
-            await self._send_later(message)
-            return
+    async def _publish(self, message: Message) -> None:
         try:
             await self.publisher.publish(message)
-        except Exception as error:  # noqa: BLE001  # raised there, where there is no hook
-            await self._failed(error, message)
+        except Exception as error:
+            if self._wait and self._hook is None:
+                raise
+            await self._report("message not sent", error, message, event_name=message.message_name)
 
-    async def _failed(self, error: Exception, message: Message | None) -> None:
-        if self._hook is None:
-            raise error
-        await self._report("event not sent", error, message)
-
-    async def _send_later(self, message: Message) -> None:
-        if len(self._sending) >= UNSENT_LIMIT:
+    async def _publish_later(self, message: Message) -> None:
+        if len(self._under_way) >= UNSENT_LIMIT:
             error = BrokerUnavailable(f"{UNSENT_LIMIT} messages are under way to the broker; this one was not sent")
             await self._report("message not sent", error, message, event_name=message.message_name)
             return
-        # One task each: publishers keep the order of their calls, and tell apart which message failed.
-        task = asyncio.get_running_loop().create_task(self._send_unwaited(message))
-        self._sending.add(task)
-        task.add_done_callback(self._sent)
+        # One task for each message: publishers keep the order of their calls, and the error belongs to one message.
+        task = asyncio.get_running_loop().create_task(self._publish(message))
+        self._under_way.add(task)
+        task.add_done_callback(self._end_task)
 
-    async def _send_unwaited(self, message: Message) -> None:
-        try:
-            await self.publisher.publish(message)
-        except Exception as error:  # noqa: BLE001  # whatever it is, there is no caller to raise it to
-            await self._report("message not sent", error, message, event_name=message.message_name)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
         if task.cancelled():
             self._report.log.write("message not sent: the program ended before the bridge was closed")
 
 
 def find_bridges(dispatcher: IAsyncEventDispatcher) -> Iterator[Bridge]:
-    """The bridges among a dispatcher's listeners."""
+    """Yield the bridges among a dispatcher's listeners."""
     for listeners in dispatcher.get_listeners().values():
         for listener in listeners:
             owner = getattr(inspect.unwrap(listener), "__self__", None)
