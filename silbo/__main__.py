@@ -1,4 +1,4 @@
-"""``silbo`` and ``python -m silbo``: see :mod:`silbo.cli`."""
+"""The entry point of ``silbo`` and ``python -m silbo``: see :mod:`silbo.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arguments that can't be meant, refused where they are given and not where they are first used."""
+"""Checks of arguments: a wrong value is refused at the call that gives it, not at its first use."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _STORE: Final = ("open", "add", "take", "settle", "status")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
-    """A length of time: a finite number above 0, or from 0 on.
+    """Return a duration in seconds: a finite number above 0, or with ``zero`` also 0.
 
     Raises:
-        TypeError: it is no number: a text, a timedelta.
-        ValueError: it is none of these numbers.
+        TypeError: the value is not a number: a text, a timedelta.
+        ValueError: the number is too small, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
@@ -41,11 +41,11 @@ def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
 
 
 def check_count(name: str, value: Any, *, zero: bool = False) -> int:
-    """A number of things, 1 or more, or from 0 on.
+    """Return a count: a whole number, 1 or more, or with ``zero`` also 0.
 
     Raises:
-        TypeError: it is no whole number.
-        ValueError: it is less.
+        TypeError: the value is not a whole number.
+        ValueError: the number is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
@@ -55,11 +55,11 @@ def check_count(name: str, value: Any, *, zero: bool = False) -> int:
 
 
 def check_moment(name: str, value: Any) -> datetime:
-    """A point in time.
+    """Return an aware datetime.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it is one in a zone that nobody knows.
+        TypeError: the value is not a datetime.
+        ValueError: it has no time zone.
     """
     if not isinstance(value, datetime):
         raise TypeError(f"{name} is a datetime, not {value!r}")
@@ -72,10 +72,10 @@ _ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_address(address: object, what: str = "an address") -> str:
-    """The same address, once it is known to be one: ASCII letters, digits and ``. _ -``.
+    """Return an address: a text of ASCII letters, digits and ``. _ -``, not empty.
 
     Raises:
-        AddressInvalid: it is not; the text calls it ``what``.
+        AddressInvalid: the value is something else; the error's text says that it is not ``what``.
     """
     if isinstance(address, str) and _ADDRESS.fullmatch(address):
         return address
@@ -83,10 +83,10 @@ def check_address(address: object, what: str = "an address") -> str:
 
 
 def check_hook(name: str, value: Any) -> Any:
-    """Something to be called, or None.
+    """Return a callable or None.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the value is neither.
     """
     if value is not None and not callable(value):
         raise TypeError(f"{name} is a function, sync or async, or None for the log, not {value!r}")
@@ -94,10 +94,10 @@ def check_hook(name: str, value: Any) -> Any:
 
 
 def check_list(name: str, values: Iterable[T]) -> tuple[T, ...]:
-    """Things, in a list or another iterable.
+    """Return the items of an iterable as a tuple.
 
     Raises:
-        TypeError: it is none: one of them alone, None, a text.
+        TypeError: the value is not an iterable, or is a text.
     """
     if isinstance(values, str) or not isinstance(cast("object", values), Iterable):
         raise TypeError(f"{name} is a list, not {describe_object(values)}")
@@ -121,6 +121,9 @@ def check_ends(store: Any, publisher: Any) -> None:
 
 
 def describe_object(thing: object) -> str:
-    """What it is, for an error: of an object its type alone, for clients have long texts, and secrets in them."""
+    """Return a short text for an error: a builtin value or a class as its repr, another object as its type.
+
+    The repr of a client of the host is long, and may contain secrets.
+    """
     cls = thing if isinstance(thing, type) else type(thing)
     return repr(thing) if thing is cls or cls.__module__ == "builtins" else f"a {cls.__module__}.{cls.__qualname__}"

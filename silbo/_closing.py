@@ -1,4 +1,4 @@
-"""The one base of everything that has to be closed."""
+"""The base of every class whose objects must be closed."""
 
 from __future__ import annotations
 

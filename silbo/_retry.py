@@ -1,4 +1,4 @@
-"""When to try again, when to give up, and how a loop that tries again ends."""
+"""The delays between attempts, and the waiting and ending of loops that try again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Backoff", "end_tasks", "raise_if_cancelled", "pause"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays that grow from attempt to attempt, scattered so that many who failed together don't return together.
+    """Delays that grow with each attempt, with a random part, so that clients that failed together don't return together.
 
     Attributes:
         initial: Seconds after the first failed attempt.
-        factor: What each further delay is multiplied by.
-        cap: No delay is longer, in seconds.
-        jitter: The share of a delay that is left to chance, 0 to 1: at 0.5 it is between half of it and all of it.
-        attempts: Give up after so many; None never does.
+        factor: Each further delay is the last one times this; 1 or more.
+        cap: The longest delay, in seconds.
+        jitter: The random share of a delay, 0 to 1: with 0.5 a delay is between half of its length and all of it.
+        attempts: The attempts after which to give up; None to never give up.
     """
 
     _: KW_ONLY
@@ -44,7 +44,7 @@ class Backoff:
             check_count("attempts", self.attempts)
 
     def delay(self, attempt: int) -> float | None:
-        """Seconds to wait after an attempt that failed, counted from 1; None to give up."""
+        """Return the seconds to wait after a failed attempt, counted from 1; None to give up."""
         if self.attempts is not None and attempt >= self.attempts:
             return None
         try:
@@ -55,16 +55,16 @@ class Backoff:
 
 
 async def pause(seconds: float | None, stopping: asyncio.Event) -> None:
-    """Wait, but not longer than until the stop."""
+    """Sleep for some seconds, or until the stop if that comes first; None sleeps until the stop."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stopping.wait()
 
 
 def raise_if_cancelled() -> None:
-    """Meet a cancellation that something awaited has swallowed, as ``asyncio.wait_for`` can on Python 3.11.
+    """Raise a cancellation of this task that an awaited call has swallowed, as ``asyncio.wait_for`` can on Python 3.11.
 
-    For the loops of tasks of our own: one that never ends by itself would otherwise run on.
+    Call it in every endless loop of a task of silbo's: without it the loop would run on.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -72,7 +72,7 @@ def raise_if_cancelled() -> None:
 
 
 async def end_tasks(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
-    """Wait for their end, and cancel what lasts longer."""
+    """Wait up to ``within`` seconds for tasks to end; cancel those that last longer, and wait for them too."""
     _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
     for task in late:
         task.cancel()

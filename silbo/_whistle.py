@@ -1,4 +1,4 @@
-"""Whistle ships no types: this is the one place where that is met.
+"""Whistle's classes, with the types that Whistle does not ship.
 
 At run time these are Whistle's own classes. A type checker sees the same surface with types, so that a misspelt
 attribute or method of an event or a dispatcher is an error instead of ``Any``.
@@ -17,10 +17,10 @@ _M = TypeVar("_M", bound=Callable[..., object])
 
 
 def overridable(method: _M) -> _M | Callable[..., Any]:
-    """A method that a host may override with Whistle's narrower signature, and still type-check.
+    """Let a host override a method with Whistle's narrower signature, and still type-check; returns the method.
 
-    Callers have to satisfy every member of the union, so they are checked against the real signature; an override has to
-    satisfy one of them. At run time it is the method.
+    Type checkers see a union: callers must satisfy every member, so they are checked against the real signature; an
+    override must satisfy one of them.
     """
     return method
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class WhistleEvent:
-        """Whistle's event: what every dispatch writes on it."""
+        """Whistle's event, with the attributes that every dispatch sets."""
 
         name: Any
         dispatcher: Any
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         def stop_propagation(self) -> None: ...
 
     class IAsyncEventDispatcher(Protocol):
-        """What a component asks its container for."""
+        """The type under which a component asks its container for the dispatcher."""
 
         def get_listeners(self, event_id: Any = None, /) -> Any: ...
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         async def adispatch(self, event_id: Any, event: Any = None, /) -> Any: ...
 
     class WhistleDispatcher(IAsyncEventDispatcher):
-        """Whistle's dispatcher, as far as silbo does not give a method of its own."""
+        """Whistle's dispatcher, without the methods that silbo replaces."""
 
         add_listener: Any
         get_listeners: Any

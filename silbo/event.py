@@ -1,9 +1,9 @@
-"""The envelope that listeners receive, and its three kinds.
+"""The event: the envelope that listeners receive, its three kinds, and the marks that a dispatch sets on it.
 
 An event is any object that carries a host's data. ``silbo.Event`` adds no field, no slot, no metaclass and no
-``__init__``, so dataclasses, attrs classes, msgspec Structs and pydantic models can derive from it, frozen or not: what
-a dispatch writes (the *marks*: ``name``, ``dispatcher``, ``propagation_stopped``, ``origin``) goes into the instance's
-``__dict__``, past any freeze.
+``__init__``, so dataclasses, attrs classes, msgspec Structs and pydantic models can derive from it, frozen or not. A
+dispatch sets *marks* (``name``, ``dispatcher``, ``propagation_stopped``, ``origin``) in the instance's ``__dict__``, past
+any freeze.
 """
 
 from __future__ import annotations
@@ -30,48 +30,56 @@ __all__ = [
     "DomainEvent",
     "ECSTEvent",
     "Event",
-    "Kind",
     "NotificationEvent",
+    "begin_dispatch",
+    "check_fields",
+    "collected_errors",
     "declared_fields",
+    "end_dispatch",
+    "find_id_maker",
     "kind_of",
-    "pass_keywords",
+    "pass_class_keywords",
+    "prepare_event",
+    "set_mark",
 ]
 
-DATACLASS: Final = frozenset(inspect.signature(dataclass).parameters) - {"cls"}
+Kind = Literal["domain", "notification", "ecst"]
+"""The kinds of event: domain events stay in the process, notification and ECST events leave it."""
+ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin"})
+"""The attributes that belong to the envelope; a payload field can't have one of these names."""
+
+_T = TypeVar("_T")
+
+_DATACLASS_OPTIONS: Final = inspect.signature(dataclass).parameters.keys() - {"cls"}
 
 
-def pass_keywords(cls: type, keywords: Mapping[str, Any], further: Callable[..., object]) -> None:
-    """Go on with ``__init_subclass__``; where it ends with keywords of a dataclass, as python-cqrs has them, say where they belong.
+def pass_class_keywords(cls: type, keywords: Mapping[str, Any], init_subclass: Callable[..., object]) -> None:
+    """Call the next ``__init_subclass__`` with the keywords of a class statement.
 
     Raises:
-        TypeError: nobody takes the keywords.
+        TypeError: no base class takes the keywords. For those of a dataclass, which python-cqrs takes as in
+            ``class UserJoined(DomainEvent, frozen=True)``, the text says to use the decorator.
     """
     try:
-        further(**keywords)
+        init_subclass(**keywords)
     except TypeError:
-        if keywords.keys().isdisjoint(DATACLASS):
+        if keywords.keys().isdisjoint(_DATACLASS_OPTIONS):
             raise
         given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
         raise TypeError(f"{cls.__qualname__} takes no class keywords: put @dataclass({given}) above it") from None
-
-
-Kind = Literal["domain", "notification", "ecst"]
-ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin"})
-
-_T = TypeVar("_T")
 
 
 class Event(WhistleEvent):
     """A plain event: it stays in the process unless a :class:`~silbo.Route` gives it a kind.
 
     Attributes:
-        name: The name it was last dispatched under.
-        dispatcher: The dispatcher that last dispatched it.
-        propagation_stopped: Whether the last dispatch was stopped. It belongs to one dispatch: the next starts anew.
-        origin: The app and instance that sent it, for an event that a consumer dispatched; else None.
+        name: The name of the last dispatch.
+        dispatcher: The dispatcher of the last dispatch.
+        propagation_stopped: True if a listener has stopped the last dispatch; the next dispatch sets it to False.
+        origin: The app and instance that sent the event, if a consumer dispatched it; else None.
 
-    One object may be dispatched again, also from inside its own dispatch; in two *concurrent* dispatches it is
-    unsupported, for there is one place for the marks.
+    The same object may be dispatched again, also from inside its own dispatch. Two *concurrent* dispatches of one object are
+    unsupported: they would overwrite each other's marks.
     """
 
     if TYPE_CHECKING:
@@ -81,33 +89,34 @@ class Event(WhistleEvent):
         __silbo_errors__: list[Exception] | None
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
-        # On a class: itself, once it is known to take plain attribute assignment. On an object: None during a dispatch.
+        # On a class: the class, if assignment sets a mark as writing into __dict__ does. On an object: None during a dispatch.
         __silbo_direct__ = None
-        __silbo_outward__ = False  # it gets an id and a time when its first dispatch starts
-        __silbo_errors__ = None  # during a dispatch that may collect: the errors so far
+        __silbo_outward__ = False  # True: it has an id and a time, set when its first dispatch starts
+        __silbo_errors__ = None  # the errors collected so far, during a dispatch that may collect
 
         def __init_subclass__(cls, **keywords):
-            pass_keywords(cls, keywords, super().__init_subclass__)
+            pass_class_keywords(cls, keywords, super().__init_subclass__)
 
     def stop_propagation(self) -> None:
-        """End this dispatch after the listener that is running."""
+        """End this dispatch after the running listener."""
         self.__dict__["propagation_stopped"] = True
 
 
 class DomainEvent(Event):
-    """Something that happened in the domain; it never leaves the process."""
+    """A fact of the domain; it never leaves the process."""
 
     __silbo_kind__ = "domain"
 
 
 class _OnFirstRead(Generic[_T]):
-    """A value made when it is first read, or when the first dispatch starts, and kept in the instance's ``__dict__``.
+    """An attribute whose value is made at the first read and kept in the instance's ``__dict__``.
 
-    A non-data descriptor, so that a class may declare the attribute as a field of its own.
+    It is a non-data descriptor, so that a class may declare a field of the same name.
     """
 
     def __init__(self, make: Callable[[], _T], doc: str) -> None:
-        self._make, self.__doc__ = make, doc
+        self._make = make
+        self.__doc__ = doc
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -124,7 +133,7 @@ class _OnFirstRead(Generic[_T]):
 
 
 class _EventId(_OnFirstRead[UUID]):
-    """An id whose text alone is made first: most ids are only ever written into a message."""
+    """The id of an event. Its text is made first, the UUID at the first read: most ids are only sent."""
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is not None and (text := instance.__dict__.get("__silbo_id__")) is not None:
@@ -132,7 +141,7 @@ class _EventId(_OnFirstRead[UUID]):
         return super().__get__(instance, owner)
 
     def text(self, event: Any) -> str | None:
-        """The id of an event that nobody has read yet; None where somebody has."""
+        """Return the id of an event as text; None if the id has been read as a UUID, or was set."""
         marks = event.__dict__
         if self._name in marks:
             return None
@@ -146,55 +155,61 @@ class _EventId(_OnFirstRead[UUID]):
 
 
 class _Outward(Event):
-    """What notification and ECST events have in common: they leave, so each names its fact and its time."""
+    """The base of the events that leave: each has an id that names the fact, and a time."""
 
     if TYPE_CHECKING:
         event_id: UUID
         event_timestamp: datetime
     else:
         __silbo_outward__ = True
-        event_id = _EventId(uuid4, "Names the fact, however often it is sent.")
-        event_timestamp = _OnFirstRead(lambda: datetime.now(UTC), "When it happened: aware, UTC.")
+        event_id = _EventId(uuid4, "The id of the fact; the same event sent twice has it twice.")
+        event_timestamp = _OnFirstRead(lambda: datetime.now(UTC), "The time of the fact: aware, UTC.")
 
 
 class NotificationEvent(_Outward):
-    """Tells the outside that something happened, by identifiers.
+    """An event that tells the outside that something happened, by identifiers.
 
     Attributes:
-        event_id: Names the fact; set at the latest when its first dispatch starts.
-        event_timestamp: When it happened, aware, in UTC; set at the latest when its first dispatch starts.
+        event_id: The id of the fact; made at the first read, or when the event is sent.
+        event_timestamp: The time of the fact, aware, UTC; set at the latest when the first dispatch starts.
     """
 
     __silbo_kind__ = "notification"
 
 
 class ECSTEvent(_Outward):
-    """Event-carried state transfer: tells the outside the new state itself.
+    """An event that carries the new state to the outside (event-carried state transfer).
 
     Attributes:
-        event_id: Names the fact; set at the latest when its first dispatch starts.
-        event_timestamp: When it happened, aware, in UTC; set at the latest when its first dispatch starts.
+        event_id: The id of the fact; made at the first read, or when the event is sent.
+        event_timestamp: The time of the fact, aware, UTC; set at the latest when the first dispatch starts.
     """
 
     __silbo_kind__ = "ecst"
 
 
+# -- classes of events --------------------------------------------------------------------------------------
+
+
 def kind_of(cls: type) -> Kind | None:
-    """The kind of a class; None for plain events and foreign classes."""
+    """Return the kind of an event class; None for plain events and foreign classes."""
     kind: Kind | None = getattr(cls, "__silbo_kind__", None)
     return kind
 
 
-def unread_id(cls: type) -> Callable[[Any], str | None] | None:
-    """For a class that has its ids from silbo: what gives an event's id as text, or None where it was read as a UUID."""
+def find_id_maker(cls: type) -> Callable[[Any], str | None] | None:
+    """Return the function that makes the ids of a class's events as text; None if the class declares its own ``event_id``.
+
+    The function takes an event. It returns None if the id has been read as a UUID, or was set.
+    """
     own = getattr_static(cls, "event_id", None)
     return own.text if isinstance(own, _EventId) else None
 
 
 def declared_fields(cls: type) -> tuple[str, ...] | None:
-    """The payload attributes that a dataclass, attrs class, Struct or pydantic model declares; None for a plain class.
+    """Return the fields that a dataclass, attrs class, Struct or pydantic model declares; None for a plain class.
 
-    Found by the marks these libraries leave on a class, so none of them has to be installed.
+    Each library is recognised by the attributes that it sets on its classes, so it need not be installed.
     """
     if (fields := getattr(cls, "__struct_fields__", None)) is not None:
         return tuple(fields)

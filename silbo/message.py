@@ -1,4 +1,4 @@
-"""What crosses the wire: an immutable :class:`Message`, and a :class:`Delivery` of one."""
+"""The immutable :class:`Message` that crosses the wire, a :class:`Delivery` of it, and the :class:`Format` of its bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Delivery", "Format", "Message", "Origin", "instance", "new_publicati
 
 
 class Origin(NamedTuple):
-    """Where a message comes from: a program's name, and one process of it."""
+    """The sender of a message: the name of a program, and the id of one process of it."""
 
     app: str
     instance: str
@@ -21,18 +21,18 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The record that leaves: a snapshot, so that later changes to the event don't reach it.
+    """The record of an event that leaves the process: a snapshot, which later changes to the event don't reach.
 
     Attributes:
         message_type: ``notification_event`` or ``ecst_event``.
         message_name: The event name.
-        message_id: The ``event_id``: it names the fact, however often it is sent. A UUID, as text: silbo's own consumers
-            can't read another.
+        message_id: The ``event_id``, a UUID as text; silbo's consumers refuse any other text. It names the fact: the same
+            event sent twice has it twice.
         payload: Plain JSON values; treat it as read-only.
-        headers: ``publication`` names this one sending and is what duplicates are recognised by; ``version`` is the
-            event's; ``app`` and ``instance`` are added by the broker; ``key`` is the routing key.
-        to: The address that a route chose; None is the broker's default.
-        class_name: The event's class, for formats that name it.
+        headers: ``publication`` names this one sending: duplicates are recognised by it. ``version`` is the version of the
+            payload, ``key`` the routing key. The broker adds ``app`` and ``instance``.
+        to: The address that a route chose; None for the broker's default.
+        class_name: The name of the event's class, for formats that send it.
     """
 
     message_type: str
@@ -45,67 +45,68 @@ class Message:
 
     @property
     def key(self) -> str | None:
-        """The routing key; messages with the same one keep their order. None when the event has none."""
+        """The routing key, or None: messages with the same key keep their order."""
         return self.headers.get("key")
 
     @property
     def origin(self) -> Origin | None:
-        """Who sent it; None before the broker sent it, and in formats without headers."""
+        """The sender; None before a broker has sent the message, and in formats without headers."""
         app = self.headers.get("app")
         return None if app is None else Origin(app, self.headers.get("instance", ""))
 
 
 class Format(Protocol):
-    """How a message looks as bytes."""
+    """An encoding of messages as bytes, and the Pub/Sub channels that go with it."""
 
     @property
     def names(self) -> Literal["event", "class"]:
-        """What ``message_name`` holds on the wire: the event name, or (Diator) the class name."""
+        """The meaning of ``message_name`` on the wire: the event name, or (Diator) the name of the event's class."""
         ...
 
     @property
     def content_type(self) -> str:
-        """Its media type, for brokers that carry one beside a message."""
+        """The media type of the bytes, for brokers that send it beside a message."""
         ...
 
     def encode(self, message: Message, origin: Origin) -> bytes:
-        """The bytes of a message that ``origin`` sends.
+        """Return the bytes of a message that ``origin`` sends.
 
         Raises:
-            MessageRefused: too large, or something in it can't be written.
+            MessageRefused: the message is too large, or something in it can't be written.
         """
         ...
 
     def decode(self, raw: bytes) -> Message:
-        """The message in these bytes.
+        """Return the message in these bytes.
 
         Raises:
-            MessageInvalid: anything wrong with them; no other error comes out.
+            MessageInvalid: the bytes are no valid message; no other error is raised.
         """
         ...
 
     def channel(self, message: Message, prefix: str) -> str:
-        """The Pub/Sub channel of a message: the address that a route chose, under the prefix, else the format's own."""
+        """Return the Pub/Sub channel of a message: the address that a route chose, under the prefix, else the format's own."""
         ...
 
     def channels(self, pattern: str, prefix: str) -> Sequence[str]:
-        r"""The Redis patterns that together cover an event name or pattern: a few too many match, never too few.
+        r"""Return the Redis patterns for PSUBSCRIBE that cover an event name or pattern.
 
-        For PSUBSCRIBE; one without ``*?[\\`` in it is a channel as it is. What a route sent to an address is not
-        among them.
+        They may match too many channels, never too few. A pattern without ``*?[\\`` is itself a channel. Addresses that a
+        route chose are not covered.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One received message, as bytes: every attempt decodes them anew, so that no attempt sees another's changes.
+    """A received message as bytes: every attempt decodes them anew, so that no attempt sees the changes of another.
 
     Attributes:
-        raw: The message as it came.
-        address: The channel or stream it came from.
-        id: What the broker calls it; what is acknowledged. Empty where nothing can be.
-        attempt: 1 at first. From 2 on it was given out before, and 2 are no attempt that is counted.
+        raw: The bytes of the message.
+        address: The channel or stream that it came from.
+        format: The format of the bytes.
+        id: The broker's id, by which it is acknowledged; empty if the broker acknowledges nothing.
+        attempt: 1 on first delivery. On redelivery, 2 plus the attempts counted so far.
     """
 
     raw: bytes
@@ -115,10 +116,10 @@ class Delivery:
     attempt: int = 1
 
     def message(self) -> Message:
-        """Decode it.
+        """Decode the bytes.
 
         Raises:
-            MessageInvalid: the bytes are no message; names the field.
+            MessageInvalid: the bytes are no valid message; the error names the field.
         """
         return self.format.decode(self.raw)
 
@@ -128,18 +129,20 @@ _publications = count(1)
 
 
 def instance() -> str:
-    """The id of this process, another one in each: 32 hexadecimal digits."""
+    """Return the id of this process: 32 hexadecimal digits, different in each process."""
     return _instance
 
 
 def new_publication() -> str:
-    """A name for one sending of a message, unique over all processes."""
+    """Return a new name for one sending of a message, unique over all processes."""
     return f"{_instance}-{next(_publications)}"
 
 
 def _renew() -> None:
+    """Give a forked child process an id of its own."""
     global _instance, _publications
-    _instance, _publications = uuid4().hex, count(1)
+    _instance = uuid4().hex
+    _publications = count(1)
 
 
 os.register_at_fork(after_in_child=_renew)

@@ -1,4 +1,4 @@
-"""Event names, and patterns over them."""
+"""Event names, the patterns that match them, and the names of a class of events."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ __all__ = [
 ]
 
 Key: TypeAlias = "str | Callable[[Any], object]"
-"""Where a routing key comes from: an attribute's name, or a function of the event."""
+"""The source of a routing key: the name of an attribute, or a function of the event."""
 
 Name: TypeAlias = "str | int | float | bytes | tuple[object, ...] | frozenset[object] | Enum | type[object]"
-"""Any hashable is a name; an :class:`EventName` is typed apart."""
+"""The types that a name may have besides :class:`EventName`; at run time any hashable is a name."""
 
 
 if TYPE_CHECKING:
 
     class EventName(Generic[E]):
-        """A name that knows its event class. See the run-time class below."""
+        """A name that carries its event class; the run-time class below has the documentation."""
 
         cls: type[E] | None
         key: Key | None
@@ -71,35 +71,40 @@ if TYPE_CHECKING:
 else:
 
     class EventName(str):
-        """A ``str`` that knows its event class, routing key, version, description and deprecation.
+        """A ``str`` that carries an event class, a routing key, a version, a description and a deprecation.
 
-        To a type checker it is not a ``str``: that is how a listener or an event of the wrong class becomes an error in
-        mypy and pyright. Use ``str(name)`` where a string is asked for.
+        To a type checker it is not a ``str``: so mypy and pyright report a listener or an event of the wrong class. Use
+        ``str(name)`` where a string is asked for.
 
         Args:
             name: The dotted name, as ``user.joined``; no ``*``.
             cls: The class of its events; a consumer rebuilds messages of this name as this class.
-            key: The routing key, an attribute's name or a function of the event: events with the same key stay in order.
-            version: The version of the payload, sent along as a header.
+            key: The routing key: the name of an attribute, or a function of the event. Events with one key keep their order.
+            version: The version of the payload; a header of each message.
             description: For people.
-            deprecated: What to use instead; registering a listener or dispatching gives a ``DeprecationWarning``.
+            deprecated: The replacement, as text. With it, registering a listener and dispatching give a
+                ``DeprecationWarning``.
 
         Raises:
-            NameInvalid: a ``*``; or handlers are bound to the class already, and so under the class's own name.
+            NameInvalid: the name has a ``*``; or handlers are bound to the class already, under the name of the class.
+            TypeError: ``cls`` is not a class.
         """
 
         __slots__ = ("cls", "deprecated", "description", "key", "version")
 
-        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the class says it
+        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
             if is_pattern(name):
                 raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
             if cls is not None and not isinstance(cls, type):
                 raise TypeError(f"an EventName's cls is an event class, not {cls!r}")
             self = super().__new__(own, name)
-            self.cls, self.key, self.version = cls, key, version
-            self.description, self.deprecated = description, deprecated
-            _check_unclaimed(self)
-            _make_known(self)
+            self.cls = cls
+            self.key = key
+            self.version = version
+            self.description = description
+            self.deprecated = deprecated
+            if cls is not None:
+                _add_name(cls, self)
             return self
 
         def __class_getitem__(cls, _item):
@@ -110,71 +115,79 @@ else:
             return partial(EventName, str(self), **options), ()
 
 
-_KNOWN: Final = "__silbo_names__"
-"""On an event class, its names; there, so that a class that nobody needs any more can go."""
+# -- the names of a class of events -------------------------------------------------------------------------
+
+_NAMES: Final = "__silbo_names__"
+"""The attribute of an event class that holds its EventNames. On the class itself, so that both are freed together."""
+
+_bound_by_class_name: Final[WeakKeyDictionary[type, WeakSet[Any]]] = WeakKeyDictionary()
+"""The classes of events that have handlers under the name of the class, each with the maps that bind these handlers."""
 
 
-def _make_known(name: Any) -> None:
-    known = () if name.cls is None else vars(name.cls).get(_KNOWN, ())
-    if name.cls is not None and name not in known:
-        with suppress(TypeError, AttributeError):  # a built-in class, or one that is closed
-            setattr(name.cls, _KNOWN, (*known, name))
+def _names_of(cls: type) -> tuple[Any, ...]:
+    names: tuple[Any, ...] = vars(cls).get(_NAMES, ())
+    return names
 
 
-_claimed: Final[WeakKeyDictionary[type, WeakSet[Any]]] = WeakKeyDictionary()
-"""Classes of events that are bound under their own name, and where."""
-
-
-def claim_own_name(cls: type, where: object) -> None:
-    """Note that handlers of a class of events are bound under the class's own name: an ``EventName`` would come too late."""
-    _claimed.setdefault(cls, WeakSet()).add(where)
-
-
-def _check_unclaimed(name: Any) -> None:
-    if name.cls is not None and _claimed.get(name.cls):
+def _add_name(cls: type, name: Any) -> None:
+    if _bound_by_class_name.get(cls):
         raise NameInvalid(
             name,
-            f"handlers are bound to {name.cls.__qualname__} already, under the name of the class, and would not hear it: "
+            f"handlers are bound to {cls.__qualname__} already, under the name of the class, and would not hear it: "
             "make the EventName before that, where the class is defined",
         )
+    if name not in _names_of(cls):
+        with suppress(TypeError, AttributeError):  # a built-in class, or one that accepts no attribute
+            setattr(cls, _NAMES, (*_names_of(cls), name))
+
+
+def claim_own_name(cls: type, claimant: object) -> None:
+    """Register that a class of events has handlers under the name of the class.
+
+    As long as the claimant lives, an :class:`EventName` of this class is refused: these handlers would not hear it.
+    """
+    _bound_by_class_name.setdefault(cls, WeakSet()).add(claimant)
 
 
 def name_of(event: object) -> Any:
-    """The name of an event, or of a class of events: the :class:`EventName` that was made for its class, else the class's name.
+    """Return the name of an event or of a class of events: its :class:`EventName`, else the name of the class.
 
-    Under this name a mediator dispatches what handlers collect, and an :class:`~silbo.EventMap` binds a class. To dispatch an event
-    of your own so::
+    A mediator dispatches the events that handlers collect under this name, and an :class:`~silbo.EventMap` binds a class to
+    it. Use it to dispatch an event of your own in the same way::
 
         await dispatcher.adispatch(name_of(event), event)
 
     Raises:
-        NameInvalid: its class has several EventNames.
+        NameInvalid: the class has several EventNames.
     """
     cls = event if isinstance(event, type) else type(event)
-    known: tuple[Any, ...] = vars(cls).get(_KNOWN, ())
-    if len(known) > 1:
-        names = ", ".join(map(repr, map(str, known)))
+    names = _names_of(cls)
+    if len(names) > 1:
+        several = ", ".join(map(repr, map(str, names)))
         raise NameInvalid(
-            cls.__name__, f"events of this class have several names ({names}); dispatch it under one of them"
+            cls.__name__, f"events of this class have several names ({several}); dispatch it under one of them"
         )
-    return known[0] if known else cls.__name__
+    return names[0] if names else cls.__name__
 
 
 def has_name(cls: type, name: str) -> bool:
-    """Whether events of a class have this name: as one of its EventNames, or because the class is called so."""
-    return cls.__name__ == name or name in vars(cls).get(_KNOWN, ())
+    """Return True if events of a class have this name: it is one of the class's EventNames, or the name of the class."""
+    return cls.__name__ == name or name in _names_of(cls)
+
+
+# -- checks and patterns ------------------------------------------------------------------------------------
 
 
 def is_pattern(name: object) -> bool:
-    """Whether a name is a pattern: it contains a ``*``."""
+    """Return True if a name is a pattern: a string that contains a ``*``."""
     return isinstance(name, str) and "*" in name
 
 
 def check_name(name: object) -> None:
-    """Look at a name before a dispatch: a deprecated one gives a warning.
+    """Refuse to dispatch under a pattern, and warn of a deprecated name.
 
     Raises:
-        NameInvalid: it is a pattern.
+        NameInvalid: the name is a pattern.
     """
     if is_pattern(name):
         raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
@@ -182,7 +195,7 @@ def check_name(name: object) -> None:
 
 
 def warn_if_deprecated(name: object) -> None:
-    """Give a ``DeprecationWarning`` at the line outside of silbo that used a deprecated name."""
+    """Give a ``DeprecationWarning`` if a name is deprecated, at the nearest line of the call stack outside of silbo."""
     if not isinstance(name, EventName) or name.deprecated is None:
         return
     level, frame = 1, sys._getframe()  # noqa: SLF001  # as warnings itself does
@@ -192,19 +205,19 @@ def warn_if_deprecated(name: object) -> None:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """What a pattern matches: ``*`` is one segment, ``**`` any number of them, none included.
+    """Compile a pattern of names: ``*`` matches one segment, ``**`` any number of segments, also none.
 
-    Matched against the name with a dot behind it, so that each segment ends in one.
+    Match it against the name plus a dot (``"user.joined."``), so that every segment ends in a dot.
 
     Raises:
-        NameInvalid: a ``*`` that is only a part of a segment.
+        NameInvalid: a ``*`` is only a part of a segment.
     """
     parts: list[str] = []
     for segment in pattern.split("."):
         if segment == "**":
             part = r"(?:[^.]*\.)*"
             if parts and parts[-1] == part:
-                continue  # two in a row say no more than one, and backtrack more
+                continue  # two in a row match no more than one, and backtrack more
         elif segment == "*":
             part = r"[^.]*\."
         elif "*" in segment:

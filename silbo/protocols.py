@@ -1,4 +1,4 @@
-"""The seams: what an adapter has to offer."""
+"""The interfaces between silbo and its adapters: publishers, subscriptions, inboxes and containers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """What one publisher promises and another can't; a publisher has it as its attribute ``promises``.
+    """The promises that publishers differ in; a publisher declares them as its attribute ``promises``.
 
-    That nothing is lost without an error, and what an error means, is promised by all of them. One that declares
-    nothing promises the most.
+    All publishers promise that no message is lost without an error, and the meaning of each error. A publisher that declares
+    nothing promises the most: the defaults.
 
     Attributes:
-        order: Which messages arrive in the order in which they were published: ``"all"``, those of one ``"key"``, or
-            ``"none"``.
-        keeps: Whether what was published is still there for consumers when the broker went away and came back.
+        order: The messages that arrive in the order of their publishing: ``"all"``, those of one ``"key"``, or ``"none"``.
+        keeps: True if published messages still reach consumers after the broker went away and came back.
     """
 
     order: Literal["all", "key", "none"] = "all"
@@ -46,36 +45,38 @@ class Promises:
 
 @runtime_checkable
 class Publisher(Protocol):
-    """Takes messages: a broker, or an outbox in front of one."""
+    """A broker that takes messages, or an outbox in front of a broker."""
 
     @property
     def app(self) -> str:
-        """The program's name, as consumers see it in ``event.origin.app``."""
+        """The name of the program, which consumers see as ``event.origin.app``."""
         ...
 
     async def publish(self, *messages: Message) -> None:
-        """Send, in this order; returns when the broker has them all. Calls keep their order, awaited in turn or not.
+        """Send messages in this order, and return when the broker has all of them.
+
+        Calls keep the order in which they were made, also if they are not awaited one after another.
 
         Raises:
-            MessageRefused: a message can't be sent; the others of the call were.
-            BrokerUnavailable: nothing of the call was sent.
-            DeliveryUnknown: some or all may have arrived.
+            MessageRefused: a message can't be sent; the other messages of the call were sent.
+            BrokerUnavailable: no message of the call was sent; safe to repeat.
+            DeliveryUnknown: some or all may have arrived; repeating may double them.
         """
         ...
 
     async def aclose(self) -> None:
-        """Finish what is in hand and close what was opened. May be called twice."""
+        """Finish the publishes in hand, and close the connections that this publisher opened. May be called twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """What became of a sequenced publish. What is in neither was added.
+    """The result of :meth:`SequencedPublisher.publish_sequenced`. A sequence in neither collection was added.
 
     Attributes:
-        known: Sequences that the broker had already; they were not added again.
-        refused: Messages that can't be sent, by their sequence.
-        last: The highest sequence that the broker had before this call, 0 for none.
+        known: The sequences that the broker had already; they were not added again.
+        refused: The error of each message that can't be sent, by its sequence.
+        last: The highest sequence that the broker had before this call; 0 if it had none.
     """
 
     known: Collection[int] = ()
@@ -85,163 +86,162 @@ class Sequenced:
 
 @runtime_checkable
 class SequencedPublisher(Publisher, Protocol):
-    """A publisher that adds each numbered message once, however often it is given."""
+    """A publisher that adds each numbered message once, also if it is given several times."""
 
     async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
-        """Send, in this order, what the broker does not have yet; one call at a time for each source.
+        """Send, in this order, the messages that the broker does not have yet. One call at a time for each source.
 
-        For each source and address the broker keeps ``(epoch, last sequence)``: from an older epoch it takes nothing,
-        and what is not above the last sequence it has.
+        For each source and address the broker keeps ``(epoch, last sequence)``. It takes nothing from an older epoch, and no
+        sequence that is not above the last.
 
         Args:
-            source: Names one partition of one outbox.
-            epoch: Of its leader.
-            messages: With their sequences, ascending, 1 or more. None at all asks whether the broker answers, and takes
-                this epoch.
+            source: The name of one partition of one outbox.
+            epoch: The epoch of the partition's leader.
+            messages: Pairs of a sequence, 1 or more, and its message; sequences ascend. An empty list checks that the broker
+                answers, and registers the epoch.
 
         Raises:
             Fenced: the broker has seen a newer epoch of this source; nothing was sent.
-            BrokerUnavailable: some may have been sent, where there are several addresses. Safe to repeat.
-            DeliveryUnknown: some or all may have been sent. Safe to repeat, in this method.
+            BrokerUnavailable: nothing was sent; with several addresses some may have been. Safe to repeat.
+            DeliveryUnknown: some or all may have been sent. Safe to repeat with this method.
         """
         ...
 
 
 @runtime_checkable
 class JoiningPublisher(Publisher, Protocol):
-    """A publisher that can be part of a transaction of its caller's."""
+    """A publisher that can store messages in a transaction of its caller."""
 
     @property
     def in_transaction(self) -> bool:
-        """Whether what this task publishes now is committed, or not, by the caller's own transaction."""
+        """True if a message that this task publishes now is committed or rolled back by the caller's transaction."""
         ...
 
 
 class Receiver(Protocol):
-    """An open subscription, used by one consumer; it acknowledges while it waits for more."""
+    """An open subscription of one consumer; deliveries may be acknowledged while :meth:`receive` waits."""
 
     @property
     def skips_own_instance(self) -> bool:
-        """Whether what this very process sent is never wanted (true where everybody hears everything)."""
+        """True if messages of this process are always dropped, because every process receives every message."""
         ...
 
     @property
     def keep_every(self) -> float | None:
-        """Seconds between two calls of :meth:`keep` that are needed; None where nobody else would take over."""
+        """The most seconds between two calls of :meth:`keep`; None if no other consumer takes deliveries over."""
         ...
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
-        """Wait for up to half a second for messages; at most ``limit``, possibly none.
-
-        After an error the next call connects again by itself.
+        """Wait up to half a second for messages, and return at most ``limit`` of them, possibly none.
 
         Raises:
-            BrokerUnavailable: the connection was lost or refused.
+            BrokerUnavailable: the connection was lost or refused; the next call connects again.
         """
         ...
 
     async def ack(self, *deliveries: Delivery) -> None:
-        """Tell the broker that these are done. Nothing to do where nothing is kept.
+        """Tell the broker that these deliveries are done. Does nothing if the broker keeps no deliveries.
 
         Raises:
-            BrokerUnavailable: not acknowledged, they will come again; safe to repeat.
+            BrokerUnavailable: they are not acknowledged and will come again; safe to repeat.
         """
         ...
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
-        """Tell the broker that these are still in work, so that nobody else takes them over.
+        """Tell the broker that these deliveries are still in work, so that no other consumer takes them over.
 
         Returns:
-            Those that another consumer has taken over; where they are not begun, they should not be.
+            The deliveries that another consumer has taken over; don't begin them.
 
         Raises:
-            BrokerUnavailable: not told; safe to repeat.
+            BrokerUnavailable: the broker was not told; safe to repeat.
         """
         ...
 
     async def count(self, delivery: Delivery) -> int:
-        """Count one attempt of a delivery, durably; for what was received before, or has failed.
+        """Count one attempt of a delivery durably: an attempt that failed, or that a redelivery begins.
 
         Returns:
-            The attempts that are known, this one included.
+            The attempts counted so far, this one included.
 
         Raises:
-            BrokerUnavailable: perhaps counted.
+            BrokerUnavailable: the attempt may have been counted.
         """
         ...
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
-        """Park a delivery as a dead letter and acknowledge it, in one step.
+        """Store a delivery as a dead letter and acknowledge it, in one step.
 
         Returns:
-            False where it is another consumer's by now, or done: then nothing happened.
+            False if another consumer has it by now, or it is done; then nothing was changed.
 
         Raises:
-            BrokerUnavailable: perhaps done; safe to repeat.
+            BrokerUnavailable: it may have been stored; safe to repeat.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close the connection; what is not acknowledged stays with the broker. May be called twice."""
+        """Close the connection; unacknowledged deliveries stay with the broker. May be called twice."""
         ...
 
 
 class Subscription(Protocol):
-    """A plain description of what to receive: nothing happens until a consumer opens it."""
+    """A plain description of the messages to receive: it does no I/O until a consumer opens it."""
 
     @property
     def app(self) -> str:
-        """The program's name."""
+        """The name of the program."""
         ...
 
     @property
     def name(self) -> str:
-        """The group's; empty where there are no groups."""
+        """The name of the group; empty if the broker has no groups."""
         ...
 
     async def open(self) -> Receiver:
-        """Connect and subscribe; returns when the broker has confirmed it.
+        """Connect and subscribe, and return when the broker has confirmed the subscription.
 
         Raises:
-            BrokerUnavailable: the broker can't be reached.
+            BrokerUnavailable: the broker can't be reached; safe to repeat.
         """
         ...
 
 
 class Inbox(Protocol):
-    """Remembers which publications a group has handled, so that a redelivery has no second effect."""
+    """A store of the publications that a group has handled, so that a redelivery has no second effect."""
 
     def handling(self, group: str, publication: str) -> AbstractAsyncContextManager[bool]:
-        """Around the listeners of one delivery.
+        """Return a context manager to enter around the listeners of one delivery.
 
-        Entering gives True where the publication is new, False where it was handled: then nothing is to be done. Leaving
-        without an error remembers it; with one, not.
+        Entering gives True if the publication is new, and False if the group has handled it: then run no listener. Leaving
+        without an error stores the publication as handled; leaving with an error does not.
         """
         ...
 
 
 class Scope(Protocol):
-    """One unit of work in a container: what is registered as scoped is made once in it, and closed with it."""
+    """One unit of work in a container: each scoped object is made once in it, and closed with it."""
 
     async def resolve(self, cls: type[T], /) -> T:
-        """An object of this class, with its dependencies; new or shared, as the container was told.
+        """Return an object of this class with its dependencies, new or shared as it is registered.
 
-        One call at a time. What a constructor or factory of the host raises comes out as it is.
+        One call at a time.
 
         Raises:
-            Unresolvable: the container has no such class, or misses one of its dependencies.
+            Unresolvable: the container has no such class, or lacks one of its dependencies.
+            Exception: whatever a constructor or factory of the host raised, unchanged.
         """
         ...
 
 
 @runtime_checkable
 class Container(Protocol):
-    """A dependency-injection container, as one of the modules in ``silbo.containers`` adapts it."""
+    """An adapter of a dependency-injection container; the modules in ``silbo.containers`` have one for each library."""
 
     def scope(self) -> AbstractAsyncContextManager[Scope]:
-        """A new scope, open while it is entered.
+        """Return a context manager whose entering opens a new scope.
 
-        Leaving closes what was made in it, told of the error that ended it, if one did. Entered and left by the same
-        task, unless a ``concurrent`` listener is the first to need it.
+        Leaving closes the objects made in the scope, and passes them the error that ended it, if any. The same task enters
+        and leaves it, unless a ``concurrent`` listener is the first to need it.
         """
         ...

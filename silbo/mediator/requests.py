@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from silbo._whistle import WhistleEvent
 from silbo.dispatch.class_listeners import handling_method
 from silbo.dispatch.options import is_async
-from silbo.event import pass_keywords
+from silbo.event import pass_class_keywords
 
 __all__ = [
     "EventHandler",
@@ -53,7 +53,7 @@ else:
         __slots__ = ()
 
         def __init_subclass__(cls, **keywords):
-            pass_keywords(cls, keywords, super().__init_subclass__)
+            pass_class_keywords(cls, keywords, super().__init_subclass__)
 
         def __class_getitem__(cls, _item):
             return cls
@@ -67,7 +67,7 @@ class Response:
     if not TYPE_CHECKING:
 
         def __init_subclass__(cls, **keywords):
-            pass_keywords(cls, keywords, super().__init_subclass__)
+            pass_class_keywords(cls, keywords, super().__init_subclass__)
 
 
 class HandlesRequest(Protocol[Req, Res]):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UNSET
 
-from silbo.event import ENVELOPE, check_fields, declared_fields, unread_id
+from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker
 
 __all__ = ["Shape", "contents", "once_per_class", "shape_of", "wire_names"]
 
@@ -76,7 +76,7 @@ def shape_of(cls: type) -> Shape:
     id_field = wires.pop("event_id", "event_id")
     time_field = wires.pop("event_timestamp", "event_timestamp")
     fields = tuple((attribute, wire) for wire, attribute in wires.items())
-    return Shape(library, names, fields, id_field, time_field, unread_id(cls) if id_field == "event_id" else None)
+    return Shape(library, names, fields, id_field, time_field, find_id_maker(cls) if id_field == "event_id" else None)
 
 
 def wire_names(cls: type) -> tuple[str, dict[str, str]]:
