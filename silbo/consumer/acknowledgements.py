@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Final
 
 from silbo._retry import Backoff, pause, raise_if_cancelled
-from silbo.consumer.telling import Telling
+from silbo.consumer.reports import Telling
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver

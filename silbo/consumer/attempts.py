@@ -13,9 +13,9 @@ from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import Bridge
 from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
+from silbo.consumer.keyed_queue import Floor, Lanes, Turn
 from silbo.consumer.receive import Arrival, Incoming
-from silbo.consumer.telling import Telling
-from silbo.consumer.turns import Floor, Lanes, Turn
+from silbo.consumer.reports import Telling
 from silbo.errors import BrokerUnavailable, MessageInvalid, StoreUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver

@@ -17,9 +17,9 @@ from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
 from silbo.consumer.attempts import Attempts, Policy
+from silbo.consumer.keyed_queue import Lanes
 from silbo.consumer.receive import Incoming, Own
-from silbo.consumer.telling import Telling
-from silbo.consumer.turns import Lanes
+from silbo.consumer.reports import Telling
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
 from silbo.message import Delivery
 from silbo.names import EventName

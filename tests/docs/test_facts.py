@@ -160,7 +160,7 @@ def test_page_on_the_house_names_the_layers_and_files_that_exist() -> None:
 
 
 TOLD_BY = {
-    "consumer.consumer": tuple(f"consumer.{file}" for file in ("consumer", "telling", "acknowledgements", "attempts"))
+    "consumer.consumer": tuple(f"consumer.{file}" for file in ("consumer", "reports", "acknowledgements", "attempts"))
 }
 """Modules that write to the logger of one of them."""
 
