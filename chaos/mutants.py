@@ -75,14 +75,14 @@ MUTANTS: Final = [
         "the acknowledgement after the listeners",
         "storm",
         "silbo/consumer/attempts.py",
-        "            error = await self._attempt(turn)\n",
-        "            self._acks.done(delivery)\n            error = await self._attempt(turn)\n",
+        "            error = await self._attempt(queued)\n",
+        "            self._acks.acknowledge(delivery)\n            error = await self._attempt(queued)\n",
     ),
     Mutant(
         "the heartbeat",
         "patience",
         "silbo/consumer/acknowledgements.py",
-        "while self._every is not None:",
+        "while self._keep_every is not None:",
         "while False:",
     ),
     Mutant(

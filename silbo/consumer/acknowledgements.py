@@ -1,216 +1,166 @@
-"""What a consumer has in hand: kept while it is in work, acknowledged in batches when it is done."""
+"""Deliveries in hand: kept while they are in work, acknowledged in batches when they are done."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from silbo._retry import Backoff, pause, raise_if_cancelled
-from silbo.consumer.reports import Telling
+from silbo._retry import pause, raise_if_cancelled
+from silbo.consumer.run_state import BROKER_RETRY, RunState
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver
 
-__all__ = ["Acks", "ConsumerStats"]
-
-BROKER_RETRY: Final = Backoff(initial=0.05, cap=1.0)
-"""Between two tries of a broker that is away."""
-
-
-@dataclass(slots=True)
-class ConsumerStats:
-    """What a consumer has done so far.
-
-    Attributes:
-        received: Deliveries, each counted once however often it is tried.
-        claimed: Of these, what had been given out before: to a consumer that is gone, or to this one.
-        handled: Whose listeners all ran.
-        failed: Attempts in which a listener failed.
-        retried: Attempts after such a failure.
-        malformed: No message, or it doesn't fit its event class, or has no key where one is needed.
-        dead: Became dead letters, after their last attempt or because they are malformed.
-        duplicates: Were handled before, as the inbox says: nothing was run.
-        skipped: This program's own, and unwanted.
-        lost: Taken over by another consumer while they waited for their turn, or were in work.
-        gaps: Reports that messages may have been missed.
-    """
-
-    received: int = 0
-    claimed: int = 0
-    handled: int = 0
-    failed: int = 0
-    retried: int = 0
-    malformed: int = 0
-    dead: int = 0
-    duplicates: int = 0
-    skipped: int = 0
-    lost: int = 0
-    gaps: int = 0
-
+__all__ = ["Acknowledgements"]
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
 ACK_BATCH: Final = 100
-"""So many go without waiting for more."""
+"""Acknowledgements that go without waiting for more."""
 
 
-class Acks:
-    """Deliveries from their arrival until the broker knows that they are done; its length is how many those are.
+class Acknowledgements:
+    """Deliveries in hand: from their arrival until the broker has acknowledged them. The length is their number.
 
-    What can't be acknowledged (an empty ``id``) is not among them.
+    Deliveries that can't be acknowledged (an empty ``id``) are not among them.
     """
 
-    def __init__(
-        self,
-        receiver: Receiver,
-        stats: ConsumerStats,
-        telling: Telling,
-        *,
-        stopping: asyncio.Event,
-        freed: asyncio.Event,
-    ) -> None:
-        self._receiver, self._stats, self._telling = receiver, stats, telling
-        self._stopping, self._freed = stopping, freed
+    def __init__(self, receiver: Receiver, run: RunState) -> None:
+        self._receiver = receiver
+        self._run = run
         self._in_hand: dict[tuple[str, str], Delivery] = {}  # by address and id
-        self._settled: set[tuple[str, str]] = set()  # of these, what is in work no more
-        self._done: list[Delivery] = []
-        self._some, self._enough = asyncio.Event(), asyncio.Event()
-        self._flushing, self._keeping = asyncio.Lock(), asyncio.Lock()
+        self._finished: set[tuple[str, str]] = set()  # of these, what is in work no more
+        self._done: list[Delivery] = []  # to be acknowledged
+        self._has_some = asyncio.Event()
+        self._has_enough = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._keeping = asyncio.Lock()
         self._closed = False
-        self._every = receiver.keep_every
-        self._kept = monotonic()  # since then all that is in hand is surely ours
+        self._keep_every = receiver.keep_every
+        self._kept_at = monotonic()  # at that time all deliveries in hand were surely this consumer's
 
     def __len__(self) -> int:
         return len(self._in_hand)
 
     # -- in hand --------------------------------------------------------------------------------------------
 
-    def take(self, delivery: Delivery) -> bool:
-        """Note that it arrived; False when it is in hand: a broker repeats what it had no answer for."""
+    def add(self, delivery: Delivery) -> bool:
+        """Note an arrival. False if the delivery is in hand already: a broker repeats what it had no answer for."""
         return not delivery.id or self._in_hand.setdefault(_place(delivery), delivery) is delivery
 
-    def has(self, delivery: Delivery) -> bool:
-        """Whether it is still in hand, and not another consumer's."""
+    def holds(self, delivery: Delivery) -> bool:
+        """Return True if the delivery is still in hand, and no other consumer is known to have it."""
         return not delivery.id or self._in_hand.get(_place(delivery)) is delivery
 
-    def settle(self, delivery: Delivery) -> None:
-        """It is in work no more, and the broker need not keep it."""
-        if delivery.id and self.has(delivery):
-            self._settled.add(_place(delivery))
+    def stop_keeping(self, delivery: Delivery) -> None:
+        """Tell the broker no longer that this delivery is in work."""
+        if delivery.id and self.holds(delivery):
+            self._finished.add(_place(delivery))
 
-    def drop(self, delivery: Delivery) -> None:
-        """It is not in hand any more."""
-        if delivery.id and self.has(delivery):
+    def remove(self, delivery: Delivery) -> None:
+        """Remove a delivery that is not to be acknowledged."""
+        if delivery.id and self.holds(delivery):
             del self._in_hand[_place(delivery)]
-            self._settled.discard(_place(delivery))
-            self.freed()
-
-    def freed(self) -> None:
-        """Let those go on who wait for room."""
-        self._freed.set()
+            self._finished.discard(_place(delivery))
+            self._run.has_room.set()
 
     # -- keep -----------------------------------------------------------------------------------------------
 
-    def is_sure(self) -> bool:
-        """Whether what is in hand can't have been taken over: it was kept a short while ago."""
-        return self._every is None or monotonic() - self._kept <= 2 * self._every  # it is ours a third longer
+    def is_certain(self) -> bool:
+        """Return True if no delivery in hand can have been taken over: the broker was told of them a short while ago."""
+        # A broker leaves a delivery to its consumer for three times keep_every.
+        return self._keep_every is None or monotonic() - self._kept_at <= 2 * self._keep_every
 
-    async def check(self) -> bool:
-        """Ask the broker what is still in hand; False when the stop comes before it answers."""
-        outages = 0
-        while not self.is_sure():
-            async with self._keeping:  # one asks for all
-                if self.is_sure():
-                    break
-                try:
-                    await self._keep()
-                    break
-                except BrokerUnavailable:
-                    outages += 1
-            if self._stopping.is_set():
-                return False
-            await pause(BROKER_RETRY.delay(outages), self._stopping)
-        return True
+    async def confirm(self) -> None:
+        """Ask the broker which deliveries are still in hand, unless :meth:`is_certain`; remove the others.
+
+        Raises:
+            Stopped: the consumer is stopped, and the broker did not answer.
+        """
+        await self._run.until_answered("keep", self._keep_unless_certain)
 
     def doubt(self, since: float) -> None:
-        """Something has arrived that was asked for at this time; that may be long ago."""
-        self._kept = min(self._kept, since)
+        """Note an arrival that was asked for at this ``monotonic()`` time, maybe long ago: since then it may be lost."""
+        self._kept_at = min(self._kept_at, since)
 
-    async def keep_on(self) -> None:
-        """Tell the broker again and again what is in work."""
+    async def run_keeping(self) -> None:
+        """Tell the broker again and again which deliveries are in work, so that no other consumer takes them over."""
         outages = 0
-        while self._every is not None:
-            await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else self._every)
+        while self._keep_every is not None:
+            await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else self._keep_every)
             raise_if_cancelled()
             try:
                 async with self._keeping:
-                    await self._keep()
+                    with self._run.reports.broker_outage.watched("keep"):
+                        await self._keep()
                 outages = 0
             except BrokerUnavailable:
                 outages += 1
 
+    async def _keep_unless_certain(self) -> None:
+        async with self._keeping:  # one worker asks for all
+            if not self.is_certain():
+                await self._keep()
+
     async def _keep(self) -> None:
-        began = monotonic()
-        kept = [delivery for place, delivery in self._in_hand.items() if place not in self._settled]
-        with self._telling.broker.watched("keep"):
-            lost = await self._receiver.keep(*kept)
-        for delivery in lost:
-            if self.has(delivery) and _place(delivery) not in self._settled:
-                self.drop(delivery)
-                self._stats.lost += 1
-        self._kept = began
+        began_at = monotonic()
+        kept = [delivery for place, delivery in self._in_hand.items() if place not in self._finished]
+        for delivery in await self._receiver.keep(*kept):
+            if self.holds(delivery) and _place(delivery) not in self._finished:
+                self.remove(delivery)
+                self._run.stats.lost += 1
+        self._kept_at = began_at
 
     # -- acknowledge ----------------------------------------------------------------------------------------
 
-    def done(self, delivery: Delivery) -> None:
-        """Acknowledge it with one of the next batches."""
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge a delivery with one of the next batches."""
         if delivery.id:
             place = delivery.address, delivery.id
-            self._in_hand[place] = delivery  # also where it was lost, and perhaps has come back since
-            self._settled.add(place)
+            self._in_hand[place] = delivery  # also if it was lost, and perhaps has come back since
+            self._finished.add(place)
             self._done.append(delivery)
-            self._some.set()
+            self._has_some.set()
             if len(self._done) >= ACK_BATCH:
-                self._enough.set()
+                self._has_enough.set()
 
-    def no_more(self) -> None:
-        """Nothing is being worked on that a batch could wait for."""
-        self._enough.set()
+    def flush_soon(self) -> None:
+        """Let the next batch go now: no delivery is in work that it could wait for."""
+        self._has_enough.set()
 
     def close(self) -> None:
-        """Nothing more will be done: let :meth:`run` acknowledge the rest and end."""
+        """Let :meth:`run_acknowledging` acknowledge the rest and end."""
         self._closed = True
-        self._some.set()
-        self._enough.set()
+        self._has_some.set()
+        self._has_enough.set()
 
-    async def run(self) -> None:
-        """Acknowledge what is done: at once when nothing is worked on that could go with it, else after a moment."""
+    async def run_acknowledging(self) -> None:
+        """Acknowledge in batches: a full one or one that :meth:`flush_soon` asks for at once, else after a moment."""
         outages = 0
         while self._done or not self._closed:
             raise_if_cancelled()
-            await self._some.wait()
+            await self._has_some.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(ACK_WITHIN):
-                    await self._enough.wait()
+                    await self._has_enough.wait()
             try:
-                with self._telling.broker.watched("ack"):
+                with self._run.reports.broker_outage.watched("ack"):
                     await self.flush()
                 outages = 0
             except BrokerUnavailable:
                 outages += 1
-                await pause(BROKER_RETRY.delay(outages), self._stopping)
+                await pause(BROKER_RETRY.delay(outages), self._run.stopping)
 
     async def flush(self) -> None:
-        """Acknowledge what is done now; what fails, or is cancelled, stays for the next time.
+        """Acknowledge everything that is done now. After an error or a cancellation it is done by the next flush.
 
         Raises:
-            BrokerUnavailable: it was not acknowledged.
+            BrokerUnavailable: not acknowledged; safe to repeat.
         """
         async with self._flushing:
-            self._enough.clear()
+            self._has_enough.clear()
             batch = tuple(self._done)
             if batch:
                 await self._receiver.ack(*batch)
@@ -219,18 +169,18 @@ class Acks:
                 place = delivery.address, delivery.id
                 if self._in_hand.get(place) is delivery:
                     del self._in_hand[place]
-                    self._settled.discard(place)
+                    self._finished.discard(place)
             if not self._done:
-                self._some.clear()
-            self.freed()
+                self._has_some.clear()
+            self._run.has_room.set()
 
     async def finish(self, timeout: float) -> None:
-        """Acknowledge what is left, within so many seconds; what fails is logged, and will come again."""
+        """Acknowledge the rest within ``timeout`` seconds. A failure is logged: those deliveries will come again."""
         try:
             async with asyncio.timeout(timeout):
                 await self.flush()
         except (BrokerUnavailable, TimeoutError) as error:
-            self._telling.log.write("not acknowledged at the end, they will come again", error)
+            self._run.reports.log.write("not acknowledged at the end, they will come again", error)
 
 
 def _place(delivery: Delivery) -> tuple[str, str]:

@@ -1,47 +1,47 @@
-"""What becomes of a delivery: done, tried again, or given up."""
+"""Attempts of deliveries: done, tried again, or given up."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from silbo._retry import Backoff, pause, raise_if_cancelled
+from silbo._retry import Backoff, raise_if_cancelled
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import Bridge
-from silbo.consumer.acknowledgements import BROKER_RETRY, Acks, ConsumerStats
-from silbo.consumer.keyed_queue import Floor, Lanes, Turn
-from silbo.consumer.receive import Arrival, Incoming
-from silbo.consumer.reports import Telling
+from silbo.consumer.acknowledgements import Acknowledgements
+from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
+from silbo.consumer.receive import EventRebuilder, RebuiltEvent
+from silbo.consumer.run_state import RunState, Stopped
 from silbo.errors import BrokerUnavailable, MessageInvalid, StoreUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
 
-__all__ = ["Attempts", "Policy"]
+__all__ = ["Attempts", "HandlingOptions"]
 
-INBOX: Final = 1.0
-"""Seconds between two tries of an inbox that is away."""
+INBOX_RETRY: Final = 1.0
+"""Seconds between two attempts of a delivery while the inbox is unavailable."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
 
-_T = TypeVar("_T")
 
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How deliveries are handled.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlingOptions:
+    """A consumer's options for the handling of deliveries.
 
     Attributes:
-        max_attempts: After so many a delivery is given up.
-        backoff: Between two of them.
-        needs_keys: Whether a message that somebody listens to has to have a key.
-        inbox: What remembers publications.
-        group: Whose they are.
+        dispatcher: Runs the listeners.
+        rebuilder: Makes events of deliveries.
+        max_attempts: Counted attempts after which a delivery is given up.
+        backoff: Delays between two attempts.
+        needs_keys: A message that somebody listens to is malformed without a key.
+        inbox: Remembers publications; None if they are not remembered.
+        group: The name of the group that the inbox remembers them for.
     """
 
+    dispatcher: IAsyncEventDispatcher
+    rebuilder: EventRebuilder
     max_attempts: int
     backoff: Backoff
     needs_keys: bool
@@ -49,233 +49,270 @@ class Policy:
     group: str
 
 
-class _InboxAway(Exception):
-    """The inbox can't be asked, or could not remember: that is no failure of the listeners."""
+class _InboxUnavailable(Exception):
+    """The inbox can't be asked, or could not remember: no failure of the listeners."""
 
 
 class _Malformed(Exception):
-    """The message will never be one; no listener has run."""
+    """The delivery will never be a message; no listener has run."""
 
 
 class Attempts:
-    """Takes deliveries from the lanes and sees each of them through.
+    """Workers that take deliveries from the queue and attempt each until it is done or given up.
 
-    An attempt is counted at the broker when it fails; where the delivery was given out before, it is counted before it
-    begins, for what kills the process can't be counted afterwards. A second such beginning has the process to itself, so
-    that nobody else is there when it is killed again.
+    An attempt is counted at the broker when it fails. For a delivery that was given out before, an attempt is counted before
+    it begins, for what kills the process can't be counted afterwards. From the second such count on the attempt runs alone
+    in this process, so that no other delivery is in work when the process is killed again.
     """
 
     def __init__(
         self,
-        dispatcher: IAsyncEventDispatcher,
-        incoming: Incoming,
-        policy: Policy,
+        options: HandlingOptions,
+        *,
         receiver: Receiver,
-        lanes: Lanes,
-        acks: Acks,
-        stats: ConsumerStats,
-        telling: Telling,
-        stopping: asyncio.Event,
+        queue: KeyedQueue,
+        acks: Acknowledgements,
+        run: RunState,
     ) -> None:
-        self._dispatcher, self._incoming, self._policy, self._receiver = dispatcher, incoming, policy, receiver
-        self._lanes, self._acks, self._stats, self._telling, self._stopping = lanes, acks, stats, telling, stopping
-        self._floor = Floor()
+        self._options = options
+        self._receiver = receiver
+        self._queue = queue
+        self._acks = acks
+        self._run = run
+        self._lock = _SharedLock()
 
     async def work(self) -> None:
-        """Handle one after another until the lanes end. Any number of these run side by side."""
-        while (turn := await self._lanes.get()) is not None:
-            raise_if_cancelled()
-            if (delay := await self._serve(turn)) is None:
-                self._lanes.done(turn)
-            else:
-                self._lanes.park(turn, delay)
-            if not len(self._lanes):
-                self._acks.no_more()
-            self._acks.freed()
-
-    async def _serve(self, turn: Turn) -> float | None:
-        """One turn of a delivery; the seconds until it needs another, None where it needs none here."""
-        delivery = turn.delivery
-        is_suspect = delivery.attempt > 1 and not turn.tries and not turn.counted
-        alone = is_suspect and delivery.attempt > 2
-        if alone or not self._floor.enter_now():
-            await self._floor.enter(alone=alone)
-        try:
-            # What is done must not come again, and be suspected, because of this one.
-            if alone and await self._insist("ack", self._acks.flush) is _STOPPED:
-                return None
-            if not self._acks.is_sure() and not await self._acks.check():
-                return None
-            if not self._acks.has(delivery) or (is_suspect and not await self._suspect(turn)):
-                return None
-            error = await self._attempt(turn)
-        finally:
-            self._floor.leave(alone=alone)
-        if error is None:
-            self._acks.done(delivery)
-            return None
-        return await self._after(turn, error)
-
-    async def _suspect(self, turn: Turn) -> bool:
-        """Count the beginning of what may have begun before, right before it; False where it must not begin here."""
-        if not await self._count(turn):
-            return False
-        if turn.attempts <= self._policy.max_attempts:
-            return True
-        killed = RuntimeError("its last attempt did not end: its consumer was killed, or left it")
-        await self._bury(turn, killed, turn.attempts - 1)
-        return False
-
-    async def _after(self, turn: Turn, error: Exception) -> float | None:
-        """What follows from an attempt that failed."""
-        delivery = turn.delivery
-        if isinstance(error, _InboxAway):
-            return INBOX
-        if not delivery.id or not self._acks.has(delivery):  # not kept at all, or another's by now
-            return None
-        if isinstance(error, _Malformed):
-            await self._bury(turn, error.__cause__ or error, 0)
-            return None
-        if not turn.counted and not await self._count(turn):
-            return None
-        turn.counted = False
-        turn.tries += 1
-        if turn.attempts >= self._policy.max_attempts:
-            await self._bury(turn, error, turn.attempts)
-            return None
-        return turn.delay
-
-    async def _count(self, turn: Turn) -> bool:
-        """Count an attempt; False when the stop comes before the broker answers."""
-        known = await self._insist("count", lambda: self._receiver.count(turn.delivery))
-        if known is _STOPPED:
-            return False
-        turn.attempts, turn.counted = known, True
-        return True
-
-    async def _bury(self, turn: Turn, error: BaseException, attempts: int) -> None:
-        delivery, text = turn.delivery, _written(error)
-        self._acks.settle(delivery)
-        buried = await self._insist("bury", lambda: self._receiver.bury(delivery, error=text, attempts=attempts))
-        if buried is not _STOPPED:
-            self._stats.dead += bool(buried)
-            self._acks.drop(delivery)
-            if buried:
-                last = replace(delivery, attempt=delivery.attempt + max(0, turn.tries - 1))
-                await self._telling.given_up(last, error, attempts)
-
-    async def _insist(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T | Any:
-        """The broker's answer, however often it takes; ``_STOPPED`` when the stop comes first."""
-        for outages in count(1):
+        """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
+        while (queued := await self._queue.get()) is not None:
             raise_if_cancelled()
             try:
-                with self._telling.broker.watched(what):
-                    return await call()
-            except BrokerUnavailable:
-                pass
-            if self._stopping.is_set():
-                break
-            await pause(BROKER_RETRY.delay(outages), self._stopping)
-        return _STOPPED
+                delay = await self._handle(queued)
+            except Stopped:  # the delivery stays with the broker
+                delay = None
+            if delay is None:
+                self._queue.finish(queued)
+            else:
+                self._queue.park(queued, delay)
+            if not len(self._queue):
+                self._acks.flush_soon()
+            self._run.has_room.set()
+
+    async def _handle(self, queued: QueuedDelivery) -> float | None:
+        """Attempt a delivery once. Return the seconds until its next attempt; None if it needs none here.
+
+        Raises:
+            Stopped: the consumer is stopped, and the broker did not answer.
+        """
+        delivery = queued.delivery
+        is_suspect = delivery.attempt > 1 and not queued.tries and not queued.is_counted
+        alone = is_suspect and delivery.attempt > 2
+        if alone or not self._lock.acquire_now():
+            await self._lock.acquire(alone=alone)
+        try:
+            if alone:  # deliveries that are done must not come again, as suspects, because this one kills the process
+                await self._run.until_answered("ack", self._acks.flush)
+            if not self._acks.is_certain():
+                await self._acks.confirm()
+            if not self._acks.holds(delivery) or (is_suspect and not await self._count_start(queued)):
+                return None
+            error = await self._attempt(queued)
+        finally:
+            self._lock.release(alone=alone)
+        if error is None:
+            self._acks.acknowledge(delivery)
+            return None
+        return await self._retry_or_bury(queued, error)
+
+    async def _count_start(self, queued: QueuedDelivery) -> bool:
+        """Count the attempt of a suspect right before it begins. False if the delivery is given up instead."""
+        await self._count(queued)
+        if queued.attempts <= self._options.max_attempts:
+            return True
+        killed = RuntimeError("its last attempt did not end: its consumer was killed, or left it")
+        await self._bury(queued, killed, queued.attempts - 1)
+        return False
+
+    async def _retry_or_bury(self, queued: QueuedDelivery, error: Exception) -> float | None:
+        """Act on a failed attempt. Return the seconds until the next attempt; None if there is none here."""
+        delivery = queued.delivery
+        if isinstance(error, _InboxUnavailable):
+            return INBOX_RETRY
+        if not delivery.id or not self._acks.holds(delivery):  # the broker does not keep it, or another consumer has it
+            return None
+        if isinstance(error, _Malformed):
+            await self._bury(queued, error.__cause__ or error, 0)
+            return None
+        if not queued.is_counted:
+            await self._count(queued)
+        queued.is_counted = False
+        queued.tries += 1
+        if queued.attempts >= self._options.max_attempts:
+            await self._bury(queued, error, queued.attempts)
+            return None
+        return queued.delay
+
+    async def _count(self, queued: QueuedDelivery) -> None:
+        """Count an attempt at the broker."""
+        queued.attempts = await self._run.until_answered("count", lambda: self._receiver.count(queued.delivery))
+        queued.is_counted = True
+
+    async def _bury(self, queued: QueuedDelivery, error: BaseException, attempts: int) -> None:
+        """Make a delivery a dead letter, unless another consumer has it."""
+        delivery = queued.delivery
+        text = _dead_letter_error(error)
+        self._acks.stop_keeping(delivery)
+        buried = await self._run.until_answered(
+            "bury", lambda: self._receiver.bury(delivery, error=text, attempts=attempts)
+        )
+        self._acks.remove(delivery)
+        if buried:
+            self._run.stats.dead += 1
+            last = replace(delivery, attempt=delivery.attempt + max(0, queued.tries - 1))
+            await self._run.reports.report_dead_letter(last, error, attempts)
 
     # -- one attempt ----------------------------------------------------------------------------------------
 
-    async def _attempt(self, turn: Turn) -> Exception | None:
-        """Run the listeners; the error where that failed."""
-        delivery, message = turn.delivery, turn.message
-        turn.message = None
-        if turn.tries:
-            self._stats.retried += 1
-            delivery = replace(delivery, attempt=delivery.attempt + turn.tries)
+    async def _attempt(self, queued: QueuedDelivery) -> Exception | None:
+        """Run the listeners. Return the error if that failed."""
+        options = self._options
+        stats = self._run.stats
+        delivery = queued.delivery
+        message = queued.message
+        queued.message = None
+        if queued.tries:
+            stats.retried += 1
+            delivery = replace(delivery, attempt=delivery.attempt + queued.tries)
         try:
-            arrival = self._incoming.arrival(delivery, message, skips_own_instance=self._receiver.skips_own_instance)
-            if arrival is None:
-                self._stats.skipped += 1
+            rebuilt = options.rebuilder.rebuild(delivery, message, skips_own_instance=self._receiver.skips_own_instance)
+            if rebuilt is None:
+                stats.skipped += 1
                 return None
-            if self._policy.needs_keys and turn.key is None and self._is_heard(arrival.name):
+            if options.needs_keys and queued.key is None and self._is_heard(rebuilt.name):
                 problem = (
                     "no key, which concurrency needs: give one to its EventName, here in events=, or to a Route there"
                 )
                 raise MessageInvalid(problem, field="headers.key")
         except MessageInvalid as error:
-            self._stats.malformed += 1
-            await self._telling.malformed(delivery, error)
+            stats.malformed += 1
+            await self._run.reports.report_malformed(delivery, error)
             malformed = _Malformed()
             malformed.__cause__ = error
             return malformed
-        except Exception as error:  # noqa: BLE001  # a class of the host's that can't be an event
-            return await self._failed(turn, delivery, error)
+        except Exception as error:  # noqa: BLE001  # the host's class may fail when an event is made of it
+            return await self._note_failure(queued, delivery, error)
         try:
-            if self._policy.inbox is None or not self._is_heard(arrival.name):  # then there is nothing to remember
-                await self._dispatcher.adispatch(arrival.name, arrival.event)
-                self._stats.handled += 1
+            if options.inbox is None or not self._is_heard(rebuilt.name):  # without a listener nothing is remembered
+                await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
+                stats.handled += 1
             else:
-                await self._run_once(self._policy.inbox, arrival, delivery)
+                await self._dispatch_once(options.inbox, rebuilt, delivery)
         except asyncio.CancelledError:
             raise_if_cancelled()
             cancelled = RuntimeError("a listener was cancelled, but not by its consumer")
-            return await self._failed(turn, delivery, cancelled)
-        except _InboxAway as error:
-            self._telling.inbox.failed("handling", error.__cause__ or error)
+            return await self._note_failure(queued, delivery, cancelled)
+        except _InboxUnavailable as error:
+            self._run.reports.inbox_outage.failed("handling", error.__cause__ or error)
             return error
         except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
-            return await self._failed(turn, delivery, error)
+            return await self._note_failure(queued, delivery, error)
         return None
 
-    async def _run_once(self, inbox: Inbox, arrival: Arrival, delivery: Delivery) -> None:
-        """Run the listeners, if the inbox does not know the publication.
+    async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery) -> None:
+        """Run the listeners if the inbox does not know the publication.
 
         Raises:
-            _InboxAway: it can't be asked, or could not remember; whether anything is done is for the inbox to undo.
+            _InboxUnavailable: the inbox can't be asked, or could not remember. Listeners may have run: the inbox undoes what
+                shares its transaction.
         """
-        publication = arrival.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
+        publication = rebuilt.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
         failed = False
         try:
-            async with inbox.handling(self._policy.group, publication) as is_new:
+            async with inbox.handling(self._options.group, publication) as is_new:
                 try:
                     if is_new:
-                        await self._dispatcher.adispatch(arrival.name, arrival.event)
+                        await self._options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
                 except BaseException:
                     failed = True
                     raise
         except (BrokerUnavailable, StoreUnavailable) as error:
-            if failed:  # the listeners' own
+            if failed:  # a listener raised it
                 raise
-            raise _InboxAway from error
-        self._telling.inbox.answered("handling")
-        self._stats.handled += is_new
-        self._stats.duplicates += not is_new
+            raise _InboxUnavailable from error
+        self._run.reports.inbox_outage.answered("handling")
+        self._run.stats.handled += is_new
+        self._run.stats.duplicates += not is_new
 
-    async def _failed(self, turn: Turn, delivery: Delivery, error: Exception) -> Exception:
-        """Tell of it, and of what follows; ``delivery`` has the attempt as a hook is to see it."""
-        self._stats.failed += 1
-        attempt = turn.attempts + (not turn.counted)
-        turn.delay = self._policy.backoff.delay(attempt) or 0.0
-        if not self._acks.has(turn.delivery):
+    async def _note_failure(self, queued: QueuedDelivery, delivery: Delivery, error: Exception) -> Exception:
+        """Count and report a failed attempt, and choose the delay until the next; return the error.
+
+        ``delivery`` has the number of the attempt as a hook is to see it.
+        """
+        self._run.stats.failed += 1
+        attempt = queued.attempts + (not queued.is_counted)
+        queued.delay = self._options.backoff.delay(attempt) or 0.0
+        if not self._acks.holds(queued.delivery):
             then = "and another consumer has it now"
-        elif attempt >= self._policy.max_attempts:
+        elif attempt >= self._options.max_attempts:
             then = "the last one"
-        elif self._stopping.is_set():
+        elif self._run.stopping.is_set():
             then = "left to the group's other consumers"
         else:
-            then = f"again in {turn.delay:.2g} s"
-        await self._telling.failed(delivery, error, attempt=attempt, then=then)
+            then = f"again in {queued.delay:.2g} s"
+        await self._run.reports.report_failure(delivery, error, attempt=attempt, then=then)
         return error
 
     def _is_heard(self, name: Any) -> bool:
-        """Whether somebody listens who is no bridge: those leave alone what came from outside."""
+        """Return True if a listener other than a bridge hears this name: bridges ignore events that came from outside."""
         return any(
             not isinstance(getattr(inspect.unwrap(listener), "__self__", None), Bridge)
-            for listener in self._dispatcher.get_listeners(name)
+            for listener in self._options.dispatcher.get_listeners(name)
         )
 
 
-_STOPPED: Final = object()
+class _SharedLock:
+    """A lock that many attempts hold side by side, or one attempt alone."""
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._alone = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    def acquire_now(self) -> bool:
+        """Acquire beside the other holders. False, and not acquired, if an attempt holds the lock alone or waits for that."""
+        if self._alone.locked():
+            return False
+        self._holders += 1
+        return True
+
+    async def acquire(self, *, alone: bool) -> None:
+        """Wait and acquire. An attempt that waits to be alone goes before all that come later."""
+        if not alone:
+            while not self.acquire_now():
+                async with self._alone:
+                    pass
+            return
+        await self._alone.acquire()
+        try:
+            while self._holders:
+                self._released.clear()
+                await self._released.wait()
+        except BaseException:
+            self._alone.release()
+            raise
+        self._holders += 1
+
+    def release(self, *, alone: bool) -> None:
+        """Release, with the same ``alone`` as acquired."""
+        self._holders -= 1
+        if not self._holders:
+            self._released.set()
+        if alone:
+            self._alone.release()
 
 
-def _written(error: BaseException) -> str:
-    """An error as a dead letter has it."""
+def _dead_letter_error(error: BaseException) -> str:
+    """Return an error's type and text for its dead letter; the type alone if its text can't be made."""
     try:
         return f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
-    except Exception:  # noqa: BLE001  # an error of the host's whose text is an error, too
+    except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         return type(error).__name__

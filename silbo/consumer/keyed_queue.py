@@ -1,4 +1,4 @@
-"""The order in which deliveries have their turn: one line for each key, as they came."""
+"""A queue of deliveries that keeps the order of each key."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from math import inf
 
 from silbo.message import Delivery, Message
 
-__all__ = ["Floor", "Lanes", "Turn"]
+__all__ = ["KeyedQueue", "QueuedDelivery"]
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
-    """A delivery and how far it is.
+class QueuedDelivery:
+    """A delivery with its place in the queue and its attempts.
 
     Attributes:
-        order: Its place among all that came.
-        message: It, decoded, where that is done already; for the first try alone, which may change it.
-        tries: How often its listeners have run here.
-        attempts: How many are counted at the broker, as far as known.
-        counted: Whether the next try is among them already.
-        delay: Seconds until the next one, once a try has failed.
+        order: The number of its arrival, from 1.
+        delivery: As it was received.
+        message: The decoded message, for the first attempt only: listeners may change it. None if it is not kept.
+        key: The routing key; None if the delivery waits for no other.
+        tries: Attempts made by this consumer.
+        attempts: Attempts counted by the broker, as far as known.
+        is_counted: True if the next attempt is among ``attempts`` already.
+        delay: Seconds until the next attempt, once an attempt has failed.
     """
 
     order: int
@@ -31,126 +33,86 @@ class Turn:
     key: str | None
     tries: int = 0
     attempts: int = 0
-    counted: bool = False
+    is_counted: bool = False
     delay: float = 0.0
 
 
-class Lanes:
-    """Deliveries that wait for their turn or have it; its length is how many those are.
+class KeyedQueue:
+    """Deliveries in order of arrival; those of one key are given out one after another.
 
-    They have it in the order in which they came, and those of one key one after another: what waits for another try
-    holds back its key, and no other. Without a key nothing is held back.
+    A delivery that waits for its next attempt holds back its key, and no other. Without a key nothing is held back. The
+    length is the number of deliveries that wait for a worker or are in work; those held back by a retry are not counted.
     """
 
     def __init__(self) -> None:
-        self._ready: asyncio.PriorityQueue[tuple[float, Turn | None]] = asyncio.PriorityQueue()
-        self._lines: dict[str, deque[Turn] | None] = {}  # what waits behind the first of its key
-        self._turns = self._came = 0
-        self._parked: dict[Turn, asyncio.TimerHandle] = {}
-        self._held: set[str] = set()  # keys of those
-        self._ending = False
+        self._ready: asyncio.PriorityQueue[tuple[float, QueuedDelivery | None]] = asyncio.PriorityQueue()
+        self._behind: dict[str, deque[QueuedDelivery] | None] = {}  # by key: what waits behind its first delivery
+        self._length = 0
+        self._arrived = 0
+        self._parked: dict[QueuedDelivery, asyncio.TimerHandle] = {}  # waiting for their next attempt
+        self._held_keys: set[str] = set()  # keys of those
+        self._retries_ended = False
 
     def __len__(self) -> int:
-        return self._turns
+        return self._length
 
     def put(self, delivery: Delivery, message: Message | None, key: str | None) -> None:
-        """Let it wait for its turn, behind the others."""
-        self._came += 1
-        self._turns += 1
-        turn = Turn(self._came, delivery, message, key)
+        """Add a delivery at the end."""
+        self._arrived += 1
+        self._length += 1
+        queued = QueuedDelivery(order=self._arrived, delivery=delivery, message=message, key=key)
         if key is not None:
-            if key in self._lines:
-                line = self._lines[key]
-                if line is None:
-                    line = self._lines[key] = deque()
-                line.append(turn)
-                self._turns -= key in self._held
+            if key in self._behind:
+                behind = self._behind[key]
+                if behind is None:
+                    behind = self._behind[key] = deque()
+                behind.append(queued)
+                self._length -= key in self._held_keys
                 return
-            self._lines[key] = None
-        self._ready.put_nowait((turn.order, turn))
+            self._behind[key] = None
+        self._ready.put_nowait((queued.order, queued))
 
-    async def get(self) -> Turn | None:
-        """The next one; None at the end."""
+    async def get(self) -> QueuedDelivery | None:
+        """Wait for the next delivery and return it. None once the queue is closed and empty."""
         return (await self._ready.get())[1]
 
-    def done(self, turn: Turn) -> None:
-        """It needs no further turn here."""
-        self._turns -= 1
-        if turn.key is None:
+    def finish(self, queued: QueuedDelivery) -> None:
+        """Remove a delivery that needs no further attempt here, and let the next one of its key go on."""
+        self._length -= 1
+        if queued.key is None:
             return
-        line = self._lines[turn.key]
-        if line:
-            following = line.popleft()
+        behind = self._behind[queued.key]
+        if behind:
+            following = behind.popleft()
             self._ready.put_nowait((following.order, following))
         else:
-            del self._lines[turn.key]
+            del self._behind[queued.key]
 
-    def park(self, turn: Turn, delay: float) -> None:
-        """It has another turn after so many seconds, unless the end comes first."""
-        self._turns -= 1 + self._behind(turn)
-        if turn.key is not None:
-            self._held.add(turn.key)
-        self._parked[turn] = asyncio.get_running_loop().call_later(delay, self._resume, turn)
+    def park(self, queued: QueuedDelivery, delay: float) -> None:
+        """Give out a delivery again after ``delay`` seconds, unless retries have ended by then."""
+        self._length -= 1 + self._count_behind(queued)
+        if queued.key is not None:
+            self._held_keys.add(queued.key)
+        self._parked[queued] = asyncio.get_running_loop().call_later(delay, self._resume, queued)
 
     def end_retries(self) -> None:
-        """What is parked, or will be, has no further turn."""
-        self._ending = True
+        """Give out no delivery again: neither those parked now nor those parked later."""
+        self._retries_ended = True
         for timer in self._parked.values():
             timer.cancel()
 
     def close(self, workers: int) -> None:
-        """Nothing more is put: let so many workers end, each when nothing is left."""
+        """Let each of so many workers get None when the queue is empty. Nothing may be put afterwards."""
         for _ in range(workers):
             self._ready.put_nowait((inf, None))
 
-    def _resume(self, turn: Turn) -> None:
-        del self._parked[turn]
-        if not self._ending:
-            self._held.discard(turn.key or "")
-            self._turns += 1 + self._behind(turn)
-            self._ready.put_nowait((turn.order, turn))
+    def _resume(self, queued: QueuedDelivery) -> None:
+        del self._parked[queued]
+        if not self._retries_ended:
+            self._held_keys.discard(queued.key or "")
+            self._length += 1 + self._count_behind(queued)
+            self._ready.put_nowait((queued.order, queued))
 
-    def _behind(self, turn: Turn) -> int:
-        line = None if turn.key is None else self._lines[turn.key]
-        return 0 if line is None else len(line)
-
-
-class Floor:
-    """Where deliveries are worked on: many side by side, or one alone."""
-
-    def __init__(self) -> None:
-        self._busy = 0
-        self._alone = asyncio.Lock()
-        self._left = asyncio.Event()
-
-    def enter_now(self) -> bool:
-        """Come in beside the others, where nobody is alone or waits for it."""
-        if self._alone.locked():
-            return False
-        self._busy += 1
-        return True
-
-    async def enter(self, *, alone: bool) -> None:
-        """Come in when that is possible; nobody comes in past somebody who waits to be alone."""
-        if not alone:
-            while not self.enter_now():
-                async with self._alone:
-                    pass
-            return
-        await self._alone.acquire()
-        try:
-            while self._busy:
-                self._left.clear()
-                await self._left.wait()
-        except BaseException:
-            self._alone.release()
-            raise
-        self._busy += 1
-
-    def leave(self, *, alone: bool) -> None:
-        """Go."""
-        self._busy -= 1
-        if not self._busy:
-            self._left.set()
-        if alone:
-            self._alone.release()
+    def _count_behind(self, queued: QueuedDelivery) -> int:
+        behind = None if queued.key is None else self._behind[queued.key]
+        return 0 if behind is None else len(behind)

@@ -1,4 +1,4 @@
-"""A received message as an event: under which name, of which class, and whether it is wanted at all.
+"""A received message as an event: its name, its class, and if it is wanted at all.
 
 :func:`receive` is for a host with a loop of its own around Kafka, FastStream or Service Bus.
 """
@@ -18,26 +18,38 @@ from silbo.names import EventName, is_pattern
 from silbo.wire.decode import to_event
 from silbo.wire.formats import JSON
 
-__all__ = ["Arrival", "Incoming", "Own", "receive"]
+__all__ = ["EventRebuilder", "Own", "RebuiltEvent", "check_own", "receive"]
 
 Own = Literal["skip", "handle"]
+"""A decision on messages of the program's own app."""
 
 
-class Arrival(NamedTuple):
-    """What to dispatch for a delivery, and the message that it was made of."""
+def check_own(own: Any) -> Own | None:
+    """Return ``own`` if it is a decision or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if own not in ("skip", "handle", None):
+        raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
+    return own  # type: ignore[no-any-return]  # checked above
+
+
+class RebuiltEvent(NamedTuple):
+    """An event that was rebuilt from a message, and the name to dispatch it under."""
 
     name: Any
     event: Any
     message: Message
 
 
-class Incoming:
+class EventRebuilder:
     """Rebuilds events from deliveries.
 
     Args:
         events: The names that have a class.
-        app: The consuming program's own.
-        own: Whether messages of its own app are wanted.
+        app: The consuming program's name.
+        own: The decision on messages of its own app; None handles them.
 
     Raises:
         TypeError: one of the events is no EventName.
@@ -48,7 +60,8 @@ class Incoming:
         given: object = events
         if isinstance(given, str):
             raise TypeError(f"events is a list of EventName constants: [{given!r}]")
-        self._app, self._own = app, own
+        self._app = app
+        self._own = own
         self._by_name: dict[str, EventName[Any]] = {}
         self._by_class: dict[str, EventName[Any]] = {}
         for name in events:
@@ -62,33 +75,34 @@ class Incoming:
             if name.cls is not None:
                 self._by_class.setdefault(name.cls.__name__, name)
 
-    def arrival(
+    def rebuild(
         self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
-    ) -> Arrival | None:
-        """The event to dispatch, new at each call; None for a message of our own that is not wanted.
+    ) -> RebuiltEvent | None:
+        """Return the event to dispatch, a new one at each call; None for an unwanted message of this program's own.
 
         Args:
-            delivery: What was received.
-            message: It, decoded and not used yet, where that is done already.
-            skips_own_instance: Whether messages of this very process are not wanted, whatever ``own`` says.
+            delivery: As it was received.
+            message: The delivery's message, if it is decoded already and no listener has had its payload.
+            skips_own_instance: Messages of this very process are unwanted, whatever ``own`` says.
 
         Raises:
-            Exception: MessageInvalid, or whatever a class of the host's raises when it is built.
+            MessageInvalid: the delivery is no message, or does not fit the event's class.
+            Exception: whatever a class of the host's raises when an event is made of it.
         """
         message = message or delivery.message()
-        origin = message.origin or Origin("", "")  # it came from outside, even where nothing says whence
+        origin = message.origin or Origin("", "")  # the event came from outside, even if the message has no origin
         if origin.app == self._app and (self._own == "skip" or (skips_own_instance and origin.instance == instance())):
             return None
         name, cls = self._resolve(message, delivery.format.names)
         event = to_event(message, cls)
         set_mark(event, "origin", origin)
-        return Arrival(name, event, message)
+        return RebuiltEvent(name, event, message)
 
-    def key(self, delivery: Delivery, message: Message) -> str | None:
-        """The routing key of a message; where it has none, what its name here would give it.
+    def routing_key(self, delivery: Delivery, message: Message) -> str | None:
+        """Return the message's routing key, or else the key that its name gives it here.
 
-        A publisher that writes the name as a plain string gives none, and its events are to keep their order all the same.
-        The text is what a publisher that uses the constant sends, so that both have one order.
+        A publisher that writes the name as a plain string sends no key, and its events have to keep their order all the
+        same. The text is the one that a publisher with the constant sends, so that both have the same order.
         """
         if message.key is not None or not self._by_name:
             return message.key
@@ -97,9 +111,9 @@ class Incoming:
             if not isinstance(name, EventName) or name.key is None:
                 return None
             event = to_event(message, cls)
-            # Without a class it is as the payload has it.
+            # Without a class the key is looked up in the payload.
             return read_routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
-        except Exception:  # noqa: BLE001  # the message's or the class's own, and told in its turn
+        except Exception:  # noqa: BLE001  # of the message or the host's class: reported when the delivery is attempted
             return None
 
     def _resolve(self, message: Message, names: Literal["event", "class"]) -> tuple[Any, type | None]:
@@ -123,30 +137,29 @@ async def receive(
 ) -> Any:
     """Dispatch one message as a consumer would: under its name, rebuilt as its class, with its ``origin``.
 
-    What it raises is the caller's to act on: acknowledge when it returns, leave the message with the broker or park it
-    when it raises. It retries nothing. What arrives is not bridged again.
+    Acknowledge the message when this function returns; leave it with the broker, or park it, when it raises. Nothing is
+    retried here. The event is not bridged again.
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
-        raw: The message as it came. None, a record without a value, is no message.
+        raw: The message as it came. None, as in a record without a value, is refused with MessageInvalid.
         events: The names whose events are rebuilt as their class. Others arrive as a notification or ECST event whose
             data is its ``payload``.
-        format: Of these bytes.
-        own: What to do with messages of this program's own app, whose listeners have run where they were dispatched:
-            ``"skip"`` or ``"handle"``. It has to be said where such a message can come.
-        app: The program's name; by default, that of each bridge on the dispatcher.
+        format: The format of the bytes.
+        own: ``"skip"`` or ``"handle"`` messages of this program's own app, whose listeners have run where they were
+            dispatched. Has to be given if such a message can come.
+        app: The program's name; by default, the app of each bridge on the dispatcher.
 
     Returns:
-        The event after its dispatch; None for a message of this program's own that is skipped.
+        The event after its dispatch; None for a skipped message of this program's own.
 
     Raises:
-        MessageInvalid: the bytes are no message, or don't fit the event's class. It will never get better.
-        OwnMessagesUndecided: it is this program's own, and ``own`` is not given.
-        TypeError: ``raw`` is something else than bytes or str, as a dict that the library has decoded already.
+        MessageInvalid: the bytes are no message, or don't fit the event's class. Not safe to retry: it fails again.
+        OwnMessagesUndecided: the message is this program's own, and ``own`` is not given.
+        TypeError: ``raw`` is neither bytes nor str, as a dict that another library has decoded already.
         Exception: whatever a listener raised.
     """
-    if own not in ("skip", "handle", None):
-        raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
+    check_own(own)
     if raw is None:
         raise MessageInvalid("there is nothing in it")
     given: object = raw
@@ -159,8 +172,8 @@ async def receive(
         if own is None:
             raise OwnMessagesUndecided(origin.app)
         return None
-    arrival = Incoming(events, app="", own="handle").arrival(delivery, message, skips_own_instance=False)
-    return None if arrival is None else await dispatcher.adispatch(arrival.name, arrival.event)
+    rebuilt = EventRebuilder(events, app="", own="handle").rebuild(delivery, message, skips_own_instance=False)
+    return None if rebuilt is None else await dispatcher.adispatch(rebuilt.name, rebuilt.event)
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a consumer tells of its deliveries: to the host's hook, and in the log."""
+"""Reports on deliveries: to the host's hook, or in the log."""
 
 from __future__ import annotations
 
@@ -9,57 +9,66 @@ from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid
 from silbo.message import Delivery
 
-__all__ = ["Telling"]
+__all__ = ["DeliveryReports"]
 
 
-class Telling:
-    """Every line says which message it is about, in which group.
+class DeliveryReports:
+    """Reports on the deliveries of one group; each says which message it is about.
 
     Attributes:
-        log: For what is only logged.
-        broker: Its outages.
-        inbox: The same.
+        log: For what is logged even if there is a hook.
+        broker_outage: Outages of the broker.
+        inbox_outage: Outages of the inbox.
     """
 
     def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, group: str, max_attempts: int) -> None:
         self._report = ErrorReporter(hook, logger)
-        self._group, self._max_attempts = group, max_attempts
+        self._group = group
+        self._max_attempts = max_attempts
         self.log: Final = self._report.log
-        self.broker: Final = Outage(logger, "broker", group=group)
-        self.inbox: Final = Outage(logger, "inbox", group=group)
+        self.broker_outage: Final = Outage(logger, "broker", group=group)
+        self.inbox_outage: Final = Outage(logger, "inbox", group=group)
 
-    async def gap(self, gap: Gap) -> None:
-        """Messages may have been missed."""
+    async def report_gap(self, gap: Gap) -> None:
+        """Report that messages may have been missed."""
         group = f" in group {self._group}" if self._group else ""
         await self._report("gap%s", gap, None, group, address=gap.address, group=self._group)
 
-    async def malformed(self, delivery: Delivery, error: MessageInvalid) -> None:
-        """It will never be a message."""
-        name = _name(delivery)
+    async def report_malformed(self, delivery: Delivery, error: MessageInvalid) -> None:
+        """Report a delivery that is no message and never will be."""
+        name = _readable_name(delivery)
         extra = self._extra(delivery, name)
-        await self._report("%s: malformed", error, delivery, self._which(delivery, name), **extra)
+        await self._report("%s: malformed", error, delivery, self._describe(delivery, name), **extra)
 
-    async def failed(self, delivery: Delivery, error: Exception, *, attempt: int, then: str) -> None:
-        """Its listeners failed, in the attempt that is counted as this one; ``then`` says what follows."""
-        name = _name(delivery)
-        which, extra = self._which(delivery, name), self._extra(delivery, name)
+    async def report_failure(self, delivery: Delivery, error: Exception, *, attempt: int, then: str) -> None:
+        """Report an attempt in which a listener failed.
+
+        Args:
+            delivery: As the listeners saw it.
+            error: The listener's.
+            attempt: The number of the attempt, from 1.
+            then: The words for what follows: "again in 2 s".
+        """
+        name = _readable_name(delivery)
+        described = self._describe(delivery, name)
+        extra = self._extra(delivery, name)
         if not delivery.id:
-            await self._report("%s: failed, and is not tried again", error, delivery, which, **extra)
+            await self._report("%s: failed, and is not tried again", error, delivery, described, **extra)
             return
         extra |= {"attempt": attempt, "max_attempts": self._max_attempts}
-        what = (which, attempt, self._max_attempts, then)
-        await self._report("%s: attempt %d of %d failed, %s", error, delivery, *what, **extra)
+        values = (described, attempt, self._max_attempts, then)
+        await self._report("%s: attempt %d of %d failed, %s", error, delivery, *values, **extra)
 
-    async def given_up(self, delivery: Delivery, error: BaseException, attempts: int) -> None:
-        """It is a dead letter. That is logged even where there is a hook: nobody else will look at it again."""
-        name = _name(delivery)
+    async def report_dead_letter(self, delivery: Delivery, error: BaseException, attempts: int) -> None:
+        """Report a dead letter. It is logged even if there is a hook: nothing will try this delivery again."""
+        name = _readable_name(delivery)
         given_up = DeliveryGivenUp(name, delivery.id, self._group, attempts, describe_error(error))
         given_up.__cause__ = error
         extra = self._extra(delivery, name) | {"attempts": attempts}
         self.log.write("dead letter", given_up, level=logging.ERROR, **extra)
         await self._report.call_hook(given_up, delivery)
 
-    def _which(self, delivery: Delivery, name: str) -> str:
+    def _describe(self, delivery: Delivery, name: str) -> str:
         what = name or "a message"
         return f"{what} {delivery.id} in group {self._group}" if delivery.id else f"{what} from {delivery.address}"
 
@@ -67,8 +76,8 @@ class Telling:
         return {"event_name": name, "address": delivery.address, "delivery_id": delivery.id, "group": self._group}
 
 
-def _name(delivery: Delivery) -> str:
-    """The event's name, fit for a line; empty where it can't be read."""
+def _readable_name(delivery: Delivery) -> str:
+    """Return the event's name in printable characters; an empty text if the message can't be read."""
     try:
         name = delivery.message().message_name
     except MessageInvalid:

@@ -21,7 +21,7 @@ from silbo.names import E, EventName, Name, check_name, warn_if_deprecated
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
-__all__ = ["AsyncEventDispatcher"]
+__all__ = ["AsyncEventDispatcher", "count_changes"]
 
 _L = TypeVar("_L", bound=Listener | HandlerClass)
 _OVERRIDABLE = ("get_listeners", "_adispatch")
@@ -285,6 +285,18 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     async def aclose(self) -> None:
         """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""
         await self._background.aclose()
+
+
+def count_changes(dispatcher: Any) -> int | None:
+    """Return how often listeners were added to or removed from one of silbo's dispatchers.
+
+    None for any other dispatcher, and for one that overrides ``get_listeners``: its listeners may change unnoticed.
+    """
+    get_listeners = getattr(dispatcher, "get_listeners", None)
+    if getattr(get_listeners, "__func__", None) is not AsyncEventDispatcher.get_listeners:
+        return None
+    registry: ListenerRegistry = dispatcher._listeners  # noqa: SLF001  # of this very class
+    return registry.changes
 
 
 def _new_event(name: object) -> Any:

@@ -145,6 +145,7 @@ class ListenerRegistry:
 
     Attributes:
         container: Makes the objects of those that are classes.
+        changes: How often listeners were added or removed.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class ListenerRegistry:
     ) -> None:
         self._policy: ErrorPolicy = policy
         self.container = container
+        self.changes = 0
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of it that is matched
@@ -246,6 +248,7 @@ class ListenerRegistry:
             self._changed()
 
     def _changed(self) -> None:
+        self.changes += 1
         self._cache.clear()
         self._on_change()
 

@@ -19,7 +19,9 @@ from silbo import (
     NotificationEvent,
     Route,
 )
+from silbo.bridge import find_bridges
 from silbo.brokers.memory import MemoryBroker
+from silbo.consumer import consumer as consumer_module
 from silbo.errors import OwnMessagesUndecided
 from silbo.message import Delivery, Origin, instance
 from silbo.wire.encode import to_message
@@ -33,6 +35,7 @@ from tests.support.consumer import (
     Scripted,
     UserJoined,
     UserLeft,
+    delivery,
     joined,
     left_over,
 )
@@ -159,6 +162,60 @@ async def test_bridge_added_to_a_running_consumer_has_to_be_decided_too(d: Async
             await running
     assert len(heard.events) == 1
     assert [item.message().payload["user_id"] for item in await left_over(broker)] == [2]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by one each time that a consumer looks through all listeners for a bridge."""
+    looks: list[Any] = []
+    monkeypatch.setattr(
+        consumer_module, "find_bridges", lambda dispatcher: looks.append(dispatcher) or find_bridges(dispatcher)
+    )
+    return looks
+
+
+async def test_all_listeners_are_looked_at_again_only_when_they_have_changed(
+    d: AsyncEventDispatcher, heard: Heard, looks: list[Any]
+) -> None:
+    """A look at a thousand names takes a millisecond, and a consumer reads hundreds of times a second."""
+    subscription = Scripted(*([delivery(number)] for number in range(20)))
+    async with Running(Consumer(d, subscription)):
+        await heard.until(20)
+        assert len(looks) == 1
+        with d.add_listener("user.left", heard.hear):
+            subscription.batches.append([delivery(20)])
+            await heard.until(21)
+            assert len(looks) == 2
+        subscription.batches += [[delivery(21)], [delivery(22)]]
+        await heard.until(23)
+        assert len(looks) == 3
+
+
+class Overridden(AsyncEventDispatcher):
+    def get_listeners(self, name: Any = None, /) -> Any:
+        return super().get_listeners(name)
+
+
+@pytest.mark.parametrize("cls", [whistle.AsyncEventDispatcher, Overridden])
+async def test_all_listeners_of_a_dispatcher_that_tells_no_change_are_looked_at_once_a_second(
+    cls: type[Any], looks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whistle's own, and a host's that may give other listeners than those that were added."""
+    now = 1000.5
+    monkeypatch.setattr(consumer_module, "monotonic", lambda: now)
+    d = cls()
+    heard = Heard()
+    d.add_listener("user.joined", heard.hear)
+    subscription = Scripted(*([delivery(number)] for number in range(20)))
+    async with Consumer(d, subscription) as consumer:
+        running = asyncio.create_task(consumer.run())
+        await heard.until(20)
+        assert len(looks) == 1
+        d.add_listener("user.joined", Bridge(MemoryBroker("other")).forward, priority=1)
+        now += 1.0
+        with pytest.raises(OwnMessagesUndecided):
+            await running
+    assert len(looks) == 2
 
 
 @pytest.mark.parametrize(("own", "expected"), [("skip", [2]), ("handle", [1, 2])])

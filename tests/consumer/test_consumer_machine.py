@@ -169,7 +169,7 @@ class Process:
 
     async def start(self) -> None:
         await self.consumer.__aenter__()
-        put = self.consumer._lanes.put
+        put = self.consumer._queue.put
         count = 0
 
         def arrive(delivery: Delivery, message: Message | None, key: str | None) -> None:
@@ -178,7 +178,7 @@ class Process:
             self._arrived[delivery.message().payload["number"]] = count
             put(delivery, message, key)
 
-        self.consumer._lanes.put = arrive  # type: ignore[method-assign]
+        self.consumer._queue.put = arrive  # type: ignore[method-assign]
         self.running = asyncio.create_task(self.consumer.run())
 
     async def _work(self, task: Task) -> None:

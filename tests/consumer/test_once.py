@@ -83,7 +83,7 @@ async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
     d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No listener has run: it would be wrong to give up messages because a database restarts."""
-    monkeypatch.setattr("silbo.consumer.attempts.INBOX", 0.01)
+    monkeypatch.setattr("silbo.consumer.attempts.INBOX_RETRY", 0.01)
     inbox = Memory()
     inbox.away = 7
     subscription = Scripted([delivery(1, key="a"), delivery(2, key="a")])
@@ -124,7 +124,7 @@ async def test_inbox_that_can_not_remember_costs_no_attempt(d: AsyncEventDispatc
         on_error=lambda error, what: errors.append(str(error)),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("silbo.consumer.attempts.INBOX", 0.01)
+        patch.setattr("silbo.consumer.attempts.INBOX_RETRY", 0.01)
         async with Running(consumer):
             await subscription.until_acked(2)
     assert (consumer.stats.handled, consumer.stats.dead) == (2, 0)

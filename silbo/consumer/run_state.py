@@ -1,0 +1,63 @@
+"""The state that the tasks of one consumer share, and the repetition of their broker calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from silbo._retry import Backoff, pause, raise_if_cancelled
+from silbo.consumer.reports import DeliveryReports
+from silbo.consumer.stats import ConsumerStats
+from silbo.errors import BrokerUnavailable
+
+__all__ = ["BROKER_RETRY", "RunState", "Stopped"]
+
+BROKER_RETRY: Final = Backoff(initial=0.05, cap=1.0)
+"""Delays between two calls to a broker that is unavailable."""
+
+_T = TypeVar("_T")
+
+
+class Stopped(Exception):
+    """The consumer was stopped before the broker answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """State that the tasks of one consumer share.
+
+    Attributes:
+        reports: Reports on deliveries and outages.
+        stats: Counts.
+        stopping: Set by the consumer's ``stop()``.
+        has_room: Set whenever a delivery has left, so that reading may go on.
+    """
+
+    reports: DeliveryReports
+    stats: ConsumerStats = field(default_factory=ConsumerStats)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    has_room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until_answered(self, caller: str, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat a broker call until the broker answers. The call is made once at least, even after a stop.
+
+        Args:
+            caller: Names the call for the outage's log records.
+            call: Raises BrokerUnavailable if the broker did not answer.
+
+        Raises:
+            Stopped: the consumer is stopped, and the broker did not answer.
+        """
+        outages = 0
+        while True:
+            raise_if_cancelled()
+            try:
+                with self.reports.broker_outage.watched(caller):
+                    return await call()
+            except BrokerUnavailable as error:
+                if self.stopping.is_set():
+                    raise Stopped from error
+            outages += 1
+            await pause(BROKER_RETRY.delay(outages), self.stopping)

@@ -1,0 +1,38 @@
+"""The counts of a consumer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ConsumerStats"]
+
+
+@dataclass(slots=True)
+class ConsumerStats:
+    """Counts of a consumer since it was made.
+
+    Attributes:
+        received: Deliveries, each counted once however often it is tried.
+        claimed: Received deliveries that had been given out before: to a consumer that is gone, or to this one.
+        handled: Deliveries whose listeners all ran.
+        failed: Attempts in which a listener failed.
+        retried: Attempts after a failed one.
+        malformed: Deliveries that are no message, don't fit their event class, or have no key where one is needed.
+        dead: Deliveries that became dead letters, after their last attempt or because they are malformed.
+        duplicates: Deliveries that were handled before, as the inbox says: no listener ran.
+        skipped: Unwanted messages of this program's own app.
+        lost: Deliveries that another consumer took over while they waited here or were in work.
+        gaps: Reports that messages may have been missed.
+    """
+
+    received: int = 0
+    claimed: int = 0
+    handled: int = 0
+    failed: int = 0
+    retried: int = 0
+    malformed: int = 0
+    dead: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    lost: int = 0
+    gaps: int = 0
