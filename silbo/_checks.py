@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from silbo.errors import AddressInvalid
-from silbo.protocols import Publisher
 
 __all__ = [
     "check_address",
     "check_count",
-    "check_ends",
     "check_hook",
     "check_moment",
     "check_seconds",
@@ -22,8 +20,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-_STORE: Final = ("open", "add", "take", "settle", "status")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
@@ -102,22 +98,6 @@ def check_list(name: str, values: Iterable[T]) -> tuple[T, ...]:
     if isinstance(values, str) or not isinstance(cast("object", values), Iterable):
         raise TypeError(f"{name} is a list, not {describe_object(values)}")
     return tuple(values)
-
-
-def check_ends(store: Any, publisher: Any) -> None:
-    """Where an outbox keeps its messages, and where they go.
-
-    Raises:
-        TypeError: one of them is something else, perhaps the other.
-    """
-    if not all(callable(getattr(store, method, None)) for method in _STORE):
-        raise TypeError(
-            f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {describe_object(store)}"
-        )
-    if not isinstance(publisher, Publisher):
-        raise TypeError(
-            f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {describe_object(publisher)}"
-        )
 
 
 def describe_object(thing: object) -> str:

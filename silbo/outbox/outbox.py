@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
-from silbo._checks import check_ends, check_moment
+from silbo._checks import check_moment
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
-from silbo.outbox.relay import Relay, RelayStats, close, finish
+from silbo.outbox.relay import Relay, RelayStats, check_store_and_publisher, close, finish
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 from silbo.protocols import Promises, Publisher
 
@@ -64,7 +64,7 @@ class Outbox(AsyncCloseable):
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:
-        check_ends(store, publisher)
+        check_store_and_publisher(store, publisher)
         if not isinstance(quota, Quota):
             raise TypeError(f"quota is a Quota, as Quota(rows=100_000), not {quota!r}")
         if partitions < 1:

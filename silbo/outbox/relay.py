@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from silbo._checks import check_ends, check_seconds
+from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause, raise_if_cancelled
@@ -86,6 +86,26 @@ AWAY: Final = Backoff(initial=0.1, cap=2.0)
 """Between two tries of a broker or a store that is away."""
 
 
+_STORE_METHODS: Final = ("open", "add", "take", "settle", "status")
+"""The methods by which a store is recognised. Its properties may raise while it is closed, so they are not looked at."""
+
+
+def check_store_and_publisher(store: Any, publisher: Any) -> None:
+    """Refuse arguments of an outbox or a relay that are no store or no publisher, perhaps in the wrong order.
+
+    Raises:
+        TypeError: one of them is something else.
+    """
+    if not all(callable(getattr(store, method, None)) for method in _STORE_METHODS):
+        raise TypeError(
+            f"an outbox keeps its messages in a store, as SQLiteStore('outbox.db'), not in {describe_object(store)}"
+        )
+    if not isinstance(publisher, Publisher):
+        raise TypeError(
+            f"an outbox sends to a broker, as RedisStreams(client, app=...), not to {describe_object(publisher)}"
+        )
+
+
 @dataclass(slots=True)
 class RelayStats:
     """What a relay has done so far.
@@ -141,7 +161,7 @@ class Relay(AsyncCloseable):
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:
-        check_ends(store, publisher)
+        check_store_and_publisher(store, publisher)
         self.stats: Final = RelayStats()
         self._store, self._publisher = store, publisher
         self._retain = check_seconds("retain", retain, zero=True)
