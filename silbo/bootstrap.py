@@ -1,14 +1,14 @@
-"""A mediator with all that belongs to it, in one call."""
+"""The call that makes a mediator together with its maps, container, dispatcher, bridge and middlewares."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from importlib import import_module
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 from silbo._checks import check_count, check_list
 from silbo.bridge import Bridge, find_bridges
+from silbo.containers import Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import container_of
 from silbo.dispatch.options import is_async
@@ -20,62 +20,37 @@ from silbo.work.unit_of_work import check_container
 
 __all__ = ["bootstrap"]
 
-ADAPTERS: Final = {
-    "rodi": "RodiContainer",
-    "di": "DIContainer",
-    "dependency_injector": "DependencyInjectorContainer",
-    "dishka": "DishkaContainer",
-}
-"""The libraries whose containers are recognised. Their adapters are imported by name, when a container of theirs is given:
-the core knows of none."""
 
-
-class OfRodi(Protocol):
-    """What a type checker knows a ``rodi.Container`` by."""
+class RodiLike(Protocol):
+    """The type of a ``rodi.Container`` to a type checker, which need not have rodi."""
 
     @property
     def build_provider(self) -> object: ...
 
 
-class OfDi(Protocol):
-    """What a type checker knows a ``di.Container`` by."""
+class DiLike(Protocol):
+    """The type of a ``di.Container`` to a type checker, which need not have di."""
 
     @property
     def solve(self) -> object: ...
 
 
-class OfDependencyInjector(Protocol):
-    """What a type checker knows a ``dependency_injector.containers.Container`` by."""
+class DependencyInjectorLike(Protocol):
+    """The type of a ``dependency_injector.containers.Container`` to a type checker, which need not have the library."""
 
     @property
     def wire(self) -> object: ...
 
 
-class OfDishka(Protocol):
-    """What a type checker knows a ``dishka.AsyncContainer`` by."""
+class DishkaLike(Protocol):
+    """The type of a ``dishka.AsyncContainer`` to a type checker, which need not have dishka."""
 
     @property
     def parent_container(self) -> object: ...
 
 
-AnyContainer: TypeAlias = OfRodi | OfDi | OfDependencyInjector | OfDishka | Container
-
-
-@runtime_checkable
-class Registers(Protocol):
-    """An adapter that can make the dispatcher and the mediator what its container gives."""
-
-    def missing(self, dispatcher: AsyncEventDispatcher, *, ask: bool = ...) -> object:
-        """Raise where the container has another one; nothing is registered."""
-        ...
-
-    def take_dispatcher(self, dispatcher: AsyncEventDispatcher, *, ask: bool = ...) -> None:
-        """Make it the container's."""
-        ...
-
-    def take(self, given: object) -> None:
-        """Give it to who asks for its class."""
-        ...
+AnyContainer: TypeAlias = RodiLike | DiLike | DependencyInjectorLike | DishkaLike | Container
+"""The containers that ``bootstrap`` takes: of the four libraries, or an adapter."""
 
 
 def bootstrap(
@@ -90,35 +65,38 @@ def bootstrap(
     max_concurrent_event_handlers: int = 1,
     dispatcher: AsyncEventDispatcher | None = None,
 ) -> Mediator:
-    """Make a mediator: with maps, container, dispatcher, bridge and middlewares.
+    """Make a mediator, with its maps, container, dispatcher, bridge and middlewares.
 
     Args:
-        di_container: Of rodi, di, dependency_injector or dishka, as it is; or an adapter.
-        commands_mapper: Binds the commands: ``mapper.bind(JoinMeeting, JoinMeetingHandler)``.
-        queries_mapper: Binds the queries.
-        domain_events_mapper: Binds handlers of events, of whatever kind.
-        message_broker: Gets what leaves, over a bridge: a broker, or an outbox in front of one. Whoever opened it closes it.
+        di_container: A container of rodi, di, dependency_injector or dishka, or an adapter of it.
+        commands_mapper: A function that binds the commands: ``mapper.bind(JoinMeeting, JoinMeetingHandler)``; not async.
+        queries_mapper: A function that binds the queries; not async.
+        domain_events_mapper: A function that binds the handlers of events of any kind; not async.
+        message_broker: A broker, or an outbox in front of one, to which a new bridge sends. The host closes it.
         middlewares: As for :class:`~silbo.mediator.mediator.Mediator`.
-        on_startup: Called in this order, when all arguments have been checked, and before anything is registered; not async.
+        on_startup: Functions, not async, called in this order when all arguments have been checked, and before the container
+            and the dispatcher are changed.
         max_concurrent_event_handlers: As for :class:`~silbo.mediator.mediator.Mediator`.
-        dispatcher: The one that the container has, or is to have. By default a new one. Listener classes can be added to one
-            of yours where it has the container, too: ``AsyncEventDispatcher(container=RodiContainer(container))``.
+        dispatcher: The dispatcher that the container has, or gets; by default a new one. To add listener classes to a
+            dispatcher of yours, give it the container: ``AsyncEventDispatcher(container=RodiContainer(container))``.
 
-    The dispatcher becomes what the container gives to those who ask for an ``AsyncEventDispatcher``, and the mediator what it
-    gives for a ``Mediator``, unless it gives something else for that; but not for dishka, whose containers take nothing more.
-    Where anything fails, the container has neither, and the next call with it may succeed.
+    The container gets the dispatcher under every type of dispatcher, and the mediator under ``Mediator`` unless it has another
+    mediator. A dishka container accepts no more objects, so it gets neither. If the call fails, the container gets neither, and
+    the next call with it may succeed.
 
     Returns:
         The mediator; its ``dispatcher`` takes more listeners.
 
     Raises:
-        TypeError: an argument is not of its sort, or a mapper or a function for the start is async.
-        ValueError: the dispatcher has a bridge already, so that a second one would send everything twice.
-        DispatcherConflict: the container has another dispatcher. Where only asking it would tell, it is raised when the first
-            scope is entered.
+        TypeError: an argument is of the wrong type, or one of the functions is async.
+        ValueError: the dispatcher has a bridge already, so a second bridge would send everything twice.
+        DispatcherConflict: the container has another dispatcher. If the container can only tell by making it, the error is
+            raised when the first scope is entered.
     """
-    adapter = _adapter(di_container, dispatcher)
-    requests, events, starting = RequestMap(), EventMap(), check_list("on_startup", on_startup)
+    adapter = _adapt(di_container, dispatcher)
+    requests = RequestMap()
+    events = EventMap()
+    starting = check_list("on_startup", on_startup)
     mappers = (
         ("commands_mapper", commands_mapper, requests),
         ("queries_mapper", queries_mapper, requests),
@@ -131,14 +109,13 @@ def bootstrap(
     middlewares = check_middlewares(middlewares)
     check_count("max_concurrent_event_handlers", max_concurrent_event_handlers)
     bridge = None if message_broker is None else Bridge(message_broker)
-    new = dispatcher is None
+    is_given = dispatcher is not None
     dispatcher = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
     shared_container(dispatcher, adapter)
     if bridge is not None and any(find_bridges(dispatcher)):
         raise ValueError("the dispatcher has a bridge already, and two send everything twice: leave out message_broker")
-    registers = adapter if isinstance(adapter, Registers) else None
-    if registers is not None:
-        registers.missing(dispatcher, ask=not new)
+    if isinstance(adapter, Adapter):
+        adapter.missing(dispatcher, ask=is_given)
     for name, mapper, its_map in mappers:
         _call(name, mapper, its_map)
     for start in starting:
@@ -151,26 +128,41 @@ def bootstrap(
         middlewares=middlewares,
         max_concurrent_event_handlers=max_concurrent_event_handlers,
     )
-    if registers is not None:
-        registers.take_dispatcher(dispatcher, ask=not new)
-        registers.take(mediator)
+    if isinstance(adapter, Adapter):
+        adapter.take_dispatcher(dispatcher, ask=is_given)
+        adapter.take(mediator)
     if bridge is not None:
         dispatcher.add_subscriber(bridge)
     return mediator
 
 
-def _adapter(container: Any, dispatcher: AsyncEventDispatcher | None) -> Container:
-    """The dispatcher's own where it is one of this container, else a new one."""
+def _adapt(container: Any, dispatcher: AsyncEventDispatcher | None) -> Container:
+    """Return the dispatcher's adapter if it is one of this container, else a new adapter, or the given one."""
     own = container_of(dispatcher)
     if own is not None and getattr(own, "container", own) is container:
         return own
-    packages = (cls.__module__.partition(".")[0] for cls in type(container).__mro__)
-    library = next((package for package in packages if package in ADAPTERS), None)
-    if library is not None:
-        adapter: Container = getattr(import_module(f"silbo.containers.{library}"), ADAPTERS[library])(container)
-        return adapter
+    libraries = {cls.__module__.partition(".")[0] for cls in type(container).__mro__}
+    # Imported when a container of the library is given: the library is an extra.
+    if "rodi" in libraries:
+        from silbo.containers.rodi import RodiContainer
+
+        return RodiContainer(container)
+    if "di" in libraries:
+        from silbo.containers.di import DIContainer
+
+        return DIContainer(container)
+    if "dependency_injector" in libraries:
+        from silbo.containers.dependency_injector import DependencyInjectorContainer
+
+        return DependencyInjectorContainer(container)
+    if "dishka" in libraries:
+        from silbo.containers.dishka import DishkaContainer
+
+        return DishkaContainer(container)
     if container is None:
-        raise TypeError(f"di_container is a container of {', '.join(ADAPTERS)}, or an adapter from silbo.containers")
+        raise TypeError(
+            "di_container is a container of rodi, di, dependency_injector, dishka, or an adapter from silbo.containers"
+        )
     check_container(container)
     given: Container = container
     return given
@@ -180,12 +172,12 @@ def _check_function(name: str, function: object) -> None:
     if function is not None and not callable(function):
         raise TypeError(f"{name} is a function, not {function!r}")
     if is_async(function):
-        raise TypeError(f"{name} is called here and now, and {function!r} is async: await it before")
+        raise TypeError(f"{name} takes a plain function, and {function!r} is async: await it before bootstrap(...)")
 
 
 def _call(name: str, function: Callable[..., object] | None, *arguments: object) -> None:
     if function is not None and inspect.iscoroutine(answer := function(*arguments)):
         answer.close()
         raise TypeError(
-            f"{name} is called here and now, and the answer of {function!r} is a coroutine: await it before"
+            f"{name} takes a plain function, and {function!r} returned a coroutine: await it before bootstrap(...)"
         )

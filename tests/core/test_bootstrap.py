@@ -186,9 +186,9 @@ def test_functions_that_nobody_would_await_are_refused(where: str) -> None:
     def given(function: Any) -> Any:
         return {where: [function] if where == "on_startup" else function}
 
-    with pytest.raises(TypeError, match=f"{where} is called here and now, and .* is async: await it before"):
+    with pytest.raises(TypeError, match=f"{where} takes a plain function, and .* is async: await it before"):
         bootstrap(Shelf(), **given(asynchronous))
-    with pytest.raises(TypeError, match=f"{where} is called here and now, and the answer of .* is a coroutine: await"):
+    with pytest.raises(TypeError, match=f"{where} takes a plain function, and .* returned a coroutine: await"):
         bootstrap(Shelf(), **given(lambda *_: asynchronous()))
     with pytest.raises(TypeError, match=f"{where} is a function, not <RequestMap: empty>"):
         bootstrap(Shelf(), **given(RequestMap()))
