@@ -33,11 +33,10 @@ from silbo.cli.output import (
 )
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, in_steps
-from silbo.outbox.rows import OutboxStatus, OutboxStore, Row, State
+from silbo.outbox.rows import STATES, OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_to"]
 
-STATES: Final[tuple[State, ...]] = ("pending", "sending", "sent", "dead")
 COLUMNS: Final = ("id", "event", "key", "since", "attempts", "error")
 PAGE: Final = 1000
 """Rows that are read at a time."""

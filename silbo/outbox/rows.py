@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 from zlib import crc32
 
 import msgspec
@@ -16,6 +16,7 @@ from silbo.wire.formats import to_json
 
 __all__ = [
     "NOTHING",
+    "STATES",
     "Lead",
     "OutboxStatus",
     "OutboxStore",
@@ -31,6 +32,9 @@ __all__ = [
 
 State: TypeAlias = Literal["pending", "sending", "sent", "dead"]
 """``pending`` waits, ``sending`` is in a relay's hands, ``sent`` is kept for a replay, ``dead`` was refused for good."""
+
+STATES: Final[tuple[State, ...]] = get_args(State)
+"""All states, in the order of a row's way."""
 
 NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 

@@ -1,77 +1,83 @@
-"""Group commit: calls that wait at the same time are stored in one transaction, in the order in which they came."""
+"""Group commit: messages that wait at the same time are stored in one transaction, in the order of their calls."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from silbo.errors import OutboxFull, SilboError
 from silbo.outbox.rows import Packed, Quota
 
-__all__ = ["Call", "GroupCommit"]
+__all__ = ["Addition", "GroupCommit"]
 
 
-class Call:
-    """One call of ``add``, while it waits for its commit."""
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """The messages of one call of ``add``, stored all or none."""
 
-    __slots__ = ("committed", "messages", "quota")
+    messages: Sequence[Packed]
+    quota: Quota
 
-    def __init__(self, messages: Sequence[Packed], quota: Quota) -> None:
-        self.messages, self.quota = messages, quota
-        self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(len(message.raw) for message in self.messages)
 
 
 class GroupCommit:
-    """Gathers calls while a commit is under way.
+    """Gathers additions while a commit runs, and commits them together afterwards.
 
     Args:
-        store: Commits the calls; answers each with None, or with why it was not stored. Raises what concerns them all.
+        commit: Stores the additions in one transaction, in their order. Returns for each of them None, or the error
+            because of which it was not stored. Raises an error that concerns all of them.
     """
 
-    def __init__(self, store: Callable[[Sequence[Call]], Awaitable[Sequence[Exception | None]]]) -> None:
-        self._store = store
-        self._waiting: list[Call] = []
+    def __init__(self, commit: Callable[[Sequence[Addition]], Awaitable[Sequence[Exception | None]]]) -> None:
+        self._commit = commit
+        self._waiting: list[tuple[Addition, asyncio.Future[None]]] = []
         self._committing: asyncio.Task[None] | None = None
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store; returns when it is committed. A cancelled call may have been stored."""
-        call = Call(messages, quota)
-        self._waiting.append(call)
+        """Store messages; return when they are committed. If this call is cancelled, they may have been stored."""
+        loop = asyncio.get_running_loop()
+        committed: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((Addition(messages, quota), committed))
         if self._committing is None or self._committing.done():
-            self._committing = asyncio.get_running_loop().create_task(self._commit())
-        await call.committed
+            self._committing = loop.create_task(self._commit_waiting())
+        await committed
 
     async def finish(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until every addition is committed."""
         while self._committing is not None and not self._committing.done():
             await asyncio.wait([self._committing])
 
-    async def _commit(self) -> None:
+    async def _commit_waiting(self) -> None:
         while self._waiting:
-            calls = [call for call in self._waiting if not call.committed.done()]  # of the others the caller has gone
+            group = [(addition, future) for addition, future in self._waiting if not future.done()]  # done: cancelled
             self._waiting = []
-            answers: Sequence[Exception | None]
+            errors: Sequence[Exception | None]
             try:
-                answers = await self._store(calls)
-            except Exception as error:  # noqa: BLE001  # to each caller
-                answers = [error] * len(calls)
+                errors = await self._commit([addition for addition, _ in group])
+            except Exception as error:  # noqa: BLE001  # goes to each caller
+                errors = [error] * len(group)
             except BaseException:
-                for call in [*calls, *self._waiting]:
-                    call.committed.cancel()
+                for _, future in [*group, *self._waiting]:
+                    future.cancel()
                 raise
-            for call, answer in zip(calls, answers, strict=True):
-                if call.committed.done():
+            for (_, future), failure in zip(group, errors, strict=True):
+                if future.done():
                     continue
-                if answer is None:
-                    call.committed.set_result(None)
+                if failure is None:
+                    future.set_result(None)
                 else:
-                    call.committed.set_exception(_own(answer))
+                    future.set_exception(_copy_error(failure))
 
 
-def _own(answer: Exception) -> Exception:
-    """An exception of each caller's own, for it gets a traceback."""
-    if isinstance(answer, OutboxFull) or not isinstance(answer, SilboError):
-        return answer
-    copy = type(answer)(*answer.args)
-    copy.__cause__ = answer.__cause__
+def _copy_error(error: Exception) -> Exception:
+    """Return a copy of an error that several callers get: each raise adds a traceback to its exception."""
+    if isinstance(error, OutboxFull) or not isinstance(error, SilboError):
+        return error
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
     return copy

@@ -1,4 +1,4 @@
-"""A store in memory: an outbox that outlives its broker's outages, but not its process. For tests, and to begin with."""
+"""A store in memory, for tests and for a first try: messages survive an outage of the broker, but not their process."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 
 __all__ = ["MemoryStore"]
 
 
 @dataclass(slots=True)
 class _Partition:
+    """The lead of a partition, and the last sequence that was given in it."""
+
     owner: str | None = None
     epoch: int = 0
     until: float = 0.0
-    sequence: int = 0  # the last that was given
+    sequence: int = 0
 
 
 class MemoryStore:
     """Keeps messages in this process, for the relay of this process.
 
     Args:
-        clock: Seconds since 1970.
+        clock: Returns seconds since 1970.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
@@ -38,18 +40,20 @@ class MemoryStore:
         self.partitions = 1
         self._last_id = 0
         self._rows: dict[int, Row] = {}
-        self._raw: dict[int, Packed] = {}
-        self._waiting: list[list[int]] = [[]]  # by partition: pending, without a sequence; a heap of ids
-        self._taken: list[list[int]] = [[]]  # by partition: with a sequence, in their order, not settled
+        self._packed: dict[int, Packed] = {}
+        self._waiting: list[list[int]] = [[]]  # for each partition: pending rows without a sequence; a heap of ids
+        self._taken: list[list[int]] = [[]]  # for each partition: unsettled rows with a sequence, in its order
         self._sent: dict[int, None] = {}  # in the order of sending
         self._leads = [_Partition()]
-        self._unsent_rows = self._unsent_size = self._size = 0
+        self._unsent_rows = 0
+        self._unsent_size = 0  # bytes
+        self._size = 0  # bytes of all rows
 
     async def open(self, partitions: int | None = None) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if partitions is None or partitions == self.partitions:
             return
-        leads = any(its.owner is not None and its.until > self._clock() for its in self._leads)
+        leads = any(led.owner is not None and led.until > self._clock() for led in self._leads)
         in_use = (
             f"{self._unsent_rows} messages wait in it" if self._unsent_rows else "a relay runs on it" if leads else ""
         )
@@ -59,7 +63,8 @@ class MemoryStore:
             )
             raise StoreInvalid("MemoryStore", problem)
         self.partitions = partitions
-        self._waiting, self._taken = [[] for _ in range(partitions)], [[] for _ in range(partitions)]
+        self._waiting = [[] for _ in range(partitions)]
+        self._taken = [[] for _ in range(partitions)]
         self._leads += [_Partition() for _ in range(partitions - len(self._leads))]
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
@@ -73,9 +78,20 @@ class MemoryStore:
         for message in messages:
             self._last_id += 1
             row = self._last_id
-            self._raw[row] = message
+            self._packed[row] = message
             self._rows[row] = Row(
-                row, message.partition, "pending", unpack(message.raw), 0, None, None, None, None, now, now, None
+                id=row,
+                partition=message.partition,
+                state="pending",
+                message=unpack(message.raw),
+                attempts=0,
+                error=None,
+                sequence=None,
+                owner=None,
+                epoch=None,
+                stored_at=now,
+                state_at=now,
+                next_attempt_at=None,
             )
             heappush(self._waiting[message.partition], row)
         self._unsent_rows += len(messages)
@@ -86,72 +102,77 @@ class MemoryStore:
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        now, its = self._clock(), self._leads[partition]
-        if its.owner not in (None, owner) and its.until > now:
+        now = self._clock()
+        led = self._leads[partition]
+        if led.owner not in (None, owner) and led.until > now:
             return None
-        if its.owner != owner or its.epoch <= above:
-            its.owner, its.epoch = owner, max(its.epoch, above) + 1
-        its.until = now + lease
-        return Lead(partition, owner, its.epoch, _utc(its.until))
+        if led.owner != owner or led.epoch <= above:
+            led.owner = owner
+            led.epoch = max(led.epoch, above) + 1
+        led.until = now + lease
+        return Lead(partition=partition, owner=owner, epoch=led.epoch, until=_to_datetime(led.until))
 
     async def resign(self, lead: Lead) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        its = self._leads[lead.partition]
-        if (its.owner, its.epoch) == (lead.owner, lead.epoch):
-            its.owner = None
+        led = self._leads[lead.partition]
+        if (led.owner, led.epoch) == (lead.owner, lead.epoch):
+            led.owner = None
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         await self.settle(lead, sent, dead)
-        its = self._check(lead)
-        taken, waiting = self._taken[lead.partition], self._waiting[lead.partition]
+        led = self._check_lead(lead)
+        taken = self._taken[lead.partition]
+        waiting = self._waiting[lead.partition]
         first = next(iter(taken or waiting), None)
         if first is None or ((due := self._rows[first].next_attempt_at) is not None and due > self._now()):
             return ()
         while waiting and len(taken) < limit:
-            its.sequence = max(its.sequence + 1, int(self._clock() * 1e6))  # as in stores that can be restored
+            led.sequence = max(led.sequence + 1, int(self._clock() * 1e6))  # as in stores that can be restored
             row = heappop(waiting)
-            self._rows[row] = replace(self._rows[row], sequence=its.sequence)
+            self._rows[row] = replace(self._rows[row], sequence=led.sequence)
             taken.append(row)
         for row in taken[:limit]:
             attempts = self._rows[row].attempts + 1
-            self._become(row, "sending", attempts=attempts, owner=lead.owner, epoch=lead.epoch, next_attempt_at=None)
+            self._change(row, "sending", attempts=attempts, owner=lead.owner, epoch=lead.epoch, next_attempt_at=None)
         return [self._rows[row] for row in taken[:limit]]
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        self._check(lead)
-        sent, buried = self._taken_by(lead, sent), self._taken_by(lead, dead)
+        self._check_lead(lead)
+        sent = self._taken_by(lead, sent)
+        buried = self._taken_by(lead, dead)
         gone = {*sent, *buried}
         self._taken[lead.partition] = [row for row in self._taken[lead.partition] if row not in gone]
         for row in sent:
-            self._become(row, "sent", error=None)
+            self._change(row, "sent", error=None)
             self._sent[row] = None
             self._count_unsent(-1, row)
         for row in buried:
-            self._become(row, "dead", error=dead[row])
+            self._change(row, "dead", error=dead[row])
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        self._check(lead)
+        self._check_lead(lead)
         due = self._now() + timedelta(seconds=delay)
         for row in self._taken_by(lead, rows):
-            self._become(row, "pending", error=error, next_attempt_at=due)
+            self._change(row, "pending", error=error, next_attempt_at=due)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        its = self._check(lead)
-        its.sequence = max(its.sequence, above)
+        led = self._check_lead(lead)
+        led.sequence = max(led.sequence, above)
         taken = self._taken[lead.partition]
-        once = [row for row in taken if self._rows[row].attempts == 1]
-        self._taken[lead.partition] = [row for row in taken if row not in once]
-        self._wait_again(once)
+        taken_once = [row for row in taken if self._rows[row].attempts == 1]
+        self._taken[lead.partition] = [row for row in taken if row not in taken_once]
+        self._wait_again(taken_once)
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        before, forgotten = self._now() - timedelta(seconds=retain), 0
+        before = self._now() - timedelta(seconds=retain)
+        forgotten = 0
         while self._sent and forgotten < limit and self._rows[row := next(iter(self._sent))].state_at <= before:
             self._delete(row)
             forgotten += 1
@@ -161,19 +182,26 @@ class MemoryStore:
 
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        counts: dict[State, int] = {"pending": 0, "sending": 0, "sent": 0, "dead": 0}
+        counts = dict.fromkeys(STATES, 0)
         for row in self._rows.values():
             counts[row.state] += 1
         waiting = [row for row in self._rows.values() if row.state in ("pending", "sending")]
         oldest = min((row.stored_at for row in waiting), default=None)
         due = min((row.next_attempt_at for row in waiting if row.next_attempt_at is not None), default=None)
         leads = {
-            number: Lead(number, its.owner, its.epoch, _utc(its.until))
-            for number, its in enumerate(self._leads[: self.partitions])
-            if its.owner is not None and its.until > self._clock()
+            number: Lead(partition=number, owner=led.owner, epoch=led.epoch, until=_to_datetime(led.until))
+            for number, led in enumerate(self._leads[: self.partitions])
+            if led.owner is not None and led.until > self._clock()
         }
         sent = next((self._rows[row].state_at for row in self._sent), None)
-        return OutboxStatus(counts, self._unsent_size, oldest, sent, due, leads)
+        return OutboxStatus(
+            counts=counts,
+            size=self._unsent_size,
+            oldest_at=oldest,
+            oldest_sent_at=sent,
+            next_attempt_at=due,
+            leads=leads,
+        )
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
@@ -204,45 +232,53 @@ class MemoryStore:
         return len(gone)
 
     async def aclose(self) -> None:
-        """Nothing to do: it is gone with its process."""
+        """Do nothing: the messages are gone when the process ends."""
 
     # -- rows -----------------------------------------------------------------------------------------------
 
     def _now(self) -> datetime:
-        return _utc(self._clock())
+        return _to_datetime(self._clock())
 
-    def _check(self, lead: Lead) -> _Partition:
-        its = self._leads[lead.partition]
-        if its.epoch != lead.epoch or its.owner != lead.owner:
+    def _check_lead(self, lead: Lead) -> _Partition:
+        """Check that the lead is still the partition's. Return the partition.
+
+        Raises:
+            LeadLost: another relay leads the partition.
+        """
+        led = self._leads[lead.partition]
+        if (led.owner, led.epoch) != (lead.owner, lead.epoch):
             raise LeadLost(lead.partition, lead.epoch)
-        return its
+        return led
 
     def _taken_by(self, lead: Lead, rows: Iterable[int]) -> list[int]:
-        """Those that are still being sent under this very lead."""
-        found = ((row, self._rows.get(row)) for row in rows)
-        return [row for row, its in found if its is not None and (its.state, its.epoch) == ("sending", lead.epoch)]
+        """Return those of the rows that are ``sending`` and were taken under this very lead."""
+        found = ((row_id, self._rows.get(row_id)) for row_id in rows)
+        return [
+            row_id for row_id, row in found if row is not None and (row.state, row.epoch) == ("sending", lead.epoch)
+        ]
 
-    def _become(self, row: int, state: State, **changes: Any) -> None:
-        self._rows[row] = replace(self._rows[row], state=state, state_at=self._now(), **changes)
+    def _change(self, row_id: int, state: State, **changes: Any) -> None:
+        self._rows[row_id] = replace(self._rows[row_id], state=state, state_at=self._now(), **changes)
 
     def _wait_again(self, rows: Iterable[int]) -> None:
-        """As if never taken, in their old places."""
-        for row in rows:
-            self._become(row, "pending", attempts=0, sequence=None)
-            heappush(self._waiting[self._rows[row].partition], row)
+        """Make rows pending as if they were never taken, ordered by their ids."""
+        for row_id in rows:
+            self._change(row_id, "pending", attempts=0, sequence=None)
+            heappush(self._waiting[self._rows[row_id].partition], row_id)
 
-    def _count_unsent(self, sign: int, row: int) -> None:
+    def _count_unsent(self, sign: int, row_id: int) -> None:
         self._unsent_rows += sign
-        self._unsent_size += sign * len(self._raw[row].raw)
+        self._unsent_size += sign * len(self._packed[row_id].raw)
 
-    def _delete(self, row: int) -> None:
-        if self._rows[row].state == "sent":
-            del self._sent[row]
+    def _delete(self, row_id: int) -> None:
+        if self._rows[row_id].state == "sent":
+            del self._sent[row_id]
         else:
-            self._count_unsent(-1, row)
-        self._size -= len(self._raw[row].raw)
-        del self._raw[row], self._rows[row]
+            self._count_unsent(-1, row_id)
+        self._size -= len(self._packed[row_id].raw)
+        del self._packed[row_id]
+        del self._rows[row_id]
 
 
-def _utc(seconds: float) -> datetime:
+def _to_datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)

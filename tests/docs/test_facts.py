@@ -19,7 +19,7 @@ from silbo.brokers.redis import sender as line
 from silbo.cli.main import parser
 from silbo.consumer import consumer
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
-from silbo.stores.sqlite import file
+from silbo.stores.sqlite import connection
 from silbo.wire import encode
 from silbo.work import unit_of_work
 from tests.support.redis_streams import ACL
@@ -65,8 +65,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "SQLAlchemyInbox": SQLAlchemyInbox,
 }
 CONSTANTS = {
-    "a lock of an SQLite file": file.LOCKED,
-    "a transaction of `SQLAlchemyStore`": store.ANSWER,
+    "a lock of an SQLite file": connection.LOCK_TIMEOUT,
+    "a transaction of `SQLAlchemyStore`": store.TIMEOUT,
     "messages that wait to be sent": line.WAITING_MESSAGES,
     "their bytes": line.WAITING_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,

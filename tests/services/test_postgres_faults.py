@@ -82,7 +82,7 @@ async def test_commit_that_is_not_answered_is_unknown(
 async def test_frozen_database_is_given_up_in_time(
     own_engine: AsyncEngine, own_postgres: PostgresServer, own_store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER", 0.3)
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
     for what, error in [("begin", StoreUnavailable), ("commit", DeliveryUnknown)]:
         when(own_engine, what, own_postgres.pause)
         async with asyncio.timeout(5):  # to break off has its own time
@@ -97,7 +97,7 @@ async def test_frozen_database_is_given_up_in_time(
 async def test_table_that_somebody_has_locked_is_given_up_in_time(
     engine: AsyncEngine, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER", 0.3)
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
     async with engine.begin() as connection:
         await connection.execute(text("LOCK TABLE silbo_message"))
         with pytest.raises(StoreUnavailable, match=r"no answer within 0\.3 s; nothing was stored"):

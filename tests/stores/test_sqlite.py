@@ -19,8 +19,7 @@ import pytest
 from silbo.errors import OutboxFull, StoreInvalid, StoreUnavailable
 from silbo.message import Message
 from silbo.outbox.rows import Quota, pack
-from silbo.stores.sqlite import SQLiteStore
-from silbo.stores.sqlite import file as sqlite_file
+from silbo.stores.sqlite import SQLiteStore, schema
 from tests.support.store_conformance import (
     FAR,
     LONG,
@@ -103,7 +102,7 @@ async def test_commits_are_flushed_to_the_disk_in_a_rollback_journal(store: SQLi
         return lambda connection: connection.execute(f"PRAGMA {name}").fetchone()[0]
 
     names = ["synchronous", "journal_mode", "fullfsync"]
-    assert [await store._change(pragma(name)) for name in names] == [2, "persist", 1]
+    assert [await store._transact(pragma(name)) for name in names] == [2, "persist", 1]
     assert path.with_name("outbox.db-journal").exists()
     assert look(path, "PRAGMA journal_mode") == [("delete",)]  # as any other program sees it: no WAL
 
@@ -186,13 +185,13 @@ async def test_older_schema_is_brought_up_to_date_on_opening(path: Path, monkeyp
     await store.open()
     await store.add(packed(1, 2), PLENTY)
     await store.aclose()
-    now = sqlite_file.MIGRATIONS
+    now = schema.MIGRATIONS
     broken = ("ALTER TABLE message ADD COLUMN later TEXT", "ALTER TABLE nowhere ADD COLUMN later TEXT")
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", [*now, broken])
+    monkeypatch.setattr(schema, "MIGRATIONS", [*now, broken])
     with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
         await opened(path)
     assert look(path, "PRAGMA user_version") == [(len(now),)]
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", [*now, broken[:1]])
+    monkeypatch.setattr(schema, "MIGRATIONS", [*now, broken[:1]])
     store = SQLiteStore(path)
     await store.open()
     assert await in_state(store, "pending") == [1, 2]
@@ -486,7 +485,7 @@ async def test_full_disk_is_a_clear_error_and_no_false_success(path: Path, store
         return lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
 
     await store.add(packed(0), PLENTY)
-    await store._change(most(30))
+    await store._transact(most(30))
     stored = [0]
     with pytest.raises(StoreUnavailable, match="disk is full.*make room.*[Nn]othing was stored"):
         for number in range(1, 10_000, 20):
@@ -507,7 +506,7 @@ async def test_relay_can_go_on_where_nothing_more_can_be_stored(store: SQLiteSto
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         return connection.execute(f"PRAGMA max_page_count={pages + 4}").fetchone()  # the indexes of sent rows
 
-    await store._change(most)
+    await store._transact(most)
     for _ in range(4):
         await send(store, lead, 50)
     assert await store.forget(retain=0) == 200

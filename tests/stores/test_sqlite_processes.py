@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from silbo.errors import StoreUnavailable
-from silbo.stores.sqlite import SQLiteStore
-from silbo.stores.sqlite import file as sqlite_file
+from silbo.stores.sqlite import SQLiteStore, connection
 from tests.stores.test_sqlite import is_sound
 from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 
@@ -133,7 +132,7 @@ async def test_killed_writer_has_stored_what_it_was_answered_for(path: Path, aft
 
 async def test_lock_held_for_too_long_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored then; and all goes on when it is released."""
-    monkeypatch.setattr(sqlite_file, "LOCKED", 0.3)  # 10 s
+    monkeypatch.setattr(connection, "LOCK_TIMEOUT", 0.3)  # 10 s
     store = SQLiteStore(path)
     await store.open()
     await store.add(packed(1), PLENTY)
@@ -155,7 +154,7 @@ async def test_lock_held_for_too_long_is_a_clear_error(path: Path, monkeypatch: 
 
 
 async def test_lock_is_waited_for_while_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "LOCKED", 0.3)
+    monkeypatch.setattr(connection, "LOCK_TIMEOUT", 0.3)
     await everything_of_a_new(path)
     async with program("lock", path) as other:
         assert await line(other) == "locked"

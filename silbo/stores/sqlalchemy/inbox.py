@@ -1,4 +1,4 @@
-"""An inbox in the host's own database: what listeners do there, and that it is done, are one transaction."""
+"""An inbox in the host's own database, in the same transaction as the changes that listeners make there."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from itertools import count
 from typing import Final
 
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from silbo.errors import StoreUnavailable
-from silbo.stores.sqlalchemy import tables as tables
+from silbo.stores.sqlalchemy.dialect import insert_missing, read_clock, without_locked_rows
 from silbo.stores.sqlalchemy.session import in_session
-from silbo.stores.sqlalchemy.tables import clock, free, inbox
+from silbo.stores.sqlalchemy.tables import create_tables, inbox
 
 __all__ = ["SQLAlchemyInbox"]
 
 PURGE_EVERY: Final = 100
-"""Deliveries between two steps of purging; a step deletes many more than are stored in between."""
+"""Deliveries between two calls of ``purge``; one call deletes many more publications than are stored in between."""
 PURGE_LIMIT: Final = 1000
+"""Publications that one call of ``purge`` deletes, at most."""
 
 
 class SQLAlchemyInbox:
     """Remembers handled publications in the transaction in which their listeners work: effectively once.
 
-    Each delivery gets a session of its own, which listeners have from :func:`current_session`. It is committed when all of
-    them have run, and rolled back when one fails. What they change in it has its effect once, however often the delivery
-    comes; for what they do elsewhere, as sending a mail, that can't be promised. Events that they dispatch go into an
-    outbox on the same database in the same transaction.
+    Each delivery gets a session of its own, which its listeners get from :func:`current_session`. The session is committed
+    when all listeners have run, and rolled back if one of them fails. So the changes that listeners make in this session
+    take effect once, however often the delivery comes. That can't be promised for what listeners do elsewhere, such as
+    sending a mail. Events that listeners dispatch go into an outbox on the same database, in the same transaction.
 
-    A listener must not commit, nor swallow an error of the database::
+    A listener must not commit, and must not swallow an error of the database::
 
         sessions = async_sessionmaker(engine, expire_on_commit=False)
         async with Consumer(dispatcher, streams.group("billing", start="new"), inbox=SQLAlchemyInbox(sessions)) as consumer:
             await consumer.run()
 
     Args:
-        sessions: The host's ``async_sessionmaker``, or its engine. The session's transaction lasts as long as the
-            listeners run; SQLite has one such transaction at a time.
-        keep: Seconds that a publication is remembered. Longer than a delivery may take to come again: with the stream's
-            own retention nothing comes again that is forgotten here.
+        sessions: The host's ``async_sessionmaker``, or its engine. A session's transaction lasts as long as the listeners
+            run; SQLite has one such transaction at a time.
+        keep: Seconds for which a publication is remembered, more than 0. Take more than the time after which a delivery
+            may still come again: with the retention of the stream itself, every delivery that comes again is known.
     """
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession] | AsyncEngine, *, keep: float = 7 * 86400.0) -> None:
@@ -52,19 +52,20 @@ class SQLAlchemyInbox:
         self._sessions = (
             async_sessionmaker(sessions, expire_on_commit=False) if isinstance(sessions, AsyncEngine) else sessions
         )
-        self._keep, self._handled = keep, count()
+        self._keep = keep
+        self._handled = count()
 
     async def create(self) -> None:
-        """Make silbo's tables where they are missing; for hosts without migrations."""
+        """Make those of silbo's tables that are missing; for hosts without migrations."""
         async with self._sessions() as session, session.begin():
-            await tables.create(await session.connection(bind_arguments={"clause": inbox}))
+            await create_tables(await session.connection(bind_arguments={"clause": inbox}))
 
     @asynccontextmanager
     async def handling(self, group: str, publication: str) -> AsyncGenerator[bool]:
         """See :class:`~silbo.protocols.Inbox`. A second consumer of the same publication waits for the first.
 
         Raises:
-            StoreUnavailable: the database can't be used; safe to repeat. Errors of the listeners' own come out as they are.
+            StoreUnavailable: the database can't be used; safe to repeat. The listeners' own errors pass unchanged.
         """
         step = "enter"
         try:
@@ -76,7 +77,7 @@ class SQLAlchemyInbox:
                 with in_session(session):
                     yield new
                 step = "leave"
-                if new:  # PostgreSQL takes the commit of a failed transaction for a rollback, and says nothing
+                if new:  # fails in a failed transaction, whose commit PostgreSQL takes for a rollback without an error
                     await session.execute(select(1))
         except Exception as error:
             lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
@@ -85,20 +86,23 @@ class SQLAlchemyInbox:
             raise
 
     async def purge(self, *, limit: int = PURGE_LIMIT) -> int:
-        """Forget the oldest publications that were handled more than ``keep`` seconds ago; how many, at most ``limit``.
+        """Forget the oldest publications that were handled more than ``keep`` seconds ago, at most ``limit``.
 
-        Done by itself while deliveries come.
+        The inbox calls this itself while deliveries come.
+
+        Returns:
+            The number of publications that were forgotten.
         """
         async with self._sessions() as session, session.begin():
             connection = await session.connection(bind_arguments={"clause": inbox})
-            before = await clock(connection) - timedelta(seconds=self._keep)
+            before = await read_clock(connection) - timedelta(seconds=self._keep)
             key = (inbox.c.consumer_group, inbox.c.publication)
             oldest = select(*key).where(inbox.c.handled_at < before).order_by(inbox.c.handled_at).limit(limit)
-            its = tuple_(*key).in_(free(oldest, connection))
-            return (await connection.execute(delete(inbox).where(its))).rowcount
+            chosen = tuple_(*key).in_(without_locked_rows(oldest, connection))
+            return (await connection.execute(delete(inbox).where(chosen))).rowcount
 
     async def _remember(self, session: AsyncSession, group: str, publication: str) -> bool:
+        """Store a publication of a group. True if it is new."""
         connection = await session.connection(bind_arguments={"clause": inbox})
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        row = {"consumer_group": group, "publication": publication, "handled_at": await clock(connection)}
-        return (await connection.execute(insert(inbox).values(row).on_conflict_do_nothing())).rowcount == 1
+        row = {"consumer_group": group, "publication": publication, "handled_at": await read_clock(connection)}
+        return (await insert_missing(connection, inbox, [row])).rowcount == 1

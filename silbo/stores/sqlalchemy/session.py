@@ -1,4 +1,4 @@
-"""The session that a task works in, for those who are called without it: the bridge, listeners."""
+"""The current session of a task: for the bridge and for listeners, which get no session as an argument."""
 
 from __future__ import annotations
 
@@ -10,77 +10,88 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["current_session", "in_session", "session_in_turn", "session_or_none"]
+__all__ = ["current_session", "find_session", "in_session", "lock_session"]
 
 S = TypeVar("S", bound=AsyncSession)
 
 
-class _Within:
-    """A session, whether its block still runs (a task that outlives it has a copy of the variable), and whose turn it is."""
+class _Block:
+    """One :func:`in_session` block.
+
+    Attributes:
+        session: Its session.
+        is_running: False after its end. A task that outlives the block still has the block in its context.
+        in_use: Held by the task that uses the session at the moment.
+    """
 
     def __init__(self, session: AsyncSession) -> None:
-        self.session, self.running = session, True
-        self.turn = asyncio.Lock()
+        self.session = session
+        self.is_running = True
+        self.in_use = asyncio.Lock()
 
 
-_within: ContextVar[_Within | None] = ContextVar("silbo_session", default=None)
+_current: ContextVar[_Block | None] = ContextVar("silbo_session", default=None)
 
 
 @contextmanager
 def in_session(session: S) -> Generator[S]:
-    """Let an outbox on the session's database store in the session's transaction, whoever publishes.
+    """Let an outbox on the session's database store every publish in the session's transaction.
 
-    As in::
+    Example::
 
         async with sessions.begin() as session:
             with in_session(session):
                 session.add(order)
                 await dispatcher.adispatch(ORDER_PAID, OrderPaid(order.id))
 
-    So what is dispatched is stored when the session commits, together with everything else, and not at all when it rolls
-    back. The block commits nothing itself. Outside of any such block a publish commits a transaction of its own.
+    The messages are stored when the session commits, together with its other changes, and not at all if it rolls back. The
+    block commits nothing itself. Outside of any such block a publish commits a transaction of its own.
 
-    It holds for what the block calls and awaits, and for the tasks that it starts, until it ends. A session can do one
-    thing at a time: let no task use it beside another, nor a ``Bridge(wait=False)``.
+    The block holds for the functions that it calls and awaits, and for the tasks that it starts, until it ends. A session
+    can do one thing at a time: let no two tasks use it at once, and use no ``Bridge(wait=False)`` with it.
     """
-    outer, within = _within.get(), _Within(session)
-    _within.set(within)
+    outer = _current.get()
+    block = _Block(session)
+    _current.set(block)
     try:
         yield session
     finally:
-        within.running = False
-        _within.set(outer)  # not by its token, for a block may end in another context than it began in
+        block.is_running = False
+        _current.set(outer)  # not by its token: a block may end in another context than it began in
 
 
-def session_or_none() -> AsyncSession | None:
-    """The session of the innermost block that runs."""
-    within = _running()
-    return None if within is None else within.session
+def find_session() -> AsyncSession | None:
+    """Return the session of the innermost block that still runs; None if there is none."""
+    block = _find_block()
+    return None if block is None else block.session
 
 
 @asynccontextmanager
-async def session_in_turn() -> AsyncGenerator[AsyncSession | None]:
-    """The same, for one at a time: events that are handled side by side may leave at the same time."""
-    within = _running()
-    if within is None:
+async def lock_session() -> AsyncGenerator[AsyncSession | None]:
+    """Give the session of the innermost block to one task at a time; None if there is no block.
+
+    Events that are handled side by side may be published at the same time.
+    """
+    block = _find_block()
+    if block is None:
         yield None
     else:
-        async with within.turn:
-            yield within.session
+        async with block.in_use:
+            yield block.session
 
 
-def _running() -> _Within | None:
-    within = _within.get()
-    return within if within is not None and within.running else None
+def _find_block() -> _Block | None:
+    block = _current.get()
+    return block if block is not None and block.is_running else None
 
 
 def current_session() -> AsyncSession:
-    """The session of the :func:`in_session` block around the caller; in a listener, the one of its consumer's inbox.
+    """Return the session of the :func:`in_session` block around the caller; in a listener, of its consumer's inbox.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is neither.
     """
-    session = session_or_none()
+    session = find_session()
     if session is None:
         raise LookupError(
             "no session here: dispatch within in_session(session), or give the consumer inbox=SQLAlchemyInbox(...)"

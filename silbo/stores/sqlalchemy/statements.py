@@ -1,109 +1,186 @@
-"""The statements of the relay, and those to look at a store and to mend it."""
+"""The statements of the store in the host's database. Each function runs in its caller's transaction.
+
+The functions carry the names of ``OutboxStore``'s methods; import the module, not the functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
+from uuid import uuid4
 
 import sqlalchemy
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    any_,
-    bindparam,
-    delete,
-    func,
-    literal,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from silbo.errors import LeadLost
-from silbo.outbox.rows import Lead, OutboxStatus, Row, State, unpack
-from silbo.stores.sqlalchemy.tables import NO_SEQUENCE, begin, clock, free, message, now, partition, state_is, utc
+from silbo.errors import LeadLost, StoreInvalid
+from silbo.outbox.rows import STATES, Lead, OutboxStatus, Packed, Row, State, unpack
+from silbo.stores.sqlalchemy.dialect import (
+    begin_writing,
+    insert_missing,
+    is_among,
+    is_in_state,
+    read_clock,
+    statement_time,
+    to_utc,
+    without_locked_rows,
+)
+from silbo.stores.sqlalchemy.tables import NO_SEQUENCE, message, outbox, partition
 
-STATES: Final[tuple[State, ...]] = ("pending", "sending", "sent", "dead")
 UNSENT: Final = ("pending", "sending")
 
 
-def among(rows: Collection[int], connection: AsyncConnection) -> ColumnElement[bool]:
-    """One statement for any number of rows, where the database knows arrays."""
-    if connection.dialect.name == "postgresql":
-        return message.c.id == any_(literal(list(rows), ARRAY(BigInteger)))
-    return message.c.id.in_(rows)
+async def open_store(connection: AsyncConnection, partitions: int | None) -> tuple[str, int]:
+    """Make the rows that the store needs, and give it its partitions.
+
+    Args:
+        connection: With a transaction.
+        partitions: The number that the store is to have; None keeps its number, or takes 1 for a new store.
+
+    Returns:
+        The store's id, and the number of its partitions.
+
+    Raises:
+        StoreInvalid: rows or a relay still use another number of partitions.
+    """
+    await insert_missing(connection, outbox, [{"number": 1, "id": uuid4().hex, "partitions": partitions or 1}])
+    identity, has = (await connection.execute(select(outbox.c.id, outbox.c.partitions))).one()
+    if partitions is not None and partitions != has:
+        await _change_partitions(connection, has, partitions)
+        has = partitions
+    rows = [{"number": number, "epoch": 0, "sequence": 0} for number in range(has)]
+    await insert_missing(connection, partition, rows)
+    return identity, has
+
+
+async def _change_partitions(connection: AsyncConnection, has: int, partitions: int) -> None:
+    """Give the store another number of partitions, while no other transaction stores messages.
+
+    Raises:
+        StoreInvalid: a relay leads, or messages wait. A message's partition depends on the number, so relays with the new
+            number would look for the waiting messages in other partitions.
+    """
+    if connection.dialect.name == "postgresql":  # waits for the transactions that have inserted a row
+        await connection.execute(text("LOCK TABLE silbo_message IN EXCLUSIVE MODE"))
+    leases = await connection.execute(select(partition.c.owner, partition.c.until).with_for_update())
+    now = await read_clock(connection)
+    if any(owner is not None and to_utc(until) > now for owner, until in leases):
+        problem = f"a relay sends from its {has} partitions; stop the relays before it has {partitions}"
+        raise StoreInvalid(str(connection.engine.url), problem)
+    waiting = await connection.scalar(select(func.count()).where(is_in_state("pending", "sending", "dead")))
+    if waiting:
+        problem = f"holds {waiting} messages in {has} partitions; send them all before it has {partitions}"
+        raise StoreInvalid(str(connection.engine.url), problem)
+    await connection.execute(update(outbox).values(partitions=partitions))
+
+
+async def add(connection: AsyncConnection, messages: Sequence[Packed], partitions: int) -> list[int]:
+    """Insert messages, in this order; return the ids of their rows.
+
+    Raises:
+        StoreInvalid: the store has another number of partitions by now; nothing was stored.
+    """
+    has = select(outbox.c.partitions).scalar_subquery()  # read while the inserts keep a change of the number away
+    now = statement_time(connection.dialect)
+    inserted = await connection.execute(
+        insert(message)
+        .values(stored_at=now, state_at=now)
+        .returning(message.c.id, has.label("has"), sort_by_parameter_order=True),
+        [
+            {
+                "partition": each.partition,
+                "state": "pending",
+                "message": each.raw.decode(),
+                "size": len(each.raw),
+                "attempts": 0,
+                "sequence": NO_SEQUENCE,
+            }
+            for each in messages
+        ],
+    )
+    rows = inserted.all()
+    ids = [row.id for row in rows]
+    if any(row.has != partitions for row in rows):
+        await connection.execute(delete(message).where(message.c.id.in_(ids)))
+        problem = f"has {rows[0].has} partitions by now, not {partitions}; open it again"
+        raise StoreInvalid(str(connection.engine.url), problem)
+    return ids
 
 
 # -- the relay's --------------------------------------------------------------------------------------------
 
 
-async def _lock(connection: AsyncConnection, number: int) -> tuple[sqlalchemy.Row[Any], datetime]:
-    """A partition's row, which nobody else changes until the end of the transaction, and the time."""
-    await begin(connection)
-    its = select(partition, now(connection.dialect).label("now")).where(partition.c.number == number)
-    found = (await connection.execute(its.with_for_update())).one()
-    return found, utc(found.now)
+async def _lock_partition(connection: AsyncConnection, number: int) -> tuple[sqlalchemy.Row[Any], datetime]:
+    """Lock a partition's row until the end of the transaction. Return the row, and the database's time."""
+    await begin_writing(connection)
+    chosen = select(partition, statement_time(connection.dialect).label("now")).where(partition.c.number == number)
+    found = (await connection.execute(chosen.with_for_update())).one()
+    return found, to_utc(found.now)
 
 
-async def _own(connection: AsyncConnection, lead: Lead) -> tuple[int, datetime]:
-    """Lock the partition; the last sequence that was given in it, and the time.
+async def _lock_lead(connection: AsyncConnection, lead: Lead) -> tuple[int, datetime]:
+    """Lock the lead's partition. Return the last sequence that was given in it, and the database's time.
 
     Raises:
-        LeadLost: another relay leads it.
+        LeadLost: another relay leads the partition.
     """
-    its, time = await _lock(connection, lead.partition)
-    if (its.owner, its.epoch) != (lead.owner, lead.epoch):
+    found, now = await _lock_partition(connection, lead.partition)
+    _check_lead(found, lead)
+    return found.sequence, now
+
+
+def _check_lead(found: sqlalchemy.Row[Any], lead: Lead) -> None:
+    if (found.owner, found.epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
-    return its.sequence, time
 
 
 async def lead(connection: AsyncConnection, number: int, owner: str, lease: float, above: int) -> Lead | None:
     """Take or renew the lead of a partition; None while another owner's lease runs. See ``OutboxStore.lead``."""
-    its, time = await _lock(connection, number)
-    if its.owner not in (None, owner) and utc(its.until) > time:
+    found, now = await _lock_partition(connection, number)
+    if found.owner not in (None, owner) and to_utc(found.until) > now:
         return None
-    epoch, until = its.epoch, time + timedelta(seconds=lease)
-    if its.owner != owner or epoch <= above:
+    epoch = found.epoch
+    if found.owner != owner or epoch <= above:
         epoch = max(epoch, above) + 1
-    values = {"owner": owner, "epoch": epoch, "until": until}
-    await connection.execute(update(partition).where(partition.c.number == number).values(values))
-    return Lead(number, owner, epoch, until)
+    until = now + timedelta(seconds=lease)
+    changed = update(partition).where(partition.c.number == number).values(owner=owner, epoch=epoch, until=until)
+    await connection.execute(changed)
+    return Lead(partition=number, owner=owner, epoch=epoch, until=until)
 
 
 async def resign(connection: AsyncConnection, lead: Lead) -> None:
     """End a lease, if it is still this lead's. See ``OutboxStore.resign``."""
-    its = (partition.c.number == lead.partition) & (partition.c.epoch == lead.epoch)
-    await connection.execute(update(partition).where(its).values(owner=None))
+    led = (partition.c.number == lead.partition) & (partition.c.epoch == lead.epoch)
+    await connection.execute(update(partition).where(led).values(owner=None))
 
 
-async def due(connection: AsyncConnection, lead: Lead) -> bool:
-    """Whether there is something to take: read without a lock, for that is asked four times a second.
+async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
+    """Return True if ``take`` would return rows. Reads without a lock, because a relay asks four times a second.
 
     Raises:
-        LeadLost: another relay leads.
+        LeadLost: another relay leads the partition.
     """
     first = (
         select(message.c.id, message.c.next_attempt_at)
-        .where(state_is(*UNSENT), message.c.partition == lead.partition)
+        .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(1)
         .subquery()
     )
     columns = (partition.c.owner, partition.c.epoch, first.c.id, first.c.next_attempt_at)
-    its = (
+    found = (
         await connection.execute(
-            select(*columns, now(connection.dialect).label("now"))
+            select(*columns, statement_time(connection.dialect).label("now"))
             .select_from(partition.outerjoin(first, true()))
             .where(partition.c.number == lead.partition)
         )
     ).one()
-    if (its.owner, its.epoch) != (lead.owner, lead.epoch):
-        raise LeadLost(lead.partition, lead.epoch)
-    return its.id is not None and (its.next_attempt_at is None or utc(its.next_attempt_at) <= utc(its.now))
+    _check_lead(found, lead)
+    return found.id is not None and (
+        found.next_attempt_at is None or to_utc(found.next_attempt_at) <= to_utc(found.now)
+    )
 
 
 async def take(
@@ -114,55 +191,53 @@ async def take(
     Raises:
         LeadLost: another relay leads the partition.
     """
-    last, time = await _own(connection, lead)
-    await _settle(connection, lead, sent, dead, time)
+    last, now = await _lock_lead(connection, lead)
+    await _settle(connection, lead, sent, dead, now)
     found = await connection.execute(
         select(message)
-        .where(state_is(*UNSENT), message.c.partition == lead.partition)
+        .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(limit)
     )
-    rows = [_row(each) for each in found]
-    if not rows or (rows[0].next_attempt_at is not None and rows[0].next_attempt_at > time):
+    rows = [_to_row(each) for each in found]
+    if not rows or (rows[0].next_attempt_at is not None and rows[0].next_attempt_at > now):
         return []
-    # A sequence never comes again, not even where the database was restored from an older copy.
-    last = max(last, int(time.timestamp() * 1_000_000))
-    again, fresh = (
-        [row.id for row in rows if row.sequence is not None],
-        [row.id for row in rows if row.sequence is None],
-    )
+    # Not below the clock: so a database that was restored from an older copy never gives the same sequence again.
+    last = max(last, int(now.timestamp() * 1_000_000))
+    numbered = [row.id for row in rows if row.sequence is not None]
+    fresh = [row.id for row in rows if row.sequence is None]
     taken = update(message).values(
         state="sending",
         attempts=message.c.attempts + 1,
         owner=lead.owner,
         epoch=lead.epoch,
-        state_at=time,
+        state_at=now,
         next_attempt_at=None,
     )
-    if again:
-        await connection.execute(taken.where(among(again, connection)))
+    if numbered:
+        await connection.execute(taken.where(is_among(numbered, connection)))
     if fresh:
         place = func.row_number().over(order_by=message.c.id) + last
-        numbered = select(message.c.id, place.label("sequence")).where(among(fresh, connection)).subquery()
-        await connection.execute(taken.where(message.c.id == numbered.c.id).values(sequence=numbered.c.sequence))
-        await _give(connection, lead, last + len(fresh))
-    given = {row: last + place for place, row in enumerate(fresh, 1)}
+        given = select(message.c.id, place.label("sequence")).where(is_among(fresh, connection)).subquery()
+        await connection.execute(taken.where(message.c.id == given.c.id).values(sequence=given.c.sequence))
+        await _set_last_sequence(connection, lead, last + len(fresh))
+    sequences = {row: sequence for sequence, row in enumerate(fresh, last + 1)}
     return [
         replace(
             row,
             state="sending",
             attempts=row.attempts + 1,
-            sequence=given.get(row.id, row.sequence),
+            sequence=sequences.get(row.id, row.sequence),
             owner=lead.owner,
             epoch=lead.epoch,
-            state_at=time,
+            state_at=now,
             next_attempt_at=None,
         )
         for row in rows
     ]
 
 
-async def _give(connection: AsyncConnection, lead: Lead, sequence: int) -> None:
+async def _set_last_sequence(connection: AsyncConnection, lead: Lead, sequence: int) -> None:
     await connection.execute(update(partition).where(partition.c.number == lead.partition).values(sequence=sequence))
 
 
@@ -172,28 +247,27 @@ async def settle(connection: AsyncConnection, lead: Lead, sent: Collection[int],
     Raises:
         LeadLost: another relay leads the partition.
     """
-    _, time = await _own(connection, lead)
-    await _settle(connection, lead, sent, dead, time)
+    _, now = await _lock_lead(connection, lead)
+    await _settle(connection, lead, sent, dead, now)
 
 
 async def _settle(
-    connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str], time: datetime
+    connection: AsyncConnection, lead: Lead, sent: Collection[int], dead: Mapping[int, str], now: datetime
 ) -> None:
     if sent:
-        its = among(sent, connection)
-        done = update(message).where(its, _taken_under(lead)).values(state="sent", error=None, state_at=time)
-        await connection.execute(done)
+        chosen = update(message).where(is_among(sent, connection), _is_taken_under(lead))
+        await connection.execute(chosen.values(state="sent", error=None, state_at=now))
     if dead:
-        its = message.c.id == bindparam("row")
-        buried = (
-            update(message).where(its, _taken_under(lead)).values(state="dead", error=bindparam("why"), state_at=time)
+        chosen = update(message).where(message.c.id == bindparam("row"), _is_taken_under(lead))
+        await connection.execute(
+            chosen.values(state="dead", error=bindparam("why"), state_at=now),
+            [{"row": row, "why": error} for row, error in dead.items()],
         )
-        await connection.execute(buried, [{"row": row, "why": error} for row, error in dead.items()])
 
 
-def _taken_under(lead: Lead) -> ColumnElement[bool]:
-    """Being sent, under this very lead."""
-    return state_is("sending") & (message.c.epoch == lead.epoch)
+def _is_taken_under(lead: Lead) -> ColumnElement[bool]:
+    """Return the condition that a message is being sent, and was taken under this very lead."""
+    return is_in_state("sending") & (message.c.epoch == lead.epoch)
 
 
 async def postpone(connection: AsyncConnection, lead: Lead, rows: Collection[int], error: str, delay: float) -> None:
@@ -202,9 +276,9 @@ async def postpone(connection: AsyncConnection, lead: Lead, rows: Collection[int
     Raises:
         LeadLost: another relay leads the partition.
     """
-    _, time = await _own(connection, lead)
-    values = {"state": "pending", "error": error, "state_at": time, "next_attempt_at": time + timedelta(seconds=delay)}
-    await connection.execute(update(message).where(among(rows, connection), _taken_under(lead)).values(values))
+    _, now = await _lock_lead(connection, lead)
+    values = {"state": "pending", "error": error, "state_at": now, "next_attempt_at": now + timedelta(seconds=delay)}
+    await connection.execute(update(message).where(is_among(rows, connection), _is_taken_under(lead)).values(values))
 
 
 async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:
@@ -213,16 +287,16 @@ async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:
     Raises:
         LeadLost: another relay leads the partition.
     """
-    last, time = await _own(connection, lead)
-    await _give(connection, lead, max(last, above))
-    once = (message.c.partition == lead.partition) & (message.c.attempts == 1)
-    await connection.execute(update(message).where(state_is(*UNSENT), once).values(_anew(time)))
+    last, now = await _lock_lead(connection, lead)
+    await _set_last_sequence(connection, lead, max(last, above))
+    taken_once = (message.c.partition == lead.partition) & (message.c.attempts == 1)
+    await connection.execute(update(message).where(is_in_state(*UNSENT), taken_once).values(_without_sequence(now)))
 
 
 async def forget(connection: AsyncConnection, retain: float, limit: int) -> int:
     """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
-    before = await clock(connection) - timedelta(seconds=retain)
-    return await _delete(connection, _oldest(connection, "sent", message.c.state_at <= before, limit))
+    before = await read_clock(connection) - timedelta(seconds=retain)
+    return await _delete(connection, _is_oldest(connection, "sent", message.c.state_at <= before, limit))
 
 
 # -- to look at and to mend ---------------------------------------------------------------------------------
@@ -230,7 +304,7 @@ async def forget(connection: AsyncConnection, retain: float, limit: int) -> int:
 
 async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
     """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
-    time = await clock(connection)
+    now = await read_clock(connection)
     found = await connection.execute(
         select(
             message.c.state,
@@ -242,7 +316,6 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
         ).group_by(message.c.state)
     )
     by_state = {row.state: row for row in found}
-    counts: dict[State, int] = {state: by_state[state].rows if state in by_state else 0 for state in STATES}
     waiting = [by_state[state] for state in UNSENT if state in by_state]
     leads = await connection.execute(
         select(partition)
@@ -250,71 +323,79 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
         .order_by(partition.c.number)
     )
     return OutboxStatus(
-        counts,
-        sum(int(row.size) for state, row in by_state.items() if state != "sent"),
-        min((utc(row.stored_at) for row in waiting), default=None),
-        utc(by_state["sent"].state_at) if "sent" in by_state else None,
-        min((utc(row.next_attempt_at) for row in waiting if row.next_attempt_at is not None), default=None),
-        {its.number: Lead(its.number, its.owner, its.epoch, utc(its.until)) for its in leads if utc(its.until) > time},
+        counts={state: by_state[state].rows if state in by_state else 0 for state in STATES},
+        size=sum(int(row.size) for state, row in by_state.items() if state != "sent"),
+        oldest_at=min((to_utc(row.stored_at) for row in waiting), default=None),
+        oldest_sent_at=to_utc(by_state["sent"].state_at) if "sent" in by_state else None,
+        next_attempt_at=min(
+            (to_utc(row.next_attempt_at) for row in waiting if row.next_attempt_at is not None), default=None
+        ),
+        leads={
+            row.number: Lead(partition=row.number, owner=row.owner, epoch=row.epoch, until=to_utc(row.until))
+            for row in leads
+            if to_utc(row.until) > now
+        },
     )
 
 
 async def rows(connection: AsyncConnection, state: State, after: int, limit: int) -> list[Row]:
     """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
-    its = state_is(state) & (message.c.id > after)
-    return [
-        _row(each) for each in await connection.execute(select(message).where(its).order_by(message.c.id).limit(limit))
-    ]
+    chosen = select(message).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
+    return [_to_row(found) for found in await connection.execute(chosen)]
 
 
 async def retry(connection: AsyncConnection, chosen: Collection[int] | None) -> int:
     """Make dead rows pending again, the chosen ones or all; return their number."""
-    its = state_is("dead") if chosen is None else state_is("dead") & among(chosen, connection)
-    again = await connection.execute(update(message).where(its).values(_anew(await clock(connection))))
-    return again.rowcount
+    dead = is_in_state("dead") if chosen is None else is_in_state("dead") & is_among(chosen, connection)
+    return await _make_pending(connection, dead)
 
 
 async def replay(connection: AsyncConnection, since: datetime, before: datetime, limit: int) -> int:
     """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
-    its = _oldest(connection, "sent", (message.c.state_at >= utc(since)) & (message.c.state_at < utc(before)), limit)
-    again = await connection.execute(update(message).where(its).values(_anew(await clock(connection))))
-    return again.rowcount
+    period = (message.c.state_at >= to_utc(since)) & (message.c.state_at < to_utc(before))
+    return await _make_pending(connection, _is_oldest(connection, "sent", period, limit))
+
+
+async def _make_pending(connection: AsyncConnection, chosen: ColumnElement[bool]) -> int:
+    values = _without_sequence(await read_clock(connection))
+    return (await connection.execute(update(message).where(chosen).values(values))).rowcount
 
 
 async def purge(connection: AsyncConnection, state: Literal["sent", "dead"], before: datetime, limit: int) -> int:
     """Delete at most ``limit`` rows that are sent or dead since before a time; return their number."""
-    return await _delete(connection, _oldest(connection, state, message.c.state_at < utc(before), limit))
+    return await _delete(connection, _is_oldest(connection, state, message.c.state_at < to_utc(before), limit))
 
 
-async def _delete(connection: AsyncConnection, which: ColumnElement[bool]) -> int:
-    return (await connection.execute(delete(message).where(which))).rowcount
+async def _delete(connection: AsyncConnection, chosen: ColumnElement[bool]) -> int:
+    return (await connection.execute(delete(message).where(chosen))).rowcount
 
 
-def _oldest(
+def _is_oldest(
     connection: AsyncConnection, state: State, condition: ColumnElement[bool], limit: int
 ) -> ColumnElement[bool]:
-    places = (message.c.state_at, message.c.id) if state == "sent" else (message.c.id,)
-    which = select(message.c.id).where(state_is(state), condition).order_by(*places).limit(limit)
-    return message.c.id.in_(free(which, connection))
+    """Return the condition that a message is among the oldest in a state that fulfil a condition, at most ``limit``."""
+    order = (message.c.state_at, message.c.id) if state == "sent" else (message.c.id,)
+    chosen = select(message.c.id).where(is_in_state(state), condition).order_by(*order).limit(limit)
+    return message.c.id.in_(without_locked_rows(chosen, connection))
 
 
-def _anew(time: datetime) -> dict[str, Any]:
-    """What a row becomes that is to get another sequence."""
-    return {"state": "pending", "attempts": 0, "sequence": NO_SEQUENCE, "state_at": time, "next_attempt_at": None}
+def _without_sequence(now: datetime) -> dict[str, Any]:
+    """Return the values of a row that is to get a new sequence."""
+    return {"state": "pending", "attempts": 0, "sequence": NO_SEQUENCE, "state_at": now, "next_attempt_at": None}
 
 
-def _row(found: sqlalchemy.Row[Any]) -> Row:
+def _to_row(found: sqlalchemy.Row[Any]) -> Row:
     return Row(
-        found.id,
-        found.partition,
-        found.state,
-        unpack(found.message.encode()),
-        found.attempts,
-        found.error,
-        None if found.sequence == NO_SEQUENCE else found.sequence,
-        found.owner,
-        found.epoch,
-        utc(found.stored_at),
-        utc(found.state_at),
-        None if found.next_attempt_at is None else utc(found.next_attempt_at),
+        id=found.id,
+        partition=found.partition,
+        state=found.state,
+        message=unpack(found.message.encode()),
+        attempts=found.attempts,
+        error=found.error,
+        sequence=None if found.sequence == NO_SEQUENCE else found.sequence,
+        owner=found.owner,
+        epoch=found.epoch,
+        stored_at=to_utc(found.stored_at),
+        state_at=to_utc(found.state_at),
+        next_attempt_at=None if found.next_attempt_at is None else to_utc(found.next_attempt_at),
     )

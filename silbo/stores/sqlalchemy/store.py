@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
@@ -15,36 +15,41 @@ from sqlalchemy.pool import StaticPool
 
 from silbo.errors import DeliveryUnknown, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
 from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
-from silbo.stores._group_commit import Call, GroupCommit
+from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlalchemy import statements as sql
-from silbo.stores.sqlalchemy import tables
-from silbo.stores.sqlalchemy.inserts import Fill, at_commit, connection_of, lines_of, lock, store
-from silbo.stores.sqlalchemy.session import session_in_turn, session_or_none
+from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
+from silbo.stores.sqlalchemy.dialect import begin_writing
+from silbo.stores.sqlalchemy.quota import QuotaEstimate
+from silbo.stores.sqlalchemy.session import find_session, lock_session
+from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
 
 __all__ = ["SQLAlchemyStore"]
 
-ANSWER: Final = 10.0
-"""Seconds that the database has for a transaction of ours, a lock that somebody else holds included."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TIMEOUT: Final = 10.0
+"""Seconds that the database has for one transaction of the store, including the wait for locks of others."""
 
 
 class SQLAlchemyStore:
     """Keeps messages in the host's database.
 
     Within :func:`in_session`, and through ``outbox.add(session, ...)``, messages are stored in the transaction of that
-    session, which is the host's to commit: they are committed with the host's own changes, or not at all. Other publishes
-    commit a transaction of their own.
+    session, which the host commits: they are committed with the host's own changes, or not at all. Every other publish
+    commits a transaction of its own.
 
-    The tables are silbo's ``metadata``, for the host's migrations; :meth:`create` makes them without. They are looked for
-    in the schema that the connections begin with (PostgreSQL's ``search_path``).
+    The tables are in silbo's ``metadata``, for the host's migrations; without migrations, :meth:`create` makes them. They
+    are looked for in the first schema of the connections (PostgreSQL's ``search_path``).
 
-    The quota is approximate: what other processes have stored in the last seconds may not be counted. What is sent and
-    kept for a replay doesn't count.
+    The quota is approximate: messages that other processes have stored in the last seconds may not be counted. Sent
+    messages that are kept for a replay don't count.
 
     Args:
-        engine: The host's, which stays the host's to dispose. PostgreSQL, or SQLite 3.35 or later.
+        engine: The host's, which the host disposes of. PostgreSQL, or SQLite 3.35 or later.
 
     Raises:
-        StoreInvalid: another database.
+        StoreInvalid: the engine is for another database, or has one connection for everybody.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -54,171 +59,191 @@ class SQLAlchemyStore:
         if isinstance(engine.pool, StaticPool):
             problem = "has one connection for everybody, so that each commit is everybody's: use a file"
             raise StoreInvalid(str(engine.url), problem)
-        self.id, self.partitions = "", 0
-        self._locks = name == "postgresql"
-        # Whatever the host's default is: what is committed while we wait for a lock has to be seen after it.
-        self._engine = engine.execution_options(isolation_level="READ COMMITTED") if self._locks else engine
-        self._fill, self._group = Fill(), GroupCommit(self._store)
+        self.id = ""
+        self.partitions = 0
         self.on_commit: Callable[[], object] | None = None
-        self._open = False
+        self._locks_keys = name == "postgresql"
+        # Whatever the host's default is: after the wait for a lock, the store must see what was committed meanwhile.
+        self._engine = engine.execution_options(isolation_level="READ COMMITTED") if self._locks_keys else engine
+        self._estimate = QuotaEstimate()
+        self._group_commit = GroupCommit(self._add)
+        self._is_open = False
 
     async def create(self) -> None:
-        """Make the tables that are missing; for hosts without migrations. Changes none that are there."""
+        """Make the tables that are missing; for hosts without migrations. Tables that exist are not changed."""
         async with self._transaction() as connection:
-            await tables.create(connection)
+            await create_tables(connection)
 
     async def open(self, partitions: int | None = None) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`. Makes no tables.
 
         Raises:
-            StoreInvalid: also where the tables are missing, or of another version: with what to do.
+            StoreInvalid: also if tables are missing, or of another version; the text says what to do.
         """
         async with self._transaction() as connection:
-            await tables.check(connection, tables.outbox, tables.partition, tables.message)
-        async with self._transaction() as connection:
-            self.id, self.partitions = await tables.open_store(connection, partitions)
-        self._open = True
+            await check_tables(connection, outbox, partition, message)
+        self.id, self.partitions = await self._transact(sql.open_store, partitions)
+        self._is_open = True
 
     @property
     def in_session(self) -> bool:
-        """Whether an :func:`in_session` is around the caller."""
-        return session_or_none() is not None
+        """True if the caller is within an :func:`in_session` block."""
+        return find_session() is not None
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store in the session of the :func:`in_session` around the caller, else in a transaction of its own.
+        """Store in the session of the :func:`in_session` block around the caller, else in a transaction of the store's own.
 
-        See :class:`~silbo.outbox.rows.OutboxStore`. In a session it is the host that commits, and the session's own errors
-        come out.
+        See :class:`~silbo.outbox.rows.OutboxStore`. In a session the host commits, and the session's own errors are raised.
         """
-        async with session_in_turn() as session:
+        async with lock_session() as session:
             if session is not None:
                 await self.add_in(session, messages, quota)
             elif messages:
                 self._check_open()
-                await self._group.add(messages, quota)
+                await self._group_commit.add(messages, quota)
 
     async def add_in(self, session: AsyncSession, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.outbox.rows.SessionStore`.
 
         Raises:
             ValueError: the session is another database's.
-            StoreInvalid: the store has other partitions by now.
+            StoreInvalid: the store has another number of partitions by now.
         """
         self._check_open()
         if not isinstance(session, AsyncSession):
             raise TypeError(f"messages are stored in an AsyncSession of SQLAlchemy's, not in {session!r}")
         if not messages:
             return
-        engine = self._engine.sync_engine
-        connection = await connection_of(session, engine.pool, engine.url)
-        await self._fill.look(connection, [(messages, quota)])
-        self._fill.take(messages, quota)
-        rows = await store(connection, messages, self.partitions)
-        lines = lines_of(messages) if self._locks else ()
-        at_commit(session.sync_session, rows, lines, self.on_commit)
+        connection = await self._connection_of(session)
+        addition = Addition(messages, quota)
+        await self._estimate.refresh(connection, [addition])
+        self._estimate.reserve(addition)
+        rows = await sql.add(connection, messages, self.partitions)
+        key_locks = key_locks_of(messages) if self._locks_keys else ()
+        order_at_commit(session.sync_session, rows, key_locks, self.on_commit)
 
-    async def _store(self, calls: Sequence[Call]) -> Sequence[OutboxFull | None]:
-        """Commit what waits together, as far as the quota of each call allows."""
-        answers: list[OutboxFull | None] = []
-        async with self._transaction(unknown=True) as connection:
-            messages: list[Packed] = []
-            await tables.begin(connection)
-            await self._fill.look(connection, [(call.messages, call.quota) for call in calls])
-            for call in calls:
+    async def _connection_of(self, session: AsyncSession) -> AsyncConnection:
+        """Return the connection of a session's transaction.
+
+        Raises:
+            ValueError: the session is another database's.
+        """
+        connection = await session.connection(bind_arguments={"clause": message})
+        theirs = connection.engine.sync_engine
+        ours = self._engine.sync_engine
+        if theirs.pool is not ours.pool and theirs.url != ours.url:
+            raise ValueError(
+                f"the session writes to {theirs.url}, the outbox stores in {ours.url}: give it a session of its database"
+            )
+        return connection
+
+    async def _add(self, additions: Sequence[Addition]) -> Sequence[OutboxFull | None]:
+        """Commit the additions that their quotas allow in one transaction. See GroupCommit."""
+        errors: list[OutboxFull | None] = []
+        messages: list[Packed] = []
+        async with self._transaction(may_be_unknown=True) as connection:
+            await begin_writing(connection)
+            await self._estimate.refresh(connection, additions)
+            for addition in additions:
                 try:
-                    self._fill.take(call.messages, call.quota)
+                    self._estimate.reserve(addition)
                 except OutboxFull as full:
-                    answers.append(full)
+                    errors.append(full)
                 else:
-                    answers.append(None)
-                    messages += call.messages
-            if self._locks and (lines := lines_of(messages)):
-                await lock(connection, lines)
+                    errors.append(None)
+                    messages += addition.messages
+            if self._locks_keys and (key_locks := key_locks_of(messages)):
+                await lock_keys(connection, key_locks)
             if messages:
-                await store(connection, messages, self.partitions)
-        return answers
+                await sql.add(connection, messages, self.partitions)
+        return errors
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.lead(connection, partition, owner, lease, above)
+        return await self._transact(sql.lead, partition, owner, lease, above)
 
     async def resign(self, lead: Lead) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            await sql.resign(connection, lead)
+        await self._transact(sql.resign, lead)
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        if not sent and not dead:
-            async with self._transaction() as connection:
-                if not await sql.due(connection, lead):
-                    return ()
-        async with self._transaction() as connection:
-            return await sql.take(connection, lead, limit, sent, dead)
+        if not sent and not dead and not await self._transact(sql.has_due_rows, lead):
+            return ()
+        return await self._transact(sql.take, lead, limit, sent, dead)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            await sql.settle(connection, lead, sent, dead)
+        await self._transact(sql.settle, lead, sent, dead)
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            await sql.postpone(connection, lead, rows, error, delay)
+        await self._transact(sql.postpone, lead, rows, error, delay)
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            await sql.renumber(connection, lead, above)
+        await self._transact(sql.renumber, lead, above)
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.forget(connection, retain, limit)
+        return await self._transact(sql.forget, retain, limit)
 
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.status(connection, self.partitions)
+        return await self._transact(sql.status, self.partitions)
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.rows(connection, state, after, limit)
+        return await self._transact(sql.rows, state, after, limit)
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.retry(connection, rows)
+        return await self._transact(sql.retry, rows)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.replay(connection, since, before, limit)
+        return await self._transact(sql.replay, since, before, limit)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        async with self._transaction() as connection:
-            return await sql.purge(connection, state, before, limit)
+        return await self._transact(sql.purge, state, before, limit)
 
     async def aclose(self) -> None:
-        """Finish what is under way; the engine stays open. May be called twice."""
-        await self._group.finish()
-        self._open = False
+        """Commit the additions that wait; the engine stays open. May be called twice."""
+        await self._group_commit.finish()
+        self._is_open = False
 
     def _check_open(self) -> None:
-        if not self._open:
+        if not self._is_open:
             raise RuntimeError(f"{self._engine.url} is not open: use the outbox in an 'async with'")
 
+    async def _transact(
+        self,
+        statement: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T:
+        """Run a function of ``statements.py`` in a transaction of its own."""
+        async with self._transaction() as connection:
+            return await statement(connection, *arguments, **options)
+
     @asynccontextmanager
-    async def _transaction(self, *, unknown: bool = False) -> AsyncGenerator[AsyncConnection]:
-        """One of the store's own. With ``unknown``, an unanswered commit is told apart from one that failed."""
-        connected = committing = False
+    async def _transaction(self, *, may_be_unknown: bool = False) -> AsyncGenerator[AsyncConnection]:
+        """Run a block in a transaction of the store's own, which is committed at its end.
+
+        Args:
+            may_be_unknown: Tell a commit without an answer, after which everything may be stored, from a failed one.
+
+        Raises:
+            DeliveryUnknown: the commit was not answered. With ``may_be_unknown`` only.
+            StoreUnavailable: the database can't be used, or took too long; nothing was stored.
+        """
+        connected = False
+        committing = False
         try:
-            async with asyncio.timeout(ANSWER), self._engine.connect() as connection:
+            async with asyncio.timeout(TIMEOUT), self._engine.connect() as connection:
                 connected = True
                 yield connection
                 committing = True
@@ -227,14 +252,15 @@ class SQLAlchemyStore:
             raise
         except Exception as error:
             answered = isinstance(error, DBAPIError) and not error.connection_invalidated
-            if unknown and committing and not answered:
-                raise DeliveryUnknown(f"{self._engine.url}: {_text(error)}; the commit was not answered") from error
-            away = (DBAPIError, NoConnection, OSError)
-            if connected and not isinstance(error, away):  # before, it is whatever the driver raises
+            if may_be_unknown and committing and not answered:
+                raise DeliveryUnknown(f"{self._engine.url}: {_describe(error)}; the commit was not answered") from error
+            unavailable = (DBAPIError, NoConnection, OSError)
+            if connected and not isinstance(error, unavailable):  # while connecting, drivers raise errors of any class
                 raise
-            raise StoreUnavailable(f"{self._engine.url}: {_text(error)}; nothing was stored") from error
+            raise StoreUnavailable(f"{self._engine.url}: {_describe(error)}; nothing was stored") from error
 
 
-def _text(error: Any) -> str:
+def _describe(error: Any) -> str:
+    """Return the text of the driver's error."""
     cause = getattr(error, "orig", None) or error
-    return str(cause) or (f"no answer within {ANSWER:g} s" if isinstance(cause, TimeoutError) else repr(cause))
+    return str(cause) or (f"no answer within {TIMEOUT:g} s" if isinstance(cause, TimeoutError) else repr(cause))

@@ -1,59 +1,73 @@
-"""The statements of the SQLite store, each function in a transaction of its caller's. Times are microseconds since 1970."""
+"""The statements of the SQLite store. Each function runs in its caller's transaction.
+
+The functions carry the names of ``OutboxStore``'s methods; import the module, not the functions. Times in the file are
+integers: microseconds since 1970.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from silbo.errors import LeadLost, OutboxFull
-from silbo.outbox.rows import Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import STATES, Lead, OutboxStatus, Row, State, unpack
+from silbo.stores._group_commit import Addition
 
-STATES: Final[tuple[State, ...]] = ("pending", "sending", "sent", "dead")
-"""Stored as their positions: 0, 1, 2, 3."""
 NO_SEQUENCE: Final = 1 << 62
-"""Behind every sequence, so that one index has the rows in the order in which they are taken."""
-STEP: Final = 1000
+"""The sequence of a row that has none yet: greater than every sequence, so that one index has the rows in the order in
+which they are taken."""
+FREE_STEP: Final = 1000
+"""Sent rows that are deleted at a time to make room."""
 TAKE_SIZE: Final = 4 << 20
-"""Bytes after which no more rows are taken at once."""
-COLUMNS: Final = (
+"""Bytes of messages after which one call of ``take`` takes no more rows."""
+COLUMNS: Final = (  # state: the position in STATES
     "id, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at"
 )
 _1970: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 
 
-def now() -> int:
+def read_clock() -> int:
     """Return this machine's clock, in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
-def add(connection: sqlite3.Connection, calls: Iterable[tuple[Sequence[Packed], Quota]]) -> list[OutboxFull | None]:
-    """Store the messages of each call, as far as its quota allows; why not, for each."""
-    rows, size, all_rows, all_size = _totals(connection)
-    stored_at = now()
-    answers: list[OutboxFull | None] = []
-    for messages, quota in calls:
-        more, larger = len(messages), sum(len(message.raw) for message in messages)
+def add(connection: sqlite3.Connection, additions: Sequence[Addition]) -> list[OutboxFull | None]:
+    """Store the messages of each addition that its quota allows, in order. Sent rows are deleted where room is needed.
+
+    Returns:
+        For each addition None, or the error because of which it was not stored.
+    """
+    rows, size, all_rows, all_size = _read_totals(connection)
+    stored_at = read_clock()
+    errors: list[OutboxFull | None] = []
+    for addition in additions:
+        more = len(addition.messages)
+        larger = addition.size
+        quota = addition.quota
         if rows + more > quota.rows or size + larger > quota.size:
-            answers.append(OutboxFull(rows, size, str(quota)))
+            errors.append(OutboxFull(rows, size, str(quota)))
             continue
         while (all_rows + more > quota.rows or all_size + larger > quota.size) and all_rows > rows:
-            _delete(connection, "state = 2 ORDER BY state_at, id", (), STEP)  # what was sent makes room
-            *_, all_rows, all_size = _totals(connection)
+            _delete(connection, "state = 2 ORDER BY state_at, id", (), FREE_STEP)
+            *_, all_rows, all_size = _read_totals(connection)
         connection.executemany(
             "INSERT INTO message (partition, raw, stored_at, state_at) VALUES (?, ?, ?, ?)",
-            [(message.partition, message.raw, stored_at, stored_at) for message in messages],
+            [(message.partition, message.raw, stored_at, stored_at) for message in addition.messages],
         )
-        rows, size, all_rows, all_size = rows + more, size + larger, all_rows + more, all_size + larger
-        answers.append(None)
-    return answers
+        rows += more
+        size += larger
+        all_rows += more
+        all_size += larger
+        errors.append(None)
+    return errors
 
 
-def _totals(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
-    """Rows and bytes that are not sent, rows and bytes in all."""
+def _read_totals(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
+    """Return rows and bytes that are not sent, then rows and bytes in all."""
     rows, size, all_rows, all_size = connection.execute("SELECT rows, size, all_rows, all_size FROM outbox").fetchone()
     return rows, size, all_rows, all_size
 
@@ -66,16 +80,16 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
     holder, epoch, until = connection.execute(
         "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
     ).fetchone()
-    at = now()
-    if holder not in (None, owner) and until > at:
+    now = read_clock()
+    if holder not in (None, owner) and until > now:
         return None
     if holder != owner or epoch <= above:
         epoch = max(epoch, above) + 1
-    until = at + int(lease * 1e6)
+    until = now + int(lease * 1e6)
     connection.execute(
         "UPDATE partition SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, until, partition)
     )
-    return Lead(partition, owner, epoch, _utc(until))
+    return Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(until))
 
 
 def resign(connection: sqlite3.Connection, lead: Lead) -> None:
@@ -86,11 +100,11 @@ def resign(connection: sqlite3.Connection, lead: Lead) -> None:
     )
 
 
-def _sequence(connection: sqlite3.Connection, lead: Lead) -> int:
-    """The last that was given in the partition.
+def _check_lead(connection: sqlite3.Connection, lead: Lead) -> int:
+    """Check that the lead is still the partition's. Return the last sequence that was given in the partition.
 
     Raises:
-        LeadLost: another relay leads it.
+        LeadLost: another relay leads the partition.
     """
     owner, epoch, sequence = connection.execute(
         "SELECT owner, epoch, sequence FROM partition WHERE partition = ?", (lead.partition,)
@@ -109,36 +123,37 @@ def take(
         LeadLost: another relay leads the partition.
     """
     settle(connection, lead, sent, dead)
-    last, at = _sequence(connection, lead), now()
-    found = _first(connection, lead.partition, limit)
-    if not found or (found[0][-1] or 0) > at:
+    last = _check_lead(connection, lead)
+    now = read_clock()
+    found = _select_next(connection, lead.partition, limit)
+    if not found or (found[0][-1] or 0) > now:  # next_attempt_at of the first
         return []
-    # Not below the clock: then a file that was restored from an older copy gives no sequence for a second time.
-    fresh = max(last + 1, at)
+    # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
+    next_sequence = max(last + 1, now)
     rows = []
     for row, partition, _, raw, attempts, error, sequence, _, _, stored_at, _, _ in found:
         if sequence == NO_SEQUENCE:
-            sequence = last = fresh
-            fresh += 1
-        rows.append(
-            _row((row, partition, 1, raw, attempts + 1, error, sequence, lead.owner, lead.epoch, stored_at, at, None))
-        )
+            sequence = last = next_sequence
+            next_sequence += 1
+        taken = (row, partition, 1, raw, attempts + 1, error, sequence, lead.owner, lead.epoch, stored_at, now, None)
+        rows.append(_to_row(taken))
     connection.executemany(
         "UPDATE message SET state = 1, attempts = attempts + 1, sequence = ?, owner = ?, epoch = ?, state_at = ?,"
         " next_attempt_at = NULL WHERE id = ?",
-        [(row.sequence, lead.owner, lead.epoch, at, row.id) for row in rows],
+        [(row.sequence, lead.owner, lead.epoch, now, row.id) for row in rows],
     )
     connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (last, lead.partition))
     return rows
 
 
-def _first(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
-    """As many as are to be sent together: of large ones fewer."""
+def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
+    """Read the first rows to send: at most ``limit``, fewer if their messages reach TAKE_SIZE before."""
     cursor = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
         (partition, limit),
     )
-    found, size = [], 0
+    found = []
+    size = 0
     for values in cursor:
         found.append(values)
         size += len(values[3])
@@ -154,15 +169,15 @@ def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], de
     Raises:
         LeadLost: another relay leads the partition.
     """
-    _sequence(connection, lead)
-    at = now()
+    _check_lead(connection, lead)
+    now = read_clock()
     connection.executemany(
         "UPDATE message SET state = 2, error = NULL, state_at = ? WHERE id = ? AND state = 1 AND epoch = ?",
-        [(at, row, lead.epoch) for row in sent],
+        [(now, row, lead.epoch) for row in sent],
     )
     connection.executemany(
         "UPDATE message SET state = 3, error = ?, state_at = ? WHERE id = ? AND state = 1 AND epoch = ?",
-        [(error, at, row, lead.epoch) for row, error in dead.items()],
+        [(error, now, row, lead.epoch) for row, error in dead.items()],
     )
 
 
@@ -172,12 +187,12 @@ def postpone(connection: sqlite3.Connection, lead: Lead, rows: Collection[int], 
     Raises:
         LeadLost: another relay leads the partition.
     """
-    _sequence(connection, lead)
-    at = now()
+    _check_lead(connection, lead)
+    now = read_clock()
     connection.executemany(
         "UPDATE message SET state = 0, error = ?, state_at = ?, next_attempt_at = ? WHERE id = ? AND state = 1"
         " AND epoch = ?",
-        [(error, at, at + int(delay * 1e6), row, lead.epoch) for row in rows],
+        [(error, now, now + int(delay * 1e6), row, lead.epoch) for row in rows],
     )
 
 
@@ -187,12 +202,12 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
     Raises:
         LeadLost: another relay leads the partition.
     """
-    sequence = max(_sequence(connection, lead), above)
+    sequence = max(_check_lead(connection, lead), above)
     connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (sequence, lead.partition))
     connection.execute(
         f"UPDATE message SET state = 0, attempts = 0, sequence = {NO_SEQUENCE}, state_at = ?"
         " WHERE state < 2 AND partition = ? AND attempts = 1",
-        (now(), lead.partition),
+        (read_clock(), lead.partition),
     )
 
 
@@ -201,41 +216,40 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
 
 def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
     """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
-    rows, size, all_rows, _ = _totals(connection)
+    rows, size, all_rows, _ = _read_totals(connection)
     (dead,) = connection.execute("SELECT count(*) FROM message WHERE state = 3").fetchone()
     (sent_at,) = connection.execute("SELECT min(state_at) FROM message WHERE state = 2").fetchone()
-    sending, oldest, due, leads = 0, [], [], {}
-    for partition in range(partitions):  # the index has few rows with a sequence, and the oldest of the others first
-        begun = (
+    sending = 0
+    oldest: list[int] = []
+    due: list[int] = []
+    leads: dict[int, Lead] = {}
+    for partition in range(partitions):
+        # Two reads that follow the index: the few rows with a sequence, then the oldest of the others.
+        begun = connection.execute(
             "SELECT sum(state = 1), min(stored_at), min(next_attempt_at) FROM message WHERE state < 2 AND partition = ?"
-        )
-        many, first, soonest = connection.execute(f"{begun} AND sequence < {NO_SEQUENCE}", (partition,)).fetchone()
+            f" AND sequence < {NO_SEQUENCE}",
+            (partition,),
+        ).fetchone()
         waiting = connection.execute(
             "SELECT stored_at FROM message WHERE state < 2 AND partition = ?"
             f" AND sequence = {NO_SEQUENCE} ORDER BY id LIMIT 1",
             (partition,),
         ).fetchone()
-        sending += many or 0
-        oldest += [at for at in (first, waiting and waiting[0]) if at is not None]
-        due += [soonest] if soonest is not None else []
+        sending += begun[0] or 0
+        oldest += [at for at in (begun[1], waiting and waiting[0]) if at is not None]
+        due += [at for at in (begun[2],) if at is not None]
         owner, epoch, until = connection.execute(
             "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
         ).fetchone()
-        if owner is not None and until > now():
-            leads[partition] = Lead(partition, owner, epoch, _utc(until))
-    counts: dict[State, int] = {
-        "pending": rows - sending - dead,
-        "sending": sending,
-        "sent": all_rows - rows,
-        "dead": dead,
-    }
+        if owner is not None and until > read_clock():
+            leads[partition] = Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(until))
     return OutboxStatus(
-        counts,
-        size,
-        _utc(min(oldest)) if oldest else None,
-        None if sent_at is None else _utc(sent_at),
-        _utc(min(due)) if due else None,
-        leads,
+        counts={"pending": rows - sending - dead, "sending": sending, "sent": all_rows - rows, "dead": dead},
+        size=size,
+        oldest_at=_to_datetime(min(oldest)) if oldest else None,
+        oldest_sent_at=None if sent_at is None else _to_datetime(sent_at),
+        next_attempt_at=_to_datetime(min(due)) if due else None,
+        leads=leads,
     )
 
 
@@ -245,7 +259,7 @@ def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -
         f"SELECT {COLUMNS} FROM message WHERE state = {STATES.index(state)} AND id > ? ORDER BY id LIMIT ?",
         (after, limit),
     ).fetchall()
-    return [_row(values) for values in found]
+    return [_to_row(values) for values in found]
 
 
 _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {NO_SEQUENCE}, state_at = ?"
@@ -254,28 +268,31 @@ _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {N
 def retry(connection: sqlite3.Connection, chosen: Collection[int] | None) -> int:
     """Make dead rows pending again, the chosen ones or all; return their number."""
     if chosen is None:
-        return connection.execute(f"{_WAIT_AGAIN} WHERE state = 3", (now(),)).rowcount
+        return connection.execute(f"{_WAIT_AGAIN} WHERE state = 3", (read_clock(),)).rowcount
     again = f"{_WAIT_AGAIN} WHERE state = 3 AND id = ?"
-    return sum(connection.execute(again, (now(), row)).rowcount for row in chosen)
+    return sum(connection.execute(again, (read_clock(), row)).rowcount for row in chosen)
 
 
 def replay(connection: sqlite3.Connection, since: datetime, before: datetime, limit: int) -> int:
     """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
     chosen = "SELECT id FROM message WHERE state = 2 AND state_at >= ? AND state_at < ? ORDER BY state_at, id LIMIT ?"
     return connection.execute(
-        f"{_WAIT_AGAIN} WHERE id IN ({chosen})", (now(), _since_1970(since), _since_1970(before), limit)
+        f"{_WAIT_AGAIN} WHERE id IN ({chosen})",
+        (read_clock(), _to_microseconds(since), _to_microseconds(before), limit),
     ).rowcount
 
 
 def forget(connection: sqlite3.Connection, retain: float, limit: int) -> int:
     """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
-    return _delete(connection, "state = 2 AND state_at <= ? ORDER BY state_at, id", (now() - int(retain * 1e6),), limit)
+    return _delete(
+        connection, "state = 2 AND state_at <= ? ORDER BY state_at, id", (read_clock() - int(retain * 1e6),), limit
+    )
 
 
 def purge(connection: sqlite3.Connection, state: str, before: datetime, limit: int) -> int:
     """Delete at most ``limit`` rows that are sent or dead since before a time; return their number."""
     where = "state = 2 AND state_at < ? ORDER BY state_at, id" if state == "sent" else "state = 3 AND state_at < ?"
-    return _delete(connection, where, (_since_1970(before),), limit)
+    return _delete(connection, where, (_to_microseconds(before),), limit)
 
 
 def _delete(connection: sqlite3.Connection, where: str, arguments: tuple[int, ...], limit: int) -> int:
@@ -286,27 +303,28 @@ def _delete(connection: sqlite3.Connection, where: str, arguments: tuple[int, ..
 # -- rows ---------------------------------------------------------------------------------------------------
 
 
-def _row(values: Sequence[Any]) -> Row:
+def _to_row(values: Sequence[Any]) -> Row:
+    """Make a row of the values of COLUMNS."""
     row, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at = values
     return Row(
-        row,
-        partition,
-        STATES[state],
-        unpack(raw),
-        attempts,
-        error,
-        None if sequence == NO_SEQUENCE else sequence,
-        owner,
-        epoch,
-        _utc(stored_at),
-        _utc(state_at),
-        None if next_attempt_at is None else _utc(next_attempt_at),
+        id=row,
+        partition=partition,
+        state=STATES[state],
+        message=unpack(raw),
+        attempts=attempts,
+        error=error,
+        sequence=None if sequence == NO_SEQUENCE else sequence,
+        owner=owner,
+        epoch=epoch,
+        stored_at=_to_datetime(stored_at),
+        state_at=_to_datetime(state_at),
+        next_attempt_at=None if next_attempt_at is None else _to_datetime(next_attempt_at),
     )
 
 
-def _utc(microseconds: int) -> datetime:
+def _to_datetime(microseconds: int) -> datetime:
     return _1970 + microseconds * _US
 
 
-def _since_1970(at: datetime) -> int:
+def _to_microseconds(at: datetime) -> int:
     return (at - _1970) // _US
