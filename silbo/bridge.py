@@ -24,7 +24,7 @@ from silbo.message import Message, Origin
 from silbo.names import EventName, Key, compile_pattern
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
-from silbo.work.unit_of_work import held_back
+from silbo.work.unit_of_work import deferred_sends
 
 __all__ = ["Bridge", "Route", "find_bridges", "read_routing_key"]
 
@@ -198,11 +198,11 @@ class Bridge(AsyncCloseable):
             return
         if message is None:
             return
-        held = None if self._joining is not None and self._joining.in_transaction else held_back()
-        if held is None:
+        deferred = None if self._joining is not None and self._joining.in_transaction else deferred_sends()
+        if deferred is None:
             await self._send(message)
         else:
-            held.append(partial(self._send_held, message, event, self._registered(event)))
+            deferred.append(partial(self._send_deferred, message, event, self._registered(event)))
 
     async def aclose(self) -> None:
         """Wait until all messages under way are sent. May be called twice; the publisher stays open."""
@@ -246,7 +246,7 @@ class Bridge(AsyncCloseable):
         listeners = dispatcher.get_listeners(event.name) if dispatcher is not None else ()
         return next((listener for listener in listeners if listener == self.forward), None)
 
-    async def _send_held(self, message: Message, event: Any, registered: Listener | None) -> None:
+    async def _send_deferred(self, message: Message, event: Any, registered: Listener | None) -> None:
         """Send a message that a command has held back, under the options with which :meth:`forward` is registered."""
 
         async def send(_: Any) -> None:

@@ -222,11 +222,13 @@ class RequestUnbound(SilboError, LookupError):
 
 @dataclass(eq=False)
 class HandlerShared(SilboError, RuntimeError):
-    """Two units of work collected events in the same place at the same time, so the events can't be told apart.
+    """One handler or list of events was in use twice at the same time, and there were events: nobody knows whose they are.
+
+    The events are not sent.
 
     Attributes:
         cls: The class of the handler.
-        shared: The place: ``"object"`` is the handler itself, ``"list"`` the list that its ``events`` gives.
+        shared: ``"object"`` if the handler itself was in use twice, ``"list"`` if it was the list that its ``events`` gives.
     """
 
     cls: type
@@ -234,12 +236,14 @@ class HandlerShared(SilboError, RuntimeError):
 
     def __str__(self) -> str:
         name = self.cls.__qualname__
-        what, register = f"one {name} object", name
         if self.shared == "list":
-            what, register = f"the one list that {name}.events gives", "what has the list"
+            return (
+                f"{name}.events gives events of a list that another handler had at the same time, so nobody knows whose they "
+                "are; give each handler a list of its own"
+            )
         return (
-            f"two units of work collected events in {what} at the same time, so nobody knows whose they are; register {register} "
-            "as transient, or as scoped so that each request has its own"
+            f"one {name} object was in use twice at the same time and has collected events, so nobody knows whose they are; "
+            f"register {name} as transient, so that each request and event has its own"
         )
 
 

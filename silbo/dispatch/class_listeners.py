@@ -99,5 +99,5 @@ class ClassListener(Wrapper):
 
     async def _run(self, unit: Unit, event: Any) -> None:
         handler = await unit.resolve(self.cls)
-        with unit.handling(handler, getattr(event, "dispatcher", None)):
+        with unit.collecting(handler, getattr(event, "dispatcher", None)):
             await getattr(handler, self._method)(event)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
 from silbo.errors import ListenerTimeout
 from silbo.event import collected_errors
-from silbo.work.unit_of_work import beside, unit_of_work
+from silbo.work.unit_of_work import call_within_units, unit_of_work
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
@@ -168,7 +168,9 @@ def _place(listener: Listener) -> tuple[object, bool]:
 
 async def _run_together(listeners: Sequence[Listener], event: Any) -> None:
     """Run them at once; all have ended when this returns or raises, also when it is cancelled."""
-    results = await asyncio.gather(*(beside(listener, event) for listener in listeners), return_exceptions=True)
+    results = await asyncio.gather(
+        *(call_within_units(listener, event) for listener in listeners), return_exceptions=True
+    )
     errors = [result for result in results if isinstance(result, BaseException)]
     if len(errors) > 1:
         raise BaseExceptionGroup(f"{len(errors)} concurrent listeners failed", errors)

@@ -1,4 +1,4 @@
-"""Commands and queries: one handler each, whose collected events go to the dispatcher."""
+"""The mediator: it hands a command or query to its handler, and the events of the handler to the dispatcher."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from silbo._checks import check_count
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import container_of
 from silbo.mediator.maps import EventMap, RequestMap
-from silbo.mediator.middleware import AnyMiddleware, check_middlewares, through
+from silbo.mediator.middleware import AnyMiddleware, check_middlewares, wrap_handle
 from silbo.mediator.requests import HandlesRequest, Request
 from silbo.protocols import Container
-from silbo.work.unit_of_work import FOLLOW_UPS, Unit, check_container, unit_of_work
+from silbo.work.unit_of_work import MAX_FOLLOW_UPS, Unit, check_container, unit_of_work
 
 __all__ = ["Mediator", "shared_container"]
 
@@ -21,29 +21,29 @@ Res = TypeVar("Res")
 
 
 class Mediator:
-    """Hands each request to its handler, and the events that come of it to the dispatcher.
+    """Hands each request to its handler, and the events that the handler collects to the dispatcher.
 
     A request is one unit of work, with one scope of the container. Its events are dispatched when the handler has
-    succeeded, in the order in which it collected them, inside of the middlewares; what their handlers collect follows behind.
-    What a bridge sends of them leaves when everything has succeeded: a request that fails sends nothing.
+    succeeded, in the order in which it collected them, inside of the middlewares; events that their handlers collect follow
+    behind. Messages that a bridge makes of the events leave when everything has succeeded: a request that fails sends none.
 
-    A request that is sent by a handler is a part of that one's unit of work.
+    A request that is sent by a handler is a part of the handler's unit of work.
 
     Args:
-        request_map: The handlers.
-        dispatcher: For the events. Its error policy is theirs; a bridge on it sends on what leaves.
+        request_map: The handler of each class of requests.
+        dispatcher: Gets the events. Its error policy applies to them; a bridge on it sends the events that leave.
         container: An adapter from ``silbo.containers``; by default the dispatcher's.
         event_map: Handlers of events, registered with the dispatcher.
-        middlewares: Around every request, the first outermost.
-        max_concurrent_event_handlers: Of the events of one request, so many are dispatched side by side; with 1 they are in
-            their order. Where one fails the others are waited for.
-        max_follow_ups: Most events that may come of the events of one request, those that it collected itself not counted.
+        middlewares: Called around every request, the first outermost.
+        max_concurrent_event_handlers: Most events of one request that are dispatched side by side; with 1 they are dispatched
+            one by one in their order. If an event fails, the others are waited for.
+        max_follow_ups: Most events that may come of the events of one request; events of the request itself don't count.
 
     Raises:
-        TypeError: there is no container, or one of these is something else.
-        ValueError: the container is another than the dispatcher's, or a number is too low.
-        AlreadyBound: another map has registered one of the handlers of events with the dispatcher.
-        NameInvalid: another map has bound another class of events of the same name there.
+        TypeError: There is no container, or an argument is of another type.
+        ValueError: The container is not the dispatcher's, or a number is too low.
+        AlreadyBound: Another map has registered one of the handlers of events with the dispatcher.
+        NameInvalid: Another map has bound another class of events of the same name there.
     """
 
     def __init__(
@@ -55,14 +55,15 @@ class Mediator:
         event_map: EventMap | None = None,
         middlewares: Iterable[AnyMiddleware] = (),
         max_concurrent_event_handlers: int = 1,
-        max_follow_ups: int = FOLLOW_UPS,
+        max_follow_ups: int = MAX_FOLLOW_UPS,
     ) -> None:
         for name, given, wanted in (("request_map", request_map, RequestMap), ("event_map", event_map, EventMap)):
             if not isinstance(given, wanted) and not (given is None and wanted is EventMap):
                 raise TypeError(f"{name} has to be a silbo.{wanted.__name__}, not {given!r}")
         self.container: Final = shared_container(dispatcher, container)
         self.dispatcher: Final = dispatcher
-        self._requests, self._events = request_map, event_map
+        self._requests = request_map
+        self._events = event_map
         self._middlewares = check_middlewares(middlewares)
         self._at_once = check_count("max_concurrent_event_handlers", max_concurrent_event_handlers)
         self._max_follow_ups = check_count("max_follow_ups", max_follow_ups, zero=True)
@@ -77,41 +78,43 @@ class Mediator:
         """Have a request handled.
 
         Returns:
-            What its handler answered.
+            The answer of its handler.
 
         Raises:
-            TypeError: it is a class, not an object of it.
-            RequestUnbound: it has no handler.
-            Unresolvable: the container can't make one.
-            HandlerShared: two units of work collected events in one object or list at the same time.
-            Exception: what the handler raised, a middleware, or a listener of its events (as the dispatcher's ``on_error``
-                has it): then nothing was sent. Or what the publisher raised at the end, when everything was done: of
-                several errors of one class the first, with a note that counts them; else an ``ExceptionGroup``.
+            TypeError: The request is a class, not an object; or ``events`` of a handler is no list or tuple of events.
+            RequestUnbound: The request has no handler.
+            Unresolvable: The container can't make the handler.
+            HandlerShared: A handler or its list of events was in use twice at the same time.
+            Exception: An error of the handler, of a middleware, or of a listener of the events (if the dispatcher's
+                ``on_error`` raises it): nothing was sent. Or an error of the publisher at the end, when the request has
+                taken effect, so don't repeat it: several errors of one class are raised as the first of them with a note
+                that counts them, errors of several classes as an ``ExceptionGroup``.
         """
         if isinstance(request, type):
             raise TypeError(f"{request.__qualname__} is a class; send an object of it: {request.__qualname__}(...)")
         handler = self._requests.handler_of(type(request))
         async with unit_of_work(self.container, command=True, max_follow_ups=self._max_follow_ups) as unit:
-            answer: Res = await through(self._middlewares, unit, partial(self._handle, unit, handler))(request)
+            handle = wrap_handle(partial(self._handle, unit, handler), self._middlewares, unit)
+            answer: Res = await handle(request)
         return answer
 
     async def _handle(self, command: Unit, handler_type: type[HandlesRequest[Any, Any]], request: Any) -> Any:
-        command.join()
-        # A part of its own, for a middleware may try again: what a first try has collected is then gone.
+        command.add_current_task()
+        # A part of its own: a middleware may try again, and then the events of the first try are gone.
         async with unit_of_work(self.container) as unit:
             handler = await unit.resolve(handler_type)
-            with unit.handling(handler, self.dispatcher, attribute=True):
+            with unit.collecting(handler, self.dispatcher, attribute=True):
                 response = await handler.handle(request)
-            await unit.follow(at_once=self._at_once)
+            await unit.dispatch_collected(at_once=self._at_once)
         return response
 
 
 def shared_container(dispatcher: AsyncEventDispatcher, container: Container | None) -> Container:
-    """The container that a mediator and its dispatcher have in common.
+    """Return the container that a mediator shares with its dispatcher.
 
     Raises:
-        TypeError: there is none, or the dispatcher is none of silbo's.
-        ValueError: each has another one.
+        TypeError: There is none, or the dispatcher is not one of silbo's.
+        ValueError: The dispatcher has another one.
     """
     given: object = dispatcher
     if not isinstance(given, AsyncEventDispatcher):

@@ -1,259 +1,178 @@
-"""What handlers put into their ``events``: each event is taken once, by one that succeeds, or at the end of the scope."""
+"""Events that handlers collect in their ``events``: each is taken once, when its handler has succeeded."""
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
 
 from silbo.errors import HandlerShared
 
-__all__ = ["Collecting", "declares_events"]
-
-
-class _Source:
-    """Where events are recorded: a list, perhaps of several handlers; else a handler, from which none can be removed.
-
-    Attributes:
-        of: The list, or the handler.
-        listed: Whether it is a list: then nobody else shows the same events.
-        shown: The list; or what the handler showed when it was last looked at.
-        old: Of these, what was taken, or dropped, or there before this scope.
-        scopes: Those that know it and are open.
-    """
-
-    def __init__(self, of: object) -> None:
-        self.of, self.listed = of, isinstance(of, list)
-        self.shown: list[Any] = of if isinstance(of, list) else []
-        self.old: list[Any] = []
-        self.scopes: set[Collecting] = set()
-
-    def waiting(self) -> list[Any]:
-        """What nobody has taken yet."""
-        self.old = _without(self.shown, _without(self.shown, self.old))  # what is gone may come again
-        return _without(self.shown, self.old)
-
-    def remove(self, events: Sequence[Any]) -> None:
-        """Nobody is to have these."""
-        if self.listed:
-            self.shown[:] = _without(self.shown, events)
-        else:
-            self.old += events
-
-
-class _Work:
-    """A handler at work.
-
-    Attributes:
-        before: What waited where it collects when it began.
-        shared: What another unit of work has at the same time: "object", the handler, or the "list" that it has; or empty.
-        over: Whether it has ended.
-    """
-
-    def __init__(self, scope: Collecting, handler: object, source: _Source) -> None:
-        self.scope, self.handler, self.source = scope, handler, source
-        self.before = source.waiting()
-        self.shared = ""
-        self.over = False
+__all__ = ["CollectedEvents", "declares_events"]
 
 
 class _Place:
-    """A handler or list, while handlers are at work there: of one unit of work, unless it is contested."""
+    """A handler, or a list that it gives, while at least one run of a handler uses it.
 
-    def __init__(self) -> None:
-        self.works: set[_Work] = set()
-        self.contested = False
+    Attributes:
+        of: The handler or the list. Kept here, so that its ``id`` is not given to another object.
+        runs: Number of the runs.
+        shared: True from the moment when there were two runs.
+        taken: True when a run took events while the place was shared: nobody knows whose they were.
+    """
 
-    def enter(self, work: _Work, what: str) -> None:
-        self.works.add(work)
-        if self.contested:  # the others know it
-            work.shared = what
-        elif any(other.scope is not work.scope for other in self.works):
-            self.contested = True
-            for one in self.works:
-                one.shared = what
+    def __init__(self, of: Any) -> None:
+        self.of = of
+        self.runs = 0
+        self.shared = False
+        self.taken = False
 
-
-_sources: dict[int, _Source] = {}
-"""By the ``id`` of what they are of, which they hold: neither lists nor handlers need be hashable."""
 
 _places: dict[int, _Place] = {}
-"""By the ``id`` of the handler, and of its list."""
-
-_removing: WeakSet[type] = WeakSet()
-"""Classes whose ``events`` were seen to remove what is read: others at work may find nothing there any more."""
-
-_around: ContextVar[tuple[_Work, ...]] = ContextVar("silbo_works", default=())
-"""The handlers that wait for this code, the outermost first."""
+"""The handlers and lists in use, by their ``id``: they need not be hashable."""
 
 
-class Collecting:
-    """The events that are recorded in one scope."""
+class CollectedEvents:
+    """The events that the handlers of one scope collect."""
 
     def __init__(self) -> None:
-        self._known: dict[_Source, object] = {}
-        self._gone: list[Any] = []  # what was taken or dropped where it may still be shown
-        self._works: set[_Work] = set()
+        self._lists: dict[int, tuple[list[Any], object]] = {}
+        self._shown: dict[
+            int, object
+        ] = {}  # by id, the events that were taken and that a tuple or a copy may show again
 
     @contextmanager
-    def at_work(self, handler: object, dispatcher: object) -> Generator[list[Any]]:
-        """Around the work of a handler; gives the list in which the events are afterwards that it may send.
+    def collect(self, handler: object, dispatcher: object) -> Generator[list[Any]]:
+        """Yield a list that holds the handler's events after the block, in the order of its ``events``.
 
-        All that wait there are, whoever recorded them in this scope; but where a handler around it collects in the same
-        place, only those that came meanwhile. One that fails leaves none that came meanwhile: others beside it, of which
-        some may be, have them all.
+        If the block fails, the events that came in it are dropped; events that were there before stay for another try.
+
+        Args:
+            handler: Collects while the block runs.
+            dispatcher: Gets events that are added to the handler's list after the block: see :meth:`take_late`.
 
         Raises:
-            HandlerShared: it collected while another unit of work was at it, too.
-            TypeError: its ``events`` are none, or one of them.
+            HandlerShared: There are events, and another run had the same handler or list at the same time.
+            TypeError: ``events`` is no list or tuple, has something else than events in it, or shows events of an earlier
+                run in a tuple or a copy.
         """
-        source = self._meet(handler, dispatcher, begins=True)
-        around = tuple(one for one in _around.get() if not one.over)  # a task may have inherited others
-        if all(one.source is not source for one in around):
-            self._leave(source, around)
-        work = _Work(self, handler, source)
-        places = {id(source.of): "list", id(handler): "object"}
-        self._works.add(work)
-        for place, what in places.items():
-            _places.setdefault(place, _Place()).enter(work, what)
-        _around.set((*around, work))
-        taken: list[Any] = []
+        run = _Run(handler)
+        events: list[Any] = []
         try:
-            yield taken
-            taken += self._take(work, dispatcher)
+            yield events
+            events += run.take(self._shown)
         except BaseException:
-            self._drop(work, dispatcher)
+            run.drop(self._shown)
             raise
         finally:
-            _around.set(around)
-            self._works.remove(work)
-            work.over = True
-            for place in places:
-                _places[place].works.remove(work)
-                if not _places[place].works:
-                    del _places[place]
+            run.end()
+            self._lists.update((id(given), (given, dispatcher)) for given in run.lists)
 
-    def left(self) -> list[tuple[Any, Any]]:
-        """Take what waits while no handler is at work, each event with the dispatcher that is to have it."""
-        found = []
-        for source, dispatcher in self._known.items():
-            if source.scopes == {self}:
-                events = source.waiting()
-                source.remove(events)
-                found += [(dispatcher, event) for event in events]
-        return found
+    def take_late(self) -> list[tuple[Any, Any]]:
+        """Return the events that were added to lists after their handlers had ended, each behind its dispatcher.
+
+        The lists are empty then. A list that a handler uses at the moment is left alone.
+        """
+        late = []
+        for key, (events, dispatcher) in self._lists.items():
+            if key not in _places:
+                late += [(dispatcher, event) for event in events]
+                events.clear()
+        return late
 
     def close(self) -> None:
-        """The scope is over: a list that is used again is empty, unless another scope uses it already."""
-        for source in self._known:
-            source.scopes.remove(self)
-            if not source.scopes:
-                del _sources[id(source.of)]
-                if source.listed:
-                    source.shown.clear()
-        self._known.clear()
-        self._gone.clear()
+        """Empty the lists, so that a handler that is used again never sends an old event."""
+        self.take_late()
+        self._lists.clear()
+        self._shown.clear()
 
-    def _meet(self, handler: object, dispatcher: object, *, begins: bool = False) -> _Source:
-        of, shown = _read(handler)
-        source = _sources.get(id(of))
-        if source is None:
-            source = _sources[id(of)] = _Source(of)
-            if begins and not source.listed:
-                source.old = [*shown]
-        source.shown = shown
-        if source not in self._known:
-            source.old = source.old + self._gone
-        source.scopes.add(self)
-        self._known[source] = dispatcher
-        return source
 
-    def _leave(self, source: _Source, around: Sequence[_Work]) -> None:
-        """What handlers around it show elsewhere, as in a copy of this list, is theirs."""
-        for one in around:
-            if one.scope is self and not (source.listed and one.source.listed):
-                with suppress(Exception):  # an error of its own is not for this handler
-                    source.old = source.old + _read(one.handler)[1]
+class _Run:
+    """One handler at work.
 
-    def _take(self, work: _Work, dispatcher: object) -> list[Any]:
-        source = self._meet(work.handler, dispatcher)  # it may have another list by now
-        events = source.waiting()
-        if work.shared or any(one.source is source and one is not work for one in _around.get()):
-            events = _without(events, work.before)
-        if work.shared and (events or source is not work.source):
-            raise HandlerShared(type(work.handler), work.shared)
+    Attributes:
+        lists: The lists that the handler gave: a second one if it has replaced the first.
+    """
+
+    def __init__(self, handler: object) -> None:
+        self.lists: list[list[Any]] = []
+        self._handler = handler
+        self._places: dict[int, _Place] = {}
+        begun = _read(handler)
+        self._before = [*begun]
+        if begun and not (isinstance(begun, list) and _read(handler) is begun):
+            name = type(handler).__qualname__
+            raise TypeError(
+                f"{name}.events is not empty when {name} begins, and events can't be removed from a tuple or a copy: give "
+                f"the list itself, 'return self._events', or register {name} as transient, so that each run has a new one"
+            )
+        self._use(handler)
+        self._use(begun)
+
+    def take(self, shown: dict[int, object]) -> list[Any]:
+        """Return the events, and empty the handler's list."""
+        given = _read(self._handler)
+        events = [*given]
+        self._use(given)
+        if isinstance(given, list):
+            given.clear()
+        again = any(id(event) in shown for event in events)
+        if events and _read(self._handler):
+            shown.update((id(event), event) for event in events)
+        for place in self._places.values():
+            place.taken |= place.shared and bool(events)
+        for place in self._places.values():
+            if again or place.taken:
+                raise HandlerShared(
+                    type(self._handler), "object" if place.of is self._handler and not again else "list"
+                )
         for event in events:
-            _check_event(work.handler, event)
-        self._remove(source, events, work)
+            _check_event(self._handler, event)
         return events
 
-    def _drop(self, work: _Work, dispatcher: object) -> None:
-        sources = {work.source}
-        with suppress(Exception):  # its own error is the one that counts
-            sources.add(self._meet(work.handler, dispatcher))
-        for source in sources:
-            events = _without(source.waiting(), work.before)
-            place = _places.get(id(source.of))
-            beside = place.works.copy() if place else set()
-            beside |= {one for one in self._works if not (source.listed and one.source.listed)}
-            beside.difference_update(_around.get())
-            if not beside:
-                self._remove(source, events, work)
-            elif not source.listed:
-                source.remove(events)
-            for other in beside:
-                other.before = _without(other.before, events)
-                other.source.old = _without(other.source.old, events)
+    def drop(self, shown: dict[int, object]) -> None:
+        """Remove the events that came since the run began."""
+        with suppress(Exception):  # the error of the handler is the one to be raised
+            self.take(shown)
+        for given in self.lists[:1]:
+            given[:] = self._before
 
-    def _remove(self, source: _Source, events: Sequence[Any], work: _Work) -> None:
-        source.remove(events)
-        if not source.listed:
-            self._gone += events
-        if source is not work.source or not source.listed:  # others may show the same ones
-            for other in self._known:
-                if other is not source:
-                    other.old += events
+    def end(self) -> None:
+        """Free the handler and its lists for other runs."""
+        for key, place in self._places.items():
+            place.runs -= 1
+            if not place.runs:
+                del _places[key]
+
+    def _use(self, of: object) -> None:
+        if id(of) in self._places or isinstance(of, tuple):  # a tuple is never emptied: handlers may well share it
+            return
+        place = self._places[id(of)] = _places.setdefault(id(of), _Place(of))
+        place.runs += 1
+        place.shared |= place.runs > 1
+        if isinstance(of, list):
+            self.lists.append(of)
 
 
 def declares_events(cls: type) -> bool:
-    """Whether a class says that its objects collect: more than an attribute that they have each on its own."""
+    """Return True if a class has ``events``: more than an attribute that each of its objects has on its own."""
     return hasattr(cls, "events") and not inspect.ismemberdescriptor(getattr(cls, "events", None))
 
 
-def _read(handler: object) -> tuple[object, list[Any]]:
-    """The list that a handler gives, each time the same one; else the handler, and what it shows."""
-    first, again = _events(handler), _events(handler)
-    if isinstance(first, list) and again is first:
-        return first, first
-    shown = list(first)
-    if len(list(again)) < len(shown) or (again is first and isinstance(first, Iterator)):
-        _removing.add(type(handler))
-    if type(handler) in _removing:
-        raise TypeError(
-            f"{type(handler).__qualname__}.events gives fewer when it is read again; reading events must not remove them: "
-            "give the list itself, or a copy"
-        )
-    return handler, shown
-
-
-def _events(handler: Any) -> Iterable[Any]:
-    if not declares_events(type(handler)):  # something else of this name is the host's own
-        events = getattr(handler, "events", None)
-        return events if isinstance(events, Sequence) and not isinstance(events, str | bytes) else ()
-    events = handler.events
-    if events is None:
-        return ()
-    if isinstance(events, Iterable) and not isinstance(events, str | bytes):
+def _read(handler: Any) -> Sequence[Any]:
+    declared = declares_events(type(handler))
+    events = handler.events if declared else getattr(handler, "events", None)
+    if isinstance(events, list | tuple):
         return events
+    # A mere attribute of this name that is no sequence of objects is the host's own.
+    if events is None or not (declared or (isinstance(events, Sequence) and not isinstance(events, str | bytes))):
+        return ()
     if inspect.iscoroutine(events):
         events.close()
     raise TypeError(
-        f"{type(handler).__qualname__}.events gives {events!r:.80}, which is no list of events: make it a property, neither "
-        "a method nor async, that returns one"
+        f"{type(handler).__qualname__}.events gives {events!r:.80}, neither a list nor a tuple: make it a property, no "
+        "method, not async and without 'yield', that returns a list of events: 'return self._events'"
     )
 
 
@@ -263,14 +182,3 @@ def _check_event(handler: object, event: object) -> None:
         raise TypeError(
             f"{type(handler).__qualname__}.events has {event!r:.80} in it, which is no event: put objects of event classes there"
         )
-
-
-def _without(events: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """The same objects, but for these: as often as they are there."""
-    counted, rest = Counter(map(id, others)), []
-    for event in events:
-        if counted[id(event)]:
-            counted[id(event)] -= 1
-        else:
-            rest.append(event)
-    return rest

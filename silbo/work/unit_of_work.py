@@ -1,7 +1,7 @@
-"""A unit of work: one scope of a container, and the events that its handlers collect, which follow at its end.
+"""A unit of work: one scope of a container, the events that its handlers collect, and the messages that wait for its end.
 
-A dispatch that has a class among its listeners is one, with the dispatches inside of it; a command is one, with the events
-that come of it.
+A dispatch that has a class among its listeners is a unit of work, together with the dispatches inside of it. A command is a unit
+of work, together with the events that come of it.
 """
 
 from __future__ import annotations
@@ -19,68 +19,253 @@ from weakref import WeakKeyDictionary
 
 from silbo.errors import FollowUpsExceeded
 from silbo.names import name_of
-from silbo.work.collected_events import Collecting, declares_events
+from silbo.work.collected_events import CollectedEvents, declares_events
 
 if TYPE_CHECKING:
     from silbo.protocols import Container, Scope
 
 __all__ = [
-    "FOLLOW_UPS",
-    "Held",
-    "LazyScope",
+    "MAX_FOLLOW_UPS",
     "Unit",
-    "beside",
+    "call_within_units",
     "check_container",
     "current_unit",
-    "held_back",
+    "deferred_sends",
     "unit_of_work",
-    "warn_if_unhandled",
 ]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MAX_FOLLOW_UPS: Final = 1000
+"""Most events that may come of the first events of a unit of work. With more, two handlers are taken to answer each other for ever."""
 
-def check_container(container: object) -> None:
-    """Refuse what is no adapter, as a library's own container.
+DeferredSend: TypeAlias = Callable[[], Awaitable[object]]
+"""Sends a message. It is called when the unit of work that the message comes of has succeeded."""
+
+_units: ContextVar[tuple[Unit, ...]] = ContextVar("silbo_units", default=())
+"""The units around this code, the outermost first. A task inherits it, so a unit also knows its tasks and its end."""
+
+
+@asynccontextmanager
+async def unit_of_work(
+    container: Container, *, command: bool = False, max_follow_ups: int = MAX_FOLLOW_UPS
+) -> AsyncGenerator[Unit]:
+    """Begin a unit of work, or a part of the unit of the same container that is open in this task.
+
+    A part that succeeds hands its events to the unit around it. At the end of the whole unit its events are dispatched in the
+    order in which they were collected; what their handlers collect follows behind. Then the scope is closed, after an error
+    or a cancellation too. An error of the closing is logged where there is another error, and else raised. Last of all, the
+    outermost unit sends the messages that waited; a unit that fails sends none of them.
+
+    Args:
+        container: Makes the objects of the unit.
+        command: If true, every message that a bridge has to send waits for the end. Else only messages of events that were
+            collected wait.
+        max_follow_ups: Most events that may come of the events that are dispatched first.
 
     Raises:
-        TypeError: says what was given in its place.
+        FollowUpsExceeded: There were more.
+        Exception: A message could not be sent. Several errors of one class are raised as the first of them, with a note;
+            errors of several classes as an ExceptionGroup.
     """
-    if container is None:
-        return
-    if isinstance(container, type) or not callable(getattr(container, "scope", None)):
-        raise TypeError(
-            f"container is an adapter from silbo.containers, as RodiContainer(your_container), not {container!r}"
+    around = tuple(unit for unit in _units.get() if unit.scope.members)  # a task may have inherited units that are over
+    enclosing = current_unit()
+    outer = current_unit(container)
+    scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
+    unit = Unit(scope, defers=command or (enclosing is not None and enclosing.defers))
+    _units.set((*around, unit))
+    try:
+        yield unit
+        if outer is None:
+            unit.defers = True
+            await unit.dispatch_collected(last=True)
+    except BaseException as error:
+        if outer is None:
+            await scope.close(error)
+        raise
+    else:
+        if outer is None:
+            await scope.close(None)
+        else:
+            outer.collected += unit.collected
+    finally:
+        _units.set(around)
+    if enclosing is not None:  # perhaps of another container
+        enclosing.deferred += unit.deferred
+    elif unit.deferred:
+        await _send_all(unit.deferred)
+
+
+def current_unit(container: Container | None = None) -> Unit | None:
+    """Return the innermost unit of work that is open in this task; with a container, the innermost of that container."""
+    found = _units.get()
+    if found:
+        task = asyncio.current_task()
+        for unit in reversed(found):
+            if container in (None, unit.scope.container) and task in unit.scope.members:
+                return unit
+    return None
+
+
+def deferred_sends() -> list[DeferredSend] | None:
+    """Return the list for messages that wait until the unit of work around this code has succeeded.
+
+    None if messages are to be sent at once.
+    """
+    unit = current_unit()
+    return unit.deferred if unit is not None and unit.defers else None
+
+
+def call_within_units(listener: Callable[[Any], Awaitable[T]], event: Any) -> Awaitable[T]:
+    """Call a listener for a new task that this task waits for: the new task belongs to the units that are open here."""
+    task = asyncio.current_task()
+    scopes = [unit.scope for unit in _units.get() if task in unit.scope.members]
+    return _call_as_member(scopes, listener, event) if scopes else listener(event)
+
+
+async def _call_as_member(scopes: list[LazyScope], listener: Callable[[Any], Awaitable[T]], event: Any) -> T:
+    task = asyncio.current_task()
+    for scope in scopes:
+        scope.members.add(task)
+    return await listener(event)
+
+
+class Unit:
+    """A unit of work, or a part of one: a part has the same scope, and hands on what it has when it succeeds.
+
+    Attributes:
+        defers: True if messages wait for the end: in a command, and while collected events are dispatched.
+        collected: Events to be dispatched, each behind its dispatcher, in the order in which they were collected.
+        deferred: Messages to be sent when the outermost unit has succeeded, those of units inside of this one included.
+    """
+
+    def __init__(self, scope: LazyScope, *, defers: bool = False) -> None:
+        self.scope = scope
+        self.defers = defers
+        self.collected: deque[tuple[Any, Any]] = deque()
+        self.deferred: list[DeferredSend] = []
+
+    async def resolve(self, cls: type[T], /) -> T:
+        """Return an object of a class from the unit's scope; the first call opens the scope.
+
+        Raises:
+            Unresolvable: The container can't make one.
+        """
+        return await self.scope.resolve(cls)
+
+    def add_current_task(self) -> None:
+        """Let the current task belong to the unit: a middleware may call the handler in another task, with a time limit."""
+        if self.scope.members:
+            self.scope.members.add(asyncio.current_task())
+
+    @contextmanager
+    def collecting(self, handler: object, dispatcher: object, *, attribute: bool = False) -> Generator[None]:
+        """Collect the events that a handler puts into its ``events`` in this block, unless the block fails.
+
+        Args:
+            handler: An object of the unit's scope.
+            dispatcher: Gets the events. With None they are left where they are.
+            attribute: If true, a mere attribute ``events`` of the object counts. Else its class has to declare ``events``,
+                for a listener may well keep there what it has heard.
+
+        Raises:
+            HandlerShared: The same handler or list was in use twice at the same time, and there were events.
+            TypeError: ``events`` is no list or tuple of events, or can't be emptied for another use.
+        """
+        if dispatcher is None or not (attribute or declares_events(type(handler))):
+            yield
+            return
+        with self.scope.collected_events.collect(handler, dispatcher) as events:
+            yield
+        self.collected.extend((dispatcher, event) for event in events)
+
+    async def dispatch_collected(self, *, at_once: int = 1, last: bool = False) -> None:
+        """Dispatch the collected events, and behind them what is collected meanwhile, until none is left.
+
+        Args:
+            at_once: With more than 1, the events that are there are dispatched side by side, at most so many at a time; if
+                some fail, the others are waited for. Then the events that came of them follow.
+            last: If true, the unit ends: events that were added to lists of handlers later are dispatched too.
+
+        Raises:
+            FollowUpsExceeded: More events came of the first events than the scope allows.
+            ExceptionGroup: Several of the events side by side failed. The error of a single event is raised as it is.
+        """
+        take_late = self.scope.collected_events.take_late if last else list
+        self.collected += take_late()
+        uncounted = len(self.collected)
+        outermost = not self.scope.dispatching
+        self.scope.dispatching = True
+        try:
+            while self.collected:
+                wave = [self.collected.popleft() for _ in range(len(self.collected) if at_once > 1 else 1)]
+                for _, event in wave:
+                    if outermost and uncounted:
+                        uncounted -= 1
+                    else:
+                        self.scope.count_follow_up(event)
+                if len(wave) == 1:
+                    await _dispatch(*wave[0])
+                else:
+                    await self._dispatch_together(wave, at_once)
+                if not self.collected:
+                    self.collected += take_late()
+        finally:
+            self.scope.dispatching = not outermost
+
+    async def _dispatch_together(self, wave: Sequence[tuple[Any, Any]], at_once: int) -> None:
+        limit = asyncio.Semaphore(at_once)
+        parts = [Unit(self.scope, defers=self.defers) for _ in wave]
+
+        async def dispatch_part(part: Unit, dispatcher: Any, event: Any) -> None:
+            _units.set((*_units.get(), part))  # the task's own context: no other task sees it
+            async with limit:
+                await _dispatch(dispatcher, event)
+
+        errors = await _await_all(
+            [
+                call_within_units(partial(dispatch_part, part, dispatcher), event)
+                for part, (dispatcher, event) in zip(parts, wave, strict=True)
+            ]
         )
+        if len(errors) > 1:
+            raise BaseExceptionGroup(f"{len(errors)} events of one command failed", errors)
+        for error in errors:
+            raise error
+        for part in parts:  # in the order of the events, not of their ends
+            self.collected += part.collected
+            self.deferred += part.deferred
 
 
 class LazyScope:
-    """A scope that is opened when it is first needed, for the task that made it and those that it waits for.
+    """A scope that is opened when it is first needed, for the task that made it and the tasks that it waits for.
 
     Attributes:
-        members: Those tasks; none once it is over.
-        collecting: The events that handlers record in it.
-        following: Whether events follow at the moment.
+        members: These tasks; empty once the scope is over.
+        collected_events: The events that handlers of the scope collect.
+        dispatching: True while collected events are dispatched.
     """
 
     def __init__(self, container: Container, max_follow_ups: int) -> None:
-        self.container, self.collecting = container, Collecting()
-        self.following = False
-        self._followed, self._max_follow_ups = 0, max_follow_ups
+        self.container = container
+        self.collected_events = CollectedEvents()
+        self.dispatching = False
         self.members = {asyncio.current_task()}
+        self._follow_ups = 0
+        self._max_follow_ups = max_follow_ups
         self._manager: AbstractAsyncContextManager[Scope] | None = None
         self._scope: Scope | None = None
         self._lock = asyncio.Lock()
         self._resolving: asyncio.Task[Any] | None = None
 
     async def resolve(self, cls: type[T]) -> T:
-        """An object of this class; the first call opens the scope."""
+        """Return an object of a class; the first call opens the scope."""
         task = asyncio.current_task()
         if self._resolving is task:  # a factory that dispatches an event would wait for itself
             return await self._resolve(cls)
-        async with self._lock:  # concurrent listeners: two would make two of what is one
+        async with self._lock:  # two concurrent listeners would get two objects of a scoped class
             self._resolving = task
             try:
                 return await self._resolve(cls)
@@ -94,22 +279,22 @@ class LazyScope:
             self._manager = manager
         return await self._scope.resolve(cls)
 
-    def count(self, event: object) -> None:
-        """Count one more event that follows.
+    def count_follow_up(self, event: object) -> None:
+        """Count an event that came of another event.
 
         Raises:
-            FollowUpsExceeded: it is one too many.
+            FollowUpsExceeded: The event is one too many.
         """
-        if self._followed >= self._max_follow_ups:
+        if self._follow_ups >= self._max_follow_ups:
             raise FollowUpsExceeded(self._max_follow_ups, name_of(event))
-        self._followed += 1
+        self._follow_ups += 1
 
     async def close(self, error: BaseException | None) -> None:
-        """Close it where it is open, telling it of the error that ended it. Its own error is logged beside that one."""
+        """Close the scope if it is open, and hand it the error that ended the unit. Beside that error its own is only logged."""
         self.members.clear()
         try:
             if self._manager is not None:
-                # What __aexit__ answers is no matter: a finalizer must not swallow a cancellation.
+                # The answer of __aexit__ is ignored: a finalizer must not swallow a cancellation.
                 trace = error.__traceback__ if error else None
                 await self._manager.__aexit__(type(error) if error else None, error, trace)
         except Exception as failure:
@@ -118,15 +303,21 @@ class LazyScope:
             if failure is not error:
                 logger.exception("scope failed to close", extra={"container": repr(self.container)})
         finally:
-            self.collecting.close()
+            self.collected_events.close()
+
+
+async def _dispatch(dispatcher: Any, event: Any) -> None:
+    name = name_of(event)
+    _warn_if_unhandled(dispatcher, name, event)
+    await dispatcher.adispatch(name, event)
 
 
 _warned: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 
 
-def warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
-    """Log a warning, once for a name on a dispatcher, where nobody would hear the event and no bridge would send it."""
-    if any(_reaches(listener, event, name) for listener in dispatcher.get_listeners(name)):
+def _warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
+    """Log a warning, once for a name on a dispatcher, if no listener would hear the event and no bridge would send it."""
+    if any(_would_act(listener, event, name) for listener in dispatcher.get_listeners(name)):
         return
     warned = _warned.setdefault(dispatcher, set())
     if name not in warned:
@@ -138,210 +329,25 @@ def warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
         )
 
 
-def _reaches(listener: Any, event: object, name: Any) -> bool:
-    """Whether it is a listener, other than a bridge that would not send the event."""
+def _would_act(listener: Any, event: object, name: Any) -> bool:
+    """Return True if the listener is no bridge, or a bridge that would send the event."""
     bridge = getattr(inspect.unwrap(listener), "__self__", None)
-    sends = getattr(bridge, "__silbo_sends__", None)  # Bridge can't be imported: it imports what imports this
+    sends = getattr(bridge, "__silbo_sends__", None)  # silbo.bridge imports this module, so its class is not known here
     return sends is None or bool(sends(event, name))
 
 
-FOLLOW_UPS: Final = 1000
-"""Events that may follow of those that follow first: beyond, two handlers are taken to answer each other for ever."""
-
-Held: TypeAlias = Callable[[], Awaitable[object]]
-"""Sends a message, when the unit of work that it comes of has succeeded."""
-
-_units: ContextVar[tuple[Unit, ...]] = ContextVar("silbo_units", default=())
-"""Those around this code, the outermost first. Tasks inherit it, so each knows whose it is and when it is over."""
-
-
-class Unit:
-    """A unit of work, or a part of one: that has the same scope, and gives what it has on when it succeeds.
-
-    Attributes:
-        collected: The events that are to follow, each with the dispatcher that is to have it, in the order they were collected.
-        holds: Whether what is to be sent waits: in a command, and in what follows at the end of every unit.
-        held: What is to be sent when the outermost unit has succeeded: of itself where it holds, and of those in it.
-    """
-
-    def __init__(self, scope: LazyScope, *, holds: bool = False) -> None:
-        self.scope, self.holds = scope, holds
-        self.collected: deque[tuple[Any, Any]] = deque()
-        self.held: list[Held] = []
-
-    async def resolve(self, cls: type[T], /) -> T:
-        """An object of this class, of the unit's scope; the first call opens it.
-
-        Raises:
-            Unresolvable: the container can't make one.
-        """
-        return await self.scope.resolve(cls)
-
-    def join(self) -> None:
-        """Make the current task one of those that the unit waits for: a middleware may begin another, with a time limit."""
-        if self.scope.members:
-            self.scope.members.add(asyncio.current_task())
-
-    @contextmanager
-    def handling(self, handler: object, dispatcher: object, *, attribute: bool = False) -> Generator[None]:
-        """Around the work of a handler: the events that it collects in its ``events`` follow, unless it fails.
-
-        Args:
-            handler: An object of the unit's scope.
-            dispatcher: Is to have the events; None where there is none: then they are left where they are.
-            attribute: Whether a mere attribute ``events`` of the object counts; else its class has to declare it, as a
-                property, for a listener may well keep there what it has heard.
-
-        Raises:
-            HandlerShared: it collected events while another unit of work did so, in the same place.
-            TypeError: its ``events`` are none.
-        """
-        if dispatcher is None or not (attribute or declares_events(type(handler))):
-            yield
-            return
-        with self.scope.collecting.at_work(handler, dispatcher) as events:
-            yield
-        self.collected.extend((dispatcher, event) for event in events)
-
-    async def follow(self, *, at_once: int = 1, last: bool = False) -> None:
-        """Dispatch what was collected, and what is collected meanwhile behind it, until nothing is left.
-
-        Args:
-            at_once: With more than 1, all that is there is dispatched side by side, so many at a time; where some fail,
-                the others are waited for. Then what these have collected.
-            last: Whether the scope is over then: what others than handlers have put into a list of theirs follows, too.
-
-        Raises:
-            FollowUpsExceeded: there were more than may be.
-            ExceptionGroup: several of those side by side failed; the error of a single one is raised as it is.
-        """
-        left = self.scope.collecting.left if last else list
-        self.collected += left()
-        uncounted, outermost = len(self.collected), not self.scope.following
-        self.scope.following = True
-        try:
-            while self.collected:
-                wave = [self.collected.popleft() for _ in range(len(self.collected) if at_once > 1 else 1)]
-                for _, event in wave:
-                    if outermost and uncounted:
-                        uncounted -= 1
-                    else:
-                        self.scope.count(event)
-                if len(wave) == 1:
-                    await _dispatch(*wave[0])
-                else:
-                    await self._follow_together(wave, at_once)
-                if not self.collected:
-                    self.collected += left()
-        finally:
-            self.scope.following = not outermost
-
-    async def _follow_together(self, wave: Sequence[tuple[Any, Any]], at_once: int) -> None:
-        gate = asyncio.Semaphore(at_once)
-        parts = [Unit(self.scope, holds=self.holds) for _ in wave]
-
-        async def one(part: Unit, dispatcher: Any, event: Any) -> None:
-            _units.set((*_units.get(), part))  # the task's own context: nobody else sees it
-            async with gate:
-                await _dispatch(dispatcher, event)
-
-        pairs = zip(parts, wave, strict=True)
-        errors = await _all([beside(partial(one, part, dispatcher), event) for part, (dispatcher, event) in pairs])
-        if len(errors) > 1:
-            raise BaseExceptionGroup(f"{len(errors)} events of one command failed", errors)
-        for error in errors:
-            raise error
-        for part in parts:  # so their order is that of the events, whoever was done first
-            self.collected += part.collected
-            self.held += part.held
-
-
-def current_unit(container: Container | None = None) -> Unit | None:
-    """The innermost unit of work that is open in this task; of this container, where one is given."""
-    found = _units.get()
-    if found:
-        task = asyncio.current_task()
-        for unit in reversed(found):
-            if container in (None, unit.scope.container) and task in unit.scope.members:
-                return unit
-    return None
-
-
-def held_back() -> list[Held] | None:
-    """Where to put what is to be sent when the unit of work around this code has succeeded; None where nothing waits."""
-    unit = current_unit()
-    return unit.held if unit is not None and unit.holds else None
-
-
-@asynccontextmanager
-async def unit_of_work(
-    container: Container, *, command: bool = False, max_follow_ups: int = FOLLOW_UPS
-) -> AsyncGenerator[Unit]:
-    """Around a unit of work, or a part of the one that is open in this task: a part adds its events where it succeeds.
-
-    At the end of the whole its events are dispatched, in the order they were collected; what their handlers collect goes
-    behind. Then its scope is closed, also on an error and on a cancellation, which go on: an error of the closing itself is
-    logged beside them, and raised where there is none.
-
-    Args:
-        container: Where its objects come from.
-        command: What a bridge in it has to send is held back; of any other unit only what it has to send of the events that
-            follow. To send all that is the very last that the outermost unit does. One that fails sends none of it.
-        max_follow_ups: Most events that may follow of those that follow first.
-
-    Raises:
-        FollowUpsExceeded: there were more.
-        Exception: what could not be sent. Of several errors of one class the first, with a note; else an ExceptionGroup.
-    """
-    around = tuple(unit for unit in _units.get() if unit.scope.members)  # a task may have inherited those that are over
-    enclosing, outer = current_unit(), current_unit(container)
-    scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
-    unit = Unit(scope, holds=command or (enclosing is not None and enclosing.holds))
-    _units.set((*around, unit))
-    try:
-        yield unit
-        if outer is None:
-            unit.holds = True
-            await unit.follow(last=True)
-    except BaseException as error:
-        if outer is None:
-            await unit.scope.close(error)
-        raise
-    else:
-        if outer is None:
-            await unit.scope.close(None)
-        else:
-            outer.collected += unit.collected
-    finally:
-        _units.set(around)
-    if enclosing is not None:  # perhaps of another container
-        enclosing.held += unit.held
-    elif unit.held:
-        await _send(unit.held)
-
-
-async def _dispatch(dispatcher: Any, event: Any) -> None:
-    name = name_of(event)
-    warn_if_unhandled(dispatcher, name, event)
-    await dispatcher.adispatch(name, event)
-
-
-async def _send(held: Sequence[Held]) -> None:
-    errors = await _all([send() for send in held])
+async def _send_all(deferred: Sequence[DeferredSend]) -> None:
+    errors = await _await_all([send() for send in deferred])
     if len({type(error) for error in errors}) > 1:
-        raise BaseExceptionGroup(f"{len(errors)} of {len(held)} messages failed", errors)
+        raise BaseExceptionGroup(f"{len(errors)} of {len(deferred)} messages failed", errors)
     for error in errors:
-        error.add_note("\n".join([f"{len(errors)} of {len(held)} messages failed", *_others(errors)]))
+        others = [text for text in dict.fromkeys(map(str, errors)) if text != str(error)]
+        error.add_note("\n".join([f"{len(errors)} of {len(deferred)} messages failed", *others]))
         raise error
 
 
-def _others(errors: Sequence[BaseException]) -> list[str]:
-    """What the others say, where it is something else."""
-    return [text for text in dict.fromkeys(map(str, errors)) if text != str(errors[0])]
-
-
-async def _all(work: Sequence[Awaitable[object]]) -> list[BaseException]:
-    """Await them at once, and give their errors; all have ended when this returns or raises, also when it is cancelled."""
+async def _await_all(work: Sequence[Awaitable[object]]) -> list[BaseException]:
+    """Await all at once and return their errors. All have ended when this returns or raises, also when it is cancelled."""
     if len(work) == 1:
         await work[0]
         return []
@@ -349,15 +355,15 @@ async def _all(work: Sequence[Awaitable[object]]) -> list[BaseException]:
     return [result for result in results if isinstance(result, BaseException)]
 
 
-def beside(listener: Callable[[Any], Awaitable[T]], event: Any) -> Awaitable[T]:
-    """Call a listener for a task that this one waits for: there it is in the units that are open here."""
-    task = asyncio.current_task()
-    mine = [unit.scope for unit in _units.get() if task in unit.scope.members]
-    return _as_member(mine, listener, event) if mine else listener(event)
+def check_container(container: object) -> None:
+    """Refuse a container that is no adapter, as the object of a library.
 
-
-async def _as_member(scopes: list[LazyScope], listener: Callable[[Any], Awaitable[T]], event: Any) -> T:
-    task = asyncio.current_task()
-    for scope in scopes:
-        scope.members.add(task)
-    return await listener(event)
+    Raises:
+        TypeError: The text names the object that was given.
+    """
+    if container is None:
+        return
+    if isinstance(container, type) or not callable(getattr(container, "scope", None)):
+        raise TypeError(
+            f"container is an adapter from silbo.containers, as RodiContainer(your_container), not {container!r}"
+        )

@@ -75,7 +75,7 @@ CONSTANTS = {
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
     "messages under way with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
-    "events that follow of the events of one unit of work": unit_of_work.FOLLOW_UPS,
+    "events that follow of the events of one unit of work": unit_of_work.MAX_FOLLOW_UPS,
 }
 UNITS = {"s": 1, "hour": 3600, "day": 86400, "days": 86400, "MiB": 1 << 20, "GiB": 1 << 30}
 

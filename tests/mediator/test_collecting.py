@@ -1,4 +1,4 @@
-"""Handlers that collect in one place, as in the list of a unit of work: nothing is lost, nothing is sent twice."""
+"""Handlers that collect in one list, as in that of a unit of work: nothing is lost in silence, nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -55,25 +55,20 @@ class Tuples(DoHandler):
         return tuple(self.uow.events)
 
 
-class Generates(DoHandler):
-    @property
-    def events(self) -> Any:
-        yield from self.uow.events
-
-
 class Replaces(DoHandler):
     def record(self, event: Event) -> None:
         self.uow.events = [*self.uow.events, event]
 
 
-KINDS = [DoHandler, Copies, Tuples, Generates]
+SHOWN: list[type[DoHandler]] = [Copies, Tuples]
+"""Handlers whose events can't be removed, for they show a copy of the list."""
 Kind: TypeAlias = type[DoHandler]
 
 
 class Room:
     """A mediator on rodi, whose handlers share a scoped ``Uow``. ``heard`` has the labels in the order of their handling.
 
-    ``kind`` handles the requests, ``follows`` the events, by default the same.
+    ``kind`` handles the requests and the events. With ``own`` each handler has a ``Uow`` of its own.
     """
 
     def __init__(
@@ -84,7 +79,7 @@ class Room:
         on_error: Any = "raise",
         notes: bool = False,
         uow: Uow | None = None,
-        follows: Kind | None = None,
+        own: bool = False,
         **options: Any,
     ) -> None:
         self.kind = kind
@@ -92,7 +87,7 @@ class Room:
         self.uows: list[Uow] = []
         heard, uows, container = self.heard, self.uows, rodi.Container()
 
-        class Hears(follows or kind):  # type: ignore[misc]
+        class Hears(kind):  # type: ignore[misc, valid-type]
             async def handle(self, request: Any) -> Any:
                 heard.append(request.label)
                 for event in request.follow:
@@ -104,7 +99,7 @@ class Room:
             uows.append(uow or Uow())
             return uows[-1]
 
-        container.add_scoped_by_factory(make, Uow)
+        (container.add_transient_by_factory if own else container.add_scoped_by_factory)(make, Uow)
         for cls in (kind, Hears, Notes):
             (container.add_scoped if scoped else container.add_transient)(cls)
         self.container = container
@@ -141,24 +136,10 @@ class Notes:
 # -- one after another -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scoped", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_command_within_a_command_takes_its_own_events_alone(kind: Kind, scoped: bool) -> None:
-    """Also where it is of the same kind, and its handler the same object."""
-    room = Room(kind, scoped=scoped)
-
-    async def inner() -> None:
-        await room.send(Local("inner"), then=lambda: room.send(Local("innermost")))
-
-    await room.send(Local("outer"), then=inner)
-    assert room.heard == ["innermost", "inner", "outer"]
-
-
 async def test_what_a_middleware_records_before_the_handler_goes_with_it_and_what_comes_later_follows() -> None:
     room = Room(notes=True)
-    await room.send(Local("outer"), then=lambda: room.send(Local("inner", [Local("of inner")])))
-    # The inner command's own are nobody's: what it finds is that of the command around it.
-    assert room.heard == ["inner", "of inner", "begins", "outer", "begins", "ends", "ends"]
+    await room.send(Local("first", [Local("of first")]), Local("second"))
+    assert room.heard == ["begins", "first", "second", "of first", "ends"]
 
 
 async def test_what_others_record_while_events_follow_comes_last_and_is_counted() -> None:
@@ -188,23 +169,47 @@ async def test_one_event_in_two_lists_is_two() -> None:
     assert world.heard == ["once for all"] * 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_one_event_that_is_recorded_again_is_sent_again(kind: Kind) -> None:
+async def test_one_event_that_is_recorded_again_is_sent_again() -> None:
     """By the same object, in one unit of work."""
-    room, event = Room(kind, scoped=True), Local("again")
+    room, event = Room(scoped=True, own=True), Local("again")
 
     async def twice() -> None:
         for _ in range(2):
             await room.send(event)
-            room.uows[-1].events.clear()
 
     await room.dispatcher.adispatch("Local", Local("first", then=twice))
     assert room.heard == ["first", "again", "again"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_handler_that_fails_leaves_nothing_to_the_one_around_it(kind: Kind) -> None:
-    room = Room(kind)
+async def test_a_command_within_a_command_takes_its_own_events_alone() -> None:
+    room = Room(own=True)
+
+    async def inner() -> None:
+        await room.send(Local("inner"), then=lambda: room.send(Local("innermost")))
+
+    await room.send(Local("outer"), then=inner)
+    assert room.heard == ["innermost", "inner", "outer"]
+
+
+@pytest.mark.parametrize(("scoped", "shared"), [(False, "list"), (True, "object")])
+async def test_a_command_within_a_command_on_one_list_or_object_is_an_error(scoped: bool, shared: str) -> None:
+    """The inner command would have the events of the outer one, which may fail."""
+    room = Room(scoped=scoped)
+    errors: list[HandlerShared] = []
+
+    async def inner() -> None:
+        with pytest.raises(HandlerShared) as caught:
+            await room.send(Local("inner"))
+        errors.append(caught.value)
+
+    with pytest.raises(HandlerShared) as caught:
+        await room.send(Local("outer"), then=inner)
+    errors.append(caught.value)
+    assert [error.shared for error in errors] == [shared] * 2 and room.heard == []
+
+
+async def test_a_handler_that_fails_leaves_nothing_to_the_one_around_it() -> None:
+    room = Room(own=True)
 
     async def inner() -> None:
         with pytest.raises(LookupError):
@@ -216,7 +221,7 @@ async def test_a_handler_that_fails_leaves_nothing_to_the_one_around_it(kind: Ki
 
 
 @pytest.mark.parametrize("scoped", [False, True])
-@pytest.mark.parametrize("kind", [*KINDS, Replaces])
+@pytest.mark.parametrize("kind", [DoHandler, Replaces])
 async def test_a_middleware_may_try_again(kind: Kind, scoped: bool) -> None:
     tries: list[int] = []
 
@@ -236,14 +241,13 @@ async def test_a_middleware_may_try_again(kind: Kind, scoped: bool) -> None:
     assert room.heard == ["one"] and len(tries) == 2
 
 
-@pytest.mark.parametrize("kind", [DoHandler, Replaces])
-async def test_a_try_again_keeps_what_was_recorded_before(kind: Kind) -> None:
+async def test_a_try_again_keeps_what_was_recorded_before() -> None:
     async def twice(request: Do, handle: Any) -> Any:
         with pytest.raises(LookupError):
             await handle(request)
         return await handle(Do(events=[Local("second")]))
 
-    room = Room(kind, notes=True, middlewares=[twice])
+    room = Room(notes=True, middlewares=[twice])
     await room.send(Local("lost"), then=fail)
     assert room.heard == ["begins", "second", "ends"]
 
@@ -255,25 +259,23 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 ).filter(lambda tree: tree != 0)
 
 
-@pytest.mark.parametrize("scoped", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [DoHandler, Replaces, *SHOWN])
 @settings(max_examples=40, deadline=None)
 @given(tree=TREES)
-async def test_what_leaves_is_what_succeeded_however_commands_are_within_commands(
-    kind: Kind, scoped: bool, tree: Tree
-) -> None:
+async def test_what_leaves_is_what_succeeded_however_commands_are_within_commands(kind: Kind, tree: Tree) -> None:
     """Each event of a command that has succeeded, as have all those around it: once. And no other."""
-    room, labels = Room(kind, scoped=scoped), iter(range(100))
+    room, labels = Room(kind, own=True), iter(range(100))
 
     async def command(tree: Tree) -> list[object]:
         fails, parts = tree
         recorded: list[object] = []
 
         async def body() -> None:
+            handler = kind(room.uows[-1])
             for part in parts:
                 if isinstance(part, int):
                     recorded.append(next(labels))
-                    room.record(Leaves(recorded[-1]))
+                    handler.record(Leaves(recorded[-1]))
                 else:
                     recorded.extend(await command(part))
             if fails:
@@ -289,142 +291,106 @@ async def test_what_leaves_is_what_succeeded_however_commands_are_within_command
     assert sorted(map(str, room.broker.got)) == sorted(map(str, expected))
 
 
-@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
-async def test_what_was_taken_is_not_taken_again_where_another_handler_shows_it_too(first: Kind, then: Kind) -> None:
-    """One gives a copy of the shared list, the next one the list itself."""
-    room = Room(first, follows=then)
-    await room.send(Local(1, [Local(2)]), Leaves(3))
-    assert room.heard == [1, 2] and room.broker.got == [3]
+# -- copies of one list: what can't be removed is refused ------------------------------------------------------
 
 
-@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
-async def test_nor_what_was_dropped(first: Kind, then: Kind) -> None:
+@pytest.mark.parametrize("kind", SHOWN)
+async def test_a_copy_will_do_for_a_handler_that_has_the_list_alone(kind: Kind) -> None:
+    room = Room(kind, own=True)
+    await room.send(Local(1, [Local("1a")]), Local(2))
+    await room.send(Local(3))
+    assert room.heard == [1, 2, "1a", 3]
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+@pytest.mark.parametrize("kind", SHOWN)
+async def test_events_that_a_handler_finds_in_a_copy_are_refused(kind: Kind, scoped: bool) -> None:
+    """Nobody could tell which of them were sent."""
+    room = Room(kind, scoped=scoped)
+    text = (
+        rf"^{kind.__name__}\.events is not empty when {kind.__name__} begins, and events can't be removed from a tuple or a copy: "
+        rf"give the list itself, 'return self\._events', or register {kind.__name__} as transient, so that each run has a new one$"
+    )
+    with pytest.raises(TypeError, match=text):
+        await room.send(Local("outer"), Leaves("lost"), then=lambda: room.send(Local("inner")))
+    assert room.heard == [] and room.broker.got == []
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+async def test_no_second_try_with_a_copy_finds_the_events_of_the_first(kind: Kind) -> None:
     async def twice(request: Do, handle: Any) -> Any:
         with pytest.raises(LookupError):
             await handle(request)
-        return await handle(Do(events=[Local(1, [Local(2)])]))
+        return await handle(Do())
 
-    room = Room(first, follows=then, middlewares=[twice])
-    await room.send(Local("lost"), Leaves("lost"), then=fail)
-    assert room.heard == [1, 2] and room.broker.got == []
-
-
-@pytest.mark.parametrize(("first", "then"), [(Tuples, DoHandler), (Copies, Generates), (DoHandler, Copies)])
-async def test_what_a_handler_shows_is_not_for_one_inside_of_it_that_shows_it_too(first: Kind, then: Kind) -> None:
-    room = Room(first, follows=then)
-    await room.send(Local("outer"), then=lambda: room.send(Local("inner", [Local("of inner")])))
-    assert room.heard == ["inner", "of inner", "outer"]
+    room = Room(kind, middlewares=[twice])
+    with pytest.raises(TypeError, match="give the list itself"):
+        await room.send(Leaves("lost"), then=fail)
+    assert room.broker.got == []
 
 
-@pytest.mark.parametrize(("first", "then"), [(DoHandler, Tuples), (Generates, Copies), (Copies, DoHandler)])
-async def test_so_it_is_not_sent_where_its_handler_fails(first: Kind, then: Kind) -> None:
-    room = Room(first, follows=then)
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", SHOWN)
+async def test_a_copy_does_not_show_again_what_another_one_has_taken_inside_of_it(kind: Kind, fails: bool) -> None:
+    """Nor what that one has dropped."""
+    room = Room(kind)
 
     async def inner() -> None:
-        await room.send(Local("inner"), then=lambda: room.send(Local("innermost")))
-        raise LookupError
+        if fails:
+            with pytest.raises(LookupError):
+                await room.send(Leaves("inner"), then=fail)
+        else:
+            await room.send(Leaves("inner"))
 
-    with pytest.raises(LookupError):
-        await room.send(Local("fails", [Local("lost")], inner))
-    assert room.heard == ["fails", "innermost", "inner"]
+    with pytest.raises(HandlerShared, match="gives events of a list that another handler had at the same time"):
+        await room.send(then=inner)
+    assert room.broker.got == []
 
 
 # -- side by side ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
 @pytest.mark.parametrize("scoped", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_side_by_side_none_is_lost_and_none_doubled(kind: Kind, scoped: bool, at_once: int) -> None:
-    room = Room(kind, scoped=scoped, max_concurrent_event_handlers=at_once)
+async def test_side_by_side_one_list_is_an_error_that_says_so(scoped: bool) -> None:
+    """Or one handler: nobody could tell whose the events are, and one of the two may fail."""
+    room, both = Room(scoped=scoped, max_concurrent_event_handlers=2), asyncio.Barrier(2)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await room.send(*(Local(n, [Local(f"of {n}")], both.wait) for n in range(2)))
+    errors = caught.value.exceptions
+    assert [type(error) for error in errors] == [HandlerShared] * 2 and sorted(room.heard) == [0, 1]
+    expected = "Hears object was in use twice at the same time" if scoped else "gives events of a list that another"
+    assert all(expected in str(error) for error in errors)
 
-    async def turns() -> None:
-        for _ in range(3):
-            await asyncio.sleep(0)
 
-    await room.send(*(Local(n, [Local(f"{n}a"), Local(f"{n}b")], turns) for n in range(3)))
-    assert sorted(map(str, room.heard)) == ["0", "0a", "0b", "1", "1a", "1b", "2", "2a", "2b"]
+async def test_side_by_side_handlers_with_lists_of_their_own_lose_none() -> None:
+    world, both = World(max_concurrent_event_handlers=2), asyncio.Barrier(2)
+    world.shelf.factories[world.hears] = world.hears
+    await world.send(*(Local(n, [Local(f"of {n}")], both.wait) for n in range(2)))
+    assert world.heard == [0, 1, "of 0", "of 1"]
 
 
 @pytest.mark.parametrize("fails", [(True, False), (False, True), (True, True)], ids=["first", "last", "both"])
-@pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("kind", [DoHandler, Copies])
-async def test_one_that_fails_takes_nothing_of_its_neighbour_along(
-    kind: Kind, within: bool, fails: tuple[bool, bool]
-) -> None:
-    """Where the error policy lets the others go on. Where all fail nothing is left, also not to a handler around them."""
-    room = Room(kind, max_concurrent_event_handlers=2, on_error=lambda *_: None)
-    both, first_done = asyncio.Barrier(2), asyncio.Event()
+async def test_side_by_side_a_failure_drops_nothing_of_the_other_in_silence(fails: tuple[bool, bool]) -> None:
+    """Where the error policy lets the others go on: it hears of each that lost its events."""
+    errors: list[BaseException] = []
+    room = Room(max_concurrent_event_handlers=2, on_error=lambda error, *_: errors.append(error))
+    both = asyncio.Barrier(2)
 
-    async def first() -> None:
-        await both.wait()
-        first_done.set()
-        if fails[0]:
-            raise LookupError
-
-    async def last() -> None:
-        await both.wait()
-        await first_done.wait()
-        await asyncio.sleep(0)
-        if fails[1]:
-            raise LookupError
-
-    async def side_by_side() -> None:
-        await room.send(Local(1, [Local("of first")], first), Local(2, [Local("of last")], last))
-
-    if within:
-        await room.send(Local("outer"), then=side_by_side)
-    else:
-        await side_by_side()
-    kept = {label for label, failed in zip(("of first", "of last"), fails, strict=True) if not failed}
-    assert room.heard[:2] == [1, 2] and len(set(room.heard)) == len(room.heard)
-    assert kept <= set(room.heard) and (room.heard[-1] == "outer") == within
-    if not kept:
-        assert len(room.heard) == 2 + within
-
-
-async def test_one_that_fails_beside_another_sends_nothing_when_it_is_used_again() -> None:
-    """Each has its own events, which can't be removed."""
-    room, both = Room(max_concurrent_event_handlers=2, on_error=lambda *_: None), asyncio.Barrier(2)
-
-    class Keeps:
-        tries = 0
-
-        def __init__(self) -> None:
-            self.kept: list[Event] = []
-
-        @property
-        def events(self) -> tuple[Event, ...]:
-            return tuple(self.kept)
-
-        async def handle(self, event: Event) -> None:
-            self.tries += 1
-            self.kept.append(Local(self.tries))
-            if self.tries == 1:
-                await both.wait()
+    def work(number: int) -> Any:
+        async def run() -> None:
+            await both.wait()
+            if fails[number]:
                 raise LookupError
 
-    class Beside(Keeps):
-        async def handle(self, event: Any) -> None:
-            if event.label == "beside":
-                await both.wait()
-                await asyncio.sleep(0)
+        return run
 
-    for cls in (Keeps, Beside):
-        room.container.add_scoped(cls)
-    room.dispatcher.add_listener("Leaves", Keeps)
-    room.dispatcher.add_listener("Local", Beside, priority=-1)
-
-    @room.dispatcher.listen("Local", priority=1)
-    async def once_more(event: Local) -> None:
-        if event.label == "beside":
-            await room.dispatcher.adispatch("Leaves", Leaves(2))
-
-    await room.send(Leaves(1), Local("beside"))
-    assert room.heard == ["beside", 2]
+    await room.send(*(Local(n, [Local(f"of {n}")], work(n)) for n in range(2)))
+    kinds = sorted(type(error).__name__ for error in errors)
+    assert kinds == sorted("LookupError" if failed else "HandlerShared" for failed in fails)
+    assert sorted(room.heard) == [0, 1]
 
 
-async def test_concurrent_listeners_on_one_list() -> None:
+async def test_concurrent_listeners_on_one_list_are_an_error() -> None:
     room, both = Room(), asyncio.Barrier(2)
 
     class Other(DoHandler):
@@ -437,8 +403,41 @@ async def test_concurrent_listeners_on_one_list() -> None:
     for cls in (Other, Another):
         room.container.add_transient(cls)
         room.dispatcher.add_listener("start", cls, concurrent=True)
-    await room.dispatcher.adispatch("start")
-    assert sorted(room.heard) == ["Another", "Other"]
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await room.dispatcher.adispatch("start")
+    assert [type(error) for error in caught.value.exceptions] == [HandlerShared] * 2 and room.heard == []
+
+
+@pytest.mark.parametrize("kind", [DoHandler, Replaces])
+async def test_a_list_that_a_handler_takes_over_from_another_at_work_is_an_error(kind: Kind) -> None:
+    """As where it sets ``self._events`` to a list that it got elsewhere."""
+    room, began = Room(uow=Uow()), asyncio.Event()
+
+    class TakesOver(DoHandler):
+        def __init__(self) -> None:
+            self.own: list[Event] = []
+
+        @property
+        def events(self) -> Any:
+            return self.own
+
+        async def handle(self, request: Any) -> Any:
+            await began.wait()
+            self.own = room.uows[0].events
+            self.own.append(Local("whose"))
+
+    room.container.add_transient(TakesOver)
+    room.dispatcher.add_listener("start", TakesOver)
+    other = asyncio.create_task(room.dispatcher.adispatch("start"))
+
+    async def wait() -> None:
+        began.set()
+        with pytest.raises(HandlerShared):
+            await other
+
+    with pytest.raises(HandlerShared):
+        await room.send(Local("first"), then=wait)
+    assert room.heard == []
 
 
 # -- across units of work --------------------------------------------------------------------------------------
@@ -450,8 +449,8 @@ async def test_a_list_that_two_requests_have_at_once_is_an_error_that_says_so() 
     errors = await asyncio.gather(*(room.send(Local(n), then=both.wait) for n in range(2)), return_exceptions=True)
     assert [type(error) for error in errors] == [HandlerShared] * 2 and room.heard == []
     assert str(errors[0]) == (
-        "two units of work collected events in the one list that DoHandler.events gives at the same time, so nobody knows "
-        "whose they are; register what has the list as transient, or as scoped so that each request has its own"
+        "DoHandler.events gives events of a list that another handler had at the same time, so nobody knows whose they are; "
+        "give each handler a list of its own"
     )
     await room.send(Local("alone"))
     assert room.heard == ["alone"]

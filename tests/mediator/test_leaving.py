@@ -309,6 +309,7 @@ async def test_of_a_function_in_a_dispatch_without_classes_it_leaves_at_the_comm
 
 async def test_it_waits_for_a_dispatch_of_another_container_too(listening: World) -> None:
     other = World()
+    other.shelf.transient.add(DoHandler)  # for a command within a command
     other.dispatcher.add_subscriber(Bridge(other.broker))
 
     class Here(Sends): ...

@@ -15,11 +15,10 @@ import rodi
 from silbo import AsyncEventDispatcher, Event, EventMap, Mediator, Request, RequestMap
 from silbo.containers.rodi import RodiContainer, register_dispatcher
 from silbo.dispatch import tasks as background
-from silbo.work import collected_events as collecting
 from silbo.work import unit_of_work as unit
 
 LINKS = 200
-CONTEXT: list[ContextVar[Any]] = [unit._units, collecting._around, background._lineage]
+CONTEXT: list[ContextVar[Any]] = [unit._units, background._lineage]
 
 
 class Tick(Request[None]): ...
