@@ -1,4 +1,4 @@
-"""Which class handles what: one for a request, any number for an event."""
+"""The maps of handlers: one class for a request, any number of classes for an event."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class RequestMap:
     def bind(self, request_type: type[HandledBy[H]], handler_type: type[H]) -> None:
         """Let a class handle a class of requests; requests of derived classes are bound on their own.
 
-        To type checkers the handler is one of these requests, and answers what ``Request[...]`` says.
+        Type checkers see if the handler takes this request, and if its answer is that of ``Request[...]``.
 
         Raises:
-            TypeError: one is no class, or not of its sort; or the handler has no async ``handle`` of its own.
-            AlreadyBound: the request has a handler.
+            TypeError: An argument is no class of requests or of handlers, or the handler has no async ``handle`` of its own.
+            AlreadyBound: The request has a handler.
         """
         request: type[Any]
         handler: Any
@@ -47,10 +47,10 @@ class RequestMap:
         self._handlers[request] = handler
 
     def handler_of(self, request_type: type[object]) -> type[HandlesRequest[Any, Any]]:
-        """What handles requests of this class.
+        """Return the class that handles requests of a class.
 
         Raises:
-            RequestUnbound: nothing does.
+            RequestUnbound: No class does.
         """
         try:
             return self._handlers[request_type]
@@ -64,18 +64,22 @@ class RequestMap:
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
-    """One handler of events."""
+    """A class of handlers, bound to a name of events.
+
+    Attributes:
+        cls: The class of the events; None for an EventName without a class.
+    """
 
     name: Any
-    cls: type[Any] | None  # of the events; none for an EventName that has none
+    cls: type[Any] | None
     handler_type: type[Any]
 
-    def check(self, other: _Binding) -> None:
-        """Refuse to be beside another one.
+    def check_beside(self, other: _Binding) -> None:
+        """Refuse another binding on the same dispatcher that conflicts.
 
         Raises:
-            NameInvalid: events of two classes go by one name.
-            AlreadyBound: it is the same once more.
+            NameInvalid: Events of two classes have one name.
+            AlreadyBound: The other binding is the same.
         """
         if self.name != other.name:
             return
@@ -89,25 +93,25 @@ class _Binding:
 
 
 class EventMap:
-    """The handlers of events: listeners by another way, registered with the dispatcher of each mediator that has the map."""
+    """The handlers of events. Each is registered as a listener with the dispatcher of every mediator that has the map."""
 
     def __init__(self) -> None:
         self._bound: list[_Binding] = []
         self._listening: WeakKeyDictionary[AsyncEventDispatcher, Container] = WeakKeyDictionary()
 
     def bind(self, event: type[E] | EventName[E], handler_type: type[Handles[E] | Calls[E]]) -> None:
-        """Let a class handle events; several handle one in the order in which they are bound.
+        """Let a class handle events. Several handlers of an event run in the order in which they were bound.
 
         Args:
-            event: A class of events, which go by its :class:`~silbo.EventName`, or by the class's name where it has none; or
-                an EventName.
-            handler_type: Has an async ``handle`` or ``__call__``, as a listener class.
+            event: An EventName; or a class of events, which stands for its :class:`~silbo.EventName`, or for the name of the
+                class if there is none.
+            handler_type: A class with an async ``handle`` or ``__call__``, as a listener class.
 
         Raises:
-            TypeError: one is not of its sort, or the handler has no such method.
-            AlreadyBound: this class handles them already, with this map or another one on the same dispatcher.
-            NameInvalid: the class of events has several EventNames: bind one of these. Or another class of events is bound
-                under the same name, be it an EventName or that of the class.
+            TypeError: An argument is no class of events or of handlers, or the handler has no such method.
+            AlreadyBound: The class handles these events already, in this map or in another map on the same dispatcher.
+            NameInvalid: The class of events has several EventNames: bind one of these. Or another class of events is bound
+                under the same name.
         """
         if not isinstance(event, type | EventName):
             raise TypeError(f"bind takes a class of events or an EventName, not {event!r}")
@@ -118,7 +122,7 @@ class EventMap:
         own = event if isinstance(event, type) and not isinstance(name, EventName) else None
         binding = _Binding(name, event if isinstance(event, type) else event.cls, handler_type)
         for other in self._bound:
-            binding.check(other)
+            binding.check_beside(other)
         for dispatcher in self._listening:
             _check(dispatcher, binding)
         if own is not None:
@@ -128,12 +132,12 @@ class EventMap:
             dispatcher.add_listener(name, _BoundListener(binding, container))
 
     def listen(self, dispatcher: AsyncEventDispatcher, container: Container) -> None:
-        """Register all of it, and what is bound later, with a dispatcher: once, however often it is asked for.
+        """Register the handlers, and those that are bound later, with a dispatcher. A second call does nothing.
 
         Raises:
-            ValueError: it is registered there with another container.
-            AlreadyBound: another map has registered one of its handlers there, for the same events.
-            NameInvalid: another map has registered handlers there of another class of events that has the same name.
+            ValueError: The map is registered there with another container.
+            AlreadyBound: Another map has registered one of its handlers there, for the same events.
+            NameInvalid: Another map has registered handlers of another class of events there that has the same name.
         """
         if dispatcher in self._listening:
             if self._listening[dispatcher] is not container:
@@ -153,7 +157,7 @@ class EventMap:
 
 
 class _BoundListener(ClassListener):
-    """A handler among the listeners: also of dispatchers without a container."""
+    """A bound handler among the listeners of a dispatcher, which need not have a container."""
 
     def __init__(self, binding: _Binding, container: Container) -> None:
         super().__init__(binding.handler_type, container)
@@ -163,7 +167,7 @@ class _BoundListener(ClassListener):
         """Handle the event.
 
         Raises:
-            NameInvalid: it is of another class, that has the same name.
+            NameInvalid: The event is of another class that has the same name.
         """
         bound, cls = self.binding.cls, type(event)
         if bound is not None and cls is not bound and has_name(cls, self.binding.name) and not _derived(cls, bound):
@@ -173,18 +177,18 @@ class _BoundListener(ClassListener):
 
 def _check(dispatcher: AsyncEventDispatcher, binding: _Binding) -> None:
     for other in _bindings(dispatcher, binding.name):
-        binding.check(other)
+        binding.check_beside(other)
 
 
 def _bindings(dispatcher: AsyncEventDispatcher, name: Any) -> Iterator[_Binding]:
     for listener in dispatcher.get_listeners(name):
-        target = getattr(listener, "target", listener)  # of a guard
+        target = getattr(listener, "target", listener)  # inside of its options
         if isinstance(target, _BoundListener):
             yield target.binding
 
 
 def _same(one: type, other: type) -> bool:
-    """Whether it is one class: also where a test or a notebook has defined it again."""
+    """Return True if both are one class, also if a test or a notebook has defined it again."""
     return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 

@@ -1,4 +1,4 @@
-"""What is around the handling of every request: the first middleware is the outermost."""
+"""Middlewares: callables around the handling of every request. The first is the outermost."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from silbo._checks import check_list
 from silbo.dispatch.options import is_async
+from silbo.mediator.requests import check_method
 from silbo.work.unit_of_work import Unit
 
-__all__ = ["AnyMiddleware", "Handle", "LoggingMiddleware", "Middleware", "check_middlewares", "through"]
+__all__ = ["AnyMiddleware", "Handle", "LoggingMiddleware", "Middleware", "check_middlewares", "wrap_handle"]
 
 logger = logging.getLogger(__name__)
 
 Handle: TypeAlias = Callable[[Any], Awaitable[Any]]
-"""What a middleware is around: takes the request, gives the response."""
+"""Takes a request and returns the response: the next middleware, or the handler with its events."""
 
 
 class Around(Protocol):
-    """Takes the request and what handles it, and gives the response."""
+    """A middleware in one method."""
 
     def __call__(self, request: Any, handle: Handle, /) -> Awaitable[Any]:
-        """Call ``await handle(request)``, or answer in its place."""
+        """Return ``await handle(request)``, or answer in its place."""
         ...
 
 
 class Before(Protocol):
-    """The older style."""
+    """A middleware in the older style of Diator: the part before the handler."""
 
     def process_request(self, request: Any, /) -> Awaitable[object]:
-        """Before the handler."""
+        """Do what has to be done before the handler."""
         ...
 
 
 class After(Protocol):
-    """The older style."""
+    """A middleware in the older style of Diator: the part after the handler."""
 
     def process_response(self, response: Any, /) -> Awaitable[object]:
-        """After it, where it succeeded."""
+        """Do what has to be done after a handler that has succeeded."""
         ...
 
 
@@ -53,36 +54,38 @@ HOOKS: Final = ("process_request", "process_response")
 
 
 class Middleware:
-    """A base class for both ways: override :meth:`__call__`, or what is to be done before and after."""
+    """A base class for both styles: override :meth:`__call__`, or :meth:`process_request` and :meth:`process_response`."""
 
     async def __call__(self, request: Any, handle: Handle, /) -> Any:
-        """Around the handler **and the events that it has collected**: when ``handle`` returns, they have been dispatched.
+        """Handle a request, with what is to be done before and after.
 
-        So a transaction that is committed after ``handle`` has their effects in it, and their messages where an outbox
+        When ``handle`` returns, the handler has run **and the events that it collected have been dispatched**. So a
+        transaction that is committed after ``handle`` holds the effects of these events, and their messages if an outbox
         stores them in it. Other messages leave when all middlewares have returned.
         """
-        return await _before_and_after(self, request, handle)
+        return await _call_hooks(self, request, handle)
 
     async def process_request(self, request: Any, /) -> None:
-        """Before the handler."""
+        """Do what has to be done before the handler."""
 
     async def process_response(self, response: Any, /) -> None:
-        """After it, where it succeeded."""
+        """Do what has to be done after a handler that has succeeded."""
 
 
 class LoggingMiddleware:
-    """Logs each request: its class, how long it took, and whether it failed; never what is in it.
+    """A log of requests: class, milliseconds and class of the error of each request, never its data.
 
     Args:
-        logger: Where to; by default silbo's own.
-        level: Of its lines; that of a request that failed is a warning at least.
+        logger: Gets the records; by default silbo's own.
+        level: Level of the records; for a request that failed, ``WARNING`` or higher.
     """
 
     def __init__(self, logger: logging.Logger = logger, *, level: int = logging.DEBUG) -> None:
-        self._logger, self._level = logger, level
+        self._logger = logger
+        self._level = level
 
     async def __call__(self, request: Any, handle: Handle, /) -> Any:
-        """Log, and handle."""
+        """Handle a request, and log its beginning and its end."""
         name = type(request).__qualname__
         self._logger.log(self._level, "request begins: %s", name, extra={"request": name})
         begin = time.perf_counter()
@@ -105,18 +108,20 @@ class LoggingMiddleware:
 
 
 def check_middlewares(middlewares: Iterable[AnyMiddleware]) -> tuple[AnyMiddleware, ...]:
-    """These, or an error where one can't be called around a request.
+    """Return the middlewares as a tuple.
 
     Raises:
-        TypeError: says what a middleware is; or they are no list.
+        TypeError: The argument is no list, or something in it can't be called around a request; the text says what can.
     """
     given = check_list("middlewares", middlewares)
     for one in given:
         cls = one if isinstance(one, type) else type(one)
+        hooks = {name: hook for name in HOOKS if (hook := getattr(cls, name, None)) is not None}
+        for name in hooks:
+            check_method(cls, name, name.removeprefix("process_"))
         if is_async(one) or is_async(getattr(cls, "__call__", None)):  # noqa: B004  # its type, not whether it is there
             continue
-        hooks = [hook for name in HOOKS if (hook := getattr(cls, name, None)) is not None]
-        if not hooks or not all(map(is_async, hooks)):
+        if not hooks or not all(map(is_async, hooks.values())):
             raise TypeError(
                 "a middleware is an async callable (request, handle), or an object with an async process_request(request) "
                 f"or process_response(response), or a class of such objects; not {one!r}"
@@ -124,8 +129,8 @@ def check_middlewares(middlewares: Iterable[AnyMiddleware]) -> tuple[AnyMiddlewa
     return given
 
 
-def through(middlewares: Sequence[Any], unit: Unit, handle: Handle) -> Handle:
-    """What handles a request with these around it."""
+def wrap_handle(handle: Handle, middlewares: Sequence[Any], unit: Unit) -> Handle:
+    """Return a callable that handles a request with the middlewares around it; the unit makes objects of classes among them."""
     for one in reversed(middlewares):
         handle = partial(_call, one, unit, handle)
     return handle
@@ -142,22 +147,14 @@ async def _call(middleware: Any, unit: Unit, handle: Handle, request: Any) -> An
                 f"{middleware!r} returned a coroutine that nobody awaited: write 'return await handle(request)'"
             )
         return response
-    return await _before_and_after(middleware, request, handle)
+    return await _call_hooks(middleware, request, handle)
 
 
-async def _before_and_after(middleware: Any, request: Any, handle: Handle) -> Any:
-    before, after = (_hook(middleware, name) for name in HOOKS)
+async def _call_hooks(middleware: Any, request: Any, handle: Handle) -> Any:
+    before, after = (getattr(middleware, name, None) for name in HOOKS)
     if before is not None:
         await before(request)
     response = await handle(request)
     if after is not None:
         await after(response)
     return response
-
-
-def _hook(middleware: Any, name: str) -> Callable[[Any], Awaitable[object]] | None:
-    written = inspect.getattr_static(type(middleware), name, None)
-    if inspect.isfunction(written) and len(inspect.signature(written).parameters) == 1:
-        return written  # without self, as on Diator's page
-    found: Callable[[Any], Awaitable[object]] | None = getattr(middleware, name, None)
-    return found

@@ -1,4 +1,4 @@
-"""Commands and queries, what answers them, and the classes that handle them or an event."""
+"""Requests (commands and queries), responses, and the classes that handle requests and events."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "RequestHandler",
     "Response",
     "check_event_handler",
+    "check_method",
     "check_request_handler",
 ]
 
@@ -38,16 +39,16 @@ if TYPE_CHECKING:
         """A command or a query. See the run-time class below."""
 
         def __silbo_handled_by__(self, handler: HandlesRequest[Self, Answer], /) -> None:
-            """So type checkers know what handles a request of this class, and what it has to answer."""
+            """Tell type checkers which classes handle this request, and with which answer."""
 
 else:
 
     class Request:
-        """A command or a query: says what is to be done or known, and has one handler.
+        """A command or a query: data that says what is to be done or known. It has one handler.
 
         A dataclass, attrs class, pydantic model or msgspec Struct derives from it, frozen or not. ``Request[Meeting]`` tells
-        type checkers that ``send`` gives a ``Meeting`` for it, ``Request[None]`` that it gives nothing; at run time it is
-        ``Request``.
+        type checkers that ``send`` returns a ``Meeting``, ``Request[None]`` that ``send`` returns None. At run time both are
+        ``Request`` itself.
         """
 
         __slots__ = ()
@@ -60,7 +61,7 @@ else:
 
 
 class Response:
-    """What a query answers: a mark for readers. A handler may answer with anything."""
+    """An answer to a query: a mark for readers. A handler may answer with any object."""
 
     __slots__ = ()
 
@@ -74,27 +75,27 @@ class HandlesRequest(Protocol[Req, Res]):
     """A class whose objects handle a request."""
 
     def handle(self, request: Req, /) -> Awaitable[Res]:
-        """Do it, and answer."""
+        """Do what the request asks, and return the answer."""
         ...
 
 
 class HandledBy(Protocol[Handler]):
-    """To type checkers: requests that a handler of this type handles."""
+    """For type checkers: the requests that a handler of this type handles."""
 
     def __silbo_handled_by__(self, handler: Handler, /) -> None: ...
 
 
 class _NoEvents:
-    """In place of a property: an object may have an attribute of this name, ``self.events = []``."""
+    """A stand-in for a property without events, which allows the attribute ``self.events = []`` on an object."""
 
     def __get__(self, handler: object, cls: type) -> Sequence[object]:
         return ()
 
 
 class RequestHandler(ABC, Generic[Req, Res]):
-    """Handles one class of requests; the container makes an object of it for each.
+    """A handler of one class of requests, of which the container makes an object for each request.
 
-    What it puts into its ``events`` goes out when :meth:`handle` has succeeded, in that order::
+    The events that it puts into its ``events`` are dispatched in that order when :meth:`handle` has succeeded::
 
         class JoinMeetingHandler(RequestHandler[JoinMeeting, None]):
             def __init__(self, meetings: Meetings) -> None:
@@ -114,7 +115,7 @@ class RequestHandler(ABC, Generic[Req, Res]):
 
         @property
         def events(self) -> Sequence[object]:
-            """What has happened, in order. A list is emptied when its events are taken; none by default."""
+            """Events to be dispatched, in order: a list, which is then emptied, or a tuple. None by default."""
             return ()
 
     else:
@@ -122,27 +123,27 @@ class RequestHandler(ABC, Generic[Req, Res]):
 
     @abstractmethod
     async def handle(self, request: Req, /) -> Res:
-        """Do what is asked, and answer. An error goes to the caller of ``send``, and no event goes out."""
+        """Do what the request asks, and return the answer. An error goes to the caller of ``send``, and no event goes out."""
 
 
 class EventHandler(ABC, Generic[E]):
-    """Handles one class of events; the container makes an object of it for each. It may collect events, too."""
+    """A handler of one class of events, of which the container makes an object for each event. It may collect events, too."""
 
     @property
     def events(self) -> Sequence[object]:
-        """What has happened because of it, in order: these events follow, behind those that wait already."""
+        """Events that came of the event, in order: dispatched behind the events that wait already. None by default."""
         return ()
 
     @abstractmethod
     async def handle(self, event: E, /) -> None:
-        """Hear one event."""
+        """Handle one event."""
 
 
 def check_request_handler(request_type: type[Any], handler_type: type[Any]) -> None:
-    """Refuse what can't be requests, and what can't handle one.
+    """Refuse a class that is no class of requests, or a handler that can't handle a request.
 
     Raises:
-        TypeError: says what is wrong.
+        TypeError: The text says what is wrong, and what to write.
     """
     if _is_handler(request_type):
         raise TypeError(f"{request_type.__qualname__} is a handler: bind takes the request first, then its handler")
@@ -160,14 +161,14 @@ def check_request_handler(request_type: type[Any], handler_type: type[Any]) -> N
             f"{handler_type.__qualname__} has no async handle(self, request), so it handles no request; "
             "write 'async def handle'"
         )
-    _check_method(handler_type, "handle", "request")
+    check_method(handler_type, "handle", "request")
 
 
 def check_event_handler(event_type: type[Any] | None, handler_type: type[Any]) -> None:
-    """Refuse what can't be events, and what can't handle one.
+    """Refuse a class that is no class of events, or a handler that can't handle an event.
 
     Raises:
-        TypeError: says what is wrong.
+        TypeError: The text says what is wrong, and what to write.
     """
     if event_type is not None:
         wrong = issubclass(event_type, Request | Response) and not issubclass(event_type, WhistleEvent)
@@ -175,7 +176,7 @@ def check_event_handler(event_type: type[Any] | None, handler_type: type[Any]) -
             raise TypeError(f"{event_type.__qualname__} is no class of events: derive one from silbo.Event")
     if issubclass(handler_type, RequestHandler) and not issubclass(handler_type, EventHandler):
         raise TypeError(f"{handler_type.__qualname__} handles requests: bind it in the RequestMap")
-    _check_method(handler_type, handling_method(handler_type), "event")
+    check_method(handler_type, handling_method(handler_type), "event")
 
 
 def _is_builtin(cls: type) -> bool:
@@ -186,11 +187,16 @@ def _is_handler(cls: type) -> bool:
     return issubclass(cls, RequestHandler | EventHandler)
 
 
-def _check_method(cls: type, name: str, what: str) -> None:
+def check_method(cls: type, name: str, what: str) -> None:
+    """Refuse a method that can't be called with one argument, named ``what`` in the error text.
+
+    Raises:
+        TypeError: The text says what to write.
+    """
     method = getattr(cls, name)
     if method in (RequestHandler.handle, EventHandler.handle):
         raise TypeError(f"{cls.__qualname__} has no {name} of its own: write 'async def {name}(self, {what})'")
-    if not inspect.isfunction(method):  # bound to the class, or an object: nobody knows what it is given
+    if not inspect.isfunction(method):  # a classmethod or an object: its arguments are not known
         return
     given = (what,) if isinstance(inspect.getattr_static(cls, name), staticmethod) else ("self", what)
     try:

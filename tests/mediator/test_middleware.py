@@ -176,21 +176,19 @@ async def test_a_class_is_made_by_the_container_in_the_scope_of_the_command() ->
     assert made[0] is world.shelf.scopes[0].made[Transaction]
 
 
-async def test_as_on_diators_page_without_self() -> None:
-    log: Log = []
+@pytest.mark.parametrize("hook", ["process_request", "process_response"])
+@pytest.mark.parametrize("base", [object, Middleware])
+@pytest.mark.parametrize("as_class", [False, True])
+def test_a_hook_without_self_is_refused_with_the_line_to_write(base: type, hook: str, as_class: bool) -> None:
+    """As on Diator's page, where it fails at the first request."""
 
-    class SomeMiddleware(Middleware):
-        async def process_request(request: Any) -> None:  # type: ignore[override]  # pyright: ignore  # noqa: N805, PGH003
-            log.append(f"before {type(request).__name__}")
+    async def without_self(request: object) -> None: ...
 
-        async def process_response(response: Any) -> None:  # type: ignore[override]  # pyright: ignore  # noqa: N805, PGH003
-            log.append(f"after {response}")
-
-    class WithoutBase:
-        process_request = SomeMiddleware.process_request
-
-    await World(middlewares=[SomeMiddleware(), WithoutBase()]).send()
-    assert log == ["before Do", "before Do", "after done"]
+    cls = type("SomeMiddleware", (base,), {hook: without_self})
+    what = hook.removeprefix("process_")
+    text = rf"^SomeMiddleware\.{hook} can't be called with the {what} alone: write 'async def {hook}\(self, {what}\)'$"
+    with pytest.raises(TypeError, match=text):
+        World(middlewares=[cls if as_class else cls()])
 
 
 async def test_static_and_class_methods_will_do() -> None:
