@@ -12,7 +12,7 @@ VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench venv format lint types imports wheel clean
+.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench bench-check venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -34,8 +34,8 @@ endif
 test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL and RabbitMQ, from the programs found here
 	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
 
-check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel; all of it, even if one fails
-	@$(MAKE) --no-print-directory --keep-going lint types imports wheel
+check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel, bench-check; all of it, even if one fails
+	@$(MAKE) --no-print-directory --keep-going lint types imports wheel bench-check
 	@echo "check: all good"
 
 chaos: $(VENV)/.test ## the proof: real programs and servers, killed and frozen in all ways; about 5 minutes (SEED=1 repeats one)
@@ -55,6 +55,9 @@ bench: $(VENV)/.demo ## measure dispatch against Whistle, bridge and consumer ag
 	$(RUN) -m benchmarks.dispatch
 	$(RUN) -m benchmarks.redis_publish
 	$(RUN) -m benchmarks.outbox
+
+bench-check: $(VENV)/.check ## count the instructions of the core paths (valgrind); red if one grew by 3 % (ARGS=--refresh: new ratios)
+	$(RUN) -m benchmarks.instructions $(ARGS)
 
 venv: $(VENV)/.dev ## one environment with every tool, for an editor
 
