@@ -68,8 +68,8 @@ MUTANTS: Final = [
         "the reading of own pending entries",
         "replies",
         "silbo/brokers/redis/group.py",
-        'self._own = dict.fromkeys(self._upkeep, b"0")',
-        "self._own = {}",
+        'self._reread_after = dict.fromkeys(self._upkeep, b"0")',
+        "self._reread_after = {}",
     ),
     Mutant(
         "the acknowledgement after the listeners",

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from silbo.brokers.redis import DeadLetter, DeadLetters
-from silbo.brokers.redis.streams import stream_key
+from silbo.brokers.redis.streams import build_stream_key
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
@@ -60,7 +60,7 @@ async def opened(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
 async def mistaken(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
     """Whether nothing was found for a name that is none, and not because nothing is wrong. Says so."""
     groups = await dead.groups()
-    stream = stream_key(options.stream, options.prefix)
+    stream = build_stream_key(options.stream, options.prefix)
     if groups is None:
         say(f"silbo: there is no stream {stream}")
     elif group is not None and group not in groups:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from silbo.brokers.redis import RedisStreams
-from silbo.brokers.redis.connection import where
-from silbo.brokers.redis.streams import DEFAULT, stream_key
+from silbo.brokers.redis.connection import describe_server
+from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
@@ -91,8 +91,8 @@ async def relay(options: argparse.Namespace) -> int:
         running = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
         with _stopped_by_signals(running):
             async with running:
-                stream = stream_key(DEFAULT, options.prefix)  # a forgotten --prefix shows here
-                to = {"broker": where(client), "stream": stream, "format": options.format}
+                stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a forgotten --prefix shows here
+                to = {"broker": describe_server(client), "stream": stream, "format": options.format}
                 logger.info("relay started", extra={"partitions": store.partitions, **to})
                 figures = asyncio.create_task(_figures(running.stats, options.figures))
                 await running.run()

@@ -1,8 +1,8 @@
-"""Redis as a broker: Streams, which keep what was published, and Pub/Sub, which does not.
+"""Redis as a broker: Streams keep what was published, Pub/Sub does not.
 
 ``client`` is the program's own ``redis.asyncio.Redis``, however it was made: URL, TLS, ACL user, unix socket, Sentinel.
-silbo opens connections of its own from its settings and closes only those: one for each broker that publishes, another
-where it is behind an outbox, one for each consumer.
+silbo opens connections of its own from the client's settings and closes only those: one for each broker that publishes,
+another if the broker is behind an outbox, two for each consumer of Streams and one for each of Pub/Sub.
 
 A user that may do no more than silbo needs, with the default prefix::
 

@@ -1,129 +1,170 @@
-"""Commands and script calls that are awaited one after another, over a connection of their own."""
+"""Calls of scripts and commands, and a connection on which they follow one another."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, packed, where
+from silbo._checks import check_seconds
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, pack_words
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
-__all__ = ["Calls", "ScriptCall"]
+__all__ = ["UNANSWERED", "CallConnection", "ScriptCall", "run_calls", "run_script"]
 
-_UNANSWERED: Final = object()
+UNANSWERED: Final = object()
+"""The reply of a call that has none yet."""
 
 
-class ScriptCall(NamedTuple):
-    """A call of a script: its keys, its arguments as the Redis protocol writes them, and their number."""
+class Call(Protocol):
+    """A call of a script, or a command.
 
-    keys: Sequence[bytes]
-    arguments: bytes
-    number: int
+    Attributes:
+        reply: A value, a :class:`Refused`, or ``UNANSWERED``.
+    """
+
+    reply: Any
+
+    def pack(self, *, by_source: bool) -> bytes:
+        """Return the call as the Redis protocol writes it: a script by its digest, or by its source."""
+        ...
+
+
+class ScriptCall:
+    """One call of a script; ``arguments`` are ``count`` packed words."""
+
+    __slots__ = ("_arguments", "_count", "_keys", "_script", "reply")
+
+    def __init__(self, script: Script, keys: Sequence[bytes], arguments: bytes, count: int) -> None:
+        self._script = script
+        self._keys = keys
+        self._arguments = arguments
+        self._count = count
+        self.reply: Any = UNANSWERED
 
     @classmethod
-    def of(cls, keys: Sequence[bytes], *arguments: bytes) -> ScriptCall:
-        """A call with these arguments."""
-        return cls(keys, packed(arguments), len(arguments))
+    def of(cls, script: Script, keys: Sequence[bytes], *arguments: bytes) -> ScriptCall:
+        """Return a call with these arguments."""
+        return cls(script, keys, pack_words(arguments), len(arguments))
+
+    def pack(self, *, by_source: bool) -> bytes:
+        """See :class:`Call`."""
+        return self._script.pack_call(self._keys, self._arguments, self._count, by_source=by_source)
 
 
-class Calls:
-    """One connection, opened when it is needed, for one exchange at a time and for one event loop at a time.
+class Command:
+    """One command."""
 
-    Whatever goes wrong in an exchange ends the connection, so that a late answer is never taken for another's.
+    __slots__ = ("_words", "reply")
+
+    def __init__(self, *words: bytes) -> None:
+        self._words = words
+        self.reply: Any = UNANSWERED
+
+    def pack(self, *, by_source: bool) -> bytes:  # a command has no source
+        """See :class:`Call`."""
+        return b"*%d\r\n%b" % (len(self._words), pack_words(self._words))
+
+
+async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
+    """Send the calls in one write, and set the reply of each.
+
+    After SCRIPT FLUSH or a restart Redis answers NOSCRIPT and has carried out nothing of that call: it is repeated by its
+    source. Another call must not come between, so the caller keeps the connection until this returns.
+
+    Raises:
+        Lost: the connection broke. Calls that are ``UNANSWERED`` may have been carried out.
+    """
+    for by_source in (False, True):
+        for call in calls:
+            call.reply = UNANSWERED
+        await connection.write(b"".join([call.pack(by_source=by_source) for call in calls]))
+        for call in calls:
+            try:
+                call.reply = await connection.read()
+            except Refused as refusal:
+                call.reply = refusal
+        calls = [call for call in calls if isinstance(call.reply, Refused) and call.reply.code == "NOSCRIPT"]
+        if not calls:
+            return
+
+
+async def run_script(connection: Connection, script: Script, keys: Sequence[bytes], *arguments: bytes) -> Any:
+    """Run one call of a script, and return its reply.
+
+    Raises:
+        Lost: the connection broke; perhaps the script ran.
+        Refused: Redis's answer is an error.
+    """
+    call = ScriptCall.of(script, keys, *arguments)
+    await run_calls(connection, [call])
+    if isinstance(call.reply, Refused):
+        raise call.reply
+    return call.reply
+
+
+class CallConnection:
+    """A connection of silbo's own, opened when it is needed, on which calls follow one another.
+
+    For one event loop at a time. After any trouble the connection is dropped, so that no call gets the late answer to
+    another.
 
     Args:
         client: The user's.
-        timeout: Seconds in which a call is answered, waiting for its turn included.
+        timeout: Seconds in which a call is answered, the wait for earlier calls included.
     """
 
     def __init__(self, client: Redis, timeout: float) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout is seconds, more than 0, not {timeout!r}")
-        self.server: Final = where(client)
-        self._client, self._timeout = client, timeout
-        self._late = f"{self.server} has not answered within {timeout:g} s"
+        self.server: Final = describe_server(client)
+        self._client = client
+        self._timeout = check_seconds("timeout", timeout)
+        self._no_answer = f"{self.server} has not answered within {timeout:g} s"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: Connection | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._closed = False
 
     def deadline(self) -> float:
-        """Of a call that begins now, by the loop's clock."""
+        """Return the loop's time at which a call that begins now is answered at the latest."""
         return asyncio.get_running_loop().time() + self._timeout
 
-    async def run(self, script: Script, *calls: ScriptCall, deadline: float | None = None) -> list[Any]:
-        """Call a script so many times, in one write; by its source where Redis has forgotten it.
+    async def run_all(self, *calls: Call, deadline: float | None = None) -> list[Any]:
+        """Run the calls in one write, and return their replies in the same order.
 
         Returns:
-            A reply for each: a value; or a :class:`Refused`; or a :class:`Lost` where none came: perhaps it was carried
-            out.
+            For each call a value; or a :class:`Refused`: it was not carried out; or a :class:`Lost`: there was no answer,
+            perhaps it was carried out.
 
         Raises:
-            BrokerUnavailable: there was no connection in time.
+            BrokerUnavailable: there was no connection in time; nothing was done, safe to repeat.
         """
         until = self.deadline() if deadline is None else deadline
-        replies = await self._exchange([script.call(*call) for call in calls], until)
-        # After SCRIPT FLUSH or a restart; nothing of these was carried out.
-        forgotten = [at for at, reply in enumerate(replies) if isinstance(reply, Refused) and reply.code == "NOSCRIPT"]
-        if forgotten:
-            again = [script.call(*calls[at], by_source=True) for at in forgotten]
-            for at, reply in zip(forgotten, await self._exchange(again, until), strict=True):
-                replies[at] = reply
-        return replies
-
-    async def call(self, script: Script, call: ScriptCall, *, deadline: float | None = None) -> Any:
-        """The reply to one call of a script.
-
-        Raises:
-            BrokerUnavailable: there is none, or it is an error; perhaps it was carried out.
-        """
-        (reply,) = await self.run(script, call, deadline=deadline)
-        return self._answered(reply)
-
-    async def ask(self, *words: bytes) -> Any:
-        """The reply to one command.
-
-        Raises:
-            BrokerUnavailable: there is none, or it is an error; perhaps it was carried out.
-        """
-        (reply,) = await self._exchange([b"*%d\r\n%b" % (len(words), packed(words))], self.deadline())
-        return self._answered(reply)
-
-    def _answered(self, reply: Any) -> Any:
-        if isinstance(reply, Lost):
-            raise BrokerUnavailable(str(reply)) from reply
-        if isinstance(reply, Refused):
-            raise BrokerUnavailable(f"{self.server} refused it: {reply}") from reply
-        return reply
-
-    async def aclose(self) -> None:
-        """Wait for what is under way, within its deadline, and close the connection. May be called twice."""
-        self._closed = True
-        if asyncio.get_running_loop() is self._loop:
-            async with self._turn:
-                connection, self._idle = self._idle, None
-                if connection is not None:
-                    await connection.aclose()
-
-    async def _exchange(self, commands: Sequence[bytes], until: float) -> list[Any]:
-        """One write, and as many replies as commands: see :meth:`run`."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # the connection of another loop can be neither used nor closed here
-            self._loop, self._idle, self._turn = loop, None, asyncio.Lock()
+            self._loop = loop
+            self._idle = None
+            self._lock = asyncio.Lock()
         try:
             async with asyncio.timeout_at(until):
-                await self._turn.acquire()
+                await self._lock.acquire()
         except TimeoutError:
-            raise BrokerUnavailable(f"{self._late}; nothing was done") from None
+            raise BrokerUnavailable(f"{self._no_answer}; nothing was done") from None
         connection: Connection | None = None
         try:
-            connection = await self._connected(until)
-            replies, is_usable = await self._talk(connection, commands, until)
-            if is_usable:
+            connection = await self._connect(until)
+            trouble = ""
+            try:
+                async with asyncio.timeout_at(until):
+                    await run_calls(connection, calls)
+            except Lost as error:
+                trouble = f"the connection to {self.server} broke: {error}"
+            except TimeoutError:
+                trouble = self._no_answer
+            replies = [Lost(trouble) if call.reply is UNANSWERED else call.reply for call in calls]
+            if not trouble and not any(isinstance(reply, Refused) and reply.is_demotion for reply in replies):
                 self._idle, connection = connection, None
             return replies
         finally:
@@ -131,40 +172,50 @@ class Calls:
                 if connection is not None:
                     await connection.drop()
             finally:
-                self._turn.release()
+                self._lock.release()
 
-    async def _connected(self, until: float) -> Connection:
+    async def run(self, call: Call, *, deadline: float | None = None) -> Any:
+        """Run one call, and return its reply.
+
+        Raises:
+            BrokerUnavailable: there was no answer, and perhaps the call was carried out; or the answer is an error, which
+                is the ``__cause__``.
+        """
+        (reply,) = await self.run_all(call, deadline=deadline)
+        if isinstance(reply, Lost):
+            raise BrokerUnavailable(str(reply)) from reply
+        if isinstance(reply, Refused):
+            raise BrokerUnavailable(f"{self.server} refused it: {reply}") from reply
+        return reply
+
+    async def run_command(self, *words: bytes) -> Any:
+        """Run one command, and return its reply; raises as :meth:`run` does."""
+        return await self.run(Command(*words))
+
+    async def aclose(self) -> None:
+        """Wait for the call under way, within its deadline, and close the connection. May be called twice."""
+        self._closed = True
+        if asyncio.get_running_loop() is self._loop:
+            async with self._lock:
+                connection, self._idle = self._idle, None
+                if connection is not None:
+                    await connection.aclose()
+
+    async def _connect(self, until: float) -> Connection:
         if self._closed:
-            raise BrokerUnavailable("it is closed, and was used after aclose(); nothing was done")
+            raise BrokerUnavailable("it is closed, and can't be used after aclose(); nothing was done")
         try:
             async with asyncio.timeout_at(until):
                 if (idle := self._idle) is not None:
-                    is_usable = not await idle.has_something()
+                    is_usable = not await idle.has_unread()
                     self._idle = None
                     if is_usable:
                         return idle
                     await idle.drop()
                 return await connect(self._client)
         except TimeoutError:
-            raise BrokerUnavailable(f"{self._late}; nothing was done") from None
+            raise BrokerUnavailable(f"{self._no_answer}; nothing was done") from None
         except Lost as error:
             raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:
             raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; nothing was done") from refusal
-
-    async def _talk(self, connection: Connection, commands: Sequence[bytes], until: float) -> tuple[list[Any], bool]:
-        """The replies, and whether the connection can be used again."""
-        replies: list[Any] = [_UNANSWERED] * len(commands)
-        try:
-            async with asyncio.timeout_at(until):
-                await connection.write(b"".join(commands))
-                for at in range(len(commands)):
-                    try:
-                        replies[at] = await connection.read()
-                    except Refused as refusal:
-                        replies[at] = refusal
-        except (Lost, TimeoutError) as error:
-            why = f"the connection to {self.server} broke: {error}" if isinstance(error, Lost) else self._late
-            return [Lost(why) if reply is _UNANSWERED else reply for reply in replies], False
-        demoted = any(isinstance(reply, Refused) and reply.code in ("READONLY", "MASTERDOWN") for reply in replies)
-        return replies, not demoted  # a new connection may lead to the new master

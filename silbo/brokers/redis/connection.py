@@ -13,15 +13,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-__all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "packed", "where"]
+__all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "pack_words"]
 
 CLOSE_WITHIN: Final = 1.0
-"""Seconds for a connection to close in good order."""
+"""A connection gets 1 second to close in good order; then it is dropped."""
 
-# The rest of the settings is the user's. A socket timeout would bring asyncio.wait_for into play, which swallows
-# cancellations on Python 3.11, and redis-py's retries would outlast deadlines: both are the caller's business here.
+# Settings that differ from the user's. A socket timeout would bring asyncio.wait_for into play, which swallows
+# cancellations on Python 3.11, and redis-py's retries would outlast deadlines: the callers here do both themselves.
 # driver_info: no CLIENT SETINFO, which a restricted user may not run.
-_OURS: Final[dict[str, object]] = {
+_OVERRIDDEN: Final[dict[str, object]] = {
     "protocol": 2,
     "decode_responses": False,
     "retry_on_timeout": False,
@@ -31,7 +31,7 @@ _OURS: Final[dict[str, object]] = {
     "health_check_interval": 0,
     "driver_info": None,
 }
-# What belongs to the user's pool: notices of maintenance (RESP3 only) and events for its own connections.
+# Settings that only the user's pool can use: notices of maintenance (RESP3 only) and events for its own connections.
 _DROPPED: Final = frozenset(
     {
         "event_dispatcher",
@@ -48,27 +48,33 @@ _DROPPED: Final = frozenset(
         "oss_cluster_maint_notifications_handler",
     }
 )
+# Errors of a server that is not ready yet.
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 
 
 class Lost(Exception):
-    """There is no connection: it broke, or could not be made. What was sent over it may have been carried out."""
+    """The connection broke, or could not be made. A command sent over it may have been carried out."""
 
 
 class Refused(Exception):
-    """Redis answered with an error: what it answers was not carried out. The text is Redis's own."""
+    """Redis answered with an error: the command was not carried out. The text is Redis's own."""
 
     @property
     def code(self) -> str:
-        """The first word, as ``READONLY``."""
+        """The first word of the text, as ``READONLY``."""
         return str(self).partition(" ")[0]
+
+    @property
+    def is_demotion(self) -> bool:
+        """True if the server takes no writes any more: a new connection may lead to the new master."""
+        return self.code in ("READONLY", "MASTERDOWN")
 
 
 def check_client(client: object) -> Redis:
-    """The same client, once it is known to be one that fits.
+    """Return the client if it is an asynchronous one for a single server.
 
     Raises:
-        TypeError: a synchronous client, a cluster client, or something else.
+        TypeError: it is a synchronous client, a cluster client, or something else.
     """
     if isinstance(client, Redis):
         return client
@@ -78,8 +84,8 @@ def check_client(client: object) -> Redis:
     )
 
 
-def where(client: Redis) -> str:
-    """What the client is connected to, for people; no credentials."""
+def describe_server(client: Redis) -> str:
+    """Return the server that the client connects to, for texts; without credentials."""
     pool = client.connection_pool
     settings: dict[str, Any] = pool.connection_kwargs
     if service := getattr(pool, "service_name", None):  # Sentinel's
@@ -89,24 +95,24 @@ def where(client: Redis) -> str:
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
-def packed(words: Iterable[bytes]) -> bytes:
-    """Each word as the Redis protocol writes it, without the head that counts them."""
+def pack_words(words: Iterable[bytes]) -> bytes:
+    """Return the words as the Redis protocol writes them, without the head that counts them."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 async def connect(client: Redis) -> Connection:
-    """A new connection to where the client is connected to, on which Redis has answered.
+    """Return a new connection to the client's server, on which Redis has answered a PING.
 
-    A frozen Redis accepts connections through the kernel and says nothing, so only an answer tells that it is there. No
-    time limit; cancel it.
+    A frozen Redis accepts connections through the kernel, so only an answer proves that it is there. No time limit: the
+    caller cancels it.
 
     Raises:
-        Lost: it can't be reached, or is not ready yet.
-        Refused: wrong credentials, no such database: waiting does not help.
+        Lost: Redis can't be reached, or is not ready yet; safe to repeat.
+        Refused: wrong credentials, or no such database; repeating does not help.
     """
     pool = client.connection_pool
     settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _DROPPED}
-    settings |= _OURS | {"retry": Retry(NoBackoff(), 0)}
+    settings |= _OVERRIDDEN | {"retry": Retry(NoBackoff(), 0)}
     connection = Connection(pool.connection_class(**settings))
     try:
         await connection.open()
@@ -117,54 +123,57 @@ async def connect(client: Redis) -> Connection:
 
 
 class Connection:
-    """One connection, for one task at a time. After :class:`Lost`, or a reply nobody waited for, drop it."""
+    """One connection, for one task at a time.
+
+    Drop it after :class:`Lost`, and after a command whose reply was not read: the next command would get that reply.
+    """
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._transport: asyncio.WriteTransport | None = None
 
     async def open(self) -> None:
-        """See :func:`connect`."""
+        """Connect, and wait for the answer to a PING: see :func:`connect`."""
         try:
             await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py has no types there
         except Exception as error:  # credential providers and connect functions are the user's
-            refusal = _refusal(error)
+            refusal = _find_refusal(error)
             if refusal is None or str(refusal).startswith(_NOT_YET):
                 raise Lost(str(error) or repr(error)) from error
             raise refusal from error
         self._transport = self._current_transport()
         try:
-            await self.ask(b"PING")
+            await self.execute(b"PING")
         except Refused as refusal:
             if refusal.code == "NOAUTH":
                 raise
             if str(refusal).startswith(_NOT_YET):
                 raise Lost(str(refusal)) from refusal
-            # MISCONF, NOPERM and the like: an answer is what was asked for.
+            # MISCONF, NOPERM and the like: Redis has answered.
 
-    async def ask(self, *words: bytes) -> Any:
-        """Send one command and return its reply, in RESP2's shapes and bytes.
+    async def execute(self, *words: bytes) -> Any:
+        """Send one command and return its reply, in the shapes of RESP2; texts are bytes.
 
         Raises:
             Lost: the connection broke.
             Refused: Redis's answer is an error.
         """
-        await self.command(*words)
+        await self.send(*words)
         return await self.read()
 
-    async def command(self, *words: bytes) -> None:
-        """Send one command; its replies are to be read.
+    async def send(self, *words: bytes) -> None:
+        """Send one command; the caller reads its replies.
 
         Raises:
             Lost: the connection broke.
         """
-        await self.write(b"*%d\r\n%b" % (len(words), packed(words)))
+        await self.write(b"*%d\r\n%b" % (len(words), pack_words(words)))
 
     async def write(self, data: bytes) -> None:
         """Send packed commands.
 
         Raises:
-            Lost: the connection broke; all or some of it may have arrived.
+            Lost: the connection broke; all or some of the commands may have arrived.
         """
         try:
             await self._connection.send_packed_command(data, check_health=False)
@@ -172,7 +181,7 @@ class Connection:
             raise Lost(str(error) or repr(error)) from error
 
     async def read(self, timeout: float | None = None) -> Any:
-        """The next reply, or None when ``timeout`` seconds are over; a reply that comes late is still there then.
+        """Return the next reply, or None after ``timeout`` seconds; a later read gets a reply that comes after them.
 
         Raises:
             Lost: the connection broke.
@@ -181,25 +190,28 @@ class Connection:
         try:
             return await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
         except (RedisError, OSError) as error:
-            raise _refusal(error) or Lost(str(error) or repr(error)) from error
+            raise _find_refusal(error) or Lost(str(error) or repr(error)) from error
 
-    async def has_something(self) -> bool:
-        """Whether it has something to read, or the other side has closed it; both make an idle connection unusable."""
+    async def has_unread(self) -> bool:
+        """Return True if there is something to read or the server has closed the connection.
+
+        Either makes an idle connection unusable.
+        """
         try:
             return await self._connection.can_read()
         except (RedisError, OSError):
             return True
 
     async def aclose(self) -> None:
-        """Close it in good order, or else :meth:`drop` it."""
+        """Close the connection in good order; :meth:`drop` it if that takes longer than a second."""
         with suppress(Exception):
             async with asyncio.timeout(CLOSE_WITHIN):
                 await self._connection.disconnect()
         await self.drop()
 
     async def drop(self) -> None:
-        """Close it at once, also when the other side does not read: what is half sent must not arrive later."""
-        # redis-py closes what was cancelled, and forgets it; but close() goes on sending what is in the buffer.
+        """Close the connection at once, even if the server does not read: a half-sent command must not arrive later."""
+        # redis-py closes a connection whose command was cancelled; but its close() goes on sending what is in the buffer.
         transport = self._transport or self._current_transport()
         if transport is not None:
             transport.abort()
@@ -211,12 +223,12 @@ class Connection:
         return None if writer is None else writer.transport
 
 
-def _refusal(error: BaseException) -> Refused | None:
-    """Redis's error reply, when that is what the error was made of; redis-py makes connection errors of some."""
+def _find_refusal(error: BaseException) -> Refused | None:
+    """Return Redis's error reply if the error was made of one; redis-py turns some replies into connection errors."""
     code: str | None = getattr(error, "status_code", None)
     if code or isinstance(error, ResponseError):
         return Refused(f"{code} {error}" if code else str(error))
     cause = error.__cause__  # a failed AUTH over a unix socket
     if cause is None and isinstance(error.__context__, ReadOnlyError):
-        cause = error.__context__  # what Sentinel's connections make of a demoted master
-    return _refusal(cause) if cause is not None else None
+        cause = error.__context__  # of a demoted master, behind Sentinel
+    return _find_refusal(cause) if cause is not None else None

@@ -1,4 +1,4 @@
-"""Consumer groups of Redis Streams: the description that a consumer opens."""
+"""Consumer groups of Redis Streams: the description that a consumer opens, its receiver, and the upkeep of the group."""
 
 from __future__ import annotations
 
@@ -17,237 +17,190 @@ from redis.asyncio import Redis
 
 from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
-from silbo.brokers.redis.calls import Calls
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
-from silbo.brokers.redis.in_hand import Hold, attempts_key
-from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY, call
+from silbo.brokers.redis.calls import CallConnection, run_script
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
+from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key
+from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Delivery, Format, instance
 
-__all__ = ["GroupReader", "StreamGroup", "Upkeep", "check_start", "order"]
+__all__ = ["StreamGroup", "check_start"]
 
 logger = logging.getLogger(__name__)
 
-CLAIM_PAGES: Final = 10
-"""Pages in which nothing is idle, after which what is new gets its turn."""
-FORGET_AFTER: Final = 300.0
-"""Seconds that a consumer without entries is silent before the others remove it: ten times ``claim_after``, and not less
-than these."""
-NEAR: Final = 0.8
-"""The share of the retention from which on a group is reported as near to its end."""
-
-_START: Final = b"0-0"
-
-
-def order(entry_id: str) -> tuple[int, int]:
-    """What ids are ordered by."""
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence or 0)
-
-
-class Upkeep:
-    """The upkeep of one stream's group, by one of its consumers.
-
-    Args:
-        key: The stream's.
-        claim_after: Seconds after which a delivery of a silent consumer is taken over.
-        retain: Seconds that entries are kept; None for ever.
-    """
-
-    def __init__(self, key: bytes, group: bytes, consumer: bytes, *, claim_after: float, retain: float | None) -> None:
-        self._key, self._group, self._consumer = key, group, consumer
-        self._attempts = attempts_key(key, group)
-        self._every, self._retain = claim_after / 3, retain
-        self._idle = b"%d" % (claim_after * 1000)
-        self._forget_after = max(10 * claim_after, FORGET_AFTER)
-        self._cursor = _START
-        self._claim_at = self._look_at = self._tidy_at = float("-inf")  # by the loop's clock
-        self._at_tip = float("-inf")  # when the group had been given everything
-        self._log = RateLimitedLog(logger, every=60.0)
-
-    def read(self, *, all_of_it: bool) -> None:
-        """Note that the group was read from, and whether it has been given everything since."""
-        if all_of_it:
-            self._at_tip = asyncio.get_running_loop().time()
-
-    async def claim(self, connection: Connection, limit: int) -> tuple[list[Any], list[int], int]:
-        """Entries that silent consumers had, where it is time to look, at most ``limit``.
-
-        With the attempts of each that are known, and how many other entries were gone.
-        """
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._claim_at:
-            return [], [], 0
-        entries: list[Any] = []
-        attempts: list[int] = []
-        gone = 0
-        for _ in range(CLAIM_PAGES):
-            page = b"%d" % limit
-            arguments = [self._group, self._consumer, self._idle, self._cursor, page]
-            answer = await call(connection, CLAIM, [self._key, self._attempts], *arguments)
-            self._cursor, entries, attempts, gone = answer
-            if self._cursor == _START:
-                self._claim_at = loop.time() + self._every
-                break
-            if entries or gone:
-                break
-        return entries, attempts, gone
-
-    async def tidy(self, connection: Connection) -> None:
-        """Remove consumers that are silent and have nothing in hand, where it is time to."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._tidy_at:
-            self._tidy_at = now + self._forget_after / 10
-            idle = b"%d" % (self._forget_after * 1000)
-            await call(connection, TIDY, [self._key], self._group, self._consumer, idle)
-
-    async def look(self, connection: Connection, last: str) -> Gap | None:
-        """A gap where the stream no longer has what the group was not given; to be asked before each read.
-
-        ``last`` is the id given to it last, as far as known.
-        """
-        now = asyncio.get_running_loop().time()
-        if now < self._look_at and not self._may_miss(now, last):
-            return None
-        self._look_at = now + self._every
-        # Where Redis does not count: who had been given everything that recently has missed nothing.
-        certain = self._retain is None or now - self._at_tip < self._retain
-        retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
-        missed, age = await call(connection, LOOK, [self._key], self._group, retain)
-        address = self._key.decode()
-        if missed:
-            reason = "the group fell behind the retention, and the stream no longer has what it was not given"
-            return Gap(address, reason, count=None if missed < 0 else missed)
-        if self._retain is not None and age > self._retain * 1000 * NEAR:
-            self._log.write(
-                "group %s falls behind at %s: its next message is %.3g s old, and after %.3g s it may be dropped",
-                None,
-                self._group.decode(),
-                address,
-                age / 1000,
-                self._retain,
-                address=address,
-                group=self._group.decode(),
-                age=age / 1000,
-                retain=self._retain,
-            )
-        return None
-
-    def _may_miss(self, now: float, last: str) -> bool:
-        """Whether an entry that came after the last one, and after all had been given, can be as old as the retention.
-
-        By half of it, for the clock is this machine's.
-        """
-        if self._retain is None:
-            return False
-        half = self._retain / 2
-        return now - self._at_tip > half and time.time() - order(last)[0] / 1000 > half
-
-
 BLOCK: Final = 0.4
-"""Seconds that Redis holds a read back for something to come: with the way there and back, half a second."""
+"""Redis holds a read back for at most 0.4 seconds: with the time on the network, half a second."""
+CLAIM_PAGES: Final = 10
+"""After 10 pages without an idle entry, new entries get their turn."""
+FORGET_AFTER: Final = 300.0
+"""A consumer without entries is removed after ten times ``claim_after`` of silence, and at least 300 seconds."""
+NEAR: Final = 0.8
+"""A group is reported as falling behind from this share of the retention on."""
 RECREATE_EVERY: Final = 1.0
-"""Seconds between two attempts to make a group again that was deleted."""
+"""There is at least 1 second between two attempts to make a deleted group again."""
 RECONNECT: Final = Backoff(initial=0.02, cap=0.25)
+"""The delays between two attempts to connect."""
 GOODBYE: Final = 0.5
-"""Seconds for a consumer to take its leave."""
+"""A consumer that closes tells Redis within 0.5 seconds."""
 
+_START: Final = b"0-0"  # XAUTOCLAIM's cursor at the beginning and at the end
 _opened = count(1)
+_is_id = re.compile(r"\d+(-\d+)?").fullmatch
 
 
-class GroupReader:
+# -- the description ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StreamGroup:
+    """A subscription to a consumer group; a consumer opens it."""
+
+    client: Redis
+    app: str
+    format: Format
+    timeout: float
+    name: str
+    start: str
+    consumer: str | None
+    keys: tuple[str, ...]
+    claim_after: float
+    retain: float | None
+
+    async def open(self) -> StreamReceiver:
+        """Connect, and make the group if it does not exist.
+
+        Raises:
+            BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
+        """
+        receiver = StreamReceiver(self)
+        await receiver.open()
+        return receiver
+
+
+def check_start(start: str) -> str:
+    """Return the start of a group if it is ``"new"``, ``"oldest"`` or an entry's id.
+
+    Raises:
+        StartInvalid: it is none of these.
+    """
+    if start in ("new", "oldest") or (_is_id(start) and _parse_id(start) != (0, 0)):
+        return start
+    raise StartInvalid(start)
+
+
+def _parse_id(entry_id: str) -> tuple[int, int]:
+    """Return an entry's id as milliseconds and number, the order of ids."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+# -- the receiver -------------------------------------------------------------------------------------------
+
+
+class StreamReceiver:
     """One consumer of a group.
 
-    What the group has given it and it did not acknowledge comes first: after opening, and after every error, for a
-    read whose answer was lost has given it entries that it never saw. Then what silent consumers had, then what is new.
+    First it reads the entries that it was given and did not acknowledge: after opening, and after every error, as a read
+    whose reply was lost has given it entries that it never saw. Then it claims those of silent consumers, then it reads
+    new ones.
     """
 
     skips_own_instance = False
 
     def __init__(self, group: StreamGroup) -> None:
         self._description = group
-        self._server, self._timeout = where(group.client), group.timeout
+        self._server = describe_server(group.client)
+        self._timeout = group.timeout
         self._block = min(BLOCK, group.claim_after / 4)
         self._group = group.name.encode()
-        self._name = (group.consumer or f"{instance()}-{next(_opened)}").encode()
+        self._consumer = (group.consumer or f"{instance()}-{next(_opened)}").encode()
         self.keep_every: float | None = group.claim_after / 3
-        calls = Calls(group.client, group.timeout)
-        self._hold = Hold(calls, self._group, self._name, group.app, claim_after=group.claim_after)
+        self._in_hand = DeliveriesInHand(
+            CallConnection(group.client, group.timeout),
+            self._group,
+            self._consumer,
+            group.app,
+            claim_after=group.claim_after,
+        )
         self._upkeep = {
-            key.encode(): Upkeep(
-                key.encode(), self._group, self._name, claim_after=group.claim_after, retain=group.retain
+            key.encode(): GroupUpkeep(
+                key.encode(), self._group, self._consumer, claim_after=group.claim_after, retain=group.retain
             )
             for key in group.keys
         }
         self._connection: Connection | None = None
-        self._turn = asyncio.Lock()  # one read at a time
+        self._read_lock = asyncio.Lock()
         self._ready: deque[Delivery | Gap] = deque()
-        self._own: dict[bytes, bytes] = {}  # streams with entries given before: the last id that was read again
-        self._seen: dict[bytes, str] = {}  # the last id that the group has given out, as far as known
+        self._reread_after: dict[bytes, bytes] = {}  # streams whose pending entries are read again: the last id read
+        self._last_given: dict[bytes, str] = {}  # by stream: the last id that the group was given, as far as known
         self._failures = 0  # to connect, one after another
-        self._recreated = float("-inf")
+        self._recreated_at = float("-inf")
         self._closed = False
 
-    # -- what a consumer asks for ---------------------------------------------------------------------------
+    # -- the protocol ---------------------------------------------------------------------------------------
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
-        async with self._turn:
+        async with self._read_lock:
             if not self._ready:
-                async with self._talk("read from") as connection:
+                async with self._connected("read from") as connection:
                     await self._read(connection, limit)
             items = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
-            # What came again while it was in hand may be done by now.
-            return [item for item in items if isinstance(item, Gap) or (item.address, item.id) in self._hold]
+            # An entry that was read again while it was in hand may be acknowledged by now.
+            return [item for item in items if isinstance(item, Gap) or (item.address, item.id) in self._in_hand]
 
     async def ack(self, *deliveries: Delivery) -> None:
         """See :class:`~silbo.protocols.Receiver`."""
-        await self._hold.ack(deliveries)
+        await self._in_hand.ack(deliveries)
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        return await self._hold.keep(deliveries)
+        return await self._in_hand.keep(deliveries)
 
     async def count(self, delivery: Delivery) -> int:
-        """See :class:`~silbo.protocols.Receiver`. A call that is repeated after an error counts once."""
-        return await self._hold.count(delivery)
+        """See :class:`~silbo.protocols.Receiver`; a call that is repeated after an error counts once."""
+        return await self._in_hand.count(delivery)
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
         """See :class:`~silbo.protocols.Receiver`."""
-        return await self._hold.bury(delivery, error, attempts)
+        return await self._in_hand.bury(delivery, error, attempts)
 
     async def aclose(self) -> None:
-        """Take leave, and close the connections. May be called twice."""
+        """Let other consumers claim what is in hand, and close the connections. May be called twice."""
         if self._closed:
             return
         self._closed = True
         try:
-            async with self._turn:  # a read that waits is over soon
+            async with self._read_lock:  # a read under way ends soon
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     await connection.aclose()
             with suppress(BrokerUnavailable, TimeoutError):
                 async with asyncio.timeout(GOODBYE):
-                    await self._hold.leave(self._upkeep, unnamed=self._description.consumer is None)
+                    await self._in_hand.leave(self._upkeep, unnamed=self._description.consumer is None)
         finally:
-            await self._hold.aclose()
+            await self._in_hand.aclose()
 
     # -- the connection -------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """See :meth:`~silbo.brokers.redis.group.StreamGroup.open`."""
+        """Connect, and make the groups that do not exist: see :meth:`StreamGroup.open`."""
         start = self._description.start
-        async with self._turn, self._talk("open a group at") as connection:
+        async with self._read_lock, self._connected("open a group at") as connection:
             for key in self._upkeep:
                 await self._create(connection, key, "$" if start == "new" else "0" if start == "oldest" else start)
-                for row in await connection.ask(b"XINFO", b"GROUPS", key):
-                    group = _mapping(row)
+                for row in await connection.execute(b"XINFO", b"GROUPS", key):
+                    group = _to_mapping(row)
                     if group[b"name"] == self._group:
-                        self._seen[key] = group[b"last-delivered-id"].decode()
+                        self._last_given[key] = group[b"last-delivered-id"].decode()
 
     @asynccontextmanager
-    async def _talk(self, what: str) -> AsyncGenerator[Connection]:
-        """The connection; whatever goes wrong on it ends it, and no late answer is taken for another's."""
+    async def _connected(self, what: str) -> AsyncGenerator[Connection]:
+        """Lend the connection; after any trouble it is dropped, so that no command gets the late reply to another.
+
+        Raises:
+            BrokerUnavailable: the connection broke, or Redis refused or did not answer in time; ``what`` names the act.
+        """
         if self._closed:
             raise BrokerUnavailable("the subscription is closed")
         try:
@@ -270,12 +223,12 @@ class GroupReader:
         self._failures += 1
         self._connection = await connect(self._description.client)
         self._failures = 0
-        self._own = dict.fromkeys(self._upkeep, b"0")
+        self._reread_after = dict.fromkeys(self._upkeep, b"0")
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        # What was not handed out is pending like the rest, and is read again.
-        self._hold.forget(item for item in self._ready if isinstance(item, Delivery))
+        # Deliveries that were not handed out are pending like the others, and are read again.
+        self._in_hand.remove(item for item in self._ready if isinstance(item, Delivery))
         self._ready = deque(item for item in self._ready if isinstance(item, Gap))
         if connection is not None:
             await connection.drop()
@@ -283,9 +236,9 @@ class GroupReader:
     # -- reading --------------------------------------------------------------------------------------------
 
     async def _read(self, connection: Connection, limit: int) -> None:
-        self._hold.read()
+        self._in_hand.begin_read()
         try:
-            while self._own and not await self._read_own(connection, limit):
+            while self._reread_after and not await self._read_again(connection, limit):
                 pass
             for key, upkeep in self._upkeep.items():
                 if not self._ready:
@@ -293,47 +246,48 @@ class GroupReader:
             if not self._ready:
                 await self._read_new(connection, limit)
         except Refused as refusal:
-            # The third when the stream was deleted while Redis held the read back.
+            # The third text comes when the stream was deleted while Redis held the read back.
             if not any(text in str(refusal) for text in ("NOGROUP", "no such key", "no longer exists")):
                 raise
             await self._recreate(connection)
 
-    async def _read_own(self, connection: Connection, limit: int) -> bool:
-        """A page of what one stream has given to this consumer before; whether something was in it."""
-        key, after = next(iter(self._own.items()))
-        asked = asyncio.get_running_loop().time()
+    async def _read_again(self, connection: Connection, limit: int) -> bool:
+        """Read a page of one stream's entries that this consumer was given before; True if a delivery is ready."""
+        key, after = next(iter(self._reread_after.items()))
+        asked_at = asyncio.get_running_loop().time()
         reply = await self._xreadgroup(connection, limit, b"STREAMS", key, after)
         entries: list[Any] = reply[0][1] if reply else []
         if not entries:
-            del self._own[key]
+            del self._reread_after[key]
             return False
         address = key.decode()
-        # Trimmed or deleted; unless it is in hand, nobody can have it any more.
+        attempts_key = build_attempts_key(key, self._group)
+        # Trimmed or deleted; unless it is in hand, nobody can get the message any more.
         empty = [entry_id for entry_id, fields in entries if fields is None]
-        gone = [entry_id for entry_id in empty if (address, entry_id.decode()) not in self._hold]
+        gone = [entry_id for entry_id in empty if (address, entry_id.decode()) not in self._in_hand]
         if gone:
-            await call(connection, ACK, [key, attempts_key(key, self._group)], self._group, *gone)
-            self._tell_gone(address, len(gone))
-        self._own[key] = entries[-1][0]
-        if there := [entry for entry in entries if entry[1] is not None]:
-            ids = [entry_id for entry_id, _ in there]
-            known = await connection.ask(b"HMGET", attempts_key(key, self._group), *ids)
-            self._hand_out(key, there, asked, [int(attempts or 0) for attempts in known])
+            await run_script(connection, ACK, [key, attempts_key], self._group, *gone)
+            self._report_gone(address, len(gone))
+        self._reread_after[key] = entries[-1][0]
+        if existing := [entry for entry in entries if entry[1] is not None]:
+            attempts = await connection.execute(b"HMGET", attempts_key, *[entry_id for entry_id, _ in existing])
+            self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
         return any(isinstance(item, Delivery) for item in self._ready)
 
-    async def _claim(self, connection: Connection, key: bytes, upkeep: Upkeep, limit: int) -> None:
-        asked = asyncio.get_running_loop().time()
+    async def _claim(self, connection: Connection, key: bytes, upkeep: GroupUpkeep, limit: int) -> None:
+        """Claim entries of silent consumers, and look after the group, as far as it is time to."""
+        asked_at = asyncio.get_running_loop().time()
         entries, attempts, gone = await upkeep.claim(connection, limit)
         if gone:
-            self._tell_gone(key.decode(), gone)
+            self._report_gone(key.decode(), gone)
         if entries:
-            self._hand_out(key, entries, asked, attempts)
-        await upkeep.tidy(connection)
-        if gap := await upkeep.look(connection, self._seen.get(key, "0")):
+            self._add_ready(key, entries, asked_at, attempts)
+        await upkeep.remove_silent_consumers(connection)
+        if gap := await upkeep.find_gap(connection, self._last_given.get(key, "0")):
             self._ready.append(gap)
 
-    def _tell_gone(self, address: str, many: int) -> None:
-        """One gap for all of it, not one for each page."""
+    def _report_gone(self, address: str, many: int) -> None:
+        """Add a gap for deleted entries, or add their number to the gap of the page before."""
         if self._ready and isinstance(last := self._ready[-1], Gap) and last.address == address and last.count:
             many += last.count
             self._ready.pop()
@@ -342,35 +296,38 @@ class GroupReader:
     async def _read_new(self, connection: Connection, limit: int) -> None:
         block = b"%d" % max(1, int(self._block * 1000))
         keys = list(self._upkeep)
-        asked = asyncio.get_running_loop().time()
+        asked_at = asyncio.get_running_loop().time()
         reply = await self._xreadgroup(connection, limit, b"BLOCK", block, b"STREAMS", *keys, *[b">"] * len(keys))
         given = dict(reply or ())
         for key, upkeep in self._upkeep.items():
             entries = given.get(key, [])
-            upkeep.read(all_of_it=len(entries) < limit)
+            if len(entries) < limit:
+                upkeep.note_all_given()
             if entries:
-                self._seen[key] = entries[-1][0].decode()
-                self._hand_out(key, entries, asked)
+                self._last_given[key] = entries[-1][0].decode()
+                self._add_ready(key, entries, asked_at)
 
     async def _xreadgroup(self, connection: Connection, limit: int, *rest: bytes) -> Any:
-        return await connection.ask(b"XREADGROUP", b"GROUP", self._group, self._name, b"COUNT", b"%d" % limit, *rest)
+        return await connection.execute(
+            b"XREADGROUP", b"GROUP", self._group, self._consumer, b"COUNT", b"%d" % limit, *rest
+        )
 
-    def _hand_out(self, key: bytes, entries: list[Any], asked: float, attempts: Sequence[int] = ()) -> None:
-        """Have them ready; with the attempts of each that are known, where they were given out before."""
+    def _add_ready(self, key: bytes, entries: list[Any], asked_at: float, attempts: Sequence[int] = ()) -> None:
+        """Make deliveries of entries; with the attempts counted of each if they were given out before."""
         address, form = key.decode(), self._description.format
-        numbers = [2 + known for known in attempts] or [1] * len(entries)
+        numbers = [2 + counted for counted in attempts] or [1] * len(entries)
         for (entry_id, fields), attempt in zip(entries, numbers, strict=True):
-            raw = _mapping(fields).get(b"message", b"")  # somebody else's entry is malformed, and told as such
+            raw = _to_mapping(fields).get(b"message", b"")  # another program's entry is reported as malformed
             delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
-            if self._hold.take(delivery, asked):
+            if self._in_hand.add(delivery, asked_at):
                 self._ready.append(delivery)
 
     # -- groups ---------------------------------------------------------------------------------------------
 
     async def _create(self, connection: Connection, key: bytes, start: str) -> bool:
-        """Make the group, and its stream where there is none; False when somebody else has."""
+        """Make the group, and its stream if there is none; False if the group exists."""
         try:
-            await call(connection, CREATE, [key], self._group, start.encode())
+            await run_script(connection, CREATE, [key], self._group, start.encode())
         except Refused as refusal:
             if "BUSYGROUP" not in str(refusal):
                 raise
@@ -378,69 +335,141 @@ class GroupReader:
         return True
 
     async def _recreate(self, connection: Connection) -> None:
-        """Make the groups again after a deletion or FLUSHALL, or Redis's restart without its data."""
+        """Make the groups again after a deletion, FLUSHALL, or a restart of Redis without its data."""
         now = asyncio.get_running_loop().time()
-        if now - self._recreated < RECREATE_EVERY:
+        if now - self._recreated_at < RECREATE_EVERY:
             await asyncio.sleep(self._block)
             return
-        self._recreated = now
+        self._recreated_at = now
         for key in self._upkeep:
-            start = await self._where_it_was(connection, key)
+            start = await self._find_restart(connection, key)
             if await self._create(connection, key, start):
                 reason = f"the stream or its group was deleted; the group was made again, after {start}"
                 self._ready.append(Gap(key.decode(), reason))
-                await self._hold.take_back(key)
+                await self._in_hand.take_back(key)
 
-    async def _where_it_was(self, connection: Connection, key: bytes) -> str:
-        """The last id seen, in the stream that it is of. A stream begun anew is read from its beginning."""
+    async def _find_restart(self, connection: Connection, key: bytes) -> str:
+        """Return the id after which the group goes on: the last one given, or 0 if the stream is another one by now."""
         try:
-            stream = _mapping(await connection.ask(b"XINFO", b"STREAM", key))
+            stream = _to_mapping(await connection.execute(b"XINFO", b"STREAM", key))
         except Refused:  # there is none
             return "0"
-        seen = self._seen.get(key, "0")
-        return seen if order(seen) <= order(stream[b"last-generated-id"].decode()) else "0"
+        last = self._last_given.get(key, "0")
+        return last if _parse_id(last) <= _parse_id(stream[b"last-generated-id"].decode()) else "0"
 
 
-def _mapping(flat: list[Any]) -> dict[bytes, Any]:
-    """RESP2's shape of a mapping: name, value, name, value, ..."""
+def _to_mapping(flat: list[Any]) -> dict[bytes, Any]:
+    """Return name, value, name, value, ..., RESP2's shape of a mapping, as a dict."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-_is_id = re.compile(r"\d+(-\d+)?").fullmatch
+# -- the upkeep ---------------------------------------------------------------------------------------------
 
 
-def check_start(start: str) -> str:
-    """The same start, once it is known to be one.
+class GroupUpkeep:
+    """The upkeep of one stream's group, by one of its consumers.
 
-    Raises:
-        StartInvalid: it is none.
+    Args:
+        key: The stream's key.
+        group: The group's name.
+        consumer: The consumer's name in the group.
+        claim_after: Seconds after which a delivery of a silent consumer is taken over.
+        retain: Seconds that entries are kept; None for ever.
     """
-    if start in ("new", "oldest") or (_is_id(start) and order(start) != (0, 0)):
-        return start
-    raise StartInvalid(start)
 
+    def __init__(self, key: bytes, group: bytes, consumer: bytes, *, claim_after: float, retain: float | None) -> None:
+        self._key = key
+        self._group = group
+        self._consumer = consumer
+        self._attempts_key = build_attempts_key(key, group)
+        self._every = claim_after / 3
+        self._retain = retain
+        self._idle = b"%d" % (claim_after * 1000)
+        self._forget_after = max(10 * claim_after, FORGET_AFTER)
+        self._cursor = _START
+        # By the loop's clock: the next times, and the last one.
+        self._claim_at = float("-inf")
+        self._find_gap_at = float("-inf")
+        self._remove_at = float("-inf")
+        self._all_given_at = float("-inf")
+        self._log = RateLimitedLog(logger, every=60.0)
 
-@dataclass(frozen=True, slots=True)
-class StreamGroup:
-    """A place in a consumer group; a consumer opens it."""
+    def note_all_given(self) -> None:
+        """Note that a read has just given the group everything that the stream has."""
+        self._all_given_at = asyncio.get_running_loop().time()
 
-    client: Redis
-    app: str
-    format: Format
-    timeout: float
-    name: str
-    start: str
-    consumer: str | None
-    keys: tuple[str, ...]
-    claim_after: float
-    retain: float | None
+    async def claim(self, connection: Connection, limit: int) -> tuple[list[Any], list[int], int]:
+        """Take over entries of silent consumers, at most ``limit``; none if it is not time to.
 
-    async def open(self) -> GroupReader:
-        """Connect, and make the group where it does not exist.
-
-        Raises:
-            BrokerUnavailable: Redis can't be reached, or refuses.
+        Returns:
+            The entries, the attempts counted of each, and the number of other entries that were gone from the stream.
         """
-        reader = GroupReader(self)
-        await reader.open()
-        return reader
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._claim_at:
+            return [], [], 0
+        entries: list[Any] = []
+        attempts: list[int] = []
+        gone = 0
+        for _ in range(CLAIM_PAGES):
+            arguments = [self._group, self._consumer, self._idle, self._cursor, b"%d" % limit]
+            reply = await run_script(connection, CLAIM, [self._key, self._attempts_key], *arguments)
+            self._cursor, entries, attempts, gone = reply
+            if self._cursor == _START:
+                self._claim_at = loop.time() + self._every
+                break
+            if entries or gone:
+                break
+        return entries, attempts, gone
+
+    async def remove_silent_consumers(self, connection: Connection) -> None:
+        """Remove consumers that are silent and have nothing in hand, if it is time to."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._remove_at:
+            self._remove_at = now + self._forget_after / 10
+            idle = b"%d" % (self._forget_after * 1000)
+            await run_script(connection, TIDY, [self._key], self._group, self._consumer, idle)
+
+    async def find_gap(self, connection: Connection, last: str) -> Gap | None:
+        """Return a gap if the stream has lost entries that the group was not given; call it before each read.
+
+        Args:
+            connection: Runs the script.
+            last: The id that the group was given last, as far as known.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._find_gap_at and not self._may_have_missed(now, last):
+            return None
+        self._find_gap_at = now + self._every
+        # For a Redis that does not count: a group that was given everything within the retention has missed nothing.
+        certain = self._retain is None or now - self._all_given_at < self._retain
+        retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
+        missed, age = await run_script(connection, LOOK, [self._key], self._group, retain)
+        address = self._key.decode()
+        if missed:
+            reason = "the group fell behind the retention, and the stream no longer has what it was not given"
+            return Gap(address, reason, count=None if missed < 0 else missed)
+        if self._retain is not None and age > self._retain * 1000 * NEAR:
+            self._log.write(
+                "group %s falls behind at %s: its next message is %.3g s old, and after %.3g s it may be dropped",
+                None,
+                self._group.decode(),
+                address,
+                age / 1000,
+                self._retain,
+                address=address,
+                group=self._group.decode(),
+                age=age / 1000,
+                retain=self._retain,
+            )
+        return None
+
+    def _may_have_missed(self, now: float, last: str) -> bool:
+        """Return True if an entry that came after the last one can be older than half of the retention.
+
+        Half of it is the margin for this machine's clock, which may differ from Redis's. Entries that came before
+        everything had been given do not count.
+        """
+        if self._retain is None:
+            return False
+        half = self._retain / 2
+        return now - self._all_given_at > half and time.time() - _parse_id(last)[0] / 1000 > half

@@ -1,12 +1,12 @@
-"""The Lua scripts that silbo runs in Redis, and the calls of them."""
+"""The Lua scripts that silbo runs in Redis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha1
-from typing import Any, Final
+from typing import Final
 
-from silbo.brokers.redis.connection import Connection, Refused, packed
+from silbo.brokers.redis.connection import pack_words
 
 __all__ = [
     "ACK",
@@ -25,12 +25,12 @@ __all__ = [
     "RETRY",
     "TIDY",
     "Script",
-    "call",
 ]
 
-# Both answer with what failed: {position, error, ...}, counted from 1; empty when all went well. When nothing went well
-# the answer is the first error itself, so that it reaches redis-py as one. pcall, because a call that fails in mid-batch
-# would end the script with an error, as if nothing had been done; and Redis 6.2 would hide its code in a longer text.
+# For scripts that carry out a batch: result() is an array of what failed, {position, error, ...}, positions from 1; empty
+# when all went well. When everything failed it is the first error itself, so that redis-py gets it as an error. They use
+# pcall, because a call that fails in mid-batch would end the script with an error, as if nothing had been done; and Redis
+# 6.2 would hide its code in a longer text.
 _FAILURES: Final = """
 local failed = {}
 local function plain(err) return (string.gsub(err, '^@user_script: %d+: %-?', '')) end
@@ -46,10 +46,41 @@ local function result(count)
 end
 """
 
-# Once per call the XADD itself trims. An XTRIM ahead of it would be a write that is allowed above maxmemory, after which
-# Redis lets the script go on whatever the memory; one behind it could fail when all is added.
-_ADD: Final = """
--- KEYS[1]: the stream. ARGV[1]: milliseconds to keep, or nothing; then the messages.
+# Replies of XINFO come as name, value, name, value, ...
+_MAPPING: Final = """
+local function mapping(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+"""
+
+
+class Script:
+    """A script, called by its digest, or by its source if Redis does not know the digest."""
+
+    def __init__(self, source: str) -> None:
+        text = (_FAILURES + source).encode()
+        digest = sha1(text, usedforsecurity=False).hexdigest().encode()  # Redis's name for it
+        self._by_digest = pack_words([b"EVALSHA", digest])
+        self._by_source = pack_words([b"EVAL", text])
+
+    def pack_call(self, keys: Sequence[bytes], arguments: bytes, count: int, *, by_source: bool) -> bytes:
+        """Return the command as the Redis protocol writes it; ``arguments`` are ``count`` packed words."""
+        head = self._by_source if by_source else self._by_digest
+        return b"*%d\r\n%b%b%b" % (
+            3 + len(keys) + count,
+            head,
+            pack_words([b"%d" % len(keys), *keys]),
+            arguments,
+        )
+
+
+# -- publishing ---------------------------------------------------------------------------------------------
+
+# The first XADD trims as well. An XTRIM ahead of it would be a write that is allowed above maxmemory, after which Redis
+# lets the script go on whatever the memory; one behind it could fail when all is added.
+ADD: Final = Script("""
 local first = 2
 if ARGV[1] ~= '' then
   local now = redis.call('TIME')
@@ -61,13 +92,15 @@ for i = first, #ARGV do
   check(i - 1, redis.pcall('XADD', KEYS[1], '*', 'message', ARGV[i]))
 end
 return result(#ARGV - 1)
+""")
+"""Adds messages to a stream.
+
+Key: the stream. Arguments: milliseconds to keep entries or nothing, then each message. Reply: what failed.
 """
 
-# Answers with {newest epoch, last sequence before, number added, error where it stopped at one}; the error itself where
-# nothing was added. The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing
-# permission can keep the last one from recording what was added. Unlike an XTRIM, it is refused above maxmemory.
-_ADD_SEQUENCED: Final = """
--- KEYS: the stream, the hash. ARGV: milliseconds to keep or nothing, source, epoch; then sequence, message, ...
+# The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing permission can keep
+# the last one from recording what was added. Unlike an XTRIM, it is refused above maxmemory.
+ADD_SEQUENCED: Final = Script("""
 local source, epoch = ARGV[2], tonumber(ARGV[3])
 local record = redis.pcall('HGET', KEYS[2], source)
 if type(record) == 'table' then return {err = plain(record.err) .. ' (' .. KEYS[2] .. ')'} end
@@ -105,20 +138,30 @@ end
 if added > 0 then note(reached) end
 if failure and added == 0 then return {err = failure} end
 return {epoch, last, added, failure}
+""")
+"""Adds the messages of an outbox's partition to a stream, without those that the stream has already.
+
+Keys: the stream, its hash of ``epoch:last sequence`` by source. Arguments: milliseconds to keep entries or nothing, source,
+epoch; then sequence and message, again and again. Reply: newest epoch, last sequence before the call, number of messages
+added, and the error where it stopped at one; the error alone if nothing was added.
 """
 
-_PUBLISH: Final = """
--- ARGV: channel, message, channel, message, ...
+PUBLISH: Final = Script("""
 for i = 1, #ARGV, 2 do
   check((i + 1) / 2, redis.pcall('PUBLISH', ARGV[i], ARGV[i + 1]))
 end
 return result(#ARGV / 2)
+""")
+"""Publishes messages to channels.
+
+No key. Arguments: channel and message, again and again. Reply: what failed.
 """
 
-# Answers with what became of each. An entry that is deleted can't be claimed; TIME 0 makes it look idle for longer than any
-# consumer waits before it takes over another's.
-_RETRY: Final = """
--- KEYS: the stream, its dead letters. ARGV: 1 to add anew what is gone from the stream, or nothing; then ids.
+# -- dead letters and the inbox -------------------------------------------------------------------------------
+
+# An entry that is deleted can't be claimed. TIME 0 makes an entry look idle for longer than any consumer waits before it
+# takes over another's.
+RETRY: Final = Script("""
 local outcomes = {}
 local function retry(id)
   local found = redis.call('XRANGE', KEYS[2], id, id)[1]
@@ -148,21 +191,28 @@ for i = 2, #ARGV do
   outcomes[i - 1] = outcome
 end
 return outcomes
+""")
+"""Gives dead letters back to their groups.
+
+Keys: the stream, its dead letters. Arguments: 1 to add anew what is gone from the stream, or nothing; then ids. Reply: the
+outcome of each: ``returned``, ``missing``, ``foreign``, ``no group`` or ``expired``.
 """
 
-_PURGE: Final = """
--- KEYS[1]: dead letters. ARGV: the last millisecond, how many at most.
+PURGE: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], '-', ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #found do
   local deleted = redis.pcall('XDEL', KEYS[1], found[i][1])
   if type(deleted) == 'table' then return {err = plain(deleted.err)} end
 end
 return #found
+""")
+"""Deletes the oldest dead letters.
+
+Key: the dead letters. Arguments: the last millisecond to delete, the most at once. Reply: how many were deleted.
 """
 
-# ZADD first: it is what is refused above maxmemory; after another write Redis would let it pass.
-_REMEMBER: Final = """
--- KEYS[1]: what a group has handled. ARGV: one more, milliseconds to keep, how many at most.
+# ZADD first: it is the command that is refused above maxmemory; after another write Redis would let it pass.
+REMEMBER: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function at(milliseconds) return string.format('%.0f', milliseconds) end
@@ -172,65 +222,32 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at(now - ARGV[2]))
 redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return added
+""")
+"""Remembers one publication as handled by a group.
+
+Key: the group's sorted set. Arguments: the publication's digest, milliseconds to keep all of them, the most to keep.
 """
 
-
-class Script:
-    """A script, by its digest; by its source where Redis has forgotten it."""
-
-    def __init__(self, source: str) -> None:
-        text = (_FAILURES + source).encode()
-        digest = sha1(text, usedforsecurity=False).hexdigest().encode()  # Redis's name for it
-        self._by_digest, self._by_source = packed([b"EVALSHA", digest]), packed([b"EVAL", text])
-
-    def call(self, keys: Sequence[bytes], arguments: bytes, count: int, *, by_source: bool = False) -> bytes:
-        """The command, given ``count`` arguments that are packed already."""
-        head = self._by_source if by_source else self._by_digest
-        return b"*%d\r\n%b%b%b" % (
-            3 + len(keys) + count,
-            head,
-            packed([b"%d" % len(keys), *keys]),
-            arguments,
-        )
-
-
-ADD: Final = Script(_ADD)
-"""One key: the stream. Arguments: milliseconds to keep or nothing, then each message."""
-ADD_SEQUENCED: Final = Script(_ADD_SEQUENCED)
-"""Two keys: the stream, and its hash. Arguments: milliseconds to keep or nothing, source, epoch; then sequence and message,
-again and again."""
-RETRY: Final = Script(_RETRY)
-"""Two keys: the stream, its dead letters. Arguments: 1 or nothing, then ids."""
-PURGE: Final = Script(_PURGE)
-"""One key: dead letters. Arguments: the last millisecond, most at once."""
-REMEMBER: Final = Script(_REMEMBER)
-"""One key: what a group has handled. Arguments: one more, milliseconds to keep, how many at most."""
-PUBLISH: Final = Script(_PUBLISH)
-"""No key. Arguments: channel and message, again and again."""
-
-
-# Replies of XINFO come as name, value, name, value, ...
-_MAPPING: Final = """
-local function mapping(flat)
-  local found = {}
-  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
-  return found
-end
-"""
+# -- groups -------------------------------------------------------------------------------------------------
 
 # In hundreds: Lua's unpack has a limit of some thousands.
-_ACK: Final = """
+ACK: Final = Script("""
 for first = 2, #ARGV, 100 do
   local last = math.min(first + 99, #ARGV)
   redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
   redis.call('HDEL', KEYS[2], unpack(ARGV, first, last))
 end
 return 1
+""")
+"""Acknowledges entries, and forgets their attempts.
+
+Keys: the stream, the attempts. Arguments: group, then ids.
 """
 
-# Absent is what nobody has in hand. That is so where another consumer took it over and has done it, and where the group
-# was deleted: ARGV[3] says, by the time, that the first can't be. What is gone from the stream too, nobody else can have.
-_KEEP: Final = """
+# An entry without a row in XPENDING is in nobody's hand: another consumer took it over and has done it, or the group was
+# deleted. ARGV[3] is 1 if the former is impossible, as too little time has passed. An entry that is gone from the stream as
+# well is not reported: nobody else can have it.
+KEEP: Final = Script("""
 local lost = {}
 for i = 4, #ARGV do
   local id = ARGV[i]
@@ -248,11 +265,16 @@ for i = 4, #ARGV do
   end
 end
 return lost
+""")
+"""Resets the idle time of entries that a consumer has in hand.
+
+Key: the stream. Arguments: group, consumer, 1 to take back what nobody has in hand or nothing, then ids. Reply: the ids that
+another consumer has taken over, or has done.
 """
 
-# JUSTID, because what is deleted from the stream comes without its id otherwise on Redis 6.2. Redis 7 leaves it out and
-# tells it apart.
-_CLAIM: Final = """
+# JUSTID, because on Redis 6.2 an entry that is deleted from the stream comes without its id otherwise. Redis 7 leaves it
+# out and lists it apart.
+CLAIM: Final = Script("""
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
 local taken, attempts, gone = {}, {}, reply[3] or {}
 for _, id in ipairs(reply[2]) do
@@ -267,19 +289,29 @@ for _, id in ipairs(reply[2]) do
 end
 for _, id in ipairs(gone) do redis.call('HDEL', KEYS[2], id) end
 return {reply[1], taken, attempts, #gone}
+""")
+"""Takes over entries of silent consumers.
+
+Keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, the most at once. Reply: the next cursor,
+entries, the attempts counted of each, and how many other entries were gone from the stream.
 """
 
-# Set, not added to: so it can be repeated.
-_COUNT: Final = """
+# The number is set and not added to, so that the call can be repeated.
+COUNT: Final = Script("""
 local known = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
 if not ARGV[2] then return known end
 if known >= tonumber(ARGV[2]) then return known end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return tonumber(ARGV[2])
+""")
+"""Reads or raises the number of attempts of one entry.
+
+Keys: the stream, the attempts. Arguments: id; to raise it also the new number, and milliseconds to keep all attempts. Reply:
+the number.
 """
 
-_BURY: Final = """
+BURY: Final = Script("""
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then return 0 end
 local now = redis.call('TIME')
 local time = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -289,10 +321,15 @@ redis.call('XADD', KEYS[3], 'MINID', '~', string.format('%.0f', math.max(0, time
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('HDEL', KEYS[2], ARGV[3])
 return 1
+""")
+"""Makes an entry a dead letter, and acknowledges it.
+
+Keys: the stream, the attempts, the dead letters. Arguments: group, consumer, id, milliseconds to keep dead letters, message,
+error, attempts, app. Reply: 0 if the consumer does not have the entry in hand, else 1.
 """
 
-# Redis 7 counts what a group has read, from a number that only we can tell: how many entries are before its start.
-_CREATE: Final = (
+# Redis 7 counts the entries that a group has read. It can't know how many were before the group's start; the script can.
+CREATE: Final = Script(
     _MAPPING
     + """
 redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM')
@@ -305,11 +342,16 @@ end
 return 1
 """
 )
+"""Makes a group, and its stream if there is none.
 
-# A group that has been given everything, or still has an entry that it was given in front of it, has missed nothing. Else
-# Redis 7 knows how many; before it, that the last one given is so old is all that there is to see. The group is set to just
-# before the first entry, so that this is told once. Deletion of single entries is not looked for.
-_LOOK: Final = (
+Key: the stream. Arguments: group, start (an id, ``$`` or ``0``).
+"""
+
+# A group has missed nothing if it has been given everything, or if an entry that it was given is still in the stream, in
+# front of the next one. Else Redis 7 knows how many it missed; before Redis 7, the age of the last one given is all that
+# there is to go by. The group is set to just before the first entry, so that the gap is reported once. Deleted single
+# entries are not looked for.
+LOOK: Final = Script(
     _MAPPING
     + """
 local stream, group = mapping(redis.call('XINFO', 'STREAM', KEYS[1])), nil
@@ -350,8 +392,13 @@ end
 return {missed, age}
 """
 )
+"""Looks for entries that the retention removed before the group was given them.
 
-_TIDY: Final = (
+Key: the stream. Arguments: group, milliseconds that entries are kept, or nothing if the group surely has missed none. Reply: how
+many it has missed (-1: an unknown number), and the age of the next entry in milliseconds (-1: there is none, or no group).
+"""
+
+TIDY: Final = Script(
     _MAPPING
     + """
 local removed = 0
@@ -365,53 +412,21 @@ end
 return removed
 """
 )
+"""Removes silent consumers without entries in hand.
 
-_LEAVE: Final = """
+Key: the stream. Arguments: group, consumer (never removed), idle milliseconds. Reply: how many were removed.
+"""
+
+LEAVE: Final = Script("""
 local rows = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
 for _, row in ipairs(rows) do
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, row[1], 'IDLE', ARGV[3], 'JUSTID')
 end
 if #rows == 0 and ARGV[4] == '1' then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
 return #rows
+""")
+"""Lets other consumers claim at once what a consumer has in hand.
+
+Key: the stream. Arguments: group, consumer, milliseconds after which others claim, 1 to remove the consumer if it has nothing in
+hand. Reply: how many entries it has in hand, at most 1000.
 """
-
-ACK: Final = Script(_ACK)
-"""Two keys: the stream, the attempts. Arguments: group, then ids."""
-KEEP: Final = Script(_KEEP)
-"""One key: the stream. Arguments: group, consumer, 1 to take back what nobody has, then ids. Answers with those lost."""
-CLAIM: Final = Script(_CLAIM)
-"""Two keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, most at once. Answers with the
-cursor, entries, the attempts of each that are known, and how many other entries were gone."""
-COUNT: Final = Script(_COUNT)
-"""Two keys: the stream, the attempts. Arguments: id, and to set it: number, milliseconds to keep them all."""
-BURY: Final = Script(_BURY)
-"""Three keys: the stream, the attempts, the dead letters. Arguments: group, consumer, id, milliseconds to keep dead letters,
-message, error, attempts, app. Answers with 0 where the consumer does not have it."""
-CREATE: Final = Script(_CREATE)
-"""One key: the stream. Arguments: group, start."""
-LOOK: Final = Script(_LOOK)
-"""One key: the stream. Arguments: group, milliseconds that entries are kept, or nothing where the group surely has missed
-none. Answers with how many it has missed (-1: some) and how old the next one is, in milliseconds (-1: there is none)."""
-TIDY: Final = Script(_TIDY)
-"""One key: the stream. Arguments: group, consumer, idle milliseconds. Answers with how many consumers were removed."""
-LEAVE: Final = Script(_LEAVE)
-"""One key: the stream. Arguments: group, consumer, milliseconds after which others claim, 1 to remove the consumer where it
-has nothing in hand."""
-
-
-async def call(connection: Connection, script: Script, keys: list[bytes], *arguments: bytes) -> Any:
-    """The script's reply; by its source where Redis has forgotten it.
-
-    Raises:
-        Lost: the connection broke.
-        Refused: Redis's answer is an error.
-    """
-    words = packed(arguments)
-    await connection.write(script.call(keys, words, len(arguments)))
-    try:
-        return await connection.read()
-    except Refused as refusal:
-        if refusal.code != "NOSCRIPT":
-            raise
-    await connection.write(script.call(keys, words, len(arguments), by_source=True))
-    return await connection.read()

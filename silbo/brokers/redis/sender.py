@@ -1,11 +1,11 @@
 """The coalescing sender: many publishes, one script call, one connection.
 
-A publish puts its messages in line and waits. A task, which lives while there is something to send, takes up to 500
+A publish puts its messages into a queue and waits. A task, which lives while there is something to send, takes up to 500
 messages or 1 MiB at a time and sends them as one script call per stream; only when Redis has answered does it take the
 next. So the more is published at once, the less each message costs.
 
-A publish that is not answered within its deadline makes the sender *silent*: everybody who waits gets an error, and so
-does every further publish at once, until a new connection is answered.
+A publish that is not answered within its deadline makes the sender *silent*: every waiting publish gets an error, and so
+does every further one at once, until a new connection is answered.
 """
 
 from __future__ import annotations
@@ -15,44 +15,66 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo._retry import Backoff
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, where
+from silbo.brokers.redis.calls import UNANSWERED, run_calls
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, PublishError
 from silbo.message import Message
 
-__all__ = ["UNANSWERED", "Batch", "Call", "Line", "Packet", "Sender"]
+__all__ = ["FLUSH_BYTES", "FLUSH_MESSAGES", "BatchScript", "EncodedMessage", "RedisSender"]
 
 FLUSH_MESSAGES: Final = 500
+"""A flush has at most 500 messages."""
 FLUSH_BYTES: Final = 1 << 20
-"""A larger message goes alone: 500 of 100 kB would block Redis for 141 ms."""
-WAITING_MESSAGES: Final = 10_000
-WAITING_BYTES: Final = 16 << 20
-"""Encoded and in line at most, plus the one call that goes over it; past it, a publish waits for its turn."""
+"""A flush has at most 1 MiB. A larger message goes alone: 500 of 100 kB would block Redis for 141 ms."""
+QUEUE_MESSAGES: Final = 10_000
+"""The queue is full with 10,000 messages. The call that exceeds the limit goes in whole; a later publish waits for room."""
+QUEUE_BYTES: Final = 16 << 20
+"""The queue is full with 16 MiB of encoded messages."""
+BURST: Final = 32
+"""If 32 or more messages are queued while nothing is under way, the first flush takes half of them. From then on Redis
+works on one half while the other is being encoded (a third faster at 100 publishers than all in one flush)."""
+LATE: Final = 0.05
+"""A message is not sent when less than this share of the timeout is left: its result would likely be unknown."""
+PROBE_FOR: Final = 60.0
+"""A silent Redis is probed for 60 seconds after the last publish; then the next publish waits for it itself."""
+RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
+"""The delays between two attempts to connect."""
 
-Packet: TypeAlias = "tuple[bytes, bytes]"
-"""One message, ready to send: the stream's key (empty for Pub/Sub), and its packed arguments of the script."""
-
-UNANSWERED: Final = object()
+EncodedMessage: TypeAlias = "tuple[bytes, bytes]"
+"""The stream's key (empty for Pub/Sub) of one message, and its packed arguments of the script."""
 
 
-class Call:
-    """One call of ``publish``, and how far its messages are."""
+class PublishCall:
+    """One call of ``publish``, and the progress of its messages.
+
+    Attributes:
+        messages: The number of its messages.
+        answered: Done when every message of the call is settled, or when the caller has gone away.
+        deadline: The loop's time at which the call is answered at the latest.
+        sent: The number of messages that Redis has.
+        failure: The reason why messages failed.
+        is_unknown: True if Redis may have messages that failed.
+    """
 
     __slots__ = ("answered", "deadline", "failure", "is_unknown", "messages", "sent")
 
     def __init__(self, messages: int, answered: asyncio.Future[None], deadline: float) -> None:
-        self.messages, self.answered, self.deadline = messages, answered, deadline
-        self.sent = 0  # that Redis has
+        self.messages = messages
+        self.answered = answered
+        self.deadline = deadline
+        self.sent = 0
         self.failure: str | None = None
         self.is_unknown = False
 
     def answer(self) -> None:
-        """Let the caller go on, unless that was done, or the caller has gone away."""
+        """Let the caller go on, unless that was done or the caller has gone away."""
         if not self.answered.done():
             if self.failure is None:
                 self.answered.set_result(None)
@@ -69,23 +91,50 @@ class Call:
         return BrokerUnavailable(f"{failure}; {'not sent' if many == 1 else f'none of {many} messages was sent'}")
 
 
+class BatchScript(NamedTuple):
+    """A script that carries out a batch, and the form of its arguments.
+
+    Attributes:
+        script: Replies with what failed: ``position, error, ...``.
+        arguments_each: The number of arguments for one message.
+        first: Packed arguments before those of the messages.
+        first_count: Their number.
+    """
+
+    script: Script
+    arguments_each: int
+    first: bytes = b""
+    first_count: int = 0
+
+
 class Batch:
-    """What goes to one stream in one flush, or to Pub/Sub: the arguments of a script call, and whose they are."""
+    """The messages that go to one stream in one flush, or to Pub/Sub: one call of the script."""
 
-    __slots__ = ("arguments", "calls", "key", "reply")
+    __slots__ = ("_script", "arguments", "calls", "key", "reply")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, script: BatchScript) -> None:
+        self._script = script
         self.key = key
         self.arguments: list[bytes] = []  # of each message
-        self.calls: list[Call] = []  # of each message
+        self.calls: list[PublishCall] = []  # of each message
         self.reply: Any = UNANSWERED
 
+    def pack(self, *, by_source: bool) -> bytes:
+        """Return the script call as the Redis protocol writes it."""
+        script, each, first, first_count = self._script
+        arguments = first + b"".join(self.arguments)
+        count = first_count + each * len(self.arguments)
+        return script.pack_call([self.key] if self.key else [], arguments, count, by_source=by_source)
+
     def settle(self, server: str, unanswered: str) -> bool:
-        """Tell the calls what became of their messages, and answer those of which all are sent; False if some failed.
+        """Note the outcome of each message in its call, and answer the calls of which all are sent.
 
         Args:
-            server: Who answered, for the text.
-            unanswered: Why there is no answer, where there is none.
+            server: The server's description, for the text of a failure.
+            unanswered: The reason why there is no reply, if there is none.
+
+        Returns:
+            False if a message failed: the caller answers its call when all batches are settled.
         """
         reply = self.reply
         if reply == []:  # nothing failed
@@ -94,11 +143,11 @@ class Batch:
                 if call.sent == call.messages:
                     call.answer()
             return True
-        # What failed: position, error, position, error, ...
         failures = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else {}
         for position, call in enumerate(self.calls, 1):
             if reply is UNANSWERED:
-                call.failure, call.is_unknown = unanswered, True
+                call.failure = unanswered
+                call.is_unknown = True
             elif isinstance(reply, Refused):
                 call.failure = f"{server} refused it: {reply}"
             elif position in failures:
@@ -109,186 +158,25 @@ class Batch:
                     call.answer()
         return False
 
-    @property
-    def is_forgotten(self) -> bool:
-        """Whether Redis does not know the script; nothing of the batch was carried out."""
-        return isinstance(self.reply, Refused) and self.reply.code == "NOSCRIPT"
 
-    @property
-    def is_demoted(self) -> bool:
-        """Whether it went to a server that takes no writes any more."""
-        return isinstance(self.reply, Refused) and self.reply.code in ("READONLY", "MASTERDOWN")
-
-
-class _Turn:
-    """A publish that waits for room, and what it needs."""
-
-    __slots__ = ("given", "messages", "size")
-
-    def __init__(self, messages: int, size: int) -> None:
-        self.messages, self.size = messages, size
-        self.given = asyncio.get_running_loop().create_future()
-
-
-class Line:
-    """What waits to be sent, the oldest first, so that the deadlines are in order too."""
-
-    def __init__(self) -> None:
-        self._entries: deque[tuple[Call, bytes, bytes]] = deque()
-        self._messages = self._bytes = 0  # in line, or promised to a turn
-        self._turns: deque[_Turn] = deque()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether somebody waits for room."""
-        return bool(self._turns)
-
-    def has_room(self) -> bool:
-        """Whether a call can be appended now. Calls may go over the limit by one, or a large one never could."""
-        return not self._turns and self._is_open()
-
-    def _is_open(self) -> bool:
-        return self._messages < WAITING_MESSAGES and self._bytes < WAITING_BYTES
-
-    async def room(self, messages: int, size: int, deadline: float) -> None:
-        """Wait until a call can be appended, first come, first served; then append it at once.
-
-        Raises:
-            BrokerUnavailable: there was no room before the deadline, or the line was given up.
-        """
-        turn = _Turn(messages, size)
-        self._turns.append(turn)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await turn.given
-        except BaseException as error:
-            self._leave(turn)
-            self._let_in()
-            if isinstance(error, TimeoutError):
-                waiting = f"{self._messages} messages ({self._bytes} bytes) are in line"
-                raise BrokerUnavailable(f"{waiting}, and no room came in time; not sent") from None
-            raise
-        self._leave(turn)
-
-    def _leave(self, turn: _Turn) -> None:
-        self._turns.remove(turn)
-        if turn.given.done() and not turn.given.cancelled() and turn.given.exception() is None:
-            self._messages -= turn.messages
-            self._bytes -= turn.size
-
-    def _let_in(self) -> None:
-        for turn in self._turns:
-            if turn.given.done():
-                continue
-            if not self._is_open():
-                break
-            self._messages += turn.messages
-            self._bytes += turn.size
-            turn.given.set_result(None)
-
-    def append(self, call: Call, packets: Iterable[Packet]) -> None:
-        """Put the messages of a call at the end."""
-        for key, arguments in packets:
-            self._entries.append((call, key, arguments))
-            self._bytes += len(arguments)
-        self._messages += call.messages
-
-    def first(self) -> Call | None:
-        """Whose message is the oldest; those whose callers have gone away are dropped."""
-        while self._entries and self._entries[0][0].answered.done():
-            self._drop()
-        return self._entries[0][0] if self._entries else None
-
-    def take(self, most: int, latest: float, late: str) -> list[Batch]:
-        """The oldest messages, as many as go into one flush, by stream.
-
-        Args:
-            most: No more messages than this.
-            latest: Calls with a deadline up to this fail.
-            late: With this text.
-        """
-        while (first := self.first()) is not None and first.deadline <= latest:
-            first.failure = late
-            first.answer()
-        batches: dict[bytes, Batch] = {}
-        batch: Batch | None = None
-        entries, size, room = self._entries, 0, most
-        while entries and room:
-            call, key, arguments = entries[0]
-            if call.answered.done():
-                self._drop()
-                continue
-            if size + len(arguments) > FLUSH_BYTES and batches:
-                break
-            entries.popleft()
-            if batch is None or batch.key is not key:
-                batch = batches.get(key)
-                if batch is None:
-                    batch = batches[key] = Batch(key)
-            batch.arguments.append(arguments)
-            batch.calls.append(call)
-            size += len(arguments)
-            room -= 1
-        self._messages -= most - room
-        self._bytes -= size
-        if self._turns:
-            self._let_in()
-        return list(batches.values())
-
-    def _drop(self) -> None:
-        _, _, arguments = self._entries.popleft()
-        self._messages -= 1
-        self._bytes -= len(arguments)
-
-    def fail(self, why: str) -> None:
-        """Answer whoever is in line, or waits for room, with an error: none of it is sent."""
-        while (call := self.first()) is not None:
-            call.failure = why
-            call.answer()
-        for turn in self._turns:
-            if not turn.given.done():
-                turn.given.set_exception(BrokerUnavailable(f"{why}; not sent"))
-
-
-BURST: Final = 32
-"""Messages in line when nothing is under way: of so many or more, the first flush takes half, so that from then on
-Redis is at one half while the other is being encoded (a third faster at 100 publishers than all in one flush)."""
-LATE: Final = 0.05
-"""The share of the timeout that must be left of a message's time: one sent later would likely end unknown."""
-PROBE_FOR: Final = 60.0
-"""Seconds for which a silent Redis is looked for after the last publish; then the next publish waits for it itself."""
-RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
-
-
-class Sender:
-    """Sends what is published over one connection, for one event loop at a time.
+class RedisSender:
+    """Sends published messages over one connection, for one event loop at a time.
 
     Args:
         client: The user's.
-        script: What carries out a batch.
-        pack: A message as a packet; may raise MessageRefused.
-        each: Arguments of the script for one message.
-        first: Arguments of the script before the messages, packed, and their number.
+        script: Carries out a batch.
+        encode: Returns a message encoded; may raise MessageRefused.
         timeout: Seconds in which a publish is answered.
     """
 
     def __init__(
-        self,
-        client: Redis,
-        script: Script,
-        pack: Callable[[Message], Packet],
-        *,
-        each: int,
-        first: tuple[bytes, int] = (b"", 0),
-        timeout: float,
+        self, client: Redis, script: BatchScript, encode: Callable[[Message], EncodedMessage], *, timeout: float
     ) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout is seconds, more than 0, not {timeout!r}")
-        self._client, self._server, self._timeout = client, where(client), timeout
-        self._script, self._pack, self._each, self._first = script, pack, each, first
+        self._client = client
+        self._server = describe_server(client)
+        self._script = script
+        self._encode = encode
+        self._timeout = check_seconds("timeout", timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._reset()
@@ -296,22 +184,22 @@ class Sender:
     def _reset(self) -> None:
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
-        self._line = Line()  # empty while silent
-        self._flight: list[Batch] = []  # sent, not settled
+        self._queue = SendQueue(self._script)  # empty while Redis is silent
+        self._in_flight: list[Batch] = []  # sent, not settled
         self._silent_since: datetime | None = None
-        self._asked = 0.0  # when a publish last met a silent Redis
-        self._why = ""  # the last connection failed
+        self._last_asked = 0.0  # the loop's time when a publish last met a silent Redis
+        self._trouble = ""  # of the last connection
 
     # -- publish --------------------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """See :class:`~silbo.protocols.Publisher`."""
+        """Send the messages, in this order: see :class:`~silbo.protocols.Publisher`."""
         refused: MessageRefused | None = None
         if len(messages) == 1:  # as the bridge publishes
-            packets = [self._pack(messages[0])]
+            encoded = [self._encode(messages[0])]
         else:
-            packets, refused = self._packets(messages)
-        if packets:
+            encoded, refused = self._encode_all(messages)
+        if encoded:
             loop = asyncio.get_running_loop()
             if loop is not self._loop:  # connection and task of another loop can be neither used nor closed here
                 self._loop = loop
@@ -320,58 +208,60 @@ class Sender:
                 raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
             if self._silent_since is not None:
                 self._refuse()
-            call = Call(len(packets), loop.create_future(), loop.time() + self._timeout)
-            if not self._line.has_room():
-                packets = await self._turn(call, packets, messages)
-            self._line.append(call, packets)
+            call = PublishCall(len(encoded), loop.create_future(), loop.time() + self._timeout)
+            if not self._queue.has_room():
+                encoded = await self._wait_for_room(call, encoded, messages)
+            self._queue.append(call, encoded)
             if self._task is None or self._task.done():
                 self._task = loop.create_task(self._run(), context=Context())
             await call.answered
         if refused is not None:
             raise refused
 
-    def _packets(self, messages: Sequence[Message]) -> tuple[list[Packet], MessageRefused | None]:
-        packets: list[Packet] = []
+    def _encode_all(self, messages: Sequence[Message]) -> tuple[list[EncodedMessage], MessageRefused | None]:
+        encoded: list[EncodedMessage] = []
         refused: MessageRefused | None = None
         for message in messages:
             try:
-                packets.append(self._pack(message))
+                encoded.append(self._encode(message))
             except MessageRefused as error:
                 if refused is None:
                     refused = error
                 else:
                     refused.add_note(f"and in the same call: {error}")
-        return packets, refused
+        return encoded, refused
 
-    async def _turn(self, call: Call, packets: list[Packet], messages: Sequence[Message]) -> list[Packet]:
-        """Wait for room in line. What waits takes none: it is encoded again."""
-        size = sum(len(arguments) for _, arguments in packets)
-        packets.clear()
-        await self._line.room(call.messages, size, call.deadline)
+    async def _wait_for_room(
+        self, call: PublishCall, encoded: list[EncodedMessage], messages: Sequence[Message]
+    ) -> list[EncodedMessage]:
+        """Wait for room in the queue. A waiting call must not take memory: its messages are encoded again."""
+        size = sum(len(arguments) for _, arguments in encoded)
+        encoded.clear()
+        await self._queue.wait_for_room(call.messages, size, call.deadline)
         if self._silent_since is not None:
             self._refuse()
-        return self._packets(messages)[0]
+        return self._encode_all(messages)[0]
 
     def _refuse(self) -> NoReturn:
-        self._asked = asyncio.get_running_loop().time()
+        self._last_asked = asyncio.get_running_loop().time()
         raise BrokerUnavailable(f"{self._silence()}; not sent")
 
     def _silence(self) -> str:
-        why = f" ({self._why})" if self._why else ""
-        return f"{self._server} has not answered since {self._silent_since:%H:%M:%S} UTC{why}"
+        trouble = f" ({self._trouble})" if self._trouble else ""
+        return f"{self._server} has not answered since {self._silent_since:%H:%M:%S} UTC{trouble}"
 
     async def aclose(self) -> None:
-        """Answer what waits, within its deadlines, and close the connection."""
+        """Answer every waiting publish, within its deadline, and close the connection. May be called twice."""
         self._closed = True
         if asyncio.get_running_loop() is not self._loop:
             return
         try:
-            while self._line.is_waited_for or (self._task is not None and not self._task.done()):
+            while self._queue.is_awaited or (self._task is not None and not self._task.done()):
                 if self._silent_since is not None and self._task is not None:
                     self._task.cancel()
                 if self._task is not None:
                     await asyncio.wait([self._task])
-                await asyncio.sleep(0)  # who was given room goes on, and a new task with it
+                await asyncio.sleep(0)  # a publish that was given room goes on, and starts a new task
         finally:
             if self._task is not None:
                 self._task.cancel()
@@ -382,19 +272,19 @@ class Sender:
     # -- the task -------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Send what is in line until nothing is; while Redis is silent, look for it."""
+        """Send until the queue is empty; while Redis is silent, probe it."""
         self._begun = False
         try:
-            while self._line or (self._silent_since is not None and not self._closed):
+            while self._queue or (self._silent_since is not None and not self._closed):
                 try:
                     await (self._flush() if self._silent_since is None else self._probe())
                 except TimeoutError:
-                    await self._missed()
+                    await self._become_silent()
                 except Refused as refusal:
-                    self._line.fail(f"{self._server} refused the connection: {refusal}")
-        except BaseException as error:  # cancelled, or a defect: whoever waits gets to know
+                    self._queue.fail(f"{self._server} refused the connection: {refusal}")
+        except BaseException as error:  # cancelled, or a defect: every waiting caller gets the error
             self._settle(f"the sender was ended by {error!r}")
-            self._line.fail(f"the sender was ended by {error!r}")
+            self._queue.fail(f"the sender was ended by {error!r}")
             self._silent_since = None
             await self._disconnect()
             raise
@@ -406,30 +296,29 @@ class Sender:
             TimeoutError: the oldest message's deadline has passed.
             Refused: there is no connection, and waiting for one does not help.
         """
-        if self._connection is None or await self._connection.has_something():
+        if self._connection is None or await self._connection.has_unread():
             await self._disconnect()
-            if (first := self._line.first()) is None:
+            if (first := self._queue.first()) is None:
                 return
             async with asyncio.timeout_at(first.deadline):
                 await self._connect()
+        assert self._connection is not None
         latest = asyncio.get_running_loop().time() + LATE * self._timeout
-        most = FLUSH_MESSAGES if self._begun or len(self._line) < BURST else min(FLUSH_MESSAGES, len(self._line) // 2)
+        most = FLUSH_MESSAGES if self._begun or len(self._queue) < BURST else min(FLUSH_MESSAGES, len(self._queue) // 2)
         self._begun = True
-        self._flight = self._line.take(most, latest, f"{self._server} did not come to it within {self._timeout:g} s")
-        if not self._flight:
+        late = f"{self._server} took longer than {self._timeout:g} s for the messages before it"
+        self._in_flight = self._queue.take(most, latest, late)
+        if not self._in_flight:
             return
         lost = ""
         try:
-            async with asyncio.timeout_at(self._flight[0].calls[0].deadline):
-                await self._exchange(self._flight, by_source=False)
-                forgotten = [batch for batch in self._flight if batch.is_forgotten]
-                if forgotten:  # the script, after SCRIPT FLUSH or a restart: nothing of these was carried out
-                    await self._exchange(forgotten, by_source=True)
+            async with asyncio.timeout_at(self._in_flight[0].calls[0].deadline):
+                await run_calls(self._connection, self._in_flight)
         except Lost as error:
-            self._why = lost = str(error)
-        demoted = any(batch.is_demoted for batch in self._flight)
+            self._trouble = lost = str(error)
+        is_demoted = any(isinstance(batch.reply, Refused) and batch.reply.is_demotion for batch in self._in_flight)
         self._settle(f"the connection to {self._server} broke: {lost}")
-        if lost or demoted:  # the next one may lead to the new master
+        if lost or is_demoted:
             await self._disconnect()
 
     async def _connect(self) -> None:
@@ -438,9 +327,9 @@ class Sender:
             attempt += 1
             try:
                 self._connection = await connect(self._client)
-                self._why = ""
+                self._trouble = ""
             except Lost as error:
-                self._why = str(error)
+                self._trouble = str(error)
                 await asyncio.sleep(RECONNECT.delay(attempt) or 0)
 
     async def _disconnect(self) -> None:
@@ -448,60 +337,178 @@ class Sender:
         if connection is not None:
             await connection.drop()
 
-    async def _exchange(self, batches: list[Batch], *, by_source: bool) -> None:
-        """One write and as many replies as batches.
-
-        Raises:
-            Lost: the connection broke; batches may have been carried out.
-        """
-        assert self._connection is not None
-        first, count = self._first
-        commands: list[bytes] = []
-        for batch in batches:
-            batch.reply = UNANSWERED
-            keys = [batch.key] if batch.key else []
-            arguments = first + b"".join(batch.arguments)
-            number = count + self._each * len(batch.arguments)
-            commands.append(self._script.call(keys, arguments, number, by_source=by_source))
-        await self._connection.write(b"".join(commands))
-        for batch in batches:
-            try:
-                batch.reply = await self._connection.read()
-            except Refused as refusal:
-                batch.reply = refusal
-
     def _settle(self, unanswered: str) -> None:
-        """Answer the calls of the flight, as far as they are through."""
-        flight, self._flight = self._flight, []
-        failed = [batch for batch in flight if not batch.settle(self._server, unanswered)]
-        for batch in failed:  # only now it is known what became of the call's other messages
+        """Settle the batches in flight; ``unanswered`` is the reason why there is no reply, if there is none."""
+        in_flight, self._in_flight = self._in_flight, []
+        failed = [batch for batch in in_flight if not batch.settle(self._server, unanswered)]
+        for batch in failed:  # only now the outcome of a call's messages in other batches is known
             for call in batch.calls:
                 if call.failure is not None:
                     call.answer()
 
     # -- silence --------------------------------------------------------------------------------------------
 
-    async def _missed(self) -> None:
-        """A deadline has passed without an answer: be silent, unless nobody was waiting for it any more."""
-        waited = bool(self._flight)
+    async def _become_silent(self) -> None:
+        """Drop the connection after a missed deadline; become silent if a publish was still waiting for the answer."""
+        was_awaited = bool(self._in_flight)
         self._settle(f"{self._server} did not answer within {self._timeout:g} s")
-        first, now = self._line.first(), asyncio.get_running_loop().time()
-        if waited or (first is not None and first.deadline <= now):
+        first = self._queue.first()
+        now = asyncio.get_running_loop().time()
+        if was_awaited or (first is not None and first.deadline <= now):
             self._silent_since = datetime.now(UTC) - timedelta(seconds=self._timeout)
-            self._asked = now
-            self._line.fail(self._silence())
+            self._last_asked = now
+            self._queue.fail(self._silence())
         await self._disconnect()
 
     async def _probe(self) -> None:
-        """Look whether a silent Redis answers a new connection."""
+        """End the silence if Redis answers a new connection, or if no publish has asked for a minute."""
         try:
             async with asyncio.timeout(self._timeout):
                 self._connection = await connect(self._client)
         except (Lost, TimeoutError) as error:
-            self._why = str(error) or self._why
+            self._trouble = str(error) or self._trouble
             await asyncio.sleep(RECONNECT.cap)
-            if asyncio.get_running_loop().time() - self._asked < PROBE_FOR:
+            if asyncio.get_running_loop().time() - self._last_asked < PROBE_FOR:
                 return
         except Refused:  # an answer: the next publish brings it to its caller
             pass
         self._silent_since = None
+
+
+class SendQueue:
+    """Messages that wait to be sent, oldest first, of any stream, so that the deadlines are in order too.
+
+    Bounded in messages and bytes: a publish that finds it full waits for room, behind those that wait already.
+    """
+
+    def __init__(self, script: BatchScript) -> None:
+        self._script = script
+        self._entries: deque[tuple[PublishCall, bytes, bytes]] = deque()  # call, stream's key, arguments
+        self._messages = 0  # of the entries, and of waiters that were given room
+        self._bytes = 0
+        self._waiters: deque[_RoomWaiter] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if a publish waits for room."""
+        return bool(self._waiters)
+
+    def has_room(self) -> bool:
+        """Return True if a call can be appended now, however large: else one above the limits never could."""
+        return not self._waiters and self._is_below_limits()
+
+    def _is_below_limits(self) -> bool:
+        return self._messages < QUEUE_MESSAGES and self._bytes < QUEUE_BYTES
+
+    async def wait_for_room(self, messages: int, size: int, deadline: float) -> None:
+        """Wait until a call of so many messages and bytes can be appended, first come, first served.
+
+        The caller appends it at once, without another await.
+
+        Raises:
+            BrokerUnavailable: there was no room before the deadline, or the queue was failed.
+        """
+        waiter = _RoomWaiter(messages, size, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await waiter.admitted
+        except BaseException as error:
+            self._remove(waiter)
+            self._admit_waiters()
+            if isinstance(error, TimeoutError):
+                queued = f"{self._messages} messages ({self._bytes} bytes) wait to be sent"
+                raise BrokerUnavailable(f"{queued}, and no room came in time; not sent") from None
+            raise
+        self._remove(waiter)
+
+    def _remove(self, waiter: _RoomWaiter) -> None:
+        self._waiters.remove(waiter)
+        admitted = waiter.admitted
+        if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
+            self._messages -= waiter.messages
+            self._bytes -= waiter.size
+
+    def _admit_waiters(self) -> None:
+        for waiter in self._waiters:
+            if waiter.admitted.done():
+                continue
+            if not self._is_below_limits():
+                break
+            self._messages += waiter.messages
+            self._bytes += waiter.size
+            waiter.admitted.set_result(None)
+
+    def append(self, call: PublishCall, encoded: Iterable[EncodedMessage]) -> None:
+        """Append the messages of a call."""
+        for key, arguments in encoded:
+            self._entries.append((call, key, arguments))
+            self._bytes += len(arguments)
+        self._messages += call.messages
+
+    def first(self) -> PublishCall | None:
+        """Return the call of the oldest message; drop messages whose callers have gone away."""
+        while self._entries and self._entries[0][0].answered.done():
+            self._drop_first()
+        return self._entries[0][0] if self._entries else None
+
+    def take(self, most: int, latest: float, late: str) -> list[Batch]:
+        """Remove the oldest messages, as many as fit into one flush, and return them by stream.
+
+        Args:
+            most: The most messages taken.
+            latest: Calls with a deadline up to this loop's time fail.
+            late: The reason of their failure.
+        """
+        while (first := self.first()) is not None and first.deadline <= latest:
+            first.failure = late
+            first.answer()
+        batches: dict[bytes, Batch] = {}
+        batch: Batch | None = None
+        entries, size, room = self._entries, 0, most
+        while entries and room:
+            call, key, arguments = entries[0]
+            if call.answered.done():
+                self._drop_first()
+                continue
+            if size + len(arguments) > FLUSH_BYTES and batches:
+                break
+            entries.popleft()
+            if batch is None or batch.key is not key:
+                batch = batches.get(key)
+                if batch is None:
+                    batch = batches[key] = Batch(key, self._script)
+            batch.arguments.append(arguments)
+            batch.calls.append(call)
+            size += len(arguments)
+            room -= 1
+        self._messages -= most - room
+        self._bytes -= size
+        if self._waiters:
+            self._admit_waiters()
+        return list(batches.values())
+
+    def _drop_first(self) -> None:
+        _, _, arguments = self._entries.popleft()
+        self._messages -= 1
+        self._bytes -= len(arguments)
+
+    def fail(self, why: str) -> None:
+        """Answer every call in the queue, and every one that waits for room, with an error: none of it is sent."""
+        while (call := self.first()) is not None:
+            call.failure = why
+            call.answer()
+        for waiter in self._waiters:
+            if not waiter.admitted.done():
+                waiter.admitted.set_exception(BrokerUnavailable(f"{why}; not sent"))
+
+
+class _RoomWaiter(NamedTuple):
+    """A publish that waits for room: its messages, their bytes, and a future that is done when it has room."""
+
+    messages: int
+    size: int
+    admitted: asyncio.Future[None]

@@ -181,10 +181,10 @@ async def test_what_is_acknowledged_while_it_is_read_again_does_not_come_twice(
             assert [number(item) for item in await receiver.receive(2)] == [1]
         else:
             assert [number(item) for item in await receiver.receive(1)] == [1]
-            reader._own[KEY.encode()] = b"0"
+            reader._reread_after[KEY.encode()] = b"0"
             assert [number(item) for item in await receiver.receive(1)] == [1]
-            reader._own[KEY.encode()] = b"0"
-            async with reader._turn, reader._talk("read") as connection:
+            reader._reread_after[KEY.encode()] = b"0"
+            async with reader._read_lock, reader._connected("read") as connection:
                 await reader._read(connection, 2)
             await receiver.ack(two)
             assert [number(item) for item in await receiver.receive(2)] == [1]
@@ -232,7 +232,7 @@ async def test_count_whose_answer_is_lost_counts_once(
             await asyncio.wait([counting])
             own_redis.resume()
             if not counting.exception():  # answered before the freeze: so forget that it was
-                receiver._hold._counted[delivery.address, delivery.id] = 1  # type: ignore[attr-defined]
+                receiver._in_hand._attempts[delivery.address, delivery.id] = 1  # type: ignore[attr-defined]
         assert await receiver.count(delivery) == 2
         assert await receiver.count(delivery) == 3
 
@@ -373,7 +373,7 @@ async def test_consumers_that_are_long_silent_and_have_nothing_are_removed(
             await admin.xclaim(KEY, "billing", name, 0, [entry_id], justid=True)
         await asyncio.sleep(0.3)
         upkeep = receiver._upkeep[KEY.encode()]  # type: ignore[attr-defined]
-        await upkeep.tidy(receiver._connection)  # type: ignore[attr-defined]
+        await upkeep.remove_silent_consumers(receiver._connection)  # type: ignore[attr-defined]
         assert await consumers(admin) == {"me", "busy", "silbo-retry"}
         await receive(receiver, 2)  # claimed
 

@@ -1,4 +1,4 @@
-"""The line of waiting messages: bounded in messages and in bytes, and taken in flushes of either."""
+"""The queue of the sender: bounded in messages and in bytes, and taken in flushes of either."""
 
 from __future__ import annotations
 
@@ -6,80 +6,82 @@ import asyncio
 
 import pytest
 
+from silbo.brokers.redis.scripts import ADD
 from silbo.brokers.redis.sender import (
     FLUSH_BYTES,
     FLUSH_MESSAGES,
-    WAITING_BYTES,
-    WAITING_MESSAGES,
-    Call,
-    Line,
+    QUEUE_BYTES,
+    QUEUE_MESSAGES,
+    BatchScript,
+    PublishCall,
+    SendQueue,
 )
 from silbo.errors import BrokerUnavailable
 
 
-def enter(line: Line, *sizes: int, key: bytes = b"key") -> Call:
-    """A call with one message of each size, at the end of the line."""
+def enter(queue: SendQueue, *sizes: int, key: bytes = b"key") -> PublishCall:
+    """A call with one message of each size, at the end of the queue."""
     loop = asyncio.get_running_loop()
-    call = Call(len(sizes), loop.create_future(), loop.time() + 5)
-    line.append(call, [(key, bytes(size)) for size in sizes])
+    call = PublishCall(len(sizes), loop.create_future(), loop.time() + 5)
+    queue.append(call, [(key, bytes(size)) for size in sizes])
     return call
 
 
-def take(line: Line) -> list[list[int]]:
+def take(queue: SendQueue) -> list[list[int]]:
     """The sizes of the messages of the next flush, by batch."""
-    return [[len(arguments) for arguments in batch.arguments] for batch in line.take(FLUSH_MESSAGES, 0, "late")]
+    return [[len(arguments) for arguments in batch.arguments] for batch in queue.take(FLUSH_MESSAGES, 0, "late")]
 
 
-async def test_line_is_bounded_in_messages() -> None:
-    line = Line()
-    while line.has_room():
-        enter(line, 1)
-    assert len(line) == WAITING_MESSAGES
-    take(line)
-    assert line.has_room()
+async def test_queue_is_bounded_in_messages() -> None:
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    while queue.has_room():
+        enter(queue, 1)
+    assert len(queue) == QUEUE_MESSAGES
+    take(queue)
+    assert queue.has_room()
 
 
-async def test_line_is_bounded_in_bytes() -> None:
-    line = Line()
-    while line.has_room():
-        enter(line, 1 << 19)
-    assert len(line) == WAITING_BYTES // (1 << 19)
-    take(line)
-    assert line.has_room()
+async def test_queue_is_bounded_in_bytes() -> None:
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    while queue.has_room():
+        enter(queue, 1 << 19)
+    assert len(queue) == QUEUE_BYTES // (1 << 19)
+    take(queue)
+    assert queue.has_room()
 
 
 async def test_flush_is_bounded_in_messages_and_in_bytes() -> None:
     """A message that is larger than a flush goes alone, and is not passed by others."""
-    line = Line()
-    enter(line, *[1] * (FLUSH_MESSAGES + 1))
-    enter(line, FLUSH_BYTES - 1, 1, FLUSH_BYTES + 1, 1)
-    assert take(line) == [[1] * FLUSH_MESSAGES]
-    assert take(line) == [[1, FLUSH_BYTES - 1]]
-    assert take(line) == [[1]]
-    assert take(line) == [[FLUSH_BYTES + 1]]
-    assert take(line) == [[1]]
-    assert take(line) == []
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    enter(queue, *[1] * (FLUSH_MESSAGES + 1))
+    enter(queue, FLUSH_BYTES - 1, 1, FLUSH_BYTES + 1, 1)
+    assert take(queue) == [[1] * FLUSH_MESSAGES]
+    assert take(queue) == [[1, FLUSH_BYTES - 1]]
+    assert take(queue) == [[1]]
+    assert take(queue) == [[FLUSH_BYTES + 1]]
+    assert take(queue) == [[1]]
+    assert take(queue) == []
 
 
 async def test_withdrawn_messages_make_room() -> None:
-    line = Line()
-    calls = [enter(line, 1) for _ in range(WAITING_MESSAGES)]
-    assert not line.has_room()
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    calls = [enter(queue, 1) for _ in range(QUEUE_MESSAGES)]
+    assert not queue.has_room()
     for call in calls:
         call.answered.cancel()
-    assert line.first() is None
-    assert line.has_room()
+    assert queue.first() is None
+    assert queue.has_room()
 
 
 async def test_room_is_given_in_turn_and_not_twice() -> None:
     """Who comes while others wait is behind them; who goes away, even with room given, leaves it to the next."""
-    line = Line()
-    full = enter(line, *[1] * WAITING_MESSAGES)
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    full = enter(queue, *[1] * QUEUE_MESSAGES)
     order: list[int] = []
 
     async def come(number: int) -> None:
-        await line.room(WAITING_MESSAGES, 1, asyncio.get_running_loop().time() + 5)
-        enter(line, *[1] * WAITING_MESSAGES)
+        await queue.wait_for_room(QUEUE_MESSAGES, 1, asyncio.get_running_loop().time() + 5)
+        enter(queue, *[1] * QUEUE_MESSAGES)
         order.append(number)
 
     async def all_others() -> None:
@@ -88,41 +90,41 @@ async def test_room_is_given_in_turn_and_not_twice() -> None:
 
     tasks = [asyncio.ensure_future(come(number)) for number in range(5)]
     await all_others()
-    assert not line.has_room()
+    assert not queue.has_room()
     tasks[0].cancel()
     await all_others()
     assert order == []
     full.answered.cancel()
-    take(line)  # gives room to the next, who does not get to it
+    take(queue)  # gives room to the next, who does not get to it
     tasks[1].cancel()
     await all_others()
     assert order == [2]
     for expected in ([2, 3], [2, 3, 4]):
-        while take(line):
+        while take(queue):
             pass
         await all_others()
         assert order == expected
-    assert not line.has_room()
+    assert not queue.has_room()
 
 
-async def test_line_that_is_given_up_answers_everybody() -> None:
-    line = Line()
-    call = enter(line, *[1] * WAITING_MESSAGES)
-    waiting = asyncio.ensure_future(line.room(1, 1, asyncio.get_running_loop().time() + 5))
+async def test_queue_that_is_given_up_answers_everybody() -> None:
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    call = enter(queue, *[1] * QUEUE_MESSAGES)
+    waiting = asyncio.ensure_future(queue.wait_for_room(1, 1, asyncio.get_running_loop().time() + 5))
     await asyncio.sleep(0)
-    line.fail("no Redis")
+    queue.fail("no Redis")
     with pytest.raises(BrokerUnavailable, match="no Redis; none of 10000 messages was sent"):
         await call.answered
     with pytest.raises(BrokerUnavailable, match="no Redis; not sent"):
         await waiting
-    assert line.has_room()
+    assert queue.has_room()
 
 
 async def test_no_room_in_time_is_told() -> None:
-    line = Line()
-    enter(line, *[1] * WAITING_MESSAGES)
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    enter(queue, *[1] * QUEUE_MESSAGES)
     with pytest.raises(
-        BrokerUnavailable, match=r"10000 messages \(10000 bytes\) are in line, and no room came in time"
+        BrokerUnavailable, match=r"10000 messages \(10000 bytes\) wait to be sent, and no room came in time"
     ):
-        await line.room(1, 1, asyncio.get_running_loop().time() + 0.02)
-    assert not line.is_waited_for
+        await queue.wait_for_room(1, 1, asyncio.get_running_loop().time() + 0.02)
+    assert not queue.is_awaited

@@ -11,8 +11,7 @@ from redis.asyncio import Redis
 
 from chaos.proxy import Link, Proxy, Rule
 from silbo.brokers.redis import RedisStreams
-from silbo.brokers.redis.calls import Calls
-from silbo.brokers.redis.scripts import ADD
+from silbo.brokers.redis.calls import CallConnection
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, PublishError
 from silbo.message import Message
 from tests.support.redis_streams import has_connections, message, stored
@@ -222,19 +221,19 @@ async def test_frozen_redis_is_waited_for_no_longer_than_the_deadline(
 
 async def test_call_does_not_wait_for_its_turn_past_its_deadline(own_redis: RedisServer, streams_client: Redis) -> None:
     """As the second part of a large call, behind one that began later."""
-    calls = Calls(streams_client, 2)
-    await calls.ask(b"PING")
+    connection = CallConnection(streams_client, 2)
+    await connection.run_command(b"PING")
     own_redis.pause()
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    first = asyncio.ensure_future(calls.ask(b"PING"))
+    first = asyncio.ensure_future(connection.run_command(b"PING"))
     await asyncio.sleep(0)
     with pytest.raises(BrokerUnavailable, match="nothing was done"):
-        await calls.run(ADD, deadline=begin + 0.2)
+        await connection.run_all(deadline=begin + 0.2)
     assert loop.time() - begin < 0.2 + TOLERANCE
     own_redis.resume()
     assert await first == b"PONG"
-    await calls.aclose()
+    await connection.aclose()
 
 
 @pytest.mark.every_redis
