@@ -52,11 +52,13 @@ class Fields:
     def __init__(self, fields: Mapping[str, tuple[str, Any]]) -> None:
         self._apart: dict[str, tuple[str, Any]] = {}  # what msgspec knows no way for
         self._together: list[str] = []
+        self._hints: dict[str, Any] = {}
         columns: list[tuple[str, Any, Any]] = []
         for attribute, (wire, hint) in fields.items():
             if _is_supported(hint):
                 columns.append((f"f{len(columns)}", hint, msgspec.field(name=wire, default=msgspec.UNSET)))
                 self._together.append(attribute)
+                self._hints[wire] = hint
             else:
                 self._apart[attribute] = (wire, hint)
         self._struct = msgspec.defstruct("Fields", columns)
@@ -70,6 +72,9 @@ class Fields:
         try:
             found = msgspec.convert(payload, self._struct, dec_hook=_custom, str_keys=True)
         except UNREADABLE as error:
+            for wire, hint in self._hints.items():  # the one that does not fit, each on its own
+                if wire in payload:
+                    _at(wire, payload[wire], hint)
             raise invalid(error, under="payload") from None
         pairs = zip(self._together, msgspec.structs.astuple(found), strict=True)
         values = {attribute: value for attribute, value in pairs if value is not msgspec.UNSET}
@@ -136,7 +141,7 @@ def _one_of(value: Any, members: tuple[Any, ...]) -> Any:
             errors.append(str(error))
     if taken:
         return taken[0]
-    raise ValueError("; ".join(errors))
+    raise ValueError(f"fits none of {len(members)} types: {'; '.join(errors)}")
 
 
 # -- classes that msgspec does not know ---------------------------------------------------------------------
@@ -195,7 +200,7 @@ def read_model(cls: type, payload: Any) -> dict[str, Any]:
         MessageInvalid: bytes that are no base64; names the field.
     """
     if not isinstance(payload, dict):
-        raise MessageInvalid(f"Expected `object`, got `{type(payload).__name__}`")
+        raise MessageInvalid(f"not a JSON object but {type(payload).__name__}")
     values: dict[str, Any] = {}
     for wire, (key, hint, holds_bytes) in _model_fields(cls).items():
         if wire in payload:

@@ -351,6 +351,8 @@ def _dumped(event: Any, shape: Shape) -> Iterator[tuple[str, Any]]:
 
 # -- what msgspec finds wrong ------------------------------------------------------------------------------
 
+# msgspec tells the place inside of a value in its text alone. Where a release words it differently, the place is the
+# value's own, and the text is all of msgspec's.
 _WHERE: Final = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)`)?", re.DOTALL).fullmatch
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL).fullmatch
 
@@ -358,14 +360,18 @@ _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 def invalid(error: Exception, *, under: str = "") -> MessageInvalid:
     """What msgspec found wrong, with the field's name where it gives one.
 
+    The kind of fault is told by the class of the error and said in our words: texts change between releases.
+
     Args:
-        error: msgspec's, or what else comes out of it (UnicodeDecodeError, RecursionError).
+        error: msgspec's, or what else comes out of it (UnicodeError, RecursionError).
         under: The part of the message that was read, as ``payload``.
     """
     if isinstance(error, UnicodeError):
         return MessageInvalid("not UTF-8", field=under or None)
     if isinstance(error, RecursionError):
         return MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=under or None)
+    if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
+        return MessageInvalid(f"not JSON: {error}", field=under or None)
     match = _WHERE(str(error))
     problem, path = (match["problem"], match["path"]) if match else (str(error), None)
     if missing := _MISSING(problem):

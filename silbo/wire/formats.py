@@ -210,7 +210,7 @@ class CloudEventsFormat(_ByEventName):
         try:
             event = msgspec.convert(record, _CloudEvent)
         except UNREADABLE as error:
-            raise invalid(error) from None
+            raise _wrong_key(record, _CloudEvent) or invalid(error) from None
         payload = event.data
         _check_depth(payload, "data")
         if "event_id" not in payload and not is_uuid(event.id):
@@ -266,7 +266,39 @@ def _read(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
     try:
         return decoder.decode(raw)
     except UNREADABLE as error:
-        raise invalid(error) from None
+        raise _unreadable(raw, decoder.type, error) from None
+
+
+def _unreadable(raw: bytes, kind: Any, error: Exception) -> MessageInvalid:
+    """Look for the fault ourselves: which errors msgspec has for one, and their texts, is another in each release."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as found:
+        return invalid(found)
+    if not isinstance(error, msgspec.ValidationError):
+        return invalid(error)
+    try:
+        record = msgspec.json.decode(raw)
+    except UNREADABLE as found:
+        return invalid(error if isinstance(found, msgspec.ValidationError) else found)
+    return _wrong_key(record, kind) or invalid(error)
+
+
+def _wrong_key(record: Any, kind: Any) -> MessageInvalid | None:
+    """The first required key that a record lacks, or the first value that does not fit; None where both are well."""
+    if not isinstance(record, dict):
+        return MessageInvalid("not a JSON object")
+    for field in msgspec.structs.fields(kind) if isinstance(kind, type) else ():  # not those of dict[str, Any]
+        name = field.encode_name
+        if name not in record:
+            if field.required:
+                return MessageInvalid("missing", field=name)
+            continue
+        try:
+            msgspec.convert(record[name], field.type)
+        except UNREADABLE as error:
+            return invalid(error, under=name)
+    return None
 
 
 def _check_depth(payload: dict[str, Any], field: str) -> None:

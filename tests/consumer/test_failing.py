@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +64,10 @@ async def test_errors_without_a_hook_are_logged(
     async with Running(Consumer(d, Scripted([Gap("events", "cut off"), delivery(1, raw=b"{"), delivery(2)]))):
         await heard.until(1)
     records: list[Any] = caplog.records
-    assert [record.message for record in records] == [
+    assert [re.sub("not JSON: .*", "not JSON: ...", record.message) for record in records] == [
         "gap in group billing: events: an unknown number of messages may have been missed: cut off",
-        "a message 1 in group billing: malformed: Input data was truncated",
-        "dead letter: a message 1 in group billing: given up at once: Input data was truncated",
+        "a message 1 in group billing: malformed: not JSON: ...",
+        "dead letter: a message 1 in group billing: given up at once: not JSON: ...",
     ]
     assert (records[1].address, records[1].delivery_id) == ("events", "1")
 
