@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from silbo._checks import check_count, check_list
 from silbo.bridge import Bridge, find_bridges
-from silbo.containers import Adapter
+from silbo.containers._adapter import Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import container_of
 from silbo.dispatch.options import is_async
@@ -115,7 +115,7 @@ def bootstrap(
     if bridge is not None and any(find_bridges(dispatcher)):
         raise ValueError("the dispatcher has a bridge already, and two send everything twice: leave out message_broker")
     if isinstance(adapter, Adapter):
-        adapter.missing(dispatcher, ask=is_given)
+        adapter.check_dispatcher(dispatcher, ask=is_given)
     for name, mapper, its_map in mappers:
         _call(name, mapper, its_map)
     for start in starting:
@@ -129,8 +129,8 @@ def bootstrap(
         max_concurrent_event_handlers=max_concurrent_event_handlers,
     )
     if isinstance(adapter, Adapter):
-        adapter.take_dispatcher(dispatcher, ask=is_given)
-        adapter.take(mediator)
+        adapter.register_dispatcher(dispatcher, ask=is_given)
+        adapter.register_if_missing(mediator)
     if bridge is not None:
         dispatcher.add_subscriber(bridge)
     return mediator

@@ -1,4 +1,6 @@
-"""Listener classes made by dependency_injector, and one dispatcher (``pip install 'silbo[dependency-injector]'``).
+"""The adapter of dependency_injector: makes listener classes, and gives one dispatcher to all components.
+
+Install it with ``pip install 'silbo[dependency-injector]'``.
 
 class Services(containers.DeclarativeContainer):
     dispatcher = providers.Dependency()
@@ -17,7 +19,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar, get_type_hints, overload
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
-from silbo.containers import ASK, NOTHING, Adapter
+from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
@@ -37,12 +39,12 @@ D = TypeVar("D", bound=AsyncEventDispatcher)
 class DependencyInjectorContainer(Adapter):
     """Makes the objects of listener classes with a dependency_injector container.
 
-    A class is looked up among the container's providers, those of nested containers included: the one that provides it,
-    else the only one that provides a subclass of it.
+    A class is looked up among the container's providers, including those of nested containers: the provider of the class
+    itself, else the only provider of a subclass.
 
-    Each unit of work has a context of its own, begun without what ``ContextLocalSingleton`` and ``ContextLocalResource``
-    hold elsewhere: those are made once in it, and the resources are shut down at the end. The library does not tell them
-    of an error.
+    Each unit of work has a context of its own, which begins without the objects that ``ContextLocalSingleton`` and
+    ``ContextLocalResource`` have elsewhere: they are made once in it, and resources are shut down at the end. The library
+    does not pass an error of the dispatch to them.
     """
 
     def __init__(self, container: containers.Container) -> None:
@@ -55,21 +57,21 @@ class DependencyInjectorContainer(Adapter):
         context = copy_context()
         resource: Any  # its stubs lack reset_state
         for resource in self.container.traverse([providers.ContextLocalResource]):
-            context.run(resource.reset_state)  # forgets it in this context; whoever opened it has it still
+            context.run(resource.reset_state)  # forgotten in this context only: other contexts still have it
         for singleton in self.container.traverse([providers.ContextLocalSingleton]):
             context.run(singleton.reset)
         try:
             scope = _Scope(self, context)
-            await self.check(scope)
+            await self.check_scope(scope)
             yield scope
         finally:
             await _shut_down(self.container, context)
 
     def provider(self, cls: type) -> providers.Provider[Any]:
-        """The provider that gives objects of a class.
+        """Return the provider of a class.
 
         Raises:
-            Unresolvable: there is none, or more than one.
+            Unresolvable: no provider gives the class, or more than one does.
         """
         found = self._providers(cls)
         if len(found) != 1:
@@ -79,32 +81,42 @@ class DependencyInjectorContainer(Adapter):
 
     def _providers(self, cls: type) -> list[providers.Provider[Any]]:
         wanted: type = WhistleDispatcher if cls is IAsyncEventDispatcher else cls
-        given = [(provider, gives) for provider in _flat(self.container) if (gives := _gives(provider)) is not None]
+        given = [
+            (provider, gives) for provider in _providers_of(self.container) if (gives := _gives(provider)) is not None
+        ]
         exact = [provider for provider, gives in given if gives is wanted]
         return exact or [provider for provider, gives in given if wanted in gives.__mro__]
 
-    def lookup(self, cls: type[Any]) -> object:
-        """See :class:`silbo.containers.Adapter`."""
-        found = [provider for provider in self._providers(cls) if not _open(provider)]
-        given = found[0] if len(found) == 1 else None
-        while isinstance(given, providers.Dependency):
-            given = given.last_overriding
-        return NOTHING if not found else given() if isinstance(given, providers.Object) else ASK
+    def find(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers._adapter.Adapter`."""
+        found = [provider for provider in self._providers(cls) if not _is_undefined(provider)]
+        if not found:
+            return NOTHING
+        provider = found[0] if len(found) == 1 else None
+        while isinstance(provider, providers.Dependency):
+            provider = provider.last_overriding
+        return provider() if isinstance(provider, providers.Object) else UNKNOWN
 
-    def give(self, given: object, types: Sequence[type[Any]], *, name: str = "") -> None:
-        """See :class:`silbo.containers.Adapter`: the provider of a name, found under every class that the object is of.
+    def register(self, registered: object, types: Sequence[type[Any]], *, name: str = "") -> None:
+        """See :class:`silbo.containers._adapter.Adapter`. The types are not needed: a provider is found by the classes of its object.
+
+        Args:
+            registered: The object.
+            types: Not used.
+            name: Of the provider; by default "dispatcher" for a dispatcher, else the class's name in lower case.
 
         Raises:
-            dependency_injector.errors.Error: the dispatcher's name is taken. That of something else may be.
+            dependency_injector.errors.Error: it is a dispatcher, and its name is taken. If the name of another object is
+                taken, nothing is registered.
         """
-        of_dispatcher = isinstance(given, AsyncEventDispatcher)
-        name = name or ("dispatcher" if of_dispatcher else type(given).__name__.lower())
+        is_dispatcher = isinstance(registered, AsyncEventDispatcher)
+        name = name or ("dispatcher" if is_dispatcher else type(registered).__name__.lower())
         declared = self.container.providers.get(name)
         if declared is None:
-            self.container.set_provider(name, providers.Object(given))
-        elif _open(declared):
-            declared.override(providers.Object(given))
-        elif of_dispatcher:
+            self.container.set_provider(name, providers.Object(registered))
+        elif _is_undefined(declared):
+            declared.override(providers.Object(registered))
+        elif is_dispatcher:
             raise errors.Error(
                 f"the container has a provider {name!r} already: {declared}. Choose another name, "
                 "register_dispatcher(container, name=...)"
@@ -113,7 +125,8 @@ class DependencyInjectorContainer(Adapter):
 
 class _Scope:
     def __init__(self, adapter: DependencyInjectorContainer, context: Context) -> None:
-        self._adapter, self._context = adapter, context
+        self._adapter = adapter
+        self._context = context
 
     async def resolve(self, cls: type[T], /) -> T:
         provider = self._adapter.provider(cls)
@@ -124,7 +137,7 @@ class _Scope:
             raise Unresolvable(cls, self._adapter, str(error)) from error
         except TypeError as error:
             problem = _missing_argument(provider)
-            if problem is None:  # raised inside of a constructor
+            if problem is None:  # raised inside a constructor
                 raise
             raise Unresolvable(cls, self._adapter, problem) from error
 
@@ -136,31 +149,31 @@ def register_dispatcher(container: containers.Container, dispatcher: D, *, name:
 def register_dispatcher(
     container: containers.Container, dispatcher: AsyncEventDispatcher | None = None, *, name: str = "dispatcher"
 ) -> AsyncEventDispatcher:
-    """Make one dispatcher the container's: the provider of a name, and found under every type that one may ask for.
+    """Register one dispatcher in the container: as the provider of a name, found under every type that a component may ask for.
 
     Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
-    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
+    with all its bases down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
 
     Args:
-        container: The object, not its class. Where the class declares ``dispatcher = providers.Dependency()``, to inject
-            it into others, that is what is provided.
-        dispatcher: A dispatcher of yours, of a class of yours if you like; by default a new one, whose listener classes are
-            made by this container.
-        name: The provider's.
+        container: An object of the container's class. If the class declares ``dispatcher = providers.Dependency()``, to
+            inject it into others, this provider gives the dispatcher.
+        dispatcher: Your own dispatcher, perhaps of a class of yours; by default a new one, whose listener classes are made by
+            this container.
+        name: Of the provider.
 
     Returns:
-        The dispatcher, also what the container gives from now on. Closing it stays with you.
+        The dispatcher, which the container gives from now on. You close it yourself.
 
     Raises:
-        TypeError: it is no silbo dispatcher, or no container.
+        TypeError: ``dispatcher`` is no silbo dispatcher, or ``container`` is no container.
         DispatcherConflict: the container has another dispatcher; nothing was registered.
         dependency_injector.errors.Error: the container provides something else under this name.
     """
     adapter = DependencyInjectorContainer(container)
-    found = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
-    if types := adapter.missing(found):
-        adapter.give(found, types, name=name)
-    return found
+    registered = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    if types := adapter.check_dispatcher(registered):
+        adapter.register(registered, types, name=name)
+    return registered
 
 
 def _check(container: object) -> None:
@@ -168,21 +181,22 @@ def _check(container: object) -> None:
         raise TypeError(f"an object of a dependency_injector container is needed, as Services(), not {container!r}")
 
 
-def _flat(container: Any) -> Iterator[providers.Provider[Any]]:
+def _providers_of(container: Any) -> Iterator[providers.Provider[Any]]:
+    """Yield the providers of a container and of its nested containers."""
     for provider in container.providers.values():
         if isinstance(provider, providers.Container):
-            yield from _flat(provider)
+            yield from _providers_of(provider)
         else:
             yield provider
 
 
-def _open(provider: Any) -> bool:
-    """Whether it is declared only: something is still to be given to it."""
+def _is_undefined(provider: Any) -> bool:
+    """Return True if the provider is a declared Dependency for which no other provider was given yet."""
     return isinstance(provider, providers.Dependency) and not provider.is_defined
 
 
 def _gives(provider: Any) -> type | None:
-    """The class of what a provider gives, where it can be known without asking it."""
+    """Return the class of the objects that a provider gives; None if only a call of the provider would show it."""
     if isinstance(provider, providers.Dependency):
         return _gives(provider.last_overriding) if provider.last_overriding else provider.instance_of
     source = getattr(provider, "provides", None)
@@ -197,27 +211,31 @@ def _gives(provider: Any) -> type | None:
 
 
 def _missing_argument(provider: providers.Provider[Any]) -> str | None:
-    one: Any
-    for one in (provider, *provider.traverse()):
-        source = getattr(one, "provides", None)
-        if callable(source) and hasattr(one, "kwargs"):
+    """Return the text of the error of a provider that lacks an argument for its class, looking at its dependencies too."""
+    each: Any
+    for each in (provider, *provider.traverse()):
+        source = getattr(each, "provides", None)
+        if callable(source) and hasattr(each, "kwargs"):
             try:
-                inspect.signature(source).bind(*getattr(one, "args", ()), **one.kwargs)
+                inspect.signature(source).bind(*getattr(each, "args", ()), **each.kwargs)
             except TypeError as error:
                 return f"{getattr(source, '__qualname__', source)}: {error}"
     return None
 
 
 async def _shut_down(container: containers.Container, context: Context) -> None:
-    """Shut down the resources of a context, each before those it was made of; where one fails, the others too.
+    """Shut down the resources of a context, each before its own dependencies, and all of them even if some fail.
 
-    Not by ``shutdown_resources``: where one fails there, others are left open.
+    The library's ``shutdown_resources`` leaves others open if one fails.
+
+    Raises:
+        Exception: the error of the one resource that failed; an ExceptionGroup if several did.
     """
     resources: Iterator[Any] = container.traverse([providers.ContextLocalResource])
     left = [resource for resource in resources if context.run(getattr, resource, "initialized")]
     failures: list[Exception] = []
     while left:
-        resource = next(one for one in left if not any(one in other.traverse() for other in left))
+        resource = next(each for each in left if not any(each in other.traverse() for other in left))
         left.remove(resource)
         try:
             closing = context.run(resource.shutdown)

@@ -1,4 +1,4 @@
-"""Listener classes made by di, and one dispatcher for everybody who asks for one (``pip install 'silbo[di]'``).
+"""The adapter of di: makes listener classes, and gives one dispatcher to all components (``pip install 'silbo[di]'``).
 
 container = di.Container()
 dispatcher = register_dispatcher(container)
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeGuard, TypeVar, overload
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
-from silbo.containers import ASK, NOTHING, Adapter
+from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 from silbo.mediator.mediator import Mediator
@@ -41,16 +41,16 @@ D = TypeVar("D", bound=AsyncEventDispatcher)
 class DIContainer(Adapter):
     """Makes the objects of listener classes with a di container; di needs no registration of a class it can make.
 
-    Only a dispatcher and a mediator are never made in passing, for nobody would hear them: they have to be bound.
+    Only a dispatcher and a mediator have to be bound: di would make a new one for each component, without listeners.
 
-    Each unit of work enters the innermost scope: what belongs to it is made once there, and its generators are closed at
-    the end, an error of the dispatch thrown into them. A listener class itself, where nothing is bound to it, is made anew for
-    each event.
+    Each unit of work enters the innermost scope: an object of that scope is made once in it. Generators are closed at the
+    end; the error of a failed dispatch is thrown into them. A listener class to which nothing is bound is made anew for each
+    event.
 
     Args:
-        container: With its binds.
+        container: The container, with its binds.
         scopes: The names of the scopes, the outermost first; the last one is entered for each unit of work.
-        state: What the host got when it entered the others: ``async with container.enter_scope("app") as state``.
+        state: The state of the outer scopes, from ``async with container.enter_scope("app") as state``.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class DIContainer(Adapter):
         state: di.ScopeState | None = None,
     ) -> None:
         self.container = container
-        self._scopes, self._state = scopes, state
+        self._scopes = scopes
+        self._state = state
         self._solved: dict[type, di.SolvedDependent[Any]] = {}
         self._hooks: list[Any] = []
 
@@ -70,79 +71,83 @@ class DIContainer(Adapter):
         """See :class:`silbo.protocols.Container`."""
         async with self.container.enter_scope(self._scopes[-1], self._state) as state:
             scope = _Scope(self, state)
-            await self.check(scope)
+            await self.check_scope(scope)
             yield scope
 
     def solve(self, cls: type[T]) -> di.SolvedDependent[T]:
-        """How to make a class: looked up once, and again when the binds have changed.
+        """Return the plan by which di makes a class, made once and again after the binds have changed.
 
         Raises:
-            Unresolvable: something in its graph can't be made.
+            Unresolvable: a class in the plan can't be made.
         """
-        hooks: Any = getattr(self.container, "_bind_hooks", None)  # nothing public tells; solving takes 50 executions
+        # No public attribute shows a change of the binds. To solve takes as long as to execute 50 times.
+        hooks: Any = getattr(self.container, "_bind_hooks", None)
         if hooks is None or hooks != self._hooks:
             self._solved.clear()
             self._hooks = list(hooks or ())
         if cls not in self._solved:
-            # Uncached: two events side by side have a handler each. What it depends on is shared.
+            # Uncached: two events that are handled side by side have a handler each. Its dependencies are shared.
             root = Dependent(cls, scope=self._scopes[-1], use_cache=False)
             solved = self.container.solve(root, scopes=self._scopes)
-            self._refuse_strays(cls, solved)
+            self._refuse_unbound(cls, solved)
             for part in solved.dag:
                 if inspect.isabstract(part.call) or getattr(part.call, "_is_protocol", False):
                     raise Unresolvable(cls, self, f"{_name(part.call)} is abstract, and bound to nothing")
             self._solved[cls] = solved
         return self._solved[cls]
 
-    def _refuse_strays(self, cls: type, solved: di.SolvedDependent[Any]) -> None:
-        """A dispatcher that di would make by itself is not the one that others listen on; so with a mediator."""
+    def _refuse_unbound(self, cls: type, solved: di.SolvedDependent[Any]) -> None:
+        """Raise Unresolvable if di would make a dispatcher or a mediator by itself: the others don't listen on this one."""
         asked: list[tuple[object, object]] = [(cls, solved.dependency.call)]
         for parameters in solved.dag.values():
-            for one in parameters:
-                annotation: Any = one.parameter and one.parameter.annotation
-                annotated = getattr(annotation, "__origin__", annotation)  # Annotated[it, ...]
-                asked.append((annotated, one.dependency.call))
+            for used in parameters:
+                annotation: Any = used.parameter and used.parameter.annotation
+                annotated = getattr(annotation, "__origin__", annotation)  # of Annotated[cls, ...]: cls
+                asked.append((annotated, used.dependency.call))
         for wanted, made in asked:
-            if made is wanted and _is_central(made) and self.lookup(made) is NOTHING:
+            if made is wanted and _is_central(made) and self.find(made) is NOTHING:
                 how = "register_dispatcher(container, dispatcher)"
                 if issubclass(made, Mediator):
                     how = "bootstrap(...) binds its own; bind one that you made by hand"
                 raise Unresolvable(cls, self, f"{_name(made)} is bound to nothing, and a new one nobody hears: {how}")
 
-    def lookup(self, cls: type[Any]) -> object:
-        """See :class:`silbo.containers.Adapter`."""
+    def find(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers._adapter.Adapter`."""
         asked = Dependent(cls, scope=self._scopes[-1], wire=False)
         try:
             found = self.container.solve(asked, scopes=self._scopes).dependency
-        except DependencyInjectionException:  # bound, and to something that can't be made in these scopes
-            return ASK
+        except DependencyInjectionException:  # bound to a class that can't be made in these scopes
+            return UNKNOWN
+        if found is asked:
+            return NOTHING
         holder = getattr(found.call, "__self__", None)
-        return NOTHING if found is asked else holder.given if isinstance(holder, _Given) else ASK
+        return holder.registered if isinstance(holder, _Registered) else UNKNOWN
 
-    def give(self, given: object, types: Sequence[type[Any]]) -> None:
-        """See :class:`silbo.containers.Adapter`."""
-        call = _Given(given).get
+    def register(self, registered: object, types: Sequence[type[Any]]) -> None:
+        """See :class:`silbo.containers._adapter.Adapter`."""
+        call = _Registered(registered).get
 
         def bound(param: inspect.Parameter | None, dependent: DependentBase[Any]) -> DependentBase[Any] | None:
             if dependent.call not in types:
                 return None
-            # In the scope of who asks, whatever the host calls its scopes; uncached, for di refuses one call in two scopes.
+            # In the scope of the component that asks, for the host names its scopes. Uncached: di refuses a call in two scopes.
             return Dependent(call, scope=dependent.scope, use_cache=False)
 
         self.container.bind(bound)
 
 
-class _Given:
-    def __init__(self, given: object) -> None:
-        self.given = given
+class _Registered:
+    def __init__(self, registered: object) -> None:
+        self.registered = registered
 
     def get(self) -> object:
-        return self.given
+        return self.registered
 
 
 class _Scope:
     def __init__(self, adapter: DIContainer, state: di.ScopeState) -> None:
-        self._adapter, self._state = adapter, state
+        self._adapter = adapter
+        self._state = state
 
     async def resolve(self, cls: type[T], /) -> T:
         try:
@@ -158,27 +163,27 @@ def register_dispatcher(container: di.Container, dispatcher: D) -> D: ...
 def register_dispatcher(
     container: di.Container, dispatcher: AsyncEventDispatcher | None = None
 ) -> AsyncEventDispatcher:
-    """Make one dispatcher the container's, under every type that a component may ask for.
+    """Register one dispatcher in the container, under every type that a component may ask for.
 
     Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
-    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
+    with all its bases down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
 
     Args:
-        container: Where to bind it; a later bind goes before this one.
-        dispatcher: A dispatcher of yours, of a class of yours if you like; by default a new one, whose listener classes are
-            made by this container.
+        container: The one that gets the dispatcher; a later bind takes precedence.
+        dispatcher: Your own dispatcher, perhaps of a class of yours; by default a new one, whose listener classes are made by
+            this container.
 
     Returns:
-        The dispatcher, also what the container gives from now on. Closing it stays with you.
+        The dispatcher, which the container gives from now on. You close it yourself.
 
     Raises:
         TypeError: it is no silbo dispatcher.
-        DispatcherConflict: the container has another one; nothing was bound.
+        DispatcherConflict: the container has another dispatcher; nothing was bound.
     """
     adapter = DIContainer(container)
-    found = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
-    adapter.take_dispatcher(found)
-    return found
+    registered = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
+    adapter.register_dispatcher(registered)
+    return registered
 
 
 def _is_central(call: object) -> TypeGuard[type[Any]]:

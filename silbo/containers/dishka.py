@@ -1,4 +1,6 @@
-"""Listener classes made by dishka, and one dispatcher for everybody who asks for one (``pip install 'silbo[dishka]'``).
+"""The adapter of dishka: makes listener classes, and gives one dispatcher to all components.
+
+Install it with ``pip install 'silbo[dishka]'``.
 
 container = make_async_container(YourProvider(), dispatcher_provider())
 dispatcher = await container.get(AsyncEventDispatcher)
@@ -13,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from silbo.containers import ASK, NOTHING, Adapter, dispatcher_types
+from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter, dispatcher_types
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import MissingExtra, Unresolvable
 
@@ -35,8 +37,8 @@ T = TypeVar("T")
 class DishkaContainer(Adapter):
     """Makes the objects of listener classes with a dishka container.
 
-    Each unit of work enters a scope: what is provided there is made once in it, and its generators are closed at the end,
-    told of an error of the dispatch as dishka does it (``error = yield session``).
+    Each unit of work enters a scope: an object of that scope is made once in it. Generators are closed at the end; dishka
+    sends them the error of a failed dispatch (``error = yield session``).
 
     Args:
         container: From ``make_async_container``.
@@ -54,21 +56,22 @@ class DishkaContainer(Adapter):
         """See :class:`silbo.protocols.Container`."""
         async with self.container(scope=self._scope) as opened:
             scope = _Scope(self, opened)
-            await self.check(scope)
+            await self.check_scope(scope)
             yield scope
 
-    def lookup(self, cls: type[Any]) -> object:
-        """See :class:`silbo.containers.Adapter`."""
+    def find(self, cls: type[Any]) -> object:
+        """See :class:`silbo.containers._adapter.Adapter`."""
         key = DependencyKey(cls, dishka.DEFAULT_COMPONENT)
-        return ASK if any(key in registry.factories for registry in _registries(self.container)) else NOTHING
+        return UNKNOWN if any(key in registry.factories for registry in _registries(self.container)) else NOTHING
 
-    def give(self, given: object, types: Sequence[type[Any]]) -> None:
-        """See :class:`silbo.containers.Adapter`: a dishka container takes nothing more."""
+    def register(self, registered: object, types: Sequence[type[Any]]) -> None:
+        """See :class:`silbo.containers._adapter.Adapter`; does nothing, because a finished dishka container takes no objects."""
 
 
 class _Scope:
     def __init__(self, adapter: DishkaContainer, opened: dishka.AsyncContainer) -> None:
-        self._adapter, self._opened = adapter, opened
+        self._adapter = adapter
+        self._opened = opened
 
     async def resolve(self, cls: type[T], /) -> T:
         try:
@@ -78,12 +81,12 @@ class _Scope:
 
 
 def _registries(container: dishka.AsyncContainer) -> Iterator[Any]:
-    """What a container may be asked for, in its own scope, those around it and those inside of it."""
+    """Yield the registries of a container: of its own scope, of the scopes around it and of those inside of it."""
     around: Any = container
     while around is not None:
         yield around.registry
         around = around.parent_container
-    yield from getattr(container, "child_registries", ())  # dishka 1.6; later each has the next
+    yield from getattr(container, "child_registries", ())  # dishka 1.6; in later versions each registry has the next
     inside: Any = container.registry
     while (inside := getattr(inside, "child_registry", None)) is not None:
         yield inside
@@ -92,16 +95,17 @@ def _registries(container: dishka.AsyncContainer) -> Iterator[Any]:
 def dispatcher_provider(
     dispatcher: AsyncEventDispatcher | type[AsyncEventDispatcher] = AsyncEventDispatcher,
 ) -> dishka.Provider:
-    """A provider that makes one dispatcher the container's, under every type that a component may ask for.
+    """Return a provider that gives the container one dispatcher, under every type that a component may ask for.
 
     Those are ``whistle.IAsyncEventDispatcher`` (which is ``silbo.IAsyncEventDispatcher``), and the dispatcher's own class
-    with all it derives from, down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
+    with all its bases down to ``silbo.AsyncEventDispatcher`` and ``whistle.AsyncEventDispatcher``.
 
     Args:
-        dispatcher: A dispatcher of yours; or the class of which one is made, with this container for its listener classes.
+        dispatcher: Your own dispatcher; or a class of dispatchers, of which one is made, with this container for its
+            listener classes.
 
     Returns:
-        For ``make_async_container``. Closing the dispatcher stays with you.
+        The provider, for ``make_async_container``. You close the dispatcher yourself.
 
     Raises:
         TypeError: it is no silbo dispatcher.

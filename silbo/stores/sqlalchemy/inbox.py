@@ -102,7 +102,7 @@ class SQLAlchemyInbox:
             return (await connection.execute(delete(inbox).where(chosen))).rowcount
 
     async def _remember(self, session: AsyncSession, group: str, publication: str) -> bool:
-        """Store a publication of a group. True if it is new."""
+        """Store a publication of a group. Return True if it is new."""
         connection = await session.connection(bind_arguments={"clause": inbox})
         row = {"consumer_group": group, "publication": publication, "handled_at": await read_clock(connection)}
         return (await insert_missing(connection, inbox, [row])).rowcount == 1
