@@ -14,8 +14,7 @@ from typing import Any
 from chaos.batteries import BATTERIES
 from silbo import Consumer, Outbox, Quota, Relay, bridge
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand
-from silbo.brokers.redis import sender as line
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, sender
 from silbo.cli.main import parser
 from silbo.consumer import consumer
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
@@ -67,8 +66,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 CONSTANTS = {
     "a lock of an SQLite file": connection.LOCK_TIMEOUT,
     "a transaction of `SQLAlchemyStore`": store.TIMEOUT,
-    "messages that wait to be sent": line.WAITING_MESSAGES,
-    "their bytes": line.WAITING_BYTES,
+    "messages that wait to be sent": sender.QUEUE_MESSAGES,
+    "their bytes": sender.QUEUE_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "deliveries in hand": consumer.UNACKED,
