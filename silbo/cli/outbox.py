@@ -32,7 +32,7 @@ from silbo.cli.output import (
     write,
 )
 from silbo.cli.rich_output import print_table, show_progress
-from silbo.outbox.outbox import STEP, in_steps
+from silbo.outbox.outbox import STEP, repeat_step
 from silbo.outbox.rows import STATES, OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_to"]
@@ -269,7 +269,7 @@ async def replay(options: argparse.Namespace) -> int:
         if not confirmed(what, yes=options.yes):
             return 1
         with show_progress("replay") as update:
-            done = await in_steps(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
+            done = await repeat_step(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
     _done(options, "replayed", done, f"{many(done, 'row')} will be sent again")
     return 0
 
@@ -281,7 +281,7 @@ async def purge(options: argparse.Namespace) -> int:
         if not confirmed(what, yes=options.yes):
             return 1
         with show_progress("purge") as update:
-            done = await in_steps(lambda: store.purge(options.state, before=options.before, limit=STEP), update)
+            done = await repeat_step(lambda: store.purge(options.state, before=options.before, limit=STEP), update)
     _done(options, "purged", done, f"{many(done, 'row')} deleted")
     return 0
 

@@ -1,1 +1,1 @@
-"""The way in: bytes to a dispatch, then an acknowledgement, a retry or a dead letter."""
+"""From received bytes to a dispatch, then an acknowledgement, a retry or a dead letter."""

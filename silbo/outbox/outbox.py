@@ -1,4 +1,4 @@
-"""An outbox: a publisher that stores. What it has taken goes to the broker, now or later."""
+"""The outbox: a publisher that stores messages, and sends them on to a broker."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from silbo._checks import check_moment
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
-from silbo.outbox.relay import Relay, RelayStats, check_store_and_publisher, close, finish
+from silbo.outbox.relay import Relay, RelayStats, check_store_and_publisher, close_publisher_and_store, finish_task
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 from silbo.protocols import Promises, Publisher
 
-__all__ = ["Outbox"]
+__all__ = ["STEP", "Outbox", "repeat_step"]
 
 STEP: Final = 1000
-"""Rows of one transaction, where many are changed."""
+"""Rows that one transaction changes at most, in a replay or purge of any size."""
 
-Progress = Callable[[int], object]
-"""Is told how many rows are done so far."""
+Progress: TypeAlias = Callable[[int], object]
+"""Called with the number of rows done so far."""
 
 
 class Outbox(AsyncCloseable):
-    """Stores messages, and sends them on to a broker: nothing that was committed is lost while its store survives.
+    """Stores messages, and sends them on to a broker. No committed message is lost while the store survives.
 
-    A publisher, so it takes a broker's place in a bridge::
+    An outbox is a publisher, so it takes a broker's place in a bridge::
 
         async with Outbox(SQLiteStore("outbox.db"), RedisStreams(client, app="web")) as outbox:
             dispatcher.add_subscriber(Bridge(outbox))
 
-    Messages of one key reach a stream in the order in which they were committed, each once, whatever dies meanwhile.
+    Messages of one key reach a stream in the order in which they were committed, each once, whichever process dies.
 
     Args:
-        store: Where the messages are: ``SQLiteStore``, ``SQLAlchemyStore`` or ``MemoryStore``. Opened on entering and
+        store: Holds the messages: ``SQLiteStore``, ``SQLAlchemyStore`` or ``MemoryStore``. Opened on entering and
             closed on leaving.
         publisher: The broker; closed on leaving.
-        relay: Whether this process sends. With False it only stores, and another one runs a
+        relay: Send from this process. With False the outbox only stores, and another process runs a
             :class:`~silbo.outbox.relay.Relay`, as ``silbo relay`` does.
-        partitions: Into how many lines the keys are divided, each led by one relay. More of them let several processes
-            send side by side; one is enough for 10,000 messages a second and more.
-        quota: How much may wait; past it a publish raises OutboxFull.
-        retain: Seconds that sent messages are kept, for :meth:`replay`.
-        lease: Seconds after which another process's relay takes over from one that is silent.
-        drain: Seconds in which leaving still sends what waits. The rest stays in the store.
+        partitions: The number of partitions that the keys are divided over; one relay at a time leads each. With more of
+            them several processes send side by side; one is enough for 10,000 messages a second and more.
+        quota: The most that may wait; past it a publish raises OutboxFull.
+        retain: As for :class:`~silbo.outbox.relay.Relay`; :meth:`replay` reaches back so far.
+        lease: As for :class:`~silbo.outbox.relay.Relay`.
+        drain: As for :class:`~silbo.outbox.relay.Relay`; leaving is the stop.
         on_error: As for :class:`~silbo.outbox.relay.Relay`.
     """
 
@@ -70,47 +70,52 @@ class Outbox(AsyncCloseable):
         if partitions < 1:
             raise ValueError(f"partitions is 1 or more, not {partitions!r}")
         self.publisher: Final = publisher
-        self._store, self._partitions, self._quota = store, partitions, quota
+        self._store = store
+        self._partitions = partitions
+        self._quota = quota
         self._relay = (
             Relay(store, publisher, retain=retain, lease=lease, drain=drain, on_error=on_error) if relay else None
         )
         self._relaying: asyncio.Task[None] | None = None
-        self._entered = self._open = False
-        self._storing, self._idle = 0, asyncio.Event()
+        self._entered = False
+        self._open = False
+        self._storing = 0  # calls of publish() under way
+        self._idle = asyncio.Event()  # set if there are none
         self._idle.set()
 
     @property
     def app(self) -> str:
-        """The broker's."""
+        """The broker's app."""
         return self.publisher.app
 
     @property
     def promises(self) -> Promises:
-        """The broker's; with several partitions the order of each key at most."""
+        """The broker's promises; with several partitions only the order of each key is kept."""
         promises = getattr(self.publisher, "promises", Promises())
         return replace(promises, order="key") if self._partitions > 1 and promises.order == "all" else promises
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a publish of this task would now store in a transaction of the host's, which commits it or not."""
+        """True if a publish of this task would store in a transaction of the host's, which the host commits or not."""
         return isinstance(self._store, SessionStore) and self._store.in_session
 
     @property
     def stats(self) -> RelayStats | None:
-        """What its relay has done; None without one."""
+        """The relay's counts; None without a relay."""
         return self._relay.stats if self._relay else None
 
     async def __aenter__(self) -> Self:
         """Open the store, and begin to send.
 
         Raises:
-            StoreInvalid: it is no store, a newer version's, or has other partitions with messages in them.
+            StoreInvalid: it is no store, or a newer version's, or has another number of partitions and messages in them.
             StoreUnavailable: it can't be opened.
         """
         if self._entered:
             raise RuntimeError("an outbox is entered once; make another")
         await self._store.open(self._partitions)
-        self._entered = self._open = True
+        self._entered = True
+        self._open = True
         if self._relay is not None:
             if isinstance(self._store, SessionStore):
                 self._store.on_commit = self._relay.wake
@@ -118,24 +123,25 @@ class Outbox(AsyncCloseable):
         return self
 
     async def aclose(self) -> None:
-        """Send what waits, for at most ``drain`` seconds, then close store and broker. May be called twice."""
+        """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice."""
         self._open = False
         try:
-            await self._idle.wait()  # or the relay would end before what is just being stored
+            await self._idle.wait()  # the relay must not end before the messages that are just being stored
             if self._relay is not None and self._relaying is not None:
                 self._relay.stop()
-                await finish(self._relaying)
+                await finish_task(self._relaying)
         finally:
-            await close(self.publisher, self._store)
+            await close_publisher_and_store(self.publisher, self._store)
 
     async def publish(self, *messages: Message) -> None:
-        """Store; returns when they are committed. Calls keep their order where they are awaited in turn.
+        """Store messages; returns when they are committed. Calls that are awaited in turn keep their order.
 
         Raises:
             MessageRefused: a message can't be sent; the others of the call were stored.
             OutboxFull: the quota is reached; nothing of the call was stored.
-            StoreUnavailable: the store can't be written; nothing of the call was stored.
-            DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored.
+            StoreUnavailable: the store can't be written; nothing of the call was stored. Safe to repeat.
+            DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored. Repeated, it may be
+                sent twice.
             RuntimeError: the outbox is not open.
         """
         if not self._open:
@@ -156,11 +162,12 @@ class Outbox(AsyncCloseable):
             raise refused
 
     async def add(self, session: Any, *messages: Message) -> None:
-        """Store in the transaction of a session of the host's, which is the host's to commit.
+        """Store messages in the transaction of the host's session. The host commits it.
 
         Raises:
             TypeError: the store is not in the host's database.
-            MessageRefused, OutboxFull: nothing of the call was stored.
+            MessageRefused: a message can't be sent; nothing of the call was stored.
+            OutboxFull: the quota is reached; nothing of the call was stored.
         """
         if not isinstance(self._store, SessionStore):
             raise TypeError(
@@ -175,7 +182,7 @@ class Outbox(AsyncCloseable):
     def _pack(self, messages: Sequence[Message]) -> tuple[list[Packed], MessageRefused | None]:
         packed: list[Packed] = []
         refused: MessageRefused | None = None
-        origin = {"app": self.app, "instance": instance()}  # of where it was stored, not of what sends it
+        origin = {"app": self.app, "instance": instance()}  # of the process that stores, not of the one that sends
         for message in messages:
             if not isinstance(message, Message):
                 raise TypeError(f"an outbox stores Messages, which a Bridge makes of events, not {message!r}")
@@ -188,42 +195,53 @@ class Outbox(AsyncCloseable):
                     refused.add_note(f"and in the same call: {error}")
         return packed, refused
 
-    # -- to look at and to mend -----------------------------------------------------------------------------
+    # -- operation ------------------------------------------------------------------------------------------
 
     async def status(self) -> OutboxStatus:
-        """What the store holds now."""
+        """Return the store's counts, size, ages and leads as they are now."""
         return await self._store.status()
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Send dead rows again, all of them or these; how many."""
+        """Send dead rows again: those with these ids, or all. Return their number."""
         if rows is not None and not isinstance(rows, Collection):
             raise TypeError(f"rows is a list of ids: [{rows!r}]")
         return await self._store.retry(rows)
 
     async def replay(self, *, since: datetime, before: datetime | None = None, progress: Progress | None = None) -> int:
-        """Send again what was sent from a time on, for a broker that came back from an older state; how many.
+        """Send again the messages that were sent from ``since`` on, for a broker that came back from an older state.
 
-        What the broker still has comes a second time, which an inbox recognises. Only what is still kept can be sent
-        again: for ``retain``, and as long as the quota has room; ``status().oldest_sent_at`` says since when.
+        A message that the broker still has arrives a second time, which an inbox recognises. Sent messages are kept for
+        ``retain`` seconds, and as long as the quota has room; ``status().oldest_sent_at`` says since when.
+
+        Args:
+            since: Aware.
+            before: Aware; now by default.
+            progress: Called after each 1,000 rows at most, with the number of rows so far.
+
+        Returns:
+            The number of messages.
         """
         begin = check_moment("since", since)
-        # Without an end it would go on with what it has itself caused to be sent.
+        # Without an end the replay would go on with the messages that it has caused to be sent.
         end = datetime.now(UTC) if before is None else check_moment("before", before)
-        return await in_steps(lambda: self._store.replay(since=begin, before=end, limit=STEP), progress)
+        return await repeat_step(lambda: self._store.replay(since=begin, before=end, limit=STEP), progress)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, progress: Progress | None = None) -> int:
-        """Delete rows that have been sent, or dead, since before a time; how many."""
+        """Delete rows that have been sent, or dead, since before an aware time. Return their number.
+
+        ``progress`` is called after each 1,000 rows at most, with the number of rows so far.
+        """
         if state not in ("sent", "dead"):
             raise ValueError(f'rows can be purged that are "sent" or "dead", not {state!r}')
         check_moment("before", before)
-        return await in_steps(lambda: self._store.purge(state, before=before, limit=STEP), progress)
+        return await repeat_step(lambda: self._store.purge(state, before=before, limit=STEP), progress)
 
 
-async def in_steps(step: Callable[[], Awaitable[int]], progress: Progress | None) -> int:
-    """Repeat a step, a transaction each, until it has nothing left to do; how many rows it was."""
+async def repeat_step(step: Callable[[], Awaitable[int]], progress: Progress | None) -> int:
+    """Repeat a step, a transaction each, until it changes no more rows. Return the number of rows that were changed."""
     done = 0
-    while many := await step():
-        done += many
+    while changed := await step():
+        done += changed
         if progress is not None:
             progress(done)
     return done

@@ -1,4 +1,4 @@
-"""What an outbox stores: messages as rows, their states, and who leads a partition; and what a store has to offer."""
+"""The rows that an outbox stores, and the protocol of its store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ __all__ = [
 ]
 
 State: TypeAlias = Literal["pending", "sending", "sent", "dead"]
-"""``pending`` waits, ``sending`` is in a relay's hands, ``sent`` is kept for a replay, ``dead`` was refused for good."""
+"""``pending`` waits, ``sending`` was taken by a relay, ``sent`` is kept for a replay, ``dead`` was refused for good."""
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 """All states, in the order of a row's way."""
 
 NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
+"""No dead rows: the immutable default of ``take(dead=...)``."""
 
 _FIELDS: Final = tuple(field.name for field in fields(Message))
 _decode: Final = msgspec.json.Decoder(Message).decode
@@ -44,7 +45,7 @@ _decode: Final = msgspec.json.Decoder(Message).decode
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One message as a store gets it."""
+    """A message as :func:`pack` makes it for a store."""
 
     partition: int
     key: str | None
@@ -56,15 +57,16 @@ class Row:
     """A stored message.
 
     Attributes:
-        id: The store's own; ascending in the order of commit, for one key.
-        attempts: How often a relay has taken it, since it was stored or was made to be sent again.
-        error: Why the last attempt failed.
-        sequence: Its place in what is sent of its partition, given when a relay first takes it.
-        owner: The relay that took it last.
-        epoch: That relay's.
-        stored_at: When it was stored: aware, UTC, as the others.
-        state_at: Since when it is in its state.
-        next_attempt_at: Not to be taken before; None where it needn't wait.
+        id: Given by the store; ascending in the order of commit, for one key.
+        partition: From 0.
+        attempts: How often a relay has taken the row since it was stored, or since a retry or replay.
+        error: The text of the error of the last attempt.
+        sequence: The row's place in the order of sending of its partition; given when a relay first takes it.
+        owner: The relay that took the row last.
+        epoch: The epoch of that relay's lead.
+        stored_at: The time of storing: aware, UTC, as the others.
+        state_at: The time of the last change of state.
+        next_attempt_at: The row is not taken before this time; None if it need not wait.
     """
 
     id: int
@@ -83,7 +85,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The right to send a partition's rows, as long as nobody has a greater epoch."""
+    """The right to send a partition's rows, as long as no other lead has a greater epoch.
+
+    Attributes:
+        partition: From 0.
+        owner: The relay.
+        epoch: Grows by each take-over from another relay.
+        until: The end of the lease by the store's clock: aware, UTC.
+    """
 
     partition: int
     owner: str
@@ -93,11 +102,11 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How much may wait to be sent: pending, sending and dead rows. Past either bound a publish is refused.
+    """The most that may wait in an outbox: pending, sending and dead rows. Past either bound a publish is refused.
 
-    What was sent is kept for a replay in the room that is left: where it is needed, the oldest of it goes before ``retain``
-    is over, so that a file never outgrows its quota. An hour of 1,000 messages a second are 3,600,000 rows. In a database of
-    the host's (``SQLAlchemyStore``) what was sent takes no room of the quota's and stays for all of ``retain``.
+    Sent rows are kept for a replay in the room that is left: the oldest are deleted before ``retain`` is over if their room
+    is needed, so that a file never outgrows its quota. An hour of 1,000 messages a second are 3,600,000 rows. In a database
+    of the host's (``SQLAlchemyStore``) sent rows do not count for the quota and stay for all of ``retain``.
     """
 
     rows: int = 1_000_000
@@ -110,15 +119,15 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatus:
-    """What an outbox holds.
+    """The state of an outbox. All times are aware, UTC.
 
     Attributes:
-        counts: Rows in each state.
+        counts: The number of rows in each state.
         size: Bytes of the rows that count for the quota.
-        oldest_at: When the oldest row was stored that is neither sent nor dead.
-        oldest_sent_at: When the oldest row was sent of those that are kept: no replay reaches back further.
-        next_attempt_at: When the first waiting row is tried again.
-        leads: Who leads, by partition.
+        oldest_at: The time when the oldest row was stored that is neither sent nor dead.
+        oldest_sent_at: The time when the oldest kept row was sent: no replay reaches back further.
+        next_attempt_at: The time when the first waiting row is tried again.
+        leads: The leads by partition.
     """
 
     counts: Mapping[State, int]
@@ -130,41 +139,41 @@ class OutboxStatus:
 
 
 def partition_of(key: str | None, partitions: int) -> int:
-    """Which partition keeps the messages of a key; those without one are in the first."""
+    """Return the partition of a key, from 0: crc32 modulo ``partitions``; 0 without a key."""
     return 0 if key is None else crc32(key.encode()) % partitions
 
 
 class OutboxStore(Protocol):
-    """Where an outbox keeps its messages. Times are the store's own clock's.
+    """Holds the messages of an outbox. All times are by the store's own clock.
 
-    Every method raises :class:`~silbo.errors.StoreUnavailable` when the store can't be used at the moment. One that was
-    not opened is a RuntimeError, where there is something to open.
+    Every method raises :class:`~silbo.errors.StoreUnavailable` if the store can't be used at the moment, and a RuntimeError
+    if it has to be opened and is not.
     """
 
     @property
     def id(self) -> str:
-        """Of the store, given when it was made: part of the source's name for the broker. Known once opened."""
+        """The store's id, given when it was made; part of the source's name for the broker. Known once opened."""
 
     @property
     def partitions(self) -> int:
-        """How many there are. Known once opened."""
+        """The number of partitions. Known once opened."""
 
     async def open(self, partitions: int | None = None) -> None:
-        """Connect; make the schema where there is none, bring an older one up to date.
+        """Connect; make the schema if there is none, or bring an older one up to date.
 
         Args:
-            partitions: How many it is to have; None takes what is there, or 1.
+            partitions: The number of partitions that the store is to have; None takes the present number, or 1.
 
         Raises:
-            StoreInvalid: no store, a newer schema, or other partitions while rows wait or a relay leads.
+            StoreInvalid: no store, a newer schema, or another number of partitions while rows wait or a relay leads.
         """
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store all or none, in this order; returns when they are committed.
+        """Store all or none of the messages, in this order; returns when they are committed.
 
         Raises:
             OutboxFull: they would go past the quota; nothing was stored.
-            StoreInvalid: it has other partitions by now; nothing was stored.
+            StoreInvalid: the number of partitions has changed; nothing was stored.
             DeliveryUnknown: the commit was not answered: they may be stored.
         """
 
@@ -173,7 +182,7 @@ class OutboxStore(Protocol):
 
         Args:
             partition: From 0.
-            owner: Names the relay, another in each process.
+            owner: Names the relay; another name in each process.
             lease: Seconds.
             above: The epoch has to be greater than this one: the broker has seen it.
 
@@ -182,12 +191,12 @@ class OutboxStore(Protocol):
         """
 
     async def resign(self, lead: Lead) -> None:
-        """End the lease, so that another relay need not wait for it. Nothing happens where it is lost already."""
+        """End the lease, so that another relay need not wait for it. Does nothing if it is lost already."""
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
-        """Rows to send next: those that have a sequence already, then the oldest pending ones, which get theirs now.
+        """Take the rows to send next: those that have a sequence already, then the oldest pending ones, which now get one.
 
         They are ``sending`` from then on, with one more attempt, under this lead. Empty while the first of them waits
         for its next attempt. A new sequence is above the last one and not below the store's clock in microseconds, so
@@ -195,9 +204,9 @@ class OutboxStore(Protocol):
 
         Args:
             lead: Of their partition.
-            limit: The most rows; a store may give fewer where they are large.
-            sent: What to :meth:`settle` before, in the same transaction.
-            dead: The same.
+            limit: The most rows; a store may give fewer if they are large.
+            sent: Rows to :meth:`settle` as sent before, in the same transaction.
+            dead: Rows to :meth:`settle` as dead, likewise.
 
         Raises:
             LeadLost: another relay leads.
@@ -206,51 +215,56 @@ class OutboxStore(Protocol):
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
 
-        Only those that are ``sending`` and were taken under this very lead.
+        Changes only rows that are ``sending`` and were taken under this very lead.
 
         Raises:
             LeadLost: another relay leads.
         """
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
-        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds; as :meth:`settle`.
+        """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds.
+
+        Changes only rows that :meth:`settle` would change.
 
         Raises:
             LeadLost: another relay leads.
         """
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
-        """Give rows that were taken once, and all later ones, new sequences above this one: the broker was ahead.
+        """Give new sequences above this one to rows that were taken once, and to all later ones: the broker was ahead.
 
-        That is where a store was restored from an older copy and its clock was set back, too.
+        That happens if a store was restored from an older copy and its clock was set back, too.
 
         Raises:
             LeadLost: another relay leads.
         """
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """Delete the oldest rows that were sent more than ``retain`` seconds ago; how many, at most ``limit``."""
+        """Delete the oldest rows that were sent more than ``retain`` seconds ago. Return their number, at most ``limit``."""
 
     async def status(self) -> OutboxStatus:
-        """What there is now."""
+        """Return the counts, size, ages and leads as they are now."""
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """Rows in a state, by id, above ``after``."""
+        """Return rows in a state, ordered by id, with ids above ``after``."""
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Make dead rows pending again, as if never taken, all of them or these; how many."""
+        """Make dead rows pending again, as if never taken: those with these ids, or all. Return their number."""
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
-        """Make rows pending again that were sent from ``since`` on and before ``before``; how many, at most ``limit``.
+        """Make rows pending again that were sent from ``since`` on and before ``before``.
 
-        As if never taken: they get new sequences, so that they are sent again, before what has not been taken yet.
+        They get new sequences, as if never taken, and are sent again before rows that have not been taken yet.
+
+        Returns:
+            Their number, at most ``limit``.
         """
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
-        """Delete rows that have been in a state since before this time; how many, at most ``limit``."""
+        """Delete rows that have been in a state since before this time. Return their number, at most ``limit``."""
 
     async def aclose(self) -> None:
-        """Close what was opened. May be called twice."""
+        """Close everything that was opened. May be called twice."""
 
 
 @runtime_checkable
@@ -265,27 +279,27 @@ class SessionStore(OutboxStore, Protocol):
 
     @property
     def in_session(self) -> bool:
-        """Whether what this task adds now is stored in a session of the host's."""
+        """True if messages that this task adds now are stored in a session of the host's."""
 
     async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store in the transaction of a session, which is not committed here.
+        """Store in the transaction of a session, and do not commit it.
 
         Raises:
-            OutboxFull: they would go past the quota; nothing was stored.
+            OutboxFull: the messages would go past the quota; nothing was stored.
         """
 
 
 def pack(message: Message, partitions: int) -> Packed:
-    """A message as it is stored: everything of it, the address and the class name too.
+    """Return a message as it is stored: all of its fields, the address and the class name too.
 
     Raises:
-        MessageRefused: something in it can't be written, or it is larger than 1 MiB.
+        MessageRefused: something in the message can't be written, or it is larger than 1 MiB.
     """
     raw = to_json(message, {name: getattr(message, name) for name in _FIELDS})
     return Packed(partition_of(message.key, partitions), message.key, raw)
 
 
 def unpack(raw: bytes) -> Message:
-    """The message in what :func:`pack` made."""
+    """Return the message of :func:`pack`'s bytes."""
     message: Any = _decode(raw)
     return message  # type: ignore[no-any-return]

@@ -27,7 +27,7 @@ from silbo.errors import (
 )
 from silbo.message import Delivery, Message
 from silbo.outbox import relay as relaying
-from silbo.outbox.relay import AWAY, Relay
+from silbo.outbox.relay import OUTAGE_RETRY, Relay
 from silbo.outbox.rows import Lead, OutboxStore, Quota, Row, pack
 from silbo.protocols import Publisher, Sequenced
 from silbo.stores.memory import MemoryStore
@@ -111,7 +111,7 @@ class Heard:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "AWAY", Backoff(initial=0.005, cap=0.05))
+    monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.005, cap=0.05))
     monkeypatch.setattr(relaying, "STANDBY", 0.02)
 
 
@@ -195,7 +195,7 @@ async def test_waking_it_sends_at_once_in_each_partition(
     monkeypatch.setattr(relaying, "POLL", LONG)
     store = await store_of(partitions=4)
     async with running(store, broker) as relay:
-        await until(lambda: len(relay._waking) == 4)
+        await until(lambda: len(relay._wake_events) == 4)
         for number in range(8):
             for key in "1234567890":
                 await put(store, number, key=key)
@@ -339,7 +339,7 @@ async def test_partitions_share_the_line_about_an_outage(broker: Broker, caplog:
 
 def test_tries_come_slower_and_slower_but_not_too_slow() -> None:
     """So that a broker that is back is found within seconds."""
-    delays = [AWAY.delay(attempt) or 0 for attempt in range(1, 30)]
+    delays = [OUTAGE_RETRY.delay(attempt) or 0 for attempt in range(1, 30)]
     assert 0 < delays[0] <= 0.1
     assert 1.0 <= max(delays) <= 2.0
 
@@ -347,7 +347,7 @@ def test_tries_come_slower_and_slower_but_not_too_slow() -> None:
 async def test_one_line_a_minute_is_logged_about_one_outage(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "AWAY", Backoff(initial=0.001, cap=0.001))
+    monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.001, cap=0.001))
     seconds = 1000.0
     monkeypatch.setattr("silbo._reports.time", SimpleNamespace(monotonic=lambda: seconds))
     store = await store_of(1)
@@ -694,7 +694,7 @@ async def test_stop_still_sends_what_waits_for_its_next_attempt(
     broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that broke a moment before does not keep it from that."""
-    monkeypatch.setattr(relaying, "AWAY", Backoff(initial=0.2, cap=0.2, jitter=0))
+    monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.2, cap=0.2, jitter=0))
     store = await store_of(1, 2)
     broker.before.append(BrokerUnavailable("a connection broke"))
     async with running(store, broker, drain=LONG):
