@@ -67,14 +67,14 @@ CONSTANTS = {
     "a lock of an SQLite file": connection.LOCK_TIMEOUT,
     "a transaction of `SQLAlchemyStore`": store.TIMEOUT,
     "messages that wait to be sent": sender.QUEUE_MESSAGES,
-    "their bytes": sender.QUEUE_BYTES,
+    "bytes of these messages": sender.QUEUE_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
-    "deliveries in hand": consumer.UNACKED,
+    "unacknowledged deliveries": consumer.UNACKED,
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
-    "messages under way with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
-    "events that follow of the events of one unit of work": unit_of_work.MAX_FOLLOW_UPS,
+    "unsent messages with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
+    "events that come of other events, in one unit of work": unit_of_work.MAX_FOLLOW_UPS,
 }
 UNITS = {"s": 1, "hour": 3600, "day": 86400, "days": 86400, "MiB": 1 << 20, "GiB": 1 << 30}
 
