@@ -1,8 +1,7 @@
-"""Payloads: plain JSON values made from Python's, and the limits that both directions keep to."""
+"""Events as messages: payloads of plain JSON values, and the limits of size and depth for both directions."""
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -15,225 +14,56 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from silbo.errors import MessageInvalid, MessageRefused
+from silbo.errors import MessageRefused
 from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
 from silbo.message import Message, new_publication
-from silbo.wire.fields import Shape, contents, shape_of
+from silbo.wire.fields import EventFields, event_fields, nested_values
 
 __all__ = [
-    "to_message",
-    "KINDS",
+    "EVENT_CLASSES",
+    "JSON_SCALARS",
     "MAX_DEPTH",
     "MAX_SIZE",
-    "UNCHANGED",
-    "UNREADABLE",
     "Unwritable",
-    "invalid",
-    "is_too_deep",
-    "plain",
-    "timestamp",
-    "uuid_text",
+    "format_time",
+    "to_json_value",
+    "to_message",
 ]
 
 MAX_SIZE: Final = 1024 * 1024
-"""The most bytes of one encoded message."""
+"""The largest encoded message, in bytes."""
 MAX_DEPTH: Final = 64
-"""The most levels of objects and arrays in a payload, itself included."""
+"""The most levels of objects and arrays in a payload; the payload itself is the first."""
+JSON_SCALARS: Final = frozenset({str, int, bool, type(None)})
+"""The types whose values msgspec writes as JSON without a check of ours."""
+EVENT_CLASSES: Final[dict[str, type[NotificationEvent | ECSTEvent]]] = {
+    "notification_event": NotificationEvent,
+    "ecst_event": ECSTEvent,
+}
+"""The classes of events that arrive without a class of their own, by ``message_type``."""
 
-UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
-"""What comes out of msgspec for input that is wrong."""
-UNCHANGED: Final = frozenset({str, int, bool, type(None)})
-"""The types that are JSON as they are."""
-
-
-_builtins: Callable[[object], Any] = msgspec.to_builtins
+_to_builtins: Final[Callable[[object], Any]] = msgspec.to_builtins
 
 
 class Unwritable(Exception):
-    """A value that JSON can't carry; ``path`` is where in the payload, as ``items[3].price``."""
+    """A value can't be written as JSON.
+
+    Attributes:
+        path: The place of the value in the payload, as ``items[3].price``.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
-        self.problem, self.path = problem, ""
+        self.problem = problem
+        self.path = ""
 
     def under(self, step: str) -> Unwritable:
-        """The same, seen from one level above."""
+        """Put one step in front of the path, and return this error."""
         self.path = f"{step}{self.path}" if self.path.startswith("[") or not self.path else f"{step}.{self.path}"
         return self
 
 
-def plain(value: Any, depth: int = 2) -> Any:
-    """A value as JSON values that share nothing mutable with it.
-
-    Naive datetimes stay naive, aware ones keep their offset; bytes become base64, sets and tuples arrays.
-
-    Args:
-        value: Anything an event may hold.
-        depth: The level it is at, when the payload itself is 1.
-
-    Raises:
-        Unwritable: JSON can't carry it; says where.
-    """
-    kind = type(value)
-    if kind is str:
-        return value if value.isascii() else _text(value)
-    if kind is bool or value is None:
-        return value
-    if kind is int:
-        return value if -(2**64) < value < 2**64 else _integer(value)
-    if kind is not list and kind is not dict:
-        if isinstance(value, Enum):
-            return plain(value.value, depth)
-        if (write := _LEAVES.get(kind) or _by_base(value)) is not None:
-            return write(value)
-    if depth > MAX_DEPTH:
-        raise Unwritable(f"nested more than {MAX_DEPTH} levels deep, or contains itself")
-    if isinstance(value, list | tuple | AbstractSet):
-        return _array(value, depth)
-    if isinstance(value, Mapping):
-        return _object(value, depth)
-    inside = contents(value)
-    if inside is None:
-        raise Unwritable(f"{kind.__qualname__} objects can't be written as JSON")
-    return _array(inside, depth) if isinstance(inside, list) else _object(inside, depth)
-
-
-def _by_base(value: Any) -> Callable[[Any], Any] | None:
-    """For subclasses: asyncpg's UUID, pendulum's datetime, numpy's float64, an EventName."""
-    return next((write for base, write in _LEAVES.items() if isinstance(value, base)), None)
-
-
-def _text(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unwritable("has a lone surrogate, so it is no text") from None
-    return str.__str__(value)
-
-
-def _integer(value: int) -> int:
-    try:
-        str(int(value))
-    except ValueError:  # beyond sys.get_int_max_str_digits()
-        raise Unwritable("an integer with too many digits") from None
-    return int(value)
-
-
-def _float(value: float) -> float:
-    if isfinite(value):
-        return float(value)
-    raise Unwritable(f"{float(value)} is no JSON number")
-
-
-def _decimal(value: Decimal) -> str:
-    if value.is_finite():
-        return str(value)
-    raise Unwritable(f"{value} is no number")
-
-
-def _base64(value: bytes | bytearray | memoryview) -> str:
-    return b64encode(value).decode("ascii")
-
-
-def _datetime(value: datetime) -> str:
-    if value.tzinfo is not UTC:
-        offset = value.utcoffset()
-        if offset is None or (offset and not offset % timedelta(minutes=1)):  # an RFC 3339 offset has no seconds
-            return value.isoformat()
-    try:
-        return timestamp(value)
-    except ValueError as error:
-        raise Unwritable(str(error)) from None
-
-
-def uuid_text(value: UUID) -> str:
-    """A UUID as text."""
-    return _builtins(value) if type(value) is UUID else str(value)  # a fifth of what str() takes
-
-
-_LEAVES: Final[dict[type, Callable[[Any], Any]]] = {
-    UUID: uuid_text,
-    datetime: _datetime,  # before date, its base
-    float: _float,
-    Decimal: _decimal,
-    date: date.isoformat,
-    time: _builtins,
-    timedelta: _builtins,
-    bytes: _base64,
-    bytearray: _base64,
-    memoryview: _base64,
-    str: _text,
-    int: _integer,
-}
-
-
-def timestamp(value: datetime) -> str:
-    """An instant in UTC, with ``Z``; a naive one is read as UTC.
-
-    Raises:
-        ValueError: in UTC it is before the year 1 or after 9999.
-    """
-    if value.tzinfo is not UTC:
-        try:
-            value = value.replace(tzinfo=UTC) if value.utcoffset() is None else value.astimezone(UTC)
-        except OverflowError:
-            raise ValueError(f"{value} is out of range in UTC") from None
-    if type(value) is datetime:
-        return _builtins(value)  # type: ignore[no-any-return]  # a tenth of what isoformat() takes
-    return f"{value.isoformat()[:-6]}Z"
-
-
-def _array(value: Any, depth: int) -> list[Any]:
-    result: list[Any] = []
-    for item in value:
-        try:
-            result.append(item if type(item) is int else plain(item, depth + 1))
-        except Unwritable as error:
-            raise error.under(f"[{len(result)}]") from None
-    return result
-
-
-def _object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        try:
-            name = key if type(key) is str and key.isascii() else _key(key)
-            result[name] = plain(item, depth + 1)
-        except Unwritable as error:
-            raise error.under(str(key)) from None
-    if len(result) != len(value):
-        raise Unwritable("two of its keys are the same as text")
-    return result
-
-
-def _key(key: Any) -> str:
-    if isinstance(key, bool) or not isinstance(text := plain(key, MAX_DEPTH + 1), str | int | float):
-        raise Unwritable(f"a key of type {type(key).__qualname__}")
-    return text if isinstance(text, str) else str(text)
-
-
-def is_too_deep(payload: dict[str, Any]) -> bool:
-    """Whether decoded JSON has more levels than MAX_DEPTH."""
-    level: list[Any] = [payload]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for container in level
-            for item in (container.values() if type(container) is dict else container)
-            if type(item) is dict or type(item) is list
-        ]
-        if not level:
-            return False
-    return True
-
-
-# -- an event as a message --------------------------------------------------------------------------------
-
-
-KINDS: dict[str, type[NotificationEvent | ECSTEvent]] = {
-    "notification_event": NotificationEvent,
-    "ecst_event": ECSTEvent,
-}
+# -- events as messages -------------------------------------------------------------------------------------
 
 
 def to_message(
@@ -245,27 +75,26 @@ def to_message(
     to: str | None = None,
     version: int = 1,
 ) -> Message:
-    """A snapshot of an event as it is now: its declared fields, for a plain class its public attributes.
+    """Return a message with a snapshot of an event: its declared fields, or the public attributes of a plain class.
 
-    Id and time are the event's own ``event_id`` and ``event_timestamp`` (a naive time is read as UTC); an event that has
-    none gets new ones, each time.
+    Id and time are the event's ``event_id`` and ``event_timestamp``; a naive time is read as UTC. For an event without them
+    each call makes new ones.
 
     Args:
         event: Any object.
-        name: The event name it is dispatched under; a string.
-        kind: As what it leaves.
-        key: Its routing key.
+        name: The name of its dispatch; must be a string.
+        kind: The kind as which it leaves.
+        key: The routing key.
         to: The address that a route chose.
-        version: Of its payload.
+        version: The version of the payload.
 
     Raises:
-        MessageRefused: it can't be written as JSON; names the field.
+        MessageRefused: the event can't be written as JSON; the error names the field.
     """
     if not isinstance(name, str):
         raise MessageRefused(name, "only events with a string as name can leave the process")
     try:
-        shape = shape_of(type(event))
-        event_id, payload = _snapshot(event, shape)
+        event_id, payload = _write_payload(event, event_fields(type(event)))
     except Unwritable as error:
         raise MessageRefused(name, error.problem, field=error.path or None) from None
     except Exception as error:  # the host's properties and serializers
@@ -273,7 +102,7 @@ def to_message(
     headers = {"publication": new_publication(), "version": str(version)}
     if key is not None:
         headers["key"] = key
-    return Message(
+    return Message(  # positional, for speed: keywords would cost 8 % of this function
         f"{kind}_event",
         name if type(name) is str else str.__str__(name),
         event_id,
@@ -284,97 +113,218 @@ def to_message(
     )
 
 
-def _snapshot(event: Any, shape: Shape) -> tuple[str, dict[str, Any]]:
-    event_id = shape.unread_id(event) if shape.unread_id is not None else None
+def _write_payload(event: Any, fields: EventFields) -> tuple[str, dict[str, Any]]:
+    event_id = fields.make_id(event) if fields.make_id is not None else None
     if event_id is None:
-        event_id = _id(getattr(event, shape.id_field, None))
+        event_id = _write_id(getattr(event, fields.id_field, None))
     payload: dict[str, Any] = {
         "event_id": event_id,
-        "event_timestamp": _time(getattr(event, shape.time_field, None)),
+        "event_timestamp": _write_time(getattr(event, fields.time_field, None)),
     }
-    if shape.library == "plain":
-        values = _public(event)
-    elif shape.library == "pydantic":
-        values = _dumped(event, shape)
+    if fields.library == "plain":
+        values = _public_values(event)
+    elif fields.library == "pydantic":
+        values = _model_values(event, fields)
     else:
-        values = ((wire, getattr(event, attribute, msgspec.UNSET)) for attribute, wire in shape.fields)
+        values = ((wire, getattr(event, attribute, msgspec.UNSET)) for attribute, wire in fields.payload)
     for wire, value in values:
         try:
             if value is not msgspec.UNSET:
-                payload[wire] = plain(value)
+                payload[wire] = to_json_value(value)
         except Unwritable as error:
             raise error.under(wire) from None
     return event_id, payload
 
 
-def _id(value: Any) -> str:
+def _write_id(value: Any) -> str:
     if value is None:
         return str(uuid4())
     try:
-        return uuid_text(value if isinstance(value, UUID) else UUID(value))
+        return _write_uuid(value if isinstance(value, UUID) else UUID(value))
     except (ValueError, AttributeError, TypeError):
         raise Unwritable(f"an event's id is a UUID, not {type(value).__qualname__} {value!r}").under(
             "event_id"
         ) from None
 
 
-def _time(value: Any) -> str:
+def _write_time(value: Any) -> str:
     if value is None:
-        return timestamp(datetime.now(UTC))
+        return format_time(datetime.now(UTC))
     try:
-        return timestamp(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+        return format_time(value if isinstance(value, datetime) else datetime.fromisoformat(value))
     except (ValueError, TypeError):
         problem = f"an event's time is a datetime, not {type(value).__qualname__} {value!r}"
         raise Unwritable(problem).under("event_timestamp") from None
 
 
-def _public(event: Any) -> Iterator[tuple[str, Any]]:
-    """The public attributes of a plain object, those in slots too."""
+def _public_values(event: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the public attributes of an object of a plain class, also those in slots, without its id and time."""
     values: dict[str, Any] = dict(getattr(event, "__dict__", {}))
     for cls in type(event).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for attribute in (slots,) if isinstance(slots, str) else slots:
             values.setdefault(attribute, getattr(event, attribute, msgspec.UNSET))
-    if type(event) in KINDS.values() and isinstance(values.get("payload"), dict):
-        values = values["payload"]  # one that arrived without a class leaves as it came
+    if type(event) in EVENT_CLASSES.values() and isinstance(values.get("payload"), dict):
+        values = values["payload"]  # an event that arrived without a class of its own leaves as it came
     for attribute, value in values.items():
         if not (attribute.startswith("_") or attribute in ENVELOPE or attribute in ("event_id", "event_timestamp")):
             yield attribute, value
 
 
-def _dumped(event: Any, shape: Shape) -> Iterator[tuple[str, Any]]:
-    """The fields of a pydantic model, through its own serializers."""
-    attributes = {attribute for attribute, _ in shape.fields}
+def _model_values(event: Any, fields: EventFields) -> Iterator[tuple[str, Any]]:
+    """Return the fields of a pydantic model as its own serializers write them."""
+    attributes = {attribute for attribute, _ in fields.payload}
     dumped = event.model_dump(include=attributes, by_alias=True, round_trip=True, warnings=False)
-    return ((wire, dumped[wire]) for _, wire in shape.fields)
+    return ((wire, dumped[wire]) for _, wire in fields.payload)
 
 
-# -- what msgspec finds wrong ------------------------------------------------------------------------------
-
-# msgspec tells the place inside of a value in its text alone. Where a release words it differently, the place is the
-# value's own, and the text is all of msgspec's.
-_WHERE: Final = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*?)`)?", re.DOTALL).fullmatch
-_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL).fullmatch
+# -- values as JSON -----------------------------------------------------------------------------------------
 
 
-def invalid(error: Exception, *, under: str = "") -> MessageInvalid:
-    """What msgspec found wrong, with the field's name where it gives one.
+def to_json_value(value: Any, depth: int = 2) -> Any:
+    """Return a value as plain JSON values that share nothing mutable with it.
 
-    The kind of fault is told by the class of the error and said in our words: texts change between releases.
+    Naive datetimes stay naive, aware datetimes keep their offset; bytes become base64, sets and tuples become arrays.
 
     Args:
-        error: msgspec's, or what else comes out of it (UnicodeError, RecursionError).
-        under: The part of the message that was read, as ``payload``.
+        value: Any value of an event.
+        depth: The level of the value; the payload itself is level 1.
+
+    Raises:
+        Unwritable: JSON can't carry the value; the error has its path.
     """
-    if isinstance(error, UnicodeError):
-        return MessageInvalid("not UTF-8", field=under or None)
-    if isinstance(error, RecursionError):
-        return MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=under or None)
-    if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
-        return MessageInvalid(f"not JSON: {error}", field=under or None)
-    match = _WHERE(str(error))
-    problem, path = (match["problem"], match["path"]) if match else (str(error), None)
-    if missing := _MISSING(problem):
-        problem, path = "missing", f"{path}.{missing[1]}" if path else missing[1]
-    field = f"{under}{'' if path.startswith('[') or not under else '.'}{path}" if path else under
-    return MessageInvalid(problem, field=field or None)
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _write_text(value)
+    if kind is bool or value is None:
+        return value
+    if kind is int:
+        return value if -(2**64) < value < 2**64 else _write_integer(value)
+    if kind is not list and kind is not dict:
+        if isinstance(value, Enum):
+            return to_json_value(value.value, depth)
+        if (write := _WRITERS.get(kind) or _find_writer(value)) is not None:
+            return write(value)
+    if depth > MAX_DEPTH:
+        raise Unwritable(f"nested more than {MAX_DEPTH} levels deep, or contains itself")
+    if isinstance(value, list | tuple | AbstractSet):
+        return _write_array(value, depth)
+    if isinstance(value, Mapping):
+        return _write_object(value, depth)
+    inside = nested_values(value)
+    if inside is None:
+        raise Unwritable(f"{kind.__qualname__} objects can't be written as JSON")
+    return _write_array(inside, depth) if isinstance(inside, list) else _write_object(inside, depth)
+
+
+def _find_writer(value: Any) -> Callable[[Any], Any] | None:
+    """Find the writer for a subclass, as asyncpg's UUID, pendulum's datetime, numpy's float64 or an EventName."""
+    return next((write for base, write in _WRITERS.items() if isinstance(value, base)), None)
+
+
+def _write_text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unwritable("has a lone surrogate, so it is no text") from None
+    return str.__str__(value)
+
+
+def _write_integer(value: int) -> int:
+    try:
+        str(int(value))
+    except ValueError:  # beyond sys.get_int_max_str_digits()
+        raise Unwritable("an integer with too many digits") from None
+    return int(value)
+
+
+def _write_float(value: float) -> float:
+    if isfinite(value):
+        return float(value)
+    raise Unwritable(f"{float(value)} is no JSON number")
+
+
+def _write_decimal(value: Decimal) -> str:
+    if value.is_finite():
+        return str(value)
+    raise Unwritable(f"{value} is no number")
+
+
+def _write_base64(value: bytes | bytearray | memoryview) -> str:
+    return b64encode(value).decode("ascii")
+
+
+def _write_datetime(value: datetime) -> str:
+    if value.tzinfo is not UTC:
+        offset = value.utcoffset()
+        if offset is None or (offset and not offset % timedelta(minutes=1)):  # an RFC 3339 offset has no seconds
+            return value.isoformat()
+    try:
+        return format_time(value)
+    except ValueError as error:
+        raise Unwritable(str(error)) from None
+
+
+def _write_uuid(value: UUID) -> str:
+    return _to_builtins(value) if type(value) is UUID else str(value)  # in a fifth of the time of str()
+
+
+_WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
+    UUID: _write_uuid,
+    datetime: _write_datetime,  # before date, its base
+    float: _write_float,
+    Decimal: _write_decimal,
+    date: date.isoformat,
+    time: _to_builtins,
+    timedelta: _to_builtins,
+    bytes: _write_base64,
+    bytearray: _write_base64,
+    memoryview: _write_base64,
+    str: _write_text,
+    int: _write_integer,
+}
+
+
+def format_time(value: datetime) -> str:
+    """Return a datetime as ISO 8601 text in UTC, with ``Z``; a naive datetime is read as UTC.
+
+    Raises:
+        ValueError: in UTC it is before the year 1 or after the year 9999.
+    """
+    if value.tzinfo is not UTC:
+        try:
+            value = value.replace(tzinfo=UTC) if value.utcoffset() is None else value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"{value} is out of range in UTC") from None
+    if type(value) is datetime:
+        return _to_builtins(value)  # type: ignore[no-any-return]  # in a tenth of the time of isoformat()
+    return f"{value.isoformat()[:-6]}Z"
+
+
+def _write_array(value: Any, depth: int) -> list[Any]:
+    result: list[Any] = []
+    for item in value:
+        try:
+            result.append(item if type(item) is int else to_json_value(item, depth + 1))
+        except Unwritable as error:
+            raise error.under(f"[{len(result)}]") from None
+    return result
+
+
+def _write_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        try:
+            name = key if type(key) is str and key.isascii() else _write_key(key)
+            result[name] = to_json_value(item, depth + 1)
+        except Unwritable as error:
+            raise error.under(str(key)) from None
+    if len(result) != len(value):
+        raise Unwritable("two of its keys are the same as text")
+    return result
+
+
+def _write_key(key: Any) -> str:
+    if isinstance(key, bool) or not isinstance(text := to_json_value(key, MAX_DEPTH + 1), str | int | float):
+        raise Unwritable(f"a key of type {type(key).__qualname__}")
+    return text if isinstance(text, str) else str(text)

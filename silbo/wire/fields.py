@@ -1,4 +1,4 @@
-"""What the codec knows about a class: which attributes leave, and what they are called on the wire."""
+"""The fields of event classes: the attributes that leave, and their names on the wire."""
 
 from __future__ import annotations
 
@@ -11,57 +11,60 @@ from msgspec import UNSET
 
 from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker
 
-__all__ = ["Shape", "contents", "once_per_class", "shape_of", "wire_names"]
+__all__ = ["EventFields", "event_fields", "nested_values", "once_per_class", "wire_names"]
 
 _T = TypeVar("_T")
 
 
-def once_per_class(find: Callable[[type], _T]) -> Callable[[type], _T]:
-    """Find something out about a class once, and keep it on the class itself: it goes when the class goes."""
-    attribute = f"__silbo_{find.__name__}__"
+def once_per_class(function: Callable[[type], _T]) -> Callable[[type], _T]:
+    """Cache a function of a class: its result is stored on the class itself, and freed with the class."""
+    attribute = f"__silbo_{function.__name__}__"
 
-    @wraps(find)
-    def found(cls: type) -> _T:
+    @wraps(function)
+    def cached(cls: type) -> _T:
         kept: tuple[type, _T] | None = cls.__dict__.get(attribute)
-        if kept is not None and kept[0] is cls:  # a copy of the class (attrs and dataclass slots) starts anew
+        if (
+            kept is not None and kept[0] is cls
+        ):  # a copy of the class (attrs and dataclasses with slots) has the original's
             return kept[1]
-        result = find(cls)
+        result = function(cls)
         try:
             type.__setattr__(cls, attribute, (cls, result))
         except TypeError:
-            pass  # a class written in C keeps nothing
+            pass  # a class written in C accepts no attribute
         return result
 
-    return found
+    return cached
 
 
-class Shape(NamedTuple):
-    """Which attributes of a class leave.
+class EventFields(NamedTuple):
+    """The fields of an event class that leave.
 
     Attributes:
-        library: Which one declares the fields; ``plain`` where none does.
-        names: Attribute -> wire name, in declared order.
-        fields: The same in pairs, without the event's id and time.
+        library: The library that declares the fields, ``dataclass``, ``attrs``, ``struct`` or ``pydantic``; ``plain`` for a
+            class without declared fields.
+        names: The wire name of each attribute, in declared order.
+        payload: Pairs of attribute and wire name, without the event's id and time.
         id_field: The attribute that holds the event's id.
         time_field: The attribute that holds the event's time.
-        unread_id: Gives the id as text, where silbo makes it.
+        make_id: Gives the id of an event as text, or None if it has been read or set; None if the class declares its own.
     """
 
     library: str
     names: dict[str, str]
-    fields: tuple[tuple[str, str], ...]
-    id_field: str = "event_id"
-    time_field: str = "event_timestamp"
-    unread_id: Callable[[Any], str | None] | None = None
+    payload: tuple[tuple[str, str], ...]
+    id_field: str
+    time_field: str
+    make_id: Callable[[Any], str | None] | None
 
 
 @once_per_class
-def shape_of(cls: type) -> Shape:
-    """The shape of an event class.
+def event_fields(cls: type) -> EventFields:
+    """Return the fields of an event class.
 
     Raises:
         EnvelopeConflict: one of its fields has a name that belongs to the envelope.
-        TypeError: two of its fields have one name on the wire.
+        TypeError: two of its fields have the same name on the wire.
     """
     check_fields(cls)
     library, declared = wire_names(cls)
@@ -75,12 +78,18 @@ def shape_of(cls: type) -> Shape:
     names = {attribute: wire for wire, attribute in wires.items()}
     id_field = wires.pop("event_id", "event_id")
     time_field = wires.pop("event_timestamp", "event_timestamp")
-    fields = tuple((attribute, wire) for wire, attribute in wires.items())
-    return Shape(library, names, fields, id_field, time_field, find_id_maker(cls) if id_field == "event_id" else None)
+    return EventFields(
+        library=library,
+        names=names,
+        payload=tuple((attribute, wire) for wire, attribute in wires.items()),
+        id_field=id_field,
+        time_field=time_field,
+        make_id=find_id_maker(cls) if id_field == "event_id" else None,
+    )
 
 
 def wire_names(cls: type) -> tuple[str, dict[str, str]]:
-    """The library that declares a class's fields, and each attribute with its name on the wire."""
+    """Return the library that declares the fields of a class, and the wire name of each attribute."""
     declared = declared_fields(cls)
     if declared is None:
         return "plain", {}
@@ -94,10 +103,11 @@ def wire_names(cls: type) -> tuple[str, dict[str, str]]:
     return "dataclass", {field.name: field.metadata.get("wire", field.name) for field in dataclasses.fields(cls)}
 
 
-def contents(value: Any) -> Mapping[str, Any] | list[Any] | None:
-    """What is inside an object that an event holds, under the names its own library reads; None for a plain class.
+def nested_values(value: Any) -> Mapping[str, Any] | list[Any] | None:
+    """Return the fields of an object inside a payload, under the names that its library reads; None for a plain class.
 
-    A ``wire`` name counts in an event's own fields alone: msgspec, which rebuilds what is nested, knows none.
+    Metadata ``wire`` counts only in the event's own fields: msgspec, which rebuilds nested objects, does not know it. A
+    Struct with ``array_like`` gives a list.
     """
     cls = type(value)
     library, names = wire_names(cls)
@@ -107,11 +117,11 @@ def contents(value: Any) -> Mapping[str, Any] | list[Any] | None:
         result: dict[str, Any] = value.model_dump(by_alias=True, round_trip=True, warnings=False)
         return result
     if library == "struct":
-        return _struct_contents(value, names)
+        return _struct_values(value, names)
     return {name: inside for name in names if (inside := getattr(value, name, UNSET)) is not UNSET}
 
 
-def _struct_contents(value: Any, names: Mapping[str, str]) -> Mapping[str, Any] | list[Any]:
+def _struct_values(value: Any, names: Mapping[str, str]) -> Mapping[str, Any] | list[Any]:
     config = value.__struct_config__
     tag = {} if config.tag is None else {config.tag_field: config.tag}
     inside = tag | {wire: getattr(value, name) for name, wire in names.items()}

@@ -1,7 +1,7 @@
-"""The formats: a Message as bytes and back. ``JSON`` is silbo's own; ``DIATOR`` and ``CLOUDEVENTS`` by choice.
+"""The formats of messages as bytes: ``JSON`` is silbo's own and the default; ``DIATOR`` and ``CLOUDEVENTS`` are a choice.
 
-What comes in is checked before it is used: size, depth, UTF-8, required keys, types. Unknown keys are ignored, so that
-old programs read new messages; of a key that is there twice, the last counts.
+Received bytes are checked before they are used: size, depth, UTF-8, required keys, types. Unknown keys are ignored, so that
+old programs read new messages. If a key occurs twice, the last value counts.
 """
 
 from __future__ import annotations
@@ -16,21 +16,10 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
-from silbo.wire.encode import (
-    MAX_DEPTH,
-    MAX_SIZE,
-    UNCHANGED,
-    UNREADABLE,
-    Unwritable,
-    invalid,
-    is_too_deep,
-    plain,
-    timestamp,
-)
+from silbo.wire.decode import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
+from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
 
 __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "to_json"]
-
-MESSAGE_TYPES: Final = ("notification_event", "ecst_event")
 
 _T = TypeVar("_T")
 _encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
@@ -48,28 +37,28 @@ class _Record(msgspec.Struct):
 
 
 class _ByEventName:
-    """Channels of the formats whose ``message_name`` is the event name."""
+    """The channels of formats whose ``message_name`` is the event name."""
 
     names: Literal["event", "class"] = "event"
     content_type = "application/json"
 
     def channel(self, message: Message, prefix: str) -> str:
-        """``{prefix}:{message_type}:{event name}``, or ``{prefix}:{address}`` where a route chose one."""
+        """Return ``{prefix}:{message_type}:{event name}``, or ``{prefix}:{address}`` if a route chose an address."""
         return f"{prefix}:{message.to or f'{message.message_type}:{message.message_name}'}"
 
     def channels(self, pattern: str, prefix: str) -> Sequence[str]:
-        """One for each kind; without ``*`` in the name they are channels, escaped as PSUBSCRIBE wants it."""
+        """Return a pattern for each kind, escaped for PSUBSCRIBE; without ``*`` in the name each is a channel."""
         glob = re.sub(r"\.?\*\*\.?|\*+", "*", re.sub(r"([?\[\]\\])", r"\\\1", pattern))
-        return [f"{prefix}:{kind}:{glob}" for kind in MESSAGE_TYPES]
+        return [f"{prefix}:{kind}:{glob}" for kind in EVENT_CLASSES]
 
 
 class JsonFormat(_ByEventName):
-    """silbo's own: message_type, message_name, message_id, payload, headers."""
+    """silbo's own format: message_type, message_name, message_id, payload, headers."""
 
     _decoder = msgspec.json.Decoder(_Record)
 
     def encode(self, message: Message, origin: Origin) -> bytes:
-        """See :class:`~silbo.message.Format`. An origin that the message carries already is kept."""
+        """Return the bytes, see :class:`~silbo.message.Format`; an origin in the message's headers is kept."""
         return to_json(
             message,
             {
@@ -82,8 +71,8 @@ class JsonFormat(_ByEventName):
         )
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.message.Format`. ``headers`` may be missing."""
-        record = _read(raw, self._decoder)
+        """Return the message, see :class:`~silbo.message.Format`; ``headers`` may be missing."""
+        record = _decode(raw, self._decoder)
         _check_depth(record.payload, "payload")
         return Message(record.message_type, record.message_name, record.message_id, record.payload, record.headers)
 
@@ -92,12 +81,12 @@ class JsonFormat(_ByEventName):
 
 
 class DiatorFormat:
-    """What Diator 0.1.2 sends: four keys, the class name as ``message_name``, a naive UTC ``event_timestamp``.
+    """The format of Diator 0.1.2: four keys, the class name as ``message_name``, a naive UTC ``event_timestamp``.
 
-    It has no headers, so no publication, version, key or origin: a process can't tell its own messages.
+    It has no headers, so no publication, version, key or origin: a process can't recognise its own messages.
 
     Args:
-        prefix: Of its channels, in place of the broker's.
+        prefix: The prefix of its channels, in place of the broker's.
     """
 
     names: Literal["event", "class"] = "class"
@@ -107,8 +96,8 @@ class DiatorFormat:
     def __init__(self, prefix: str = "python_diator_channel") -> None:
         self.prefix = prefix
 
-    def encode(self, message: Message, origin: Origin) -> bytes:  # it has no place for it
-        """See :class:`~silbo.message.Format`."""
+    def encode(self, message: Message, origin: Origin) -> bytes:  # the format has no place for the origin
+        """Return the bytes, see :class:`~silbo.message.Format`."""
         payload = dict(message.payload)
         when = payload.get("event_timestamp")
         if isinstance(when, str):
@@ -124,34 +113,35 @@ class DiatorFormat:
         )
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.message.Format`. Its ``message_name`` is ``class_name`` as well."""
-        record = _read(raw, self._decoder)
+        """Return the message, see :class:`~silbo.message.Format`; the class name is its ``message_name`` and ``class_name``."""
+        record = _decode(raw, self._decoder)
         _check_depth(record.payload, "payload")
         name = record.message_name
         return Message(record.message_type, name, record.message_id, record.payload, class_name=name)
 
     def channel(self, message: Message, prefix: str) -> str:
-        """Diator's: a channel for every single message; ``{prefix}:{address}`` where a route chose one."""
+        """Return Diator's channel, one for each message, or ``{prefix}:{address}`` if a route chose an address."""
         return f"{prefix}:{message.to}" if message.to else f"{self.prefix}:{message.message_type}:{message.message_id}"
 
-    def channels(self, pattern: str, prefix: str) -> Sequence[str]:  # names are not in its channels
-        """Both kinds whole: no name is in a channel of Diator's."""
-        return [f"{self.prefix}:{kind}:*" for kind in MESSAGE_TYPES]
+    def channels(self, pattern: str, prefix: str) -> Sequence[str]:
+        """Return a pattern for all messages of each kind: Diator's channels do not contain the name."""
+        return [f"{self.prefix}:{kind}:*" for kind in EVENT_CLASSES]
 
 
 # -- CloudEvents --------------------------------------------------------------------------------------------
 
-_HEADERS: Final = {
+_ATTRIBUTE_OF: Final = {
     "app": "source",
     "instance": "silboinstance",
     "version": "silboversion",
     "publication": "silbopublication",
-    "key": "partitionkey",  # CloudEvents' own extension for it
+    "key": "partitionkey",  # the extension of CloudEvents for routing keys
 }
-_HEADER_OF: Final[dict[str, str]] = {attribute: header for header, attribute in _HEADERS.items()}
+_HEADER_OF: Final[dict[str, str]] = {attribute: header for header, attribute in _ATTRIBUTE_OF.items()}
 _CONTEXT: Final = frozenset(
     {"specversion", "id", "source", "type", "time", "datacontenttype", "dataschema", "subject", "data", "data_base64"}
 )
+_NOT_HEADERS: Final = _CONTEXT | {"silbokind"}
 _IS_ATTRIBUTE: Final = re.compile("[a-z0-9]+").fullmatch
 _HAS_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]").search
 
@@ -167,11 +157,11 @@ class _CloudEvent(msgspec.Struct):
 
 
 class CloudEventsFormat(_ByEventName):
-    """CloudEvents 1.0, JSON, structured mode: the payload is ``data``, the event name ``type``, the app ``source``.
+    """CloudEvents 1.0 as JSON in structured mode: the payload is ``data``, the event name ``type``, the app ``source``.
 
-    What CloudEvents has no attribute for goes into extensions: ``silbokind``, ``silboinstance``, ``silboversion``,
-    ``silbopublication``; the key into ``partitionkey``. Events of other producers are read too: as notifications; an
-    ``id`` that is no UUID gives an ``event_id`` made of it and ``source``, always the same.
+    The rest goes into extension attributes: ``silbokind``, ``silboinstance``, ``silboversion``, ``silbopublication``; the key
+    into ``partitionkey``. Events of other producers are read as notifications. From an ``id`` that is not a UUID, and
+    ``source``, an ``event_id`` is made, always the same.
 
     Source: CloudEvents 1.0.2, its JSON event format, and its partitioning extension.
     """
@@ -180,7 +170,7 @@ class CloudEventsFormat(_ByEventName):
     _decoder = msgspec.json.Decoder(dict[str, Any])
 
     def encode(self, message: Message, origin: Origin) -> bytes:
-        """See :class:`~silbo.message.Format`. An origin that the message carries already is kept."""
+        """Return the bytes, see :class:`~silbo.message.Format`; an origin in the message's headers is kept."""
         record: dict[str, Any] = {
             "specversion": "1.0",
             "id": message.message_id,
@@ -193,8 +183,10 @@ class CloudEventsFormat(_ByEventName):
         if (when := message.payload.get("event_timestamp")) is not None:
             record["time"] = when
         for header, value in message.headers.items():
-            attribute = _HEADERS.get(header, header)
-            if header not in _HEADERS and (attribute in record or attribute in _CONTEXT or not _IS_ATTRIBUTE(header)):
+            attribute = _ATTRIBUTE_OF.get(header, header)
+            if header not in _ATTRIBUTE_OF and (
+                attribute in record or attribute in _CONTEXT or not _IS_ATTRIBUTE(header)
+            ):
                 raise MessageRefused(message.message_name, f"CloudEvents can't carry a header {header!r}")
             if value:
                 record[attribute] = value
@@ -205,87 +197,88 @@ class CloudEventsFormat(_ByEventName):
         return to_json(message, record)
 
     def decode(self, raw: bytes) -> Message:
-        """See :class:`~silbo.message.Format`."""
-        record = _read(raw, self._decoder)
+        """Return the message, see :class:`~silbo.message.Format`."""
+        record = _decode(raw, self._decoder)
         try:
             event = msgspec.convert(record, _CloudEvent)
-        except UNREADABLE as error:
-            raise _wrong_key(record, _CloudEvent) or invalid(error) from None
+        except MSGSPEC_ERRORS as error:
+            raise _find_wrong_key(record, _CloudEvent) or to_message_invalid(error) from None
         payload = event.data
         _check_depth(payload, "data")
-        if "event_id" not in payload and not is_uuid(event.id):
+        if "event_id" not in payload and not _is_uuid(event.id):
             payload["event_id"] = str(uuid5(NAMESPACE_URL, f"{event.source}#{event.id}"))
         if "event_timestamp" not in payload and event.time is not None:
             try:
-                payload["event_timestamp"] = timestamp(event.time)
+                payload["event_timestamp"] = format_time(event.time)
             except ValueError as error:
                 raise MessageInvalid(str(error), field="time") from None
         headers: dict[str, str] = {
             _HEADER_OF.get(attribute, attribute): value
             for attribute, value in record.items()
-            if isinstance(value, str) and (attribute in _HEADER_OF or attribute not in _OWN)
+            if isinstance(value, str) and (attribute in _HEADER_OF or attribute not in _NOT_HEADERS)
         }
         return Message(event.silbokind, event.type, event.id, payload, headers)
 
 
-_OWN: Final = _CONTEXT | {"silbokind"}
-
-
-# -- both ways ----------------------------------------------------------------------------------------------
+# -- JSON and back ------------------------------------------------------------------------------------------
 
 
 def to_json(message: Message, record: dict[str, Any]) -> bytes:
-    """What a message is to be, as JSON.
+    """Return a record of a message as JSON bytes.
+
+    Args:
+        message: The message, for its payload and the name in errors.
+        record: The JSON object that a format makes of it.
 
     Raises:
-        MessageRefused: something in it can't be written, or it is too large.
+        MessageRefused: a value can't be written as JSON, or the bytes are more than MAX_SIZE.
     """
     try:
         for value in message.payload.values():
-            if type(value) not in UNCHANGED:
-                plain(value)  # msgspec would write null for a NaN
+            if type(value) not in JSON_SCALARS:
+                to_json_value(value)  # msgspec would write null for a NaN
         raw = _encode(record)
-    except (Unwritable, TypeError, *UNREADABLE) as error:
-        raise _refused(message, error) from None
+    except (Unwritable, TypeError, *MSGSPEC_ERRORS) as error:
+        raise _find_unwritable(message, error) from None
     if len(raw) > MAX_SIZE:
         raise MessageRefused(message.message_name, f"{len(raw)} bytes as JSON, more than {MAX_SIZE}")
     return raw
 
 
-def _refused(message: Message, error: Exception) -> MessageRefused:
+def _find_unwritable(message: Message, error: Exception) -> MessageRefused:
     try:
-        plain(message.payload, 1)
+        to_json_value(message.payload, 1)
     except Unwritable as found:
         return MessageRefused(message.message_name, found.problem, field=found.path)
     return MessageRefused(message.message_name, f"can't be written as JSON: {error}")
 
 
-def _read(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
+def _decode(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
     if len(raw) > MAX_SIZE:
         raise MessageInvalid(f"{len(raw)} bytes, more than {MAX_SIZE}")
     try:
         return decoder.decode(raw)
-    except UNREADABLE as error:
-        raise _unreadable(raw, decoder.type, error) from None
+    except MSGSPEC_ERRORS as error:
+        raise _find_fault(raw, decoder.type, error) from None
 
 
-def _unreadable(raw: bytes, kind: Any, error: Exception) -> MessageInvalid:
-    """Look for the fault ourselves: which errors msgspec has for one, and their texts, is another in each release."""
+def _find_fault(raw: bytes, kind: Any, error: Exception) -> MessageInvalid:
+    """Find the fault in bytes that msgspec refused: its errors and their texts differ between releases."""
     try:
         raw.decode()
     except UnicodeDecodeError as found:
-        return invalid(found)
+        return to_message_invalid(found)
     if not isinstance(error, msgspec.ValidationError):
-        return invalid(error)
+        return to_message_invalid(error)
     try:
         record = msgspec.json.decode(raw)
-    except UNREADABLE as found:
-        return invalid(error if isinstance(found, msgspec.ValidationError) else found)
-    return _wrong_key(record, kind) or invalid(error)
+    except MSGSPEC_ERRORS as found:
+        return to_message_invalid(error if isinstance(found, msgspec.ValidationError) else found)
+    return _find_wrong_key(record, kind) or to_message_invalid(error)
 
 
-def _wrong_key(record: Any, kind: Any) -> MessageInvalid | None:
-    """The first required key that a record lacks, or the first value that does not fit; None where both are well."""
+def _find_wrong_key(record: Any, kind: Any) -> MessageInvalid | None:
+    """Find the first required key that a record lacks, or the first value that does not fit; None if there is neither."""
     if not isinstance(record, dict):
         return MessageInvalid("not a JSON object")
     for field in msgspec.structs.fields(kind) if isinstance(kind, type) else ():  # not those of dict[str, Any]
@@ -296,8 +289,8 @@ def _wrong_key(record: Any, kind: Any) -> MessageInvalid | None:
             continue
         try:
             msgspec.convert(record[name], field.type)
-        except UNREADABLE as error:
-            return invalid(error, under=name)
+        except MSGSPEC_ERRORS as error:
+            return to_message_invalid(error, under=name)
     return None
 
 
@@ -306,8 +299,7 @@ def _check_depth(payload: dict[str, Any], field: str) -> None:
         raise MessageInvalid(f"nested more than {MAX_DEPTH} levels deep", field=field)
 
 
-def is_uuid(text: str) -> bool:
-    """Whether this is a UUID as text."""
+def _is_uuid(text: str) -> bool:
     try:
         UUID(text)
     except ValueError:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
 from silbo.names import EventName
-from silbo.wire.decode import to_event
-from silbo.wire.encode import MAX_DEPTH, invalid, to_message
+from silbo.wire.decode import to_event, to_message_invalid
+from silbo.wire.encode import MAX_DEPTH, to_message
 from tests.support.codec_classes import (
     Address,
     Card,
@@ -320,7 +320,7 @@ def test_what_msgspec_breaks_on_is_message_invalid_too(hint: Any, value: Any) ->
 
 def test_a_fault_that_msgspec_words_in_another_way_has_its_place_all_the_same() -> None:
     """Its texts are not its interface."""
-    fault = invalid(msgspec.ValidationError("in other words"), under="payload.x")
+    fault = to_message_invalid(msgspec.ValidationError("in other words"), under="payload.x")
     assert (fault.problem, fault.field) == ("in other words", "payload.x")
 
 
