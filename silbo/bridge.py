@@ -16,7 +16,7 @@ from silbo._reports import ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
-from silbo.dispatch.running import Guard
+from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
@@ -252,7 +252,7 @@ class Bridge(AsyncCloseable):
         async def send(_: Any) -> None:
             await self._send(message)
 
-        if isinstance(registered, Guard):
+        if isinstance(registered, ConfiguredListener):
             await registered(event, listener=send)
         else:
             await self._send(message)

@@ -1,4 +1,4 @@
-"""Listeners given as classes: the container makes the object when a dispatch needs it."""
+"""Listeners that are registered as classes: a container makes the object when a dispatch needs it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
 from silbo.dispatch.options import is_async
-from silbo.dispatch.running import Wrapper
+from silbo.dispatch.running import WrappedListener
 from silbo.errors import ContainerMissing
 from silbo.work.unit_of_work import Unit, current_unit, unit_of_work
 
@@ -22,30 +22,30 @@ E_contra = TypeVar("E_contra", contravariant=True)
 
 
 class Handles(Protocol[E_contra]):
-    """A class whose objects handle an event."""
+    """An object with an async ``handle``."""
 
     def handle(self, event: E_contra, /) -> Awaitable[object]:
-        """Hear one event."""
+        """Handle one event."""
         ...
 
 
 class Calls(Protocol[E_contra]):
-    """A class whose objects are called with an event."""
+    """An object with an async ``__call__``."""
 
     def __call__(self, event: E_contra, /) -> Awaitable[object]:
-        """Hear one event."""
+        """Handle one event."""
         ...
 
 
 HandlerClass: TypeAlias = type[Handles[Any]] | type[Calls[Any]]
-"""What ``add_listener`` takes besides async callables."""
+"""A listener class: its objects handle events."""
 
 _E = TypeVar("_E")
 _C = TypeVar("_C", bound=HandlerClass)
 
 
 class Listens(Protocol[_E]):
-    """What ``listen(EventName)`` decorates: an async callable for its class of events, or a class that handles events."""
+    """The decorator that ``listen(EventName)`` returns: it takes an async callable for events of that name, or a listener class."""
 
     @overload
     def __call__(self, listener: _C, /) -> _C: ...
@@ -54,17 +54,17 @@ class Listens(Protocol[_E]):
 
 
 def is_listener(candidate: object) -> bool:
-    """Whether ``add_listener`` would take it: an async callable, or a class with an async method for events."""
+    """Return True if ``add_listener`` takes the object: an async callable, or a class with an async method for events."""
     if not isinstance(candidate, type):
         return is_async(candidate)
     return any(is_async(getattr(candidate, method, None)) for method in _METHODS)
 
 
 def handling_method(cls: type) -> str:
-    """The method of a listener class that takes the event: ``handle``, else ``__call__``.
+    """Return the name of the method that takes the event in a listener class: ``handle``, else ``__call__``.
 
     Raises:
-        TypeError: neither is async.
+        TypeError: Neither is async.
     """
     for method in _METHODS:
         if is_async(getattr(cls, method, None)):
@@ -75,8 +75,12 @@ def handling_method(cls: type) -> str:
     )
 
 
-class ClassListener(Wrapper):
-    """A class among the listeners: each run resolves it in the dispatch's unit of work, and lets the object handle."""
+class ClassListener(WrappedListener):
+    """A listener class among the listeners: each run resolves it in the unit of work of the dispatch.
+
+    Attributes:
+        cls: The class that was registered.
+    """
 
     plain = False
 
@@ -85,16 +89,16 @@ class ClassListener(Wrapper):
         self._method = handling_method(cls)
         if container is None:
             raise ContainerMissing(cls)
-        self.container = self._from = container
+        self.container: Container = container
         self.cls: Final[type[Any]] = cls
 
     async def __call__(self, event: Any) -> None:
-        """Resolve it and let it handle the event."""
-        unit = current_unit(self._from)
+        """Let an object of the class handle the event."""
+        unit = current_unit(self.container)
         if unit is not None:
             await self._run(unit, event)
             return
-        async with unit_of_work(self._from) as unit:  # run by hand, or by a dispatcher without this container
+        async with unit_of_work(self.container) as unit:  # run by hand, or by a dispatcher without this container
             await self._run(unit, event)
 
     async def _run(self, unit: Unit, event: Any) -> None:

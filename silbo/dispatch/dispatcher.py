@@ -1,4 +1,4 @@
-"""The dispatcher: Whistle's contract exactly, then more that is free when unused."""
+"""The dispatcher: Whistle's contract exactly, and more that costs nothing when it is not used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
-from silbo.dispatch.observers import Dispatch, Observer, check_observers, watch
+from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
-from silbo.dispatch.running import Wrapper, run, settle
+from silbo.dispatch.running import WrappedListener, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
-from silbo.dispatch.tasks import Background
+from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
 from silbo.names import E, EventName, Name, check_name, warn_if_deprecated
 from silbo.protocols import Container
@@ -31,11 +31,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     """Runs the listeners of a name, in order of priority, in the caller's task.
 
     Args:
-        on_error: What an error of a listener does. ``"raise"`` (as in Whistle): it goes to the caller unwrapped and later
-            listeners do not run. ``"collect"``: all run, then the errors are raised as one ``ExceptionGroup``. A
-            callable ``(error, event, listener)``, sync or async: it gets the error and the dispatch goes on.
-        observers: Told about every dispatch and listener.
-        container: An adapter from ``silbo.containers``: makes the objects of listeners that are given as classes.
+        on_error: Policy for errors of listeners. ``"raise"`` (as in Whistle): the error goes to the caller as it is, and later
+            listeners do not run. ``"collect"``: all listeners run, then the errors are raised as one ``ExceptionGroup``. A
+            callable ``(error, event, listener)``, sync or async, gets the error, and the dispatch goes on.
+        observers: Called around every dispatch and listener.
+        container: An adapter from ``silbo.containers``, which makes the objects of listener classes.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_policy(on_error)
         check_observers(observers)
         check_container(container)
-        # What adispatch may run without asking anybody; empty where get_listeners or _adispatch is overridden.
+        # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
         self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._observers = tuple(observers)
         self._listeners = ListenerRegistry(policy=on_error, container=container, on_change=self._ready.clear)
-        self._background = Background()
+        self._background = BackgroundTasks()
         self._subscribers = Subscribers()
 
     # -- listeners ------------------------------------------------------------------------------------------
@@ -70,25 +70,25 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         concurrent: bool = False,
         on_error: ErrorPolicy | None = None,
     ) -> Registration:
-        """Let a listener hear a name, or every name that a pattern matches.
+        """Register a listener for a name, or for every name that a pattern matches.
 
         Args:
             name: An event name, or a pattern: ``*`` is one segment, ``**`` any number.
             listener: An async callable that takes the event; or a class with an async ``handle`` or ``__call__``, of
                 which the container makes an object when a dispatch needs it.
-            priority: Lower runs first; ties in order of registration; see FIRST and LAST.
-            once: Remove it when it runs first; it runs once even under concurrent dispatches.
-            timeout: Seconds after which it is cancelled, with a :class:`~silbo.errors.ListenerTimeout`.
-            concurrent: Run it beside its neighbours of equal priority that say so too.
-            on_error: For this listener, in place of the dispatcher's.
+            priority: Lower runs first; ties run in order of registration; see FIRST and LAST.
+            once: If true, the first run removes the listener; it runs once even under concurrent dispatches.
+            timeout: Seconds after which the listener is cancelled and a :class:`~silbo.errors.ListenerTimeout` raised.
+            concurrent: If true, the listener runs together with neighbours of equal priority that are concurrent too.
+            on_error: Policy for this listener, in place of the dispatcher's.
 
         Returns:
-            Its place; ``remove()`` takes back this registration, no other.
+            The registration; its ``remove()`` removes this one and no other.
 
         Raises:
-            TypeError: the listener is not async, or the priority is no number.
-            ContainerMissing: it is a class, and there is no container.
-            NameInvalid: a ``*`` that is not a whole segment.
+            TypeError: The listener is not async, or the priority is no number.
+            ContainerMissing: The listener is a class, and the dispatcher has no container.
+            NameInvalid: The name has a ``*`` that is not a whole segment.
         """
         warn_if_deprecated(name)
         return self._listeners.add(
@@ -114,27 +114,27 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         return register
 
     def remove_listener(self, name: Any, listener: Listener | HandlerClass, /) -> None:
-        """Remove every copy of a listener from a name, compared by ``==``.
+        """Remove every registration of a listener for a name, compared by ``==``.
 
         Raises:
-            ValueError: nothing was ever registered for this name.
+            ValueError: No listener was ever registered for this name.
         """
         self._listeners.remove(name, listener)
 
     @overridable
     def get_listeners(self, name: Any = None, /) -> Any:
-        """What a dispatch of this name runs, in order: a tuple. Without a name a dict of tuples by name and pattern.
+        """Return the listeners that a dispatch of a name runs, in order: a tuple. Without a name, a dict of such tuples.
 
-        A listener with options is a wrapper that equals it and has it as ``__wrapped__``.
+        A listener with options appears as a wrapper, which equals the listener and has it as ``__wrapped__``.
         """
         return dict(self._listeners.items()) if name is None else self._listeners.get(name)
 
     def has_listeners(self, name: Any = None, /) -> bool:
-        """Whether a dispatch of this name would run anything; without a name, whether anything is registered."""
+        """Return True if a dispatch of the name would run a listener; without a name, if any listener is registered."""
         return self._listeners.has(name)
 
     def describe(self, name: Any = None, /) -> list[ListenerRow]:
-        """What is registered: for one name in running order, patterns included; else everything, name by name."""
+        """Return the listeners of a name in running order, those of patterns included; else all listeners, name by name."""
         return self._listeners.rows(name)
 
     # -- subscribers ----------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Register every ``@on`` method of an object.
 
         Raises:
-            TypeError: it has none.
+            TypeError: The object is a class, or has no such method.
         """
         return self._subscribers.add(self, subscriber)
 
@@ -151,7 +151,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Remove the listeners of an object.
 
         Raises:
-            ValueError: it was not added.
+            ValueError: The object is no subscriber.
         """
         self._subscribers.remove(subscriber)
 
@@ -159,28 +159,28 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
 
     @overridable
     async def adispatch(self, name: EventName[E] | Name, event: E | None = None, /) -> E:
-        """Run the listeners of a name on an event, one after another, until one stops it.
+        """Run the listeners of a name on an event, one after another, until one stops the event.
 
         Args:
             name: Any hashable; a string without ``*``.
-            event: The envelope. Where none is given, a new one: of the class that the :class:`~silbo.EventName` knows, else a
-                plain :class:`~silbo.Event`.
+            event: The event. By default a new one: of the class that belongs to the :class:`~silbo.EventName`, else a plain
+                :class:`~silbo.Event`.
 
         Returns:
             The same event.
 
         Raises:
-            NameInvalid: the name has a ``*``.
-            EnvelopeConflict: the event's class declares a field that belongs to the envelope.
-            NotAnEvent: the event accepts no attributes.
-            Exception: under ``on_error="raise"`` whatever a listener raised; under ``"collect"`` an ``ExceptionGroup``.
+            NameInvalid: The name has a ``*``.
+            EnvelopeConflict: The event's class declares a field that belongs to the envelope.
+            NotAnEvent: The event accepts no attributes.
+            Exception: Under ``on_error="raise"`` the error of a listener; under ``"collect"`` an ``ExceptionGroup``.
         """
-        # Any: a silbo event of a checked class passes; everything else falls through to _dispatch.
+        # Any: a silbo event of a checked class is handled here; everything else goes to _dispatch.
         envelope: Any = _new_event(name) if event is None else event
         try:
             listeners = self._ready[name]
             direct = envelope.__silbo_direct__
-        except (KeyError, AttributeError, TypeError):  # what can't be hashed is told in _dispatch
+        except (KeyError, AttributeError, TypeError):  # _dispatch raises for a name that can't be hashed
             listeners, direct = (), None
         if direct is not type(envelope):
             await self._dispatch(name, envelope)
@@ -190,7 +190,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         envelope.name = name
         envelope.dispatcher = self
         envelope.propagation_stopped = False
-        envelope.__silbo_direct__ = None  # a dispatch of the same object from inside is not direct
+        envelope.__silbo_direct__ = None  # so that a dispatch of the same event by a listener goes to _dispatch
         try:
             for listener in listeners:
                 await listener(envelope)
@@ -201,7 +201,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         return envelope  # type: ignore[no-any-return]
 
     async def _dispatch(self, name: Any, event: Any) -> None:
-        """The same with everything: overrides, observers, options, nesting, foreign events."""
+        """Dispatch with everything that may be wanted: overrides, observers, options, nesting, foreign events."""
         if isinstance(name, Event) or getattr(name, "__hash__", None) is None:
             raise TypeError(
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
@@ -214,24 +214,24 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         outer = begin_dispatch(event, name, self)
         try:
             if self._observers:
-                all_of_them = partial(settle, self._adispatch, self._listeners.container)
-                await watch(self._observers, Dispatch(name=name, event=event, listeners=listeners), all_of_them)
+                run_all = partial(run_dispatch, self._adispatch, self._listeners.container)
+                await observe_dispatch(self._observers, Dispatch(name=name, event=event, listeners=listeners), run_all)
             else:
-                await settle(self._adispatch, self._listeners.container, listeners, event)
+                await run_dispatch(self._adispatch, self._listeners.container, listeners, event)
         finally:
             end_dispatch(event, outer)
 
     @overridable
     async def _adispatch(self, listeners: Iterable[Listener], event: Any, /) -> None:
-        """Run these listeners on an event. A host may override it, to log or to filter."""
-        await run(listeners, event)
+        """Run listeners on an event. A host may override this method, to log or to filter."""
+        await run_listeners(listeners, event)
 
     def _make_ready(self, name: Hashable, listeners: Any) -> None:
-        """Let the next dispatch of this name run without asking, where nothing special is wanted."""
+        """Let adispatch itself run the listeners of a name from now on, if that makes no difference."""
         own = all(getattr(type(self), part) is getattr(AsyncEventDispatcher, part) for part in _OVERRIDABLE)
         if self._observers or not own or not self.__dict__.keys().isdisjoint(_OVERRIDABLE):
             return
-        if all(listener.plain for listener in listeners if isinstance(listener, Wrapper)):
+        if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
             if len(self._ready) >= CACHED_NAMES:
                 self._ready.clear()
             self._ready[name] = listeners
@@ -241,23 +241,23 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         if attribute in _OVERRIDABLE:
             self._ready.clear()
 
-    # -- in the background, and the end ---------------------------------------------------------------------
+    # -- background tasks and the end -----------------------------------------------------------------------
 
     def spawn(self, name: EventName[E] | Name, event: E | None = None, /) -> asyncio.Task[E]:
-        """Dispatch in a task of its own, which is held until it is done.
+        """Dispatch in a new task, which the dispatcher holds until it is done.
 
-        An error goes to ``on_error`` where that isolates, else to the log and to whoever awaits the task.
+        An error goes to ``on_error`` if that is a callable; else it is logged, and raised to the code that awaits the task.
 
         Raises:
-            DispatcherClosed: after :meth:`aclose`.
+            DispatcherClosed: After :meth:`aclose`.
         """
         return self._background.spawn(self.adispatch(name, event))
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Wait until no spawned dispatch runs; one that waits here itself is not waited for.
+        """Wait until no spawned dispatch runs. May be called from a spawned dispatch, which does not wait for itself.
 
         Raises:
-            TimeoutError: some still run after ``timeout`` seconds; they go on.
+            TimeoutError: Some still run after ``timeout`` seconds; they go on.
         """
         await self._background.drain(timeout)
 
@@ -269,21 +269,21 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         where: Callable[[E], object] | None = None,
         timeout: float | None = None,
     ) -> E:
-        """Wait for an event: its next dispatch for which ``where(event)`` is true, after its other listeners.
+        """Wait for the next event for which ``where(event)`` is true, and return it after its other listeners have run.
 
         Args:
             name: A name or pattern.
-            where: Told every such event; an error in it is raised here, not in the dispatch.
+            where: Called with every event of the name. Its errors are raised here, not in the dispatch.
             timeout: Seconds.
 
         Raises:
-            TimeoutError: none came in time.
-            DispatcherClosed: the dispatcher is closed, or was while waiting.
+            TimeoutError: No such event came in time.
+            DispatcherClosed: The dispatcher is closed, or was closed while waiting.
         """
         return await self._background.wait_for(self, name, where, timeout)
 
     async def aclose(self) -> None:
-        """End every ``wait_for``, refuse new ones and new spawns, and wait for what is spawned. Twice is fine."""
+        """End every ``wait_for``, refuse new ones and new spawns, and wait for spawned dispatches. May be called twice."""
         await self._background.aclose()
 
 

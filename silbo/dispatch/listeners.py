@@ -1,4 +1,4 @@
-"""The registry: a name or pattern, and its listeners in running order."""
+"""The registry of listeners: names and patterns, each with its listeners in running order."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
-from silbo.dispatch.running import Guard
+from silbo.dispatch.running import ConfiguredListener
 from silbo.names import compile_pattern, is_pattern
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "take_back"]
+__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "undo_registration"]
 
 CACHED_NAMES: Final = 1024
-"""Names whose listeners are kept ready. Names can be dynamic, so the cache is emptied when it is full."""
+"""Most names whose listeners are kept ready. A program may make new names without end, so a full cache is emptied."""
 
 
 class _Edge(float):
-    """A priority beyond every number, infinity included; a float, so that Whistle can sort it too."""
+    """A priority before or after every number, infinity included; a float, so that Whistle can sort it too."""
 
     def __lt__(self, other: object) -> bool:
         return self is not other and float.__lt__(self, 0.0)
@@ -63,10 +63,10 @@ LAST: Final[float] = _Edge("inf")
 
 
 def _rank(priority: object) -> Any:
-    """A priority as something that orders against every other.
+    """Return a priority as an object that can be compared with every other priority.
 
     Raises:
-        TypeError: it is no number, or NaN.
+        TypeError: The priority is no number, or NaN.
     """
     if isinstance(priority, Decimal) and priority.is_finite():
         return Fraction(priority)  # Decimal and Fraction don't compare
@@ -77,19 +77,24 @@ def _rank(priority: object) -> Any:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One listener under one name or pattern."""
+    """One listener under one name or pattern.
+
+    Attributes:
+        order: Rank of the priority, then number of the registration.
+        run: The callable that a dispatch calls: the listener, or a wrapper of it.
+    """
 
     name: Hashable
     listener: Listener | HandlerClass
     priority: float
     options: Options
     order: tuple[Any, int]
-    run: Listener  # the listener itself, what stands in for its class, or its guard
+    run: Listener
     pattern: re.Pattern[str] | None = field(default=None)
 
 
 class Registration:
-    """One listener's place in a dispatcher, as ``add_listener`` gives it; ``with`` removes it at the end."""
+    """A registration with a dispatcher, as ``add_listener`` returns it. A ``with`` block removes it at its end."""
 
     __slots__ = ("_remove",)
 
@@ -97,7 +102,7 @@ class Registration:
         self._remove = remove
 
     def remove(self) -> None:
-        """Remove this one registration, no other of the same listener. Twice is fine."""
+        """Remove this registration, and no other of the same listener. May be called twice."""
         self._remove()
 
     def __enter__(self) -> Self:
@@ -109,11 +114,11 @@ class Registration:
         self.remove()
 
 
-def take_back(dispatcher: Any, name: Any, listener: Listener, place: object) -> None:
-    """Undo one ``add_listener``, of which ``place`` is the answer."""
-    if isinstance(place, Registration):
-        place.remove()
-    else:  # a host's add_listener gave Whistle's answer, None
+def undo_registration(dispatcher: Any, name: Any, listener: Listener, registration: object) -> None:
+    """Undo a call of ``add_listener`` that returned ``registration``."""
+    if isinstance(registration, Registration):
+        registration.remove()
+    else:  # a host's own add_listener returns None, as Whistle's does
         dispatcher.remove_listener(name, listener)
 
 
@@ -122,11 +127,11 @@ class ListenerRow:
     """One line of ``describe()``.
 
     Attributes:
-        name: The name or pattern it is registered under.
-        listener: The listener itself, a class where that was given.
+        name: The name or pattern of the registration.
+        listener: The listener that was given: a callable or a class.
         priority: Lower runs first.
-        plugin: The module the listener comes from.
-        defined_at: ``file:line`` of its code; empty where it has none.
+        plugin: The module that defines the listener.
+        defined_at: ``file:line`` of its code; empty if it has none.
         options: The options that differ from the defaults.
     """
 
@@ -139,12 +144,12 @@ class ListenerRow:
 
 
 class ListenerRegistry:
-    """Name or pattern -> listeners in running order: by priority, then by order of registration.
+    """The listeners of a dispatcher by name and pattern, in running order: by priority, then by order of registration.
 
-    Lookups are cached by name; every change empties the cache and calls ``on_change``.
+    Lookups are cached by name. Every change empties the cache and calls ``on_change``.
 
     Attributes:
-        container: Makes the objects of those that are classes.
+        container: Makes the objects of listener classes.
         changes: How often listeners were added or removed.
     """
 
@@ -160,14 +165,14 @@ class ListenerRegistry:
         self.changes = 0
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
-        self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of it that is matched
+        self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
         self._numbers = count()
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
 
     def add(
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
     ) -> Registration:
-        """Register a listener; it counts from the next dispatch on."""
+        """Register a listener, for all dispatches that begin later."""
         run = ClassListener(listener, self.container) if isinstance(listener, type) else listener
         if not is_async(run):
             raise TypeError(
@@ -178,10 +183,19 @@ class ListenerRegistry:
             listener = run.cls
         rank = _rank(priority)
         pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
-        entry = _Entry(name, listener, priority, options, (rank, next(self._numbers)), run, pattern)
+        entry = _Entry(
+            name=name,
+            listener=listener,
+            priority=priority,
+            options=options,
+            order=(rank, next(self._numbers)),
+            run=run,
+            pattern=pattern,
+        )
         policy = options.on_error or self._policy
         if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
-            entry.run = Guard(run, options, policy, rank=rank, retire=partial(self._discard, entry))
+            unregister = partial(self._discard, entry)
+            entry.run = ConfiguredListener(run, options, policy, rank=rank, unregister=unregister)
         insort(self._entries.setdefault(name, []), entry, key=_order)
         if pattern is not None:
             self._patterns[name] = self._entries[name]
@@ -189,10 +203,10 @@ class ListenerRegistry:
         return Registration(partial(self._discard, entry))
 
     def remove(self, name: Hashable, listener: Listener | HandlerClass, /) -> None:
-        """Remove every copy of a listener, compared by ``==``; silent where a known name has none.
+        """Remove every registration of a listener under a name, compared by ``==``. There may be none.
 
         Raises:
-            ValueError: nothing was ever registered under this name.
+            ValueError: No listener was ever registered under this name.
         """
         if name not in self._entries:
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
@@ -200,7 +214,7 @@ class ListenerRegistry:
         self._changed()
 
     def get(self, name: Hashable, /) -> tuple[Listener, ...]:
-        """What a dispatch of this name runs, patterns included; for a pattern, what is registered under it."""
+        """Return the callables that a dispatch of a name runs, in order; for a pattern, those registered under the pattern."""
         try:
             return self._cache[name]
         except KeyError:
@@ -211,19 +225,15 @@ class ListenerRegistry:
             return found
 
     def has(self, name: Hashable | None = None, /) -> bool:
-        """Whether a name, or any at all, has listeners."""
+        """Return True if a dispatch of the name would run a listener; without a name, if there is any listener."""
         return any(self._entries.values()) if name is None else bool(self.get(name))
 
-    def keys(self) -> Iterator[Hashable]:
-        """The names and patterns known so far."""
-        return iter(tuple(self._entries))
-
     def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
-        """Each known name or pattern with what a dispatch of it would run."""
-        return ((name, self.get(name)) for name in self.keys())
+        """Yield each known name or pattern with what :meth:`get` returns for it."""
+        return ((name, self.get(name)) for name in tuple(self._entries))
 
     def rows(self, name: Hashable | None = None, /) -> list[ListenerRow]:
-        """What ``describe()`` shows: of one name in running order, or of all, name by name."""
+        """Return the listeners of a name in running order, or all listeners, name by name, as ``describe()`` shows them."""
         entries = chain.from_iterable(self._entries.values()) if name is None else self._matching(name)
         return [_row(entry) for entry in entries]
 
@@ -238,7 +248,7 @@ class ListenerRegistry:
         return found
 
     def _discard(self, entry: _Entry) -> None:
-        """Remove one entry, and its name when nothing is left under it: registrations leave no trace."""
+        """Remove one entry, and its name when no listener is left under it."""
         entries = self._entries.get(entry.name, [])
         if entry in entries:
             entries.remove(entry)
@@ -254,7 +264,7 @@ class ListenerRegistry:
 
 
 def container_of(dispatcher: object) -> Container | None:
-    """What makes the objects of a dispatcher's listener classes."""
+    """Return the container of one of silbo's dispatchers; None if it has none, or for any other object."""
     registry = getattr(dispatcher, "_listeners", None)
     return registry.container if isinstance(registry, ListenerRegistry) else None
 

@@ -1,4 +1,4 @@
-"""Hooks around dispatches and listeners: for traces, metrics and :class:`~silbo.Trace`."""
+"""Observers: hooks around dispatches and listeners, for traces and metrics."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from time import perf_counter
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from silbo.dispatch.options import Listener
-from silbo.dispatch.running import Guard, Wrapper
+from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
-__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "watch"]
+__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dispatch"]
 
 logger = logging.getLogger(__name__)
 
 Outcome: TypeAlias = Literal["running", "completed", "stopped", "failed", "cancelled"]
-"""How a dispatch or a call ended. A listener is ``stopped`` when it stopped the event, ``failed`` also where its error
-was isolated or collected."""
+"""The end of a dispatch or of a call of a listener. A listener is ``stopped`` if it stopped the event, and ``failed`` also
+if its error was collected or went to a hook."""
 
 
 @dataclass(slots=True, eq=False)
 class Dispatch:
-    """One dispatch, the same object before and after it.
+    """One dispatch: the same object before and after it.
 
     Attributes:
         name: The dispatched name.
         event: The event.
-        listeners: What it runs, in order.
+        listeners: The listeners of the name, in running order.
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
-        error: What it raised, if it did.
+        error: The error that the dispatch raised; None if there was none.
     """
 
     name: Hashable
@@ -45,14 +45,14 @@ class Dispatch:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One run of a listener, the same object before and after it.
+    """One call of a listener: the same object before and after it.
 
     Attributes:
-        dispatch: The dispatch it belongs to.
+        dispatch: The dispatch of the call.
         listener: The listener as it was registered.
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
-        error: What the listener raised, also where the dispatch went on.
+        error: The error that the listener raised, also if the dispatch went on; None if there was none.
     """
 
     dispatch: Dispatch
@@ -64,26 +64,26 @@ class Call:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Sees every dispatch and listener. Called in the dispatching task; an error of an observer is logged, no more."""
+    """An object that is called around every dispatch and listener, in the dispatching task. Its errors are only logged."""
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
-        """The listeners are looked up, none has run."""
+        """Observe the beginning of a dispatch: the listeners are known, and none has run."""
 
     def after_dispatch(self, dispatch: Dispatch) -> None:
-        """It has ended: ``duration``, ``outcome`` and ``error`` are set."""
+        """Observe the end of a dispatch: ``duration``, ``outcome`` and ``error`` are set."""
 
     def before_listener(self, call: Call) -> None:
-        """A listener is about to run."""
+        """Observe the beginning of a listener's call."""
 
     def after_listener(self, call: Call) -> None:
-        """It has ended: ``duration``, ``outcome`` and ``error`` are set."""
+        """Observe the end of a listener's call: ``duration``, ``outcome`` and ``error`` are set."""
 
 
 def check_observers(observers: object) -> None:
-    """Refuse what is no sequence of observers.
+    """Refuse an object that is no sequence of observers.
 
     Raises:
-        TypeError: says what was given in its place.
+        TypeError: The text names the object.
     """
     if not isinstance(observers, Sequence):
         raise TypeError(f"observers is a list of observers, not {observers!r}")
@@ -92,61 +92,66 @@ def check_observers(observers: object) -> None:
             raise TypeError(f"{observer!r} is no observer: an object with the four methods of silbo.Observer is")
 
 
-async def watch(
+async def observe_dispatch(
     observers: Sequence[Observer],
     dispatch: Dispatch,
     run: Callable[[Sequence[Listener], Any], Awaitable[object]],
 ) -> None:
-    """Run a dispatch under observation: ``run(listeners, event)`` gets the listeners wrapped."""
-    watched = [_Watched(listener, dispatch, observers) for listener in dispatch.listeners]
-    with _observed(observers, "dispatch", dispatch, dispatch.event):
-        await run(watched, dispatch.event)
+    """Run a dispatch with ``run(listeners, event)``, and call the observers around it and around each of its listeners."""
+    observed = [_ObservedListener(listener, dispatch, observers) for listener in dispatch.listeners]
+    with _observing(observers, "dispatch", dispatch, dispatch.event):
+        await run(observed, dispatch.event)
 
 
-class _Watched(Wrapper):
-    """A listener under observation, inside of its options: so an isolated error is seen too."""
+class _ObservedListener(WrappedListener):
+    """A listener that is observed inside of its options, so that an error that goes to a hook is seen too."""
 
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
-        self._guard = listener if isinstance(listener, Guard) else None
-        self._target = listener.target if isinstance(listener, Guard) else listener
-        if isinstance(listener, Wrapper):
-            self.concurrent, self.rank, self.container = listener.concurrent, listener.rank, listener.container
+        self._configured = listener if isinstance(listener, ConfiguredListener) else None
+        self._target = listener.target if isinstance(listener, ConfiguredListener) else listener
+        if isinstance(listener, WrappedListener):
+            self.concurrent = listener.concurrent
+            self.rank = listener.rank
+            self.container = listener.container
             listener = listener.__wrapped__
         super().__init__(listener)
-        self._dispatch, self._observers = dispatch, observers
+        self._dispatch = dispatch
+        self._observers = observers
 
     async def __call__(self, event: Any) -> None:
-        if self._guard is None:
-            await self._watch(event)
+        if self._configured is None:
+            await self._observe(event)
         else:
-            await self._guard(event, listener=self._watch)
+            await self._configured(event, listener=self._observe)
 
-    async def _watch(self, event: Any) -> None:
+    async def _observe(self, event: Any) -> None:
         call = Call(dispatch=self._dispatch, listener=self.__wrapped__)
-        with _observed(self._observers, "listener", call, event):
+        with _observing(self._observers, "listener", call, event):
             await self._target(event)
 
 
 @contextmanager
-def _observed(observers: Sequence[Observer], what: str, span: Dispatch | Call, event: Any) -> Generator[None]:
-    _tell(observers, f"before_{what}", span)
+def _observing(observers: Sequence[Observer], what: str, span: Dispatch | Call, event: Any) -> Generator[None]:
+    _notify(observers, f"before_{what}", span)
     started = perf_counter()
     try:
         yield
     except CancelledError as error:
-        span.outcome, span.error = "cancelled", error
+        span.outcome = "cancelled"
+        span.error = error
         raise
     except BaseException as error:
-        span.outcome, span.error = "failed", error
+        span.outcome = "failed"
+        span.error = error
         raise
     else:
         span.outcome = "stopped" if event.propagation_stopped else "completed"
     finally:
         span.duration = perf_counter() - started
-        _tell(observers, f"after_{what}", span)
+        _notify(observers, f"after_{what}", span)
 
 
-def _tell(observers: Sequence[Observer], hook: str, span: Dispatch | Call) -> None:
+def _notify(observers: Sequence[Observer], hook: str, span: Dispatch | Call) -> None:
     for observer in observers:
         try:
             getattr(observer, hook)(span)

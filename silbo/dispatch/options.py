@@ -1,4 +1,4 @@
-"""The options of a listener: what ``add_listener`` takes besides the name, and what a listener is."""
+"""Listeners and their options: the arguments of ``add_listener``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 Listener: TypeAlias = Callable[[Any], Awaitable[object]]
-
+"""An async callable that takes the event."""
 
 ErrorHandler: TypeAlias = Callable[[Exception, Any, Listener], object]
-"""``(error, event, listener)``, sync or async: isolates, so the dispatch goes on."""
-
+"""A hook ``(error, event, listener)``, sync or async. The dispatch goes on after it."""
 
 ErrorPolicy: TypeAlias = Literal["raise", "collect"] | ErrorHandler
+"""An error ends the dispatch (``"raise"``), or is raised with others at its end (``"collect"``), or goes to a hook."""
 
 
 class ListenerOptions(TypedDict, total=False):
-    """What ``add_listener``, ``listen`` and ``on`` take besides the name."""
+    """The keywords of ``add_listener``, ``listen`` and ``on``."""
 
     priority: float
     once: bool
@@ -43,7 +43,7 @@ class ListenerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one listener is to be run; the defaults are Whistle's behaviour."""
+    """The options under which a listener runs; ``timeout`` in seconds. The defaults are Whistle's behaviour."""
 
     once: bool = False
     timeout: float | None = None
@@ -52,15 +52,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout is in seconds and above 0, not {self.timeout!r}")
+            raise ValueError(f"timeout is a number of seconds above 0, not {self.timeout!r}")
         check_policy(self.on_error, or_none=True)
 
 
 def check_policy(policy: object, *, or_none: bool = False) -> None:
-    """Refuse what is no error policy.
+    """Refuse an object that is no error policy.
 
     Raises:
-        TypeError: it is neither ``"raise"`` nor ``"collect"`` nor callable.
+        TypeError: The object is neither ``"raise"`` nor ``"collect"`` nor callable.
     """
     if policy in ("raise", "collect") or callable(policy) or (or_none and policy is None):
         return
@@ -71,7 +71,7 @@ DEFAULTS: Final = Options()
 
 
 def is_async(listener: object) -> bool:
-    """Whether calling it gives a coroutine: functions, methods, partials, mocks, objects with an async ``__call__``."""
+    """Return True if a call gives a coroutine: of functions, methods, partials, mocks, objects with an async ``__call__``."""
     while isinstance(listener, partial):
         listener = listener.func
     test = inspect.iscoroutinefunction if sys.version_info >= (3, 14) else asyncio.iscoroutinefunction

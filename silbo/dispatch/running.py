@@ -1,4 +1,4 @@
-"""A listener with options: the wrapper that runs it as its registration asked."""
+"""Running listeners: each under the options of its registration, and all listeners of a dispatch in order."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from silbo.work.unit_of_work import call_within_units, unit_of_work
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = [
-    "Guard",
-    "Wrapper",
-    "run",
-    "settle",
-]
+__all__ = ["ConfiguredListener", "WrappedListener", "run_dispatch", "run_listeners"]
 
 
-class Wrapper:
-    """A listener in other clothes: equal to the listener, which is its ``__wrapped__``."""
+class WrappedListener:
+    """A callable in the place of a listener: equal to the listener, which is its ``__wrapped__``.
+
+    Attributes:
+        concurrent: True if it runs together with neighbours of the same rank that are concurrent too.
+        rank: The priority, as it is compared.
+        plain: True if a dispatch may simply call it in its order: it is not concurrent, needs no container, and raises its
+            errors or handles them itself.
+        container: Makes the object of a listener class: then the dispatch is a unit of work.
+    """
 
     concurrent: bool = False
     rank: object = None
     plain: bool = True
-    """It asks nothing of the dispatch: it is run in its turn, and keeps or raises its errors itself."""
     container: Container | None = None
-    """What makes the object that it runs; its dispatch is a unit of work."""
 
     def __init__(self, listener: Listener) -> None:
         update_wrapper(self, listener, updated=())
         self.__wrapped__: Listener = listener
 
     def __eq__(self, other: object) -> bool:
-        return bool(self.__wrapped__ == (other.__wrapped__ if isinstance(other, Wrapper) else other))
+        return bool(self.__wrapped__ == (other.__wrapped__ if isinstance(other, WrappedListener) else other))
 
     def __hash__(self) -> int:
         return hash(self.__wrapped__)
@@ -53,37 +54,43 @@ class Wrapper:
         raise NotImplementedError
 
 
-class Guard(Wrapper):
-    """A listener with its options applied.
+class ConfiguredListener(WrappedListener):
+    """A listener that runs under its options.
 
     Attributes:
-        target: What it runs inside of them: the listener, or what stands in for its class.
+        target: The callable that is run: the listener, or the wrapper of a listener class.
+        spent: True when a ``once`` listener has run.
     """
 
     def __init__(
-        self, target: Listener, options: Options, policy: ErrorPolicy, *, rank: object, retire: Callable[[], None]
+        self, target: Listener, options: Options, policy: ErrorPolicy, *, rank: object, unregister: Callable[[], None]
     ) -> None:
         super().__init__(target)
         self.target = target
-        if isinstance(target, Wrapper):
-            self.__wrapped__, self.container = target.__wrapped__, target.container
-        self.concurrent, self.rank = options.concurrent, rank
+        if isinstance(target, WrappedListener):
+            self.__wrapped__ = target.__wrapped__
+            self.container = target.container
+        self.concurrent = options.concurrent
+        self.rank = rank
         self.plain = not options.concurrent and policy != "collect" and self.container is None
-        self._options, self._policy, self._retire, self.spent = options, policy, retire, False
+        self.spent = False
+        self._options = options
+        self._policy = policy
+        self._unregister = unregister
 
     async def __call__(self, event: Any, *, listener: Listener | None = None) -> None:
-        """Run it, or in its place another: what watches it runs inside of the options."""
+        """Run the target under the options, or in its place a callable that runs it and observes it."""
         if self._options.once:
             if self.spent:
                 return
             self.spent = True
-            self._retire()
+            self._unregister()
         try:
             await self._run(listener or self.target, event)
         except Exception as error:  # the policy decides; a cancellation passes through
             if self._policy == "raise":
                 raise
-            await self._settle(error, event)
+            await self._apply_policy(error, event)
 
     async def _run(self, listener: Listener, event: Any) -> None:
         limit = self._options.timeout
@@ -99,7 +106,7 @@ class Guard(Wrapper):
                 raise ListenerTimeout(self.__wrapped__, limit) from None
             raise
 
-    async def _settle(self, error: Exception, event: Any) -> None:
+    async def _apply_policy(self, error: Exception, event: Any) -> None:
         if callable(self._policy):
             answer = self._policy(error, event, self.__wrapped__)
             if inspect.isawaitable(answer):
@@ -110,21 +117,23 @@ class Guard(Wrapper):
             raise error
 
 
-async def settle(
+async def run_dispatch(
     adispatch: Callable[[Sequence[Listener], Any], Awaitable[object]],
     container: Container | None,
     listeners: Sequence[Listener],
     event: Any,
 ) -> None:
-    """Run them all, then raise what was collected, together with what ended the run.
+    """Run the listeners of a dispatch with ``adispatch``, in a unit of work if a listener is made by the container.
 
-    In one unit of work, where one of them needs an object of the container.
+    Raises:
+        ExceptionGroup: The errors that were collected, and last the error that ended the run.
+        Exception: The error that ended the run, where no error was collected.
     """
     if container is not None:
-        listeners = tuple(listeners)  # a host's get_listeners may give what can be read once
-        if any(isinstance(one, Wrapper) and one.container is container for one in listeners):
+        listeners = tuple(listeners)  # a host's get_listeners may give an iterator
+        if any(isinstance(listener, WrappedListener) and listener.container is container for listener in listeners):
             async with unit_of_work(container):
-                await settle(adispatch, None, listeners, event)
+                await run_dispatch(adispatch, None, listeners, event)
             return
     errors = collected_errors(event)
     assert errors is not None
@@ -138,36 +147,36 @@ async def settle(
         raise ExceptionGroup(f"{len(errors)} listeners of {event.name!r} failed", errors)
 
 
-async def run(listeners: Iterable[Listener], event: Any) -> None:
-    """Run listeners in turn until one stops the event; neighbours of equal rank that are concurrent share a turn."""
-    for turn in _turns(tuple(listeners)):
-        if len(turn) == 1:
-            await turn[0](event)
+async def run_listeners(listeners: Iterable[Listener], event: Any) -> None:
+    """Run listeners in order until one stops the event. Concurrent neighbours of equal rank run together."""
+    for step in _steps(tuple(listeners)):
+        if len(step) == 1:
+            await step[0](event)
         else:
-            await _run_together(turn, event)
+            await _run_together(step, event)
         if event.propagation_stopped:
             break
 
 
-def _turns(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
-    if not any(isinstance(listener, Wrapper) and listener.concurrent for listener in listeners):
+def _steps(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
+    if not any(isinstance(listener, WrappedListener) and listener.concurrent for listener in listeners):
         yield from zip(listeners, strict=True)
         return
-    for (_, concurrent), turn in groupby(listeners, key=_place):
+    for (_, concurrent), step in groupby(listeners, key=_step_key):
         if concurrent:
-            yield tuple(turn)
+            yield tuple(step)
         else:
-            yield from zip(turn, strict=True)
+            yield from zip(step, strict=True)
 
 
-def _place(listener: Listener) -> tuple[object, bool]:
-    if isinstance(listener, Wrapper) and listener.concurrent:
+def _step_key(listener: Listener) -> tuple[object, bool]:
+    if isinstance(listener, WrappedListener) and listener.concurrent:
         return listener.rank, True
     return None, False
 
 
 async def _run_together(listeners: Sequence[Listener], event: Any) -> None:
-    """Run them at once; all have ended when this returns or raises, also when it is cancelled."""
+    """Run listeners at once. All have ended when this returns or raises, also when it is cancelled."""
     results = await asyncio.gather(
         *(call_within_units(listener, event) for listener in listeners), return_exceptions=True
     )

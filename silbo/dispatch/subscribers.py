@@ -1,4 +1,4 @@
-"""Subscribers: many listeners grouped in one object."""
+"""Subscribers: objects whose methods are listeners."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from silbo.dispatch.listeners import Registration, take_back
+from silbo.dispatch.listeners import Registration, undo_registration
 from silbo.dispatch.options import is_async
 
 if TYPE_CHECKING:
     from silbo.dispatch.options import Listener, ListenerOptions
     from silbo.names import EventName, Name
 
-__all__ = ["Subscribers", "on", "subscriptions"]
+__all__ = ["Subscribers", "on"]
 
 _MARK = "__silbo_on__"
 _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
 
 
 def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
-    """Make a method a listener of its object, once the object is given to ``add_subscriber``.
+    """Mark an async method as a listener, which it is once its object is given to ``add_subscriber``.
 
-    May be stacked, for several names. The options are those of ``add_listener``.
+    Several marks on a method are several names. The options are those of ``add_listener``.
     """
 
     def mark(method: _M) -> _M:
@@ -36,10 +36,10 @@ def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Ca
     return mark
 
 
-def subscriptions(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
-    """The listeners of an object: name, bound method, options; in the order they are defined, base classes first.
+def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
+    """Yield name, bound method and options of each listener of an object, in the order of definition, base classes first.
 
-    A method that a subclass overrides without ``@on`` is no listener any more.
+    A method that a subclass overrides without ``@on`` is no listener.
     """
     seen: dict[str, None] = {}
     for cls in reversed(type(subscriber).__mro__):
@@ -51,28 +51,28 @@ def subscriptions(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerO
 
 
 class Subscribers:
-    """The objects whose methods listen to one dispatcher, with what each of them has registered."""
+    """The subscribers of one dispatcher, each with its registrations."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[object, list[Callable[[], None]]]] = []
 
     def add(self, dispatcher: Any, subscriber: object) -> Registration:
-        """Register its methods.
+        """Register the marked methods of an object.
 
         Raises:
-            TypeError: it is a class, or has no method to register.
+            TypeError: The object is a class, or has no marked method.
         """
         if isinstance(subscriber, type):
             raise TypeError(
                 f"{subscriber.__qualname__} is a class; give add_subscriber an object: {subscriber.__qualname__}()"
             )
-        found = list(subscriptions(subscriber))
+        found = list(_find_listeners(subscriber))
         if not found:
             raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
         undo: list[Callable[[], None]] = []
         for name, listener, options in found:
-            place = dispatcher.add_listener(name, listener, **options)
-            undo.append(partial(take_back, dispatcher, name, listener, place))
+            registration = dispatcher.add_listener(name, listener, **options)
+            undo.append(partial(undo_registration, dispatcher, name, listener, registration))
         self._entries.append((subscriber, undo))
 
         def remove() -> None:
@@ -81,10 +81,10 @@ class Subscribers:
         return Registration(remove)
 
     def remove(self, subscriber: object) -> None:
-        """Take back what it registered.
+        """Remove the listeners of an object.
 
         Raises:
-            ValueError: it was not added.
+            ValueError: The object is no subscriber.
         """
         if not self._forget(subscriber):
             raise ValueError(f"{subscriber!r} is no subscriber of this dispatcher")

@@ -1,4 +1,4 @@
-"""What a dispatcher does beside its callers: spawned dispatches, and those who wait for an event."""
+"""Tasks of a dispatcher: spawned dispatches and pending ``wait_for`` calls, until the dispatcher is closed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from silbo.dispatch.listeners import LAST, take_back
+from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.errors import DispatcherClosed
 
-__all__ = ["Background"]
+__all__ = ["BackgroundTasks"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +22,22 @@ _lineage: ContextVar[tuple[asyncio.Task[Any], ...]] = ContextVar("silbo_spawned"
 """The spawned tasks that this code runs in, the outermost first; child tasks inherit it."""
 
 
-class Background:
-    """Spawned tasks, strongly held, with a wait for their end that can be called from inside of one; and ears."""
+class BackgroundTasks:
+    """Holds spawned tasks and pending ``wait_for`` calls. ``drain()`` may be called from a spawned task."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining: Counter[asyncio.Task[Any]] = Counter()
-        self._changed: set[asyncio.Future[None]] = set()
-        self._ears: set[asyncio.Future[Any]] = set()
+        self._drains_changed: set[asyncio.Future[None]] = set()
+        self._waits: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Start it; a failure is logged, and raised to whoever awaits the task."""
+        """Start a task. An error is logged, and raised to the code that awaits the task.
+
+        Raises:
+            DispatcherClosed: After :meth:`aclose`.
+        """
         if self._closed:
             work.close()
             raise DispatcherClosed
@@ -43,14 +47,18 @@ class Background:
         return task
 
     async def drain(self, timeout: float | None) -> None:
-        """Wait until nothing spawned runs; called from spawned work, but for the tasks that are waiting here too.
+        """Wait until no spawned task of this event loop runs.
+
+        Called from a spawned task, it does not wait for tasks that are draining themselves: they would wait for each other.
 
         Raises:
-            TimeoutError: something still runs after ``timeout`` seconds; it goes on running.
+            TimeoutError: Some still run after ``timeout`` seconds; they go on.
         """
         lineage = _lineage.get()
         self._draining.update(lineage)
-        self._notify()
+        for changed in self._drains_changed:  # other drains have to look again
+            if not changed.done():
+                changed.set_result(None)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
@@ -58,24 +66,30 @@ class Background:
                     task for task in self._tasks if task.get_loop() is loop and not (lineage and self._draining[task])
                 }:
                     changed = loop.create_future()
-                    self._changed.add(changed)
+                    self._drains_changed.add(changed)
                     try:
                         await asyncio.wait({*running, changed}, return_when=asyncio.FIRST_COMPLETED)
                     finally:
-                        self._changed.discard(changed)
+                        self._drains_changed.discard(changed)
         finally:
             self._draining.subtract(lineage)
-            self._draining += Counter()  # forget those at zero
+            self._draining += Counter()  # remove tasks that are at zero
 
-    def ear(
-        self, where: Callable[[_T], object] | None
-    ) -> tuple[asyncio.Future[_T], Callable[[_T], Coroutine[Any, Any, None]]]:
-        """A future, and the listener that fulfils it with the first event for which ``where`` is true."""
+    async def wait_for(
+        self, dispatcher: Any, name: Any, where: Callable[[_T], object] | None, timeout: float | None
+    ) -> _T:
+        """Wait for the next event of a name for which ``where`` is true, heard after all other listeners.
+
+        Raises:
+            TimeoutError: No such event came within ``timeout`` seconds.
+            DispatcherClosed: The dispatcher is closed, or was while waiting.
+            Exception: An error of ``where``.
+        """
         if self._closed:
             raise DispatcherClosed
         heard: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._ears.add(heard)
-        heard.add_done_callback(self._ears.discard)
+        self._waits.add(heard)
+        heard.add_done_callback(self._waits.discard)
 
         async def hear(event: _T) -> None:
             if heard.done():
@@ -83,41 +97,28 @@ class Background:
             try:
                 if where is None or where(event):
                     heard.set_result(event)
-            except Exception as error:  # noqa: BLE001  # the waiter's own
+            except Exception as error:  # noqa: BLE001  # raised to the code that waits
                 heard.set_exception(error)
 
-        return heard, hear
-
-    async def wait_for(
-        self, dispatcher: Any, name: Any, where: Callable[[_T], object] | None, timeout: float | None
-    ) -> _T:
-        """Wait for an event, as a listener of the dispatcher that runs last."""
-        heard, hear = self.ear(where)
-        place = dispatcher.add_listener(name, hear, priority=LAST)
+        registration = dispatcher.add_listener(name, hear, priority=LAST)
         try:
             async with asyncio.timeout(timeout):
                 return await heard
         except TimeoutError as error:
-            if not heard.cancelled():  # where() raised it
+            if not heard.cancelled():  # raised by where()
                 raise
             raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
         finally:
             heard.cancel()
-            take_back(dispatcher, name, hear, place)
+            undo_registration(dispatcher, name, hear, registration)
 
     async def aclose(self) -> None:
-        """Refuse new work, end the waits, and wait for the spawned tasks."""
+        """Refuse new tasks and waits, end the pending waits with DispatcherClosed, and wait for the spawned tasks."""
         self._closed = True
-        for heard in tuple(self._ears):
+        for heard in tuple(self._waits):
             if not heard.done():
                 heard.set_exception(DispatcherClosed())
         await self.drain(None)
-
-    def _notify(self) -> None:
-        """Another task began to wait here: who waits for it has to look again."""
-        for changed in self._changed:
-            if not changed.done():
-                changed.set_result(None)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -128,6 +129,6 @@ class Background:
 async def _run(work: Coroutine[Any, Any, _T]) -> _T:
     task = asyncio.current_task()
     assert task is not None
-    running = (one for one in _lineage.get() if not one.done())  # else a chain of tasks would keep all its links
-    _lineage.set((*running, task))  # the task's own context: nobody else sees it
+    alive = (ancestor for ancestor in _lineage.get() if not ancestor.done())  # a long chain must not keep all its tasks
+    _lineage.set((*alive, task))  # the task's own context: no other task sees it
     return await work

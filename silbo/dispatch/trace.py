@@ -1,4 +1,4 @@
-"""What happened: which listeners were called, which were not and why, and what nobody hears."""
+"""A trace: an observer that remembers which listeners were called, which were not and why, and which names nobody heard."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "Traced"]
 
 REMEMBERED: Final = 10_000
-"""Distinct unheard names and called listeners that are counted; both can be made without end."""
+"""Most unheard names, and most called listeners, that a trace counts: a program can make new ones without end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One dispatch that has ended.
+    """A dispatch that has ended.
 
     Attributes:
         name: The dispatched name.
         outcome: ``completed``, ``stopped``, ``failed`` or ``cancelled``.
         duration: Seconds.
-        called: The listeners that ran, in order, with how each ended.
-        not_called: The listeners that did not run, with the reason: ``stopped``, ``failed`` or ``cancelled`` before their
-            turn; ``spent`` for a ``once`` listener that another dispatch had already run; ``skipped`` for one that the
-            host's own ``_adispatch`` left out.
+        called: The listeners that ran, in order, each with its outcome.
+        not_called: The listeners that did not run, each with the reason: ``stopped``, ``failed`` or ``cancelled`` if the
+            dispatch ended before; ``spent`` for a ``once`` listener that another dispatch had run already; ``skipped`` for a
+            listener that the host's own ``_adispatch`` left out.
     """
 
     name: Hashable
@@ -41,14 +41,14 @@ class Traced:
 
 
 class Trace:
-    """An observer that remembers: ``AsyncEventDispatcher(observers=[trace := Trace()])``.
+    """An observer that remembers dispatches: ``AsyncEventDispatcher(observers=[trace := Trace()])``.
 
     Args:
-        limit: How many of the last dispatches are kept; the totals go on.
+        limit: Most dispatches that are kept, the last ones; the totals go on.
 
     Attributes:
-        dispatches: The last dispatches, oldest first, in the order they ended.
-        unheard: How often each name was dispatched that nobody heard.
+        dispatches: The last dispatches, in the order in which they ended, the oldest first.
+        unheard: For each name that no listener heard, the number of its dispatches.
     """
 
     def __init__(self, *, limit: int = 1000) -> None:
@@ -59,29 +59,29 @@ class Trace:
 
     @property
     def calls(self) -> list[tuple[Listener, int]]:
-        """How often each listener was called, most often first."""
+        """Each listener that was called with the number of its calls, the highest number first."""
         return sorted(self._totals.values(), key=lambda total: -total[1])
 
     def never_called(self, dispatcher: AsyncEventDispatcher) -> list[ListenerRow]:
-        """The listeners registered now that no dispatch has called since the trace began."""
+        """Return the listeners registered now that no dispatch has called since the trace began."""
         return [row for row in dispatcher.describe() if id(row.listener) not in self._totals]
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
-        """See :class:`~silbo.Observer`."""
+        """Begin to note the calls of a dispatch."""
         self._open[dispatch] = []
 
     def before_listener(self, call: Call) -> None:
-        """See :class:`~silbo.Observer`."""
+        """Do nothing: a call is noted at its end."""
 
     def after_listener(self, call: Call) -> None:
-        """See :class:`~silbo.Observer`."""
+        """Note a call."""
         self._open[call.dispatch].append(call)
         key = id(call.listener)
         if key in self._totals or len(self._totals) < REMEMBERED:
             self._totals[key] = call.listener, self._totals.get(key, (None, 0))[1] + 1
 
     def after_dispatch(self, dispatch: Dispatch) -> None:
-        """See :class:`~silbo.Observer`."""
+        """Remember a dispatch, with the listeners that were called and not called."""
         calls = self._open.pop(dispatch)
         left = list(dispatch.listeners)
         for call in calls:
