@@ -1,1 +1,1 @@
-"""Names to listeners, inside one process."""
+"""The dispatcher and its listeners, inside one process."""

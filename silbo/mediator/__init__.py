@@ -1,1 +1,1 @@
-"""Commands and queries, each with its one handler."""
+"""Commands and queries, each with one handler."""

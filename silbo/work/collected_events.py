@@ -37,10 +37,8 @@ class CollectedEvents:
     """The events that the handlers of one scope collect."""
 
     def __init__(self) -> None:
-        self._lists: dict[int, tuple[list[Any], object]] = {}
-        self._shown: dict[
-            int, object
-        ] = {}  # by id, the events that were taken and that a tuple or a copy may show again
+        self._lists: dict[int, tuple[list[Any], object]] = {}  # by id, each with the dispatcher of its events
+        self._shown: dict[int, object] = {}  # by id, events that were taken and that a tuple or a copy still shows
 
     @contextmanager
     def collect(self, handler: object, dispatcher: object) -> Generator[list[Any]]:
@@ -111,7 +109,7 @@ class _Run:
         self._use(begun)
 
     def take(self, shown: dict[int, object]) -> list[Any]:
-        """Return the events, and empty the handler's list."""
+        """Return the events of the handler, and empty its list. Events that it still shows are added to ``shown``."""
         given = _read(self._handler)
         events = [*given]
         self._use(given)
