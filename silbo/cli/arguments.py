@@ -1,11 +1,11 @@
-"""What the commands have in common in their arguments."""
+"""Arguments that several commands have: adding a command, common options, and parsing of values."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
@@ -18,34 +18,57 @@ __all__ = [
     "FORMATS",
     "Commands",
     "UsageError",
-    "address",
-    "command",
-    "count",
-    "format_option",
-    "json_option",
-    "moment",
-    "redis_options",
-    "seconds",
-    "some_seconds",
-    "store_option",
-    "yes_option",
+    "add_command",
+    "add_command_group",
+    "add_format_option",
+    "add_json_option",
+    "add_redis_options",
+    "add_store_option",
+    "make_count_parser",
+    "parse_address",
+    "parse_positive_seconds",
+    "parse_seconds",
+    "parse_time",
 ]
 
 Commands: TypeAlias = Any
-"""What ``add_subparsers`` returns; argparse has no public name for it."""
+"""The type of the value of ``add_subparsers``; argparse has no public name for it."""
 
 FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "diator": DIATOR}
+"""The formats by their names on the command line."""
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+"""Seconds of each unit of a duration."""
 _is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII).fullmatch
 
 
 class UsageError(Exception):
-    """The command can't be carried out as it was given."""
+    """The command can't be carried out with the arguments that were given."""
 
 
-def command(commands: Commands, name: str, what: str, *, epilog: str = "", run: object = None) -> Any:
-    """A parser for one command; for a group of commands where there is nothing to run."""
-    new = commands.add_parser(
+def add_command(
+    commands: Commands, name: str, what: str, *, run: Callable[[argparse.Namespace], Awaitable[int]], epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command; return its parser.
+
+    Args:
+        commands: The group to which the command belongs.
+        name: Of the command.
+        what: The command's purpose in a few words, for the help; begins with a small letter.
+        run: Carries out the command with the parsed options; returns the exit code.
+        epilog: The end of the command's help, with examples.
+    """
+    parser = _add_parser(commands, name, what, epilog)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_command_group(commands: Commands, name: str, what: str) -> Commands:
+    """Add a command that has commands of its own; return what those are added to."""
+    return _add_parser(commands, name, what, "").add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+
+def _add_parser(commands: Commands, name: str, what: str, epilog: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=what,
         description=f"{what[0].upper()}{what[1:]}.",
@@ -53,14 +76,11 @@ def command(commands: Commands, name: str, what: str, *, epilog: str = "", run: 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if run is None:
-        return new.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    new.set_defaults(run=run)
-    return new
+    return parser
 
 
-def store_option(parser: argparse.ArgumentParser) -> None:
-    """Where the outbox is."""
+def add_store_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--store``, the outbox's path or URL."""
     parser.add_argument(
         "--store",
         metavar="URL",
@@ -70,77 +90,72 @@ def store_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def redis_options(parser: argparse.ArgumentParser) -> None:
-    """Where Redis is, and which keys in it are meant."""
+def add_redis_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--redis``, the server's URL, and ``--prefix``, the first part of its keys."""
     parser.add_argument(
         "--redis",
         metavar="URL",
         default=os.environ.get("SILBO_REDIS_URL"),
         help="redis://, rediss:// or unix:// ...; or in SILBO_REDIS_URL",
     )
-    parser.add_argument("--prefix", type=address, default="silbo", help="the first part of every key (silbo)")
+    parser.add_argument("--prefix", type=parse_address, default="silbo", help="the first part of every key (silbo)")
 
 
-def format_option(parser: argparse.ArgumentParser) -> None:
-    """As the brokers of the program have it."""
+def add_format_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``, which has to be the format of the program's broker."""
     parser.add_argument("--format", choices=FORMATS, default="json", help="how messages look on the stream (json)")
 
 
-def json_option(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
-    """Whether a program reads the answer."""
+def add_json_option(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
+    """Add ``--json``: the answer is for a program."""
     parser.add_argument("--json", action="store_true", help=f"{what} for programs, in place of text for people")
-
-
-def yes_option(parser: argparse.ArgumentParser) -> None:
-    """For what deletes, or sends many again."""
-    parser.add_argument("--yes", action="store_true", help="don't ask; needed where there is no terminal to ask on")
 
 
 # -- values -------------------------------------------------------------------------------------------------
 
 
-def seconds(text: str) -> float:
-    """``90``, ``90s``, ``15m``, ``1.5h`` or ``7d``."""
+def parse_seconds(text: str) -> float:
+    """Return the seconds of a duration: ``90``, ``90s``, ``15m``, ``1.5h`` or ``7d``."""
     if found := _is_duration(text if text[-1:] in UNITS else f"{text}s"):
         return float(found[1]) * UNITS[found[2]]
     raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90s, 15m, 1h or 7d")
 
 
-def some_seconds(text: str) -> float:
-    """The same, more than 0."""
-    if number := seconds(text):
-        return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no time at all: write 90s, 15m, 1h or 7d")
+def parse_positive_seconds(text: str) -> float:
+    """Return the seconds of a duration that is more than 0."""
+    if seconds := parse_seconds(text):
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} must be more than 0: write 90s, 15m, 1h or 7d")
 
 
-def moment(text: str) -> datetime:
-    """A time, or how long ago; without a zone it is UTC, as all that silbo prints."""
+def parse_time(text: str) -> datetime:
+    """Return the time that an ISO 8601 text, a duration before now, or ``now`` means. A time without a zone is in UTC."""
     if text == "now":
         return datetime.now(UTC)
     try:
         if _is_duration(text):
-            return datetime.now(UTC) - timedelta(seconds=seconds(text))
+            return datetime.now(UTC) - timedelta(seconds=parse_seconds(text))
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        problem = f"{text!r} is no time: write 2026-03-07T09:26Z, or how long ago as 15m, 1h or 7d, or now"
+        problem = f"{text!r} is no time: write 2026-03-07T09:26Z; or 15m, 1h or 7d for a time before now; or now"
         raise argparse.ArgumentTypeError(problem) from error
 
 
-def address(text: str) -> str:
-    """A prefix, app or stream."""
+def parse_address(text: str) -> str:
+    """Return a prefix, app, group or stream if its characters are allowed."""
     try:
         return check_address(text)
     except AddressInvalid as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def count(least: int) -> Callable[[str], int]:
-    """A whole number that is not less."""
+def make_count_parser(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers that are not less than ``least``."""
 
-    def number(text: str) -> int:
+    def parse_count(text: str) -> int:
         if text.isascii() and text.isdigit() and int(text) >= least:
             return int(text)
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
 
-    return number
+    return parse_count

@@ -1,4 +1,4 @@
-"""The store and the Redis that the arguments name."""
+"""Connections from arguments: the outbox's store of ``--store``, the client of ``--redis``."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from silbo.errors import StoreInvalid
 from silbo.outbox.rows import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
 
-__all__ = ["opened_store", "redis_at", "store_at"]
+__all__ = ["make_redis", "make_store", "open_store"]
 
 FILE: Final = "sqlite:///"
+"""The beginning of the URL of an SQLite file without SQLAlchemy."""
 DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+"""URL schemes without a driver, with the scheme to suggest."""
 
 
 @asynccontextmanager
-async def store_at(place: str | None) -> AsyncGenerator[OutboxStore]:
-    """The store, not opened yet. It is never made: a mistaken path must not become a new, empty store.
+async def make_store(url: str | None) -> AsyncGenerator[OutboxStore]:
+    """Make the store object of a path or URL, without opening it.
+
+    The store has to exist: a mistaken path must not become a new, empty store.
 
     Raises:
-        UsageError: the place says nothing, or nothing that is understood.
-        MissingExtra: it needs SQLAlchemy.
+        UsageError: there is no URL, or its scheme or driver is unknown.
+        MissingExtra: the URL needs SQLAlchemy.
+        StoreInvalid: the URL is of an SQLite file that does not exist.
     """
-    if not place:
+    if not url:
         raise UsageError("where is the outbox? Give --store, or SILBO_STORE in the environment")
-    scheme, has_scheme, _ = place.partition("://")
+    scheme, has_scheme, _ = url.partition("://")
     if not has_scheme:
-        yield SQLiteStore(place, create=False)
-    elif place.startswith(FILE) and place != FILE:
-        yield SQLiteStore(place.removeprefix(FILE), create=False)
+        yield SQLiteStore(url, create=False)
+    elif url.startswith(FILE) and url != FILE:
+        yield SQLiteStore(url.removeprefix(FILE), create=False)
     elif "+" in scheme:
-        async with _database(place) as store:
+        async with _make_database_store(url) as store:
             yield store
     else:
         hint = f"{DRIVERS.get(scheme, 'postgresql+asyncpg')}://... for a database, outbox.db or sqlite:///outbox.db"
@@ -44,14 +49,16 @@ async def store_at(place: str | None) -> AsyncGenerator[OutboxStore]:
 
 
 @asynccontextmanager
-async def opened_store(place: str | None) -> AsyncGenerator[OutboxStore]:
-    """The store, open.
+async def open_store(url: str | None) -> AsyncGenerator[OutboxStore]:
+    """Open the store of a path or URL; close it at the end of the block.
 
     Raises:
-        StoreInvalid: there is none, or it is another version's.
-        StoreUnavailable: it can't be opened.
+        UsageError: as :func:`make_store`.
+        MissingExtra: as :func:`make_store`.
+        StoreInvalid: there is no store, or it is of another version.
+        StoreUnavailable: the store can't be opened at the moment; safe to repeat.
     """
-    async with store_at(place) as store:
+    async with make_store(url) as store:
         await store.open()
         try:
             yield store
@@ -60,11 +67,11 @@ async def opened_store(place: str | None) -> AsyncGenerator[OutboxStore]:
 
 
 @asynccontextmanager
-async def redis_at(url: str | None) -> AsyncGenerator[Redis]:
-    """A client; it has not connected yet.
+async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
+    """Make a client, which connects at its first command; close it at the end of the block.
 
     Raises:
-        UsageError: no URL, or none that is understood.
+        UsageError: there is no URL, or it is not a URL of Redis.
     """
     if not url:
         raise UsageError("where is Redis? Give --redis, or SILBO_REDIS_URL in the environment")
@@ -77,7 +84,7 @@ async def redis_at(url: str | None) -> AsyncGenerator[Redis]:
 
 
 @asynccontextmanager
-async def _database(url: str) -> AsyncGenerator[OutboxStore]:
+async def _make_database_store(url: str) -> AsyncGenerator[OutboxStore]:
     from silbo.stores.sqlalchemy import SQLAlchemyStore  # first: its MissingExtra says what to install
 
     from sqlalchemy.exc import SQLAlchemyError  # isort: skip
@@ -91,13 +98,13 @@ async def _database(url: str) -> AsyncGenerator[OutboxStore]:
         raise UsageError(f"--store: its driver is not installed: pip install {error.name}") from error
     try:
         if engine.url.get_backend_name() == "sqlite":
-            _must_exist(engine.url.database or ":memory:")
+            _check_exists(engine.url.database or ":memory:")
         yield SQLAlchemyStore(engine)
     finally:
         await engine.dispose()
 
 
-def _must_exist(file: str) -> None:
-    """Or SQLite would make it."""
+def _check_exists(file: str) -> None:
+    """Raise StoreInvalid if there is no such file: SQLite would make it."""
     if not Path(file).exists():
         raise StoreInvalid(file, "there is no such file")

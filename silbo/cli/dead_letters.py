@@ -1,11 +1,11 @@
-"""``silbo dead list | count | show | retry | purge``: their arguments, and those that mend."""
+"""``silbo dead list | count | show | retry | purge``: their arguments, and carrying them out."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -15,128 +15,121 @@ from silbo.cli.arguments import (
     FORMATS,
     Commands,
     UsageError,
-    address,
-    command,
-    count,
-    format_option,
-    json_option,
-    moment,
-    redis_options,
-    yes_option,
+    add_command,
+    add_format_option,
+    add_json_option,
+    add_redis_options,
+    make_count_parser,
+    parse_address,
+    parse_time,
 )
-from silbo.cli.connect import redis_at
-from silbo.cli.output import (
-    confirmed,
-    many,
-    message_fields,
-    not_there,
-    object_line,
-    printable,
-    say,
-    time,
-    write,
-)
+from silbo.cli.confirmation import add_yes_option, confirm
+from silbo.cli.connect import make_redis
+from silbo.cli.formatting import escape_controls, explain_missing, format_count, format_time, message_to_fields
+from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid
 from silbo.message import Message
 
-__all__ = ["add_to", "count_all", "mistaken", "opened", "show", "show_all"]
+__all__ = ["add_commands"]
 
 COLUMNS: Final = ("id", "group", "event", "time", "attempts", "error")
 PAGE: Final = 100
-"""Dead letters that are read at a time."""
+"""Dead letters that are read with one call."""
 
 
 @asynccontextmanager
-async def opened(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
-    """The dead letters that the arguments name."""
+async def _open_dead_letters(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
+    """Open the dead letters of the stream that the options name."""
     async with (
-        redis_at(options.redis) as client,
+        make_redis(options.redis) as client,
         DeadLetters(client, prefix=options.prefix, stream=options.stream, format=FORMATS[options.format]) as dead,
     ):
         yield dead
 
 
-async def mistaken(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
-    """Whether nothing was found for a name that is none, and not because nothing is wrong. Says so."""
+async def _report_unknown_name(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
+    """Tell the user if the stream or group does not exist. Return True if so.
+
+    Called when nothing was found: a mistaken name must not look as if there were no dead letters.
+    """
     groups = await dead.groups()
     stream = build_stream_key(options.stream, options.prefix)
     if groups is None:
-        say(f"silbo: there is no stream {stream}")
+        print_note(f"silbo: there is no stream {stream}")
     elif group is not None and group not in groups:
-        say(f"silbo: there is no group {group} at the stream {stream}")
+        print_note(f"silbo: there is no group {group} at the stream {stream}")
     else:
         return False
     return True
 
 
-async def show_all(options: argparse.Namespace) -> int:
-    """The oldest."""
+async def list_letters(options: argparse.Namespace) -> int:
+    """Print the oldest dead letters."""
     last = None
-    async with opened(options) as dead:
-        letters = _letters(dead, options.group, options.after, options.limit)
+    async with _open_dead_letters(options) as dead:
+        letters = _read_letters(dead, options.group, options.after, options.limit)
         if options.json:
             async for letter in letters:
-                object_line(_fields(letter))
+                print_json(_to_fields(letter))
                 last = letter.id
         elif found := [letter async for letter in letters]:
-            cells = [(x.id, x.group, _name(x), time(x.time), x.attempts, x.error) for x in found]
+            cells = [_to_cells(letter) for letter in found]
             print_table(COLUMNS, cells, numbers=["attempts"])
             last = found[-1].id
         if last is None:
-            if await mistaken(dead, options, options.group):
+            if await _report_unknown_name(dead, options, options.group):
                 return 1
-            say("no dead letters")
+            print_note("no dead letters")
         elif await dead.list(group=options.group, after=last, limit=1):
-            say(f"there are more: --after {last}, or a greater --limit")
+            print_note(f"there are more: --after {last}, or a greater --limit")
     return 0
 
 
-async def _letters(dead: DeadLetters, group: str | None, after: str | None, limit: int) -> AsyncGenerator[DeadLetter]:
-    """At most ``limit``, of which few are in memory at a time."""
+async def _read_letters(
+    dead: DeadLetters, group: str | None, after: str | None, limit: int
+) -> AsyncGenerator[DeadLetter]:
+    """Yield at most ``limit`` dead letters, read in pages."""
     while limit and (page := await dead.list(group=group, after=after, limit=min(limit, PAGE))):
         for letter in page:
             yield letter
         after, limit = page[-1].id, limit - len(page)
 
 
-async def count_all(options: argparse.Namespace) -> int:
-    """How many there are, for an alarm: nothing of their messages."""
-    async with opened(options) as dead:
+async def count_letters(options: argparse.Namespace) -> int:
+    """Print the number of dead letters, and nothing of their messages: for an alarm."""
+    async with _open_dead_letters(options) as dead:
         number = await dead.count(group=options.group)
-        if not number and await mistaken(dead, options, options.group):
+        if not number and await _report_unknown_name(dead, options, options.group):
             return 1
-    if options.json:
-        object_line({"dead": number})
-    else:
-        write(str(number))
+    print_outcome({"dead": number}, str(number), as_json=options.json)
     return 0
 
 
-async def show(options: argparse.Namespace) -> int:
-    """One of them."""
-    async with opened(options) as dead:
+async def show_letter(options: argparse.Namespace) -> int:
+    """Print one dead letter with its message."""
+    async with _open_dead_letters(options) as dead:
         letter = await dead.get(options.id)
         if letter is None:
-            if not await mistaken(dead, options):
-                say(f"silbo: there is no dead letter {options.id}")
+            if not await _report_unknown_name(dead, options):
+                print_note(f"silbo: there is no dead letter {options.id}")
             return 1
-    fields = _fields(letter)
+    fields = _to_fields(letter)
     if options.json:
-        object_line(fields)
+        print_json(fields)
         return 0
     for name, value in fields.items():
         if name == "time":
-            write(f"{name:9} {time(letter.time)}")
+            print_line(f"{name:9} {format_time(letter.time)}")
         elif name == "message" and value:
-            write(json.dumps(value, indent=2))
+            print_line(json.dumps(value, indent=2))
         elif value is not None:
-            write(f"{name:9} {printable(str(value))}")
+            print_line(f"{name:9} {escape_controls(str(value))}")
     return 0
 
 
-def _fields(letter: DeadLetter) -> dict[str, Any]:
-    message = _message(letter)
+def _to_fields(letter: DeadLetter) -> dict[str, Any]:
+    message = _decode_message(letter)
     return {
         "id": letter.id,
         "group": letter.group,
@@ -147,33 +140,35 @@ def _fields(letter: DeadLetter) -> dict[str, Any]:
         "app": letter.app,
         "consumer": letter.consumer,
         "time": letter.time,
-        "message": message and message_fields(message),
+        "message": message and message_to_fields(message),
         "raw": None if message else letter.raw.decode(errors="backslashreplace"),
     }
 
 
-def _message(letter: DeadLetter) -> Message | None:
-    """None where it is malformed."""
+def _decode_message(letter: DeadLetter) -> Message | None:
+    """Return the letter's message; None if it is malformed."""
     try:
         return letter.message()
     except MessageInvalid:
         return None
 
 
-def _name(letter: DeadLetter) -> str | None:
-    message = _message(letter)
-    return message.message_name if message else None
+def _to_cells(letter: DeadLetter) -> Sequence[object]:
+    """Return the values of COLUMNS."""
+    message = _decode_message(letter)
+    name = message.message_name if message else None
+    return letter.id, letter.group, name, format_time(letter.time), letter.attempts, letter.error
 
 
 LIST = """\
-A stream or a group that is not there is an error: a mistaken name must not look as if nothing were wrong.
+A stream or group that does not exist is an error: a wrong name must not look like an empty list.
 
 examples:
   silbo dead list --redis redis://localhost
   silbo dead list --group billing --json | jq -r '[.id, .error] | @tsv'
 """
 COUNT = """\
-For an alarm: nothing of their messages. A stream or a group that is not there is an error.
+For an alarm: prints nothing of the messages. A stream or group that does not exist is an error.
 
 examples:
   test "$(silbo dead count)" = 0 || echo 'wake somebody'
@@ -184,9 +179,9 @@ examples:
   silbo dead show 1700000000000-0
 """
 RETRY = """\
-The message goes back to the group that gave it up, and to no other; its consumers take it over at
-their next look, and its attempts count from 1 again. One whose entry is gone from the stream can
-only be added anew, for every group: --everybody.
+A message goes back to the group that gave it up, and to no other. The group's consumers take it over
+when they next look for such messages, and its attempts count from 1 again. If the stream does not
+have the message's entry any more, the message can only be added anew, for every group: --everybody.
 
 examples:
   silbo dead retry 1700000000000-0
@@ -203,54 +198,54 @@ examples:
 _is_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
 
 
-def add_to(commands: Commands) -> None:
-    """Tell the parser."""
-    parser = command(commands, "list", "the oldest dead letters", epilog=LIST, run=show_all)
-    _where(parser)
-    parser.add_argument("--group", type=address, help="only this group's")
-    parser.add_argument("--limit", type=count(1), default=50, help="how many at most (50)")
-    parser.add_argument("--after", metavar="ID", type=_id, help="those after this one")
-    json_option(parser, "one JSON object for each")
+def add_commands(commands: Commands) -> None:
+    """Add the commands of ``silbo dead``."""
+    parser = add_command(commands, "list", "the oldest dead letters", epilog=LIST, run=list_letters)
+    _add_stream_options(parser)
+    parser.add_argument("--group", type=parse_address, help="only this group's")
+    parser.add_argument("--limit", type=make_count_parser(1), default=50, help="how many at most (50)")
+    parser.add_argument("--after", metavar="ID", type=_parse_id, help="those after this one")
+    add_json_option(parser, "one JSON object for each")
 
-    parser = command(commands, "count", "how many dead letters there are", epilog=COUNT, run=count_all)
-    _where(parser)
-    parser.add_argument("--group", type=address, help="only this group's")
-    json_option(parser)
+    parser = add_command(commands, "count", "how many dead letters there are", epilog=COUNT, run=count_letters)
+    _add_stream_options(parser)
+    parser.add_argument("--group", type=parse_address, help="only this group's")
+    add_json_option(parser)
 
-    parser = command(commands, "show", "all of one dead letter, its message too", epilog=SHOW, run=show)
-    _where(parser)
-    parser.add_argument("id", metavar="ID", type=_id)
-    json_option(parser)
+    parser = add_command(commands, "show", "all of one dead letter, its message too", epilog=SHOW, run=show_letter)
+    _add_stream_options(parser)
+    parser.add_argument("id", metavar="ID", type=_parse_id)
+    add_json_option(parser)
 
-    parser = command(commands, "retry", "give messages back to their groups", epilog=RETRY, run=retry)
-    _where(parser)
-    parser.add_argument("ids", metavar="ID", type=_id, nargs="*")
-    parser.add_argument("--group", type=address, help="all of this group")
+    parser = add_command(commands, "retry", "give messages back to their groups", epilog=RETRY, run=retry_letters)
+    _add_stream_options(parser)
+    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*")
+    parser.add_argument("--group", type=parse_address, help="all of this group")
     parser.add_argument("--all", action="store_true", help="all there are")
     parser.add_argument(
         "--everybody",
         action="store_true",
         help="where the entry is gone from the stream, add it anew: all groups hear it",
     )
-    yes_option(parser)
-    json_option(parser)
+    add_yes_option(parser)
+    add_json_option(parser)
 
-    parser = command(commands, "purge", "delete dead letters for good", epilog=PURGE, run=purge)
-    _where(parser)
-    parser.add_argument("ids", metavar="ID", type=_id, nargs="*")
-    parser.add_argument("--group", type=address, help="of this group; all of them without --before")
-    parser.add_argument("--before", metavar="TIME", type=moment, help="that died before then: 30d, or now for all")
-    yes_option(parser)
-    json_option(parser)
-
-
-def _where(parser: argparse.ArgumentParser) -> None:
-    redis_options(parser)
-    parser.add_argument("--stream", type=address, default="events", help="the stream's address (events)")
-    format_option(parser)
+    parser = add_command(commands, "purge", "delete dead letters for good", epilog=PURGE, run=purge_letters)
+    _add_stream_options(parser)
+    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*")
+    parser.add_argument("--group", type=parse_address, help="of this group; all of them without --before")
+    parser.add_argument("--before", metavar="TIME", type=parse_time, help="that died before then: 30d, or now for all")
+    add_yes_option(parser)
+    add_json_option(parser)
 
 
-def _id(text: str) -> str:
+def _add_stream_options(parser: argparse.ArgumentParser) -> None:
+    add_redis_options(parser)
+    parser.add_argument("--stream", type=parse_address, default="events", help="the stream's address (events)")
+    add_format_option(parser)
+
+
+def _parse_id(text: str) -> str:
     if _is_id(text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter, as 1700000000000-0")
@@ -259,50 +254,45 @@ def _id(text: str) -> str:
 # -- to mend ------------------------------------------------------------------------------------------------
 
 
-async def retry(options: argparse.Namespace) -> int:
-    """By id, of one group, or all."""
+async def retry_letters(options: argparse.Namespace) -> int:
+    """Give messages back to their groups: by id, of one group, or all."""
     if [bool(options.ids), bool(options.group), options.all].count(True) != 1:
         raise UsageError("which dead letters? Give their ids, --group or --all")
-    async with opened(options) as dead:
+    async with _open_dead_letters(options) as dead:
         total = len(options.ids) or (await dead.count() if options.all else None)
-        what = f"the dead letters of {options.group}" if total is None else many(total, "dead letter")
+        what = f"the dead letters of {options.group}" if total is None else format_count(total, "dead letter")
         to = (
             "to their groups, or, where their entries are gone, to every group" if options.everybody else "to the group"
         )
-        if not (options.ids and not options.everybody) and not confirmed(f"Give {what} back {to}?", yes=options.yes):
+        if not (options.ids and not options.everybody) and not confirm(f"Give {what} back {to}?", yes=options.yes):
             return 1
         with show_progress("retry", total) as update:
             outcome = await dead.retry(
                 options.ids or None, group=options.group, everybody=options.everybody, progress=update
             )
-        wrong = not outcome.returned and await mistaken(dead, options, options.group)
-    if options.json:
-        object_line({"returned": outcome.returned, "failed": outcome.failed})
-    else:
-        write(f"{many(outcome.returned, 'dead letter')} given back")
+        is_unknown = not outcome.returned and await _report_unknown_name(dead, options, options.group)
+    fields = {"returned": outcome.returned, "failed": outcome.failed}
+    print_outcome(fields, f"{format_count(outcome.returned, 'dead letter')} given back", as_json=options.json)
     for letter, why in outcome.failed.items():
-        say(f"silbo: {letter}: {why}")
-    return 1 if outcome.failed or wrong else 0
+        print_note(f"silbo: {letter}: {why}")
+    return 1 if outcome.failed or is_unknown else 0
 
 
-async def purge(options: argparse.Namespace) -> int:
-    """By id; or of one group, or before a time, or both."""
+async def purge_letters(options: argparse.Namespace) -> int:
+    """Delete dead letters: by id; or of one group, or before a time, or both."""
     if bool(options.ids) == bool(options.group or options.before):
         raise UsageError("which dead letters? Give their ids, or --group, or --before")
     ids = list(dict.fromkeys(options.ids))
-    what = many(len(ids), "dead letter") if ids else "all dead letters"
+    what = format_count(len(ids), "dead letter") if ids else "all dead letters"
     what += f" of {options.group}" if options.group else ""
-    what += f" from before {time(options.before)}" if options.before else ""
-    if not confirmed(f"Delete {what} for good?", yes=options.yes):
+    what += f" from before {format_time(options.before)}" if options.before else ""
+    if not confirm(f"Delete {what} for good?", yes=options.yes):
         return 1
-    async with opened(options) as dead:
+    async with _open_dead_letters(options) as dead:
         with show_progress("purge", len(ids) or None) as update:
             done = await dead.purge(ids or None, group=options.group, before=options.before, progress=update)
-        wrong = not done and await mistaken(dead, options, options.group)
-    if options.json:
-        object_line({"purged": done})
-    else:
-        write(f"{many(done, 'dead letter')} deleted")
-    if done < len(ids) and not wrong:
-        say(f"silbo: {not_there(ids, done, 'dead letter')}")
-    return 1 if done < len(ids) or wrong else 0
+        is_unknown = not done and await _report_unknown_name(dead, options, options.group)
+    print_outcome({"purged": done}, f"{format_count(done, 'dead letter')} deleted", as_json=options.json)
+    if done < len(ids) and not is_unknown:
+        print_note(f"silbo: {explain_missing(ids, done, 'dead letter')}")
+    return 1 if done < len(ids) or is_unknown else 0

@@ -1,4 +1,4 @@
-"""From the arguments of a process to its exit code."""
+"""The command line as a whole: its parser, and running a command to its exit code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import silbo
 from silbo.cli import dead_letters, outbox, relay
-from silbo.cli.arguments import UsageError, command
-from silbo.cli.output import ReaderGone, printable, say
+from silbo.cli.arguments import UsageError, add_command_group
+from silbo.cli.formatting import escape_controls
+from silbo.cli.output import StdoutClosed, print_note
 from silbo.errors import SilboError
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "make_parser"]
 
 EPILOG = """\
 examples:
@@ -30,45 +31,49 @@ exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    whole = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands and their options."""
+    parser = argparse.ArgumentParser(
         prog="silbo",
         description="Run and look after an outbox, and the dead letters of consumers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    whole.add_argument("--version", action="version", version=f"silbo {silbo.__version__}")
-    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    relay.add_to(commands)
-    outbox.add_to(command(commands, "outbox", "look at an outbox and mend it"))
-    dead_letters.add_to(command(commands, "dead", "look at dead letters, retry and delete them"))
-    return whole
+    parser.add_argument("--version", action="version", version=f"silbo {silbo.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    relay.add_relay_command(commands)
+    outbox.add_commands(add_command_group(commands, "outbox", "look at an outbox and mend it"))
+    dead_letters.add_commands(add_command_group(commands, "dead", "look at dead letters, retry and delete them"))
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Errors that can be expected are one line on stderr."""
-    options = parser().parse_args(arguments)
+    """Run one command; return its exit code. An expected error is one line on stderr."""
+    options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no failure
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a character that the terminal can't show must not be an error
     try:
         return int(asyncio.run(options.run(options)))
     except UsageError as error:
-        return _fail(error, 2)
-    except ReaderGone:  # as `| head` does when it has enough
-        _give_up_stdout()
+        _print_error(error)
+        return 2
+    except StdoutClosed:  # by `| head`, for one
+        _discard_stdout()
         return 0
     except (SilboError, OSError) as error:
-        _give_up_stdout()
-        return _fail(error, 1)
+        _discard_stdout()
+        _print_error(error)
+        return 1
     except KeyboardInterrupt:
-        say("interrupted")
+        print_note("interrupted")
         return 130
 
 
-def _give_up_stdout() -> None:
-    """Where it can't be written: Python would try again at its end, and complain."""
+def _discard_stdout() -> None:
+    """Discard what stdout still holds, if it can't be written: Python would try again at exit, and print an error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -77,6 +82,5 @@ def _give_up_stdout() -> None:
         os.close(nowhere)
 
 
-def _fail(error: Exception, code: int) -> int:
-    say(f"silbo: {printable(str(error))}")
-    return code
+def _print_error(error: Exception) -> None:
+    print_note(f"silbo: {escape_controls(str(error))}")

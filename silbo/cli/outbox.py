@@ -1,4 +1,4 @@
-"""``silbo outbox status | retry | replay | purge``."""
+"""``silbo outbox status | retry | replay | purge``: their arguments, and carrying them out."""
 
 from __future__ import annotations
 
@@ -10,36 +10,33 @@ from typing import Any, Final
 from silbo.cli.arguments import (
     Commands,
     UsageError,
-    command,
-    count,
-    json_option,
-    moment,
-    store_option,
-    yes_option,
+    add_command,
+    add_json_option,
+    add_store_option,
+    make_count_parser,
+    parse_time,
 )
-from silbo.cli.connect import opened_store
-from silbo.cli.output import (
-    ago,
-    confirmed,
-    many,
-    message_fields,
-    not_there,
-    object_line,
-    printable,
-    say,
-    size,
-    time,
-    write,
+from silbo.cli.confirmation import add_yes_option, confirm
+from silbo.cli.connect import open_store
+from silbo.cli.formatting import (
+    escape_controls,
+    explain_missing,
+    format_age,
+    format_count,
+    format_size,
+    format_time,
+    message_to_fields,
 )
+from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, repeat_step
 from silbo.outbox.rows import STATES, OutboxStatus, OutboxStore, Row, State
 
-__all__ = ["add_to"]
+__all__ = ["add_commands"]
 
 COLUMNS: Final = ("id", "event", "key", "since", "attempts", "error")
 PAGE: Final = 1000
-"""Rows that are read at a time."""
+"""Rows that are read with one call."""
 
 STATUS = """\
 examples:
@@ -48,16 +45,16 @@ examples:
   silbo outbox status --rows pending --json | jq .error
 """
 RETRY = """\
-Rows are dead that were refused for good: too large, or not writable in the format. Retried
-rows are sent after what waits already.
+A row is dead if its message was refused for good: too large, or not writable in the format.
+Retried rows are sent after the rows that wait already.
 
 examples:
   silbo outbox retry 17 18
   silbo outbox retry --all --yes
 """
 REPLAY = """\
-For a Redis that came back from an older state. What it still has comes a second time, which
-an inbox recognises. Only what is still kept (silbo relay --retain) can be sent again.
+For a Redis that came back from an older state. Messages that it still has come a second time; an
+inbox recognises them. Only rows that are still kept (silbo relay --retain) can be sent again.
 
 examples:
   silbo outbox replay --since 2h
@@ -70,80 +67,91 @@ examples:
 """
 
 
-def add_to(commands: Commands) -> None:
-    """Tell the parser."""
-    parser = command(commands, "status", "rows in each state, who leads, what fails", epilog=STATUS, run=status)
-    store_option(parser)
-    parser.add_argument("--rows", metavar="STATE", choices=STATES, help=f"list rows instead: {', '.join(STATES)}")
-    parser.add_argument("--limit", type=count(1), default=50, help="how many rows at most (50)")
-    parser.add_argument("--after", metavar="ID", type=count(0), default=0, help="rows with greater ids than this one")
-    json_option(parser, "one JSON object, with --rows one for each row,")
-
-    parser = command(commands, "retry", "send dead rows again", epilog=RETRY, run=retry)
-    store_option(parser)
-    parser.add_argument("rows", metavar="ID", type=count(0), nargs="*", help="of a dead row")
-    parser.add_argument("--all", action="store_true", help="all dead rows")
-    _changes(parser)
-
-    parser = command(commands, "replay", "send again what was sent from a time on", epilog=REPLAY, run=replay)
-    store_option(parser)
-    parser.add_argument(
-        "--since", metavar="TIME", type=moment, required=True, help="2026-03-07T09:26Z, or 1h for an hour ago"
+def add_commands(commands: Commands) -> None:
+    """Add the commands of ``silbo outbox``."""
+    parser = add_command(
+        commands, "status", "rows in each state, who leads, what fails", epilog=STATUS, run=show_status
     )
-    parser.add_argument("--before", metavar="TIME", type=moment, help="what was sent from then on is left alone (now)")
-    _changes(parser)
+    add_store_option(parser)
+    parser.add_argument("--rows", metavar="STATE", choices=STATES, help=f"list rows instead: {', '.join(STATES)}")
+    parser.add_argument("--limit", type=make_count_parser(1), default=50, help="how many rows at most (50)")
+    parser.add_argument(
+        "--after", metavar="ID", type=make_count_parser(0), default=0, help="rows with greater ids than this one"
+    )
+    add_json_option(parser, "one JSON object, with --rows one for each row,")
 
-    parser = command(commands, "purge", "delete rows that were sent, or are dead", epilog=PURGE, run=purge)
-    store_option(parser)
+    parser = add_command(commands, "retry", "send dead rows again", epilog=RETRY, run=retry_rows)
+    add_store_option(parser)
+    parser.add_argument("rows", metavar="ID", type=make_count_parser(0), nargs="*", help="of a dead row")
+    parser.add_argument("--all", action="store_true", help="all dead rows")
+    _add_answer_options(parser)
+
+    parser = add_command(
+        commands, "replay", "send again the rows that were sent from a time on", epilog=REPLAY, run=replay_rows
+    )
+    add_store_option(parser)
+    parser.add_argument(
+        "--since", metavar="TIME", type=parse_time, required=True, help="2026-03-07T09:26Z, or 1h for an hour ago"
+    )
+    parser.add_argument(
+        "--before", metavar="TIME", type=parse_time, help="rows that were sent from then on are not sent again (now)"
+    )
+    _add_answer_options(parser)
+
+    parser = add_command(commands, "purge", "delete rows that were sent, or are dead", epilog=PURGE, run=purge_rows)
+    add_store_option(parser)
     parser.add_argument("state", choices=["sent", "dead"])
     parser.add_argument(
         "--before",
         metavar="TIME",
-        type=moment,
+        type=parse_time,
         required=True,
         help="in that state since before then: 7d, or now for all",
     )
-    _changes(parser)
+    _add_answer_options(parser)
 
 
-def _changes(parser: argparse.ArgumentParser) -> None:
-    yes_option(parser)
-    json_option(parser)
+def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+    add_yes_option(parser)
+    add_json_option(parser)
 
 
 # -- to look ------------------------------------------------------------------------------------------------
 
 
-async def status(options: argparse.Namespace) -> int:
-    """What there is: figures, or rows."""
-    async with opened_store(options.store) as store:
+async def show_status(options: argparse.Namespace) -> int:
+    """Print the figures of the outbox; with ``--rows`` its rows in a state."""
+    async with open_store(options.store) as store:
         if options.rows:
-            await _show_rows(store, options)
+            await _print_rows(store, options)
             return 0
         now = await store.status()
-        failing = await _first_failing(store)
+        failing = await _find_failing(store)
         if options.json:
-            object_line(_status(store, now) | {"failing": failing and _failing(failing)})
+            print_json(_status_to_fields(store, now) | {"failing": failing and _failing_to_fields(failing)})
         else:
-            _show(store, now, failing)
+            _print_status(store, now, failing)
     return 0
 
 
-async def _first_failing(store: OutboxStore) -> Row | None:
-    """What holds back the rows behind it, if anything; also while it is tried again."""
+async def _find_failing(store: OutboxStore) -> Row | None:
+    """Return the row whose last attempt failed and which holds back the rows behind it; None if there is none.
+
+    Also while the row is tried again.
+    """
     for state in ("sending", "pending"):
         for row in await store.rows(state, limit=1):
-            if row.error and _failed(row):
+            if row.error and _count_failed(row):
                 return row
     return None
 
 
-def _failed(row: Row) -> int:
-    """How many attempts are known to have failed."""
+def _count_failed(row: Row) -> int:
+    """Return the number of attempts that are known to have failed."""
     return row.attempts - (row.state == "sending")
 
 
-def _status(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
+def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
     return {
         "id": store.id,
         "rows": {state: now.counts[state] for state in STATES},
@@ -159,63 +167,68 @@ def _status(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
     }
 
 
-def _show(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
+def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
     print_table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
     leads = [(number, now.leads.get(number)) for number in range(store.partitions)]
     rows = [
-        (number, lead.owner, lead.epoch, f"in {ago(lead.until)}") if lead else (number, "nobody", None, None)
+        (number, lead.owner, lead.epoch, f"in {format_age(lead.until)}") if lead else (number, "nobody", None, None)
         for number, lead in leads
     ]
-    write("")
+    print_line("")
     print_table(["partition", "led by", "epoch", "lease ends"], rows, numbers=["partition", "epoch"])
-    write(f"\n{size(now.size)} count for the quota")
+    print_line(f"\n{format_size(now.size)} count for the quota")
     if now.oldest_at:
-        write(f"the oldest row that waits was stored {ago(now.oldest_at)} ago, {time(now.oldest_at)}")
+        print_line(
+            f"the oldest row that waits was stored {format_age(now.oldest_at)} ago, {format_time(now.oldest_at)}"
+        )
         if not now.leads:
-            write("no relay is at work: start one with `silbo relay`, or the program that owns the outbox")
+            print_line("no relay is at work: start one with `silbo relay`, or the program that owns the outbox")
     if now.oldest_sent_at:
-        write(f"a replay reaches back {ago(now.oldest_sent_at)}, to {time(now.oldest_sent_at)}")
+        print_line(f"a replay reaches back {format_age(now.oldest_sent_at)}, to {format_time(now.oldest_sent_at)}")
     if failing:
-        what = f"row {failing.id}, {failing.message.message_name}, attempt {_failed(failing)} failed"
-        write(printable(f"{what}: {failing.error}"))
+        what = f"row {failing.id}, {failing.message.message_name}, attempt {_count_failed(failing)} failed"
+        print_line(escape_controls(f"{what}: {failing.error}"))
     if now.counts["dead"]:
-        write("dead rows were refused for good: `silbo outbox status --rows dead` says why")
+        print_line("dead rows were refused for good: `silbo outbox status --rows dead` says why")
 
 
-async def _show_rows(store: OutboxStore, options: argparse.Namespace) -> None:
-    rows = _rows(store, options.rows, options.after, options.limit)
+async def _print_rows(store: OutboxStore, options: argparse.Namespace) -> None:
+    rows = _read_rows(store, options.rows, options.after, options.limit)
     last = 0
     if options.json:
         async for row in rows:
-            object_line(_row(row))
+            print_json(_row_to_fields(row))
             last = row.id
     elif found := [row async for row in rows]:
-        print_table(COLUMNS, map(_cells, found), numbers=["id", "attempts"])
+        print_table(COLUMNS, map(_to_cells, found), numbers=["id", "attempts"])
         last = found[-1].id
     else:
-        say(f"no {options.rows} rows")
+        print_note(f"no {options.rows} rows")
     if last and await store.rows(options.rows, after=last, limit=1):
-        say(f"there are more: --after {last}, or a greater --limit")
+        print_note(f"there are more: --after {last}, or a greater --limit")
 
 
-async def _rows(store: OutboxStore, state: State, after: int, limit: int) -> AsyncGenerator[Row]:
-    """At most ``limit``, of which few are in memory at a time."""
+async def _read_rows(store: OutboxStore, state: State, after: int, limit: int) -> AsyncGenerator[Row]:
+    """Yield at most ``limit`` rows, read in pages."""
     while limit and (page := await store.rows(state, after=after, limit=min(limit, PAGE))):
         for row in page:
             yield row
         after, limit = page[-1].id, limit - len(page)
 
 
-def _cells(row: Row) -> Sequence[object]:
-    return row.id, row.message.message_name, row.message.key, time(row.state_at), row.attempts, row.error
+def _to_cells(row: Row) -> Sequence[object]:
+    """Return the values of COLUMNS."""
+    return row.id, row.message.message_name, row.message.key, format_time(row.state_at), row.attempts, row.error
 
 
-def _failing(row: Row) -> dict[str, Any]:
-    """Without the payload: the status of an outbox goes into logs."""
-    return {"event": row.message.message_name} | {name: value for name, value in _row(row).items() if name != "message"}
+def _failing_to_fields(row: Row) -> dict[str, Any]:
+    """Return the fields of a row without its message: the status of an outbox goes into logs."""
+    return {"event": row.message.message_name} | {
+        name: value for name, value in _row_to_fields(row).items() if name != "message"
+    }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row_to_fields(row: Row) -> dict[str, Any]:
     return {
         "id": row.id,
         "partition": row.partition,
@@ -228,66 +241,61 @@ def _row(row: Row) -> dict[str, Any]:
         "stored_at": row.stored_at,
         "state_at": row.state_at,
         "next_attempt_at": row.next_attempt_at,
-        "message": message_fields(row.message),
+        "message": message_to_fields(row.message),
     }
 
 
 # -- to mend ------------------------------------------------------------------------------------------------
 
 
-async def retry(options: argparse.Namespace) -> int:
-    """Dead rows, by id or all."""
+async def retry_rows(options: argparse.Namespace) -> int:
+    """Send dead rows again, by id or all."""
     if options.all == bool(options.rows):
         raise UsageError("which rows? Give their ids, or --all")
-    async with opened_store(options.store) as store:
+    async with open_store(options.store) as store:
         if options.all:
             dead = (await store.status()).counts["dead"]
-            if dead and not confirmed(f"Send {many(dead, 'dead row')} again?", yes=options.yes):
+            if dead and not confirm(f"Send {format_count(dead, 'dead row')} again?", yes=options.yes):
                 return 1
         wanted = None if options.all else dict.fromkeys(options.rows)
         done = await store.retry(wanted)
-    _done(options, "retried", done, f"{many(done, 'row')} will be sent again")
+    print_outcome({"retried": done}, f"{format_count(done, 'row')} will be sent again", as_json=options.json)
     if wanted is not None and done < len(wanted):
-        say(f"silbo: {not_there(options.rows, done, 'dead row')}")
+        print_note(f"silbo: {explain_missing(options.rows, done, 'dead row')}")
         return 1
     return 0
 
 
-async def replay(options: argparse.Namespace) -> int:
-    """What was sent from a time on."""
+async def replay_rows(options: argparse.Namespace) -> int:
+    """Send again the rows that were sent from a time on."""
     before = options.before or datetime.now(UTC)
     if options.since >= before:
-        raise UsageError(f"--since {time(options.since)} is not before {time(before)}")
-    async with opened_store(options.store) as store:
+        raise UsageError(f"--since {format_time(options.since)} is not before {format_time(before)}")
+    async with open_store(options.store) as store:
         now = await store.status()
         sent = now.counts["sent"]
         if now.oldest_sent_at is None:
-            say("silbo: nothing that was sent is kept")
+            print_note("silbo: nothing that was sent is kept")
         elif options.since < now.oldest_sent_at:
-            say(f"silbo: what was sent before {time(now.oldest_sent_at)} is not kept any more, if there was any")
-        what = f"Send again what was sent from {time(options.since)} to {time(before)}, of {sent:,} rows that are kept?"
-        if not confirmed(what, yes=options.yes):
+            print_note(
+                f"silbo: what was sent before {format_time(now.oldest_sent_at)} is not kept any more, if there was any"
+            )
+        what = f"Send again what was sent from {format_time(options.since)} to {format_time(before)}, of {sent:,} rows that are kept?"
+        if not confirm(what, yes=options.yes):
             return 1
         with show_progress("replay") as update:
             done = await repeat_step(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
-    _done(options, "replayed", done, f"{many(done, 'row')} will be sent again")
+    print_outcome({"replayed": done}, f"{format_count(done, 'row')} will be sent again", as_json=options.json)
     return 0
 
 
-async def purge(options: argparse.Namespace) -> int:
-    """What has been sent, or dead, since before a time."""
-    async with opened_store(options.store) as store:
-        what = f"Delete what has been {options.state} since before {time(options.before)}?"
-        if not confirmed(what, yes=options.yes):
+async def purge_rows(options: argparse.Namespace) -> int:
+    """Delete the rows that have been sent, or dead, since before a time."""
+    async with open_store(options.store) as store:
+        what = f"Delete what has been {options.state} since before {format_time(options.before)}?"
+        if not confirm(what, yes=options.yes):
             return 1
         with show_progress("purge") as update:
             done = await repeat_step(lambda: store.purge(options.state, before=options.before, limit=STEP), update)
-    _done(options, "purged", done, f"{many(done, 'row')} deleted")
+    print_outcome({"purged": done}, f"{format_count(done, 'row')} deleted", as_json=options.json)
     return 0
-
-
-def _done(options: argparse.Namespace, field: str, number: int, text: str) -> None:
-    if options.json:
-        object_line({field: number})
-    else:
-        write(text)

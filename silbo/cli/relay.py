@@ -1,4 +1,4 @@
-"""``silbo relay``."""
+"""``silbo relay``: its arguments, and relay a relay until a signal comes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
-    address,
-    command,
-    format_option,
-    redis_options,
-    seconds,
-    some_seconds,
-    store_option,
+    add_command,
+    add_format_option,
+    add_redis_options,
+    add_store_option,
+    parse_address,
+    parse_positive_seconds,
+    parse_seconds,
 )
-from silbo.cli.connect import redis_at, store_at
+from silbo.cli.connect import make_redis, make_store
 from silbo.cli.log import log_to_stderr
 from silbo.outbox.relay import Relay, RelayStats
 
-__all__ = ["add_to"]
+__all__ = ["add_relay_command"]
 
 logger = logging.getLogger(__name__)
 
 EPILOG = """\
-It runs until SIGTERM or Ctrl-C, then sends what waits, for --drain seconds at most,
-and exits with 0. A kill -9 loses nothing. Any number may run on one store: of each partition
-one leads, the others stand by.
+The relay runs until SIGTERM or Ctrl-C, then sends what still waits, for --drain at most, and
+exits with 0. A kill -9 loses nothing. Any number of relays may run on one store: one leads each
+partition, the others stand by.
 
 examples:
   silbo relay --store /var/lib/shop/outbox.db --redis redis://localhost
@@ -43,44 +43,59 @@ examples:
 """
 
 
-def add_to(commands: Commands) -> None:
-    """Tell the parser."""
-    parser = command(commands, "relay", "send what is in an outbox to Redis Streams", epilog=EPILOG, run=relay)
-    store_option(parser)
-    redis_options(parser)
+def add_relay_command(commands: Commands) -> None:
+    """Add ``silbo relay`` to the commands."""
+    parser = add_command(commands, "relay", "send what is in an outbox to Redis Streams", epilog=EPILOG, run=run_relay)
+    add_store_option(parser)
+    add_redis_options(parser)
     parser.add_argument(
-        "--app", type=address, default="relay", help="the program's name, for messages that carry none (relay)"
+        "--app", type=parse_address, default="relay", help="the program's name, for messages that carry none (relay)"
     )
-    format_option(parser)
+    add_format_option(parser)
     parser.add_argument(
         "--stream-retain",
         metavar="TIME",
-        type=_forever_or_seconds,
+        type=_parse_retention,
         default=7 * 86400.0,
         help="how long Redis keeps an entry of a stream, or forever (7d)",
     )
     parser.add_argument(
-        "--retain", metavar="TIME", type=seconds, default=3600.0, help="how long sent rows are kept for a replay (1h)"
+        "--retain",
+        metavar="TIME",
+        type=parse_seconds,
+        default=3600.0,
+        help="how long sent rows are kept for a replay (1h)",
     )
     parser.add_argument(
-        "--lease", metavar="TIME", type=some_seconds, default=10.0, help="after how long another relay takes over (10s)"
+        "--lease",
+        metavar="TIME",
+        type=parse_positive_seconds,
+        default=10.0,
+        help="after how long another relay takes over (10s)",
     )
     parser.add_argument(
-        "--drain", metavar="TIME", type=seconds, default=5.0, help="how long a stop still sends what waits (5s)"
+        "--drain",
+        metavar="TIME",
+        type=parse_seconds,
+        default=5.0,
+        help="after a stop, how long it still sends what waits (5s)",
     )
     parser.add_argument(
-        "--figures", metavar="TIME", type=some_seconds, help="log what was sent so often, where it changed (never)"
+        "--figures",
+        metavar="TIME",
+        type=parse_positive_seconds,
+        help="log the figures at this interval, if they changed (never)",
     )
 
 
-def _forever_or_seconds(text: str) -> float | None:
-    return None if text == "forever" else some_seconds(text)
+def _parse_retention(text: str) -> float | None:
+    return None if text == "forever" else parse_positive_seconds(text)
 
 
-async def relay(options: argparse.Namespace) -> int:
-    """Send until a signal comes."""
+async def run_relay(options: argparse.Namespace) -> int:
+    """Send what is in the outbox until SIGTERM or SIGINT."""
     log_to_stderr()
-    async with store_at(options.store) as store, redis_at(options.redis) as client:
+    async with make_store(options.store) as store, make_redis(options.redis) as client:
         streams = RedisStreams(
             client,
             app=options.app,
@@ -88,25 +103,25 @@ async def relay(options: argparse.Namespace) -> int:
             format=FORMATS[options.format],
             retain=options.stream_retain,
         )
-        running = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
-        with _stopped_by_signals(running):
-            async with running:
-                stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a forgotten --prefix shows here
+        relay = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
+        with _stop_at_signals(relay):
+            async with relay:
+                stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a user who forgot --prefix sees it here
                 to = {"broker": describe_server(client), "stream": stream, "format": options.format}
                 logger.info("relay started", extra={"partitions": store.partitions, **to})
-                figures = asyncio.create_task(_figures(running.stats, options.figures))
-                await running.run()
+                figures = asyncio.create_task(_log_figures(relay.stats, options.figures))
+                await relay.run()
                 figures.cancel()
-        logger.info("relay stopped", extra=asdict(running.stats))
+        logger.info("relay stopped", extra=asdict(relay.stats))
     return 0
 
 
 @contextmanager
-def _stopped_by_signals(running: Relay) -> Generator[None]:
-    """However many come: a wrapper may pass on what the terminal has sent already."""
+def _stop_at_signals(relay: Relay) -> Generator[None]:
+    """Stop the relay at SIGTERM and SIGINT. More signals do no harm: a wrapper may pass on what the terminal sent already."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, running.stop)
+        loop.add_signal_handler(number, relay.stop)
     try:
         yield
     finally:
@@ -114,10 +129,11 @@ def _stopped_by_signals(running: Relay) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _figures(stats: RelayStats, every: float | None) -> None:
-    told = asdict(stats)
+async def _log_figures(stats: RelayStats, every: float | None) -> None:
+    """Log the relay's counters when they have changed, at most once in ``every`` seconds; never if that is None."""
+    logged = asdict(stats)
     while every is not None:
         await asyncio.sleep(every)
-        if (now := asdict(stats)) != told:
+        if (now := asdict(stats)) != logged:
             logger.info("relay figures", extra=now)
-            told = now
+            logged = now

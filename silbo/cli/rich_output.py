@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal
 
-from silbo.cli.output import printable, write
+from silbo.cli.formatting import escape_controls
+from silbo.cli.output import print_line
 from silbo.errors import MissingExtra
 
 __all__ = ["print_table", "show_progress"]
@@ -39,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
         from rich.table import Table
         from rich.text import Text
 
-    cells = [[printable("" if value is None else str(value)) for value in row] for row in rows]
+    cells = [[escape_controls("" if value is None else str(value)) for value in row] for row in rows]
     table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold")
     for at, title in enumerate(columns):
         side: Literal["left", "right"] = "right" if title in numbers else "left"
@@ -52,7 +53,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
     console.width = max(console.width, wanted)  # a terminal breaks lines; rich would break ids, or cut them off
     with console.capture() as captured:
         console.print(table)
-    write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print_line("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""For the tests of those who use silbo, or write an adapter for it."""
+"""Tests to run on adapters of your own: a suite for publishers."""

@@ -1,4 +1,4 @@
-"""A publisher under test, and what the checks of :mod:`silbo.testing.conformance` see of it."""
+"""The rig of a publisher under test, and the steps of which the checks of :mod:`silbo.testing.conformance` consist."""
 
 from __future__ import annotations
 
@@ -13,77 +13,98 @@ from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, Pub
 from silbo.message import Message, new_publication
 from silbo.protocols import Promises, Publisher
 
-__all__ = ["ADDRESS", "Rig", "message"]
+__all__ = [
+    "ADDRESS",
+    "KEYS",
+    "PATIENCE",
+    "Rig",
+    "check_order",
+    "gather_all",
+    "get_outcome",
+    "get_promises",
+    "message",
+    "publish",
+    "require",
+    "wait_for_all",
+    "wait_for_exactly",
+]
 
 ADDRESS: Final = "orders"
-"""The address to which one of the checks sends; it has to be there where a publisher does not make it."""
+"""The address to which one of the checks sends. It has to exist, unless the publisher makes it."""
 PATIENCE: Final = 20.0
-"""Seconds for anything that is waited for; so a publisher's own timeout is less in these checks."""
+"""Seconds that a check waits for anything; the publisher's own timeout has to be shorter."""
 KEYS: Final = 5
+"""Keys over which the messages of a check are spread."""
 
 
 class Rig(Protocol):
-    """A publisher under test, and the broker behind it, with nothing published yet."""
+    """A publisher under test and the broker behind it, with nothing published yet."""
 
     @property
     def publisher(self) -> Publisher:
-        """The one under test, always the same; with a timeout of a second or two."""
+        """The publisher under test, always the same object; with a timeout of one or two seconds."""
         ...
 
     async def arrived(self, to: str | None = None) -> Sequence[Message]:
-        """What a consumer that was there from the start has got at an address (the default one) up to now.
+        """Return all messages that a consumer has got so far at an address, the default address for None.
 
-        Decoded, in the order in which it came; for a broker with partitions, in any order that keeps theirs.
+        The consumer has to be there from the start. The messages are decoded, in the order in which they came; for a broker
+        with partitions, in any order that keeps the order of each partition.
         """
         ...
 
     def outage(self) -> AbstractAsyncContextManager[object] | None:
-        """Entering makes the broker go away, leaving brings it back; None where it can't go away.
+        """Return a context manager that takes the broker away when entered, and brings it back when left.
 
-        It is left in good order, whatever a check finds; only a cancelled one leaves it with an error.
+        None if the broker can't go away. The checks leave it without an error whatever they find; only if a check is
+        cancelled is it left with an error.
         """
         ...
 
     def freeze(self) -> AbstractAsyncContextManager[object] | None:
-        """Entering makes the broker answer nothing, as SIGSTOP does, leaving ends that; None where there is no such thing.
+        """Return a context manager in which the broker does not answer, as after a SIGSTOP; None if that can't happen.
 
-        Connections stay, and what it is sent meanwhile it may carry out afterwards.
+        Connections stay open, and the broker may carry out afterwards what it is sent meanwhile.
         """
         ...
 
 
 def message(number: int = 0, *, kind: str = "notification", to: str | None = None, **payload: Any) -> Message:
-    """A message as the bridge makes them: its ``n`` is the number, its key one of five."""
+    """Return a message as the bridge makes it, with the number as ``n`` in its payload, and one of five keys."""
     event_id = str(uuid4())
     values = {"event_id": event_id, "event_timestamp": "2026-03-07T09:26:02.588855Z", "n": number} | payload
     headers = {"publication": new_publication(), "version": "1", "key": f"k{number % KEYS}"}
     return Message(f"{kind}_event", "conformance.checked", event_id, values, headers, to, "Checked")
 
 
-def must(promise: bool, text: str) -> None:
-    """Say which promise was broken."""
+def require(promise: bool, text: str) -> None:
+    """Raise AssertionError with this text unless the promise was kept."""
     if not promise:
         raise AssertionError(text)
 
 
-def promises_of(rig: Rig) -> Promises:
-    """What the publisher declares; all, where it declares nothing."""
+def get_promises(rig: Rig) -> Promises:
+    """Return the promises that the publisher declares; if it declares none, all of them."""
     promises: Promises = getattr(rig.publisher, "promises", Promises())
     return promises
 
 
 async def publish(rig: Rig, *messages: Message) -> None:
-    """Publish where nothing is amiss."""
-    error = await outcome(rig.publisher.publish(*messages))
-    must(error is None, f"a publish of {len(messages)} messages failed, with nothing amiss: {error!r}")
+    """Publish messages while nothing is wrong, so that the call has to succeed."""
+    error = await get_outcome(rig.publisher.publish(*messages))
+    require(error is None, f"a publish of {len(messages)} messages failed, with nothing amiss: {error!r}")
 
 
-async def outcome(publishing: Awaitable[None], *, unsent: type[Exception] = PublishError) -> PublishError | None:
-    """How a publish ended: None where the broker has the messages.
+async def get_outcome(publishing: Awaitable[None], *, unsent: type[Exception] = PublishError) -> PublishError | None:
+    """Return the error of a publish; None if the broker has the messages.
 
     Args:
         publishing: The call.
-        unsent: A further error which says that nothing was sent. An outbox that is full has some of its own.
+        unsent: Another class of errors which mean that nothing was sent. They are returned as BrokerUnavailable, as are the
+            errors of an outbox, such as OutboxFull.
+
+    Raises:
+        AssertionError: the publish raised an error that a publisher must not raise, or did not answer.
     """
     limit = asyncio.timeout(PATIENCE)
     try:
@@ -94,54 +115,61 @@ async def outcome(publishing: Awaitable[None], *, unsent: type[Exception] = Publ
     except (PublishError, unsent) as error:
         return BrokerUnavailable(str(error))
     except Exception as error:
-        must(not limit.expired(), f"a publish did not answer within {PATIENCE:g} s")
+        require(not limit.expired(), f"a publish did not answer within {PATIENCE:g} s")
         raise AssertionError(
             f"a publish raised {error!r}, and not BrokerUnavailable, DeliveryUnknown or MessageRefused"
         ) from error
     return None
 
 
-async def together(awaitables: Iterable[Awaitable[None]]) -> None:
-    """Await them at once, to the last; the first failure comes out alone."""
+async def gather_all(awaitables: Iterable[Awaitable[None]]) -> None:
+    """Await all at once, to the last of them; then raise the first error, if any failed."""
     for end in await asyncio.gather(*awaitables, return_exceptions=True):
         if end is not None:
             raise end
 
 
-async def arrived(rig: Rig, numbers: Iterable[int], to: str | None = None) -> Sequence[Message]:
-    """What arrived, once these are among it."""
+async def wait_for_all(rig: Rig, numbers: Iterable[int], to: str | None = None) -> Sequence[Message]:
+    """Wait until the messages with these numbers have arrived; return all that arrived."""
     wanted = set(numbers)
     loop = asyncio.get_running_loop()
-    until = loop.time() + PATIENCE
+    deadline = loop.time() + PATIENCE
     while True:
         got = await rig.arrived(to)
-        if not (missing := wanted - {one.payload.get("n") for one in got}):
+        if not (missing := wanted - {each.payload.get("n") for each in got}):
             return got
         lost = f"lost {len(missing)} of {len(wanted)} messages without an error: {sorted(missing)[:10]}"
-        must(loop.time() <= until, lost)
+        require(loop.time() <= deadline, lost)
         await asyncio.sleep(0.02)
 
 
-async def settled(rig: Rig, sure: Iterable[int], possible: Iterable[int] | None = None) -> Sequence[Message]:
-    """What arrived: all of the sure ones, of the possible ones some, no other, and each once."""
+async def wait_for_exactly(rig: Rig, sure: Iterable[int], possible: Iterable[int] | None = None) -> Sequence[Message]:
+    """Wait until everything has arrived, and return it: each message once, and no others than these.
+
+    Args:
+        rig: With the publisher.
+        sure: Numbers of messages that have to arrive.
+        possible: Numbers of messages that may arrive.
+    """
     wanted = set(sure)
     allowed = wanted if possible is None else wanted.union(possible)
-    last = range(10_000, 10_000 + KEYS)  # one behind each key
+    last = range(10_000, 10_000 + KEYS)  # a last message for each key
     await publish(rig, *map(message, last))
-    got = [one for one in await arrived(rig, wanted.union(last)) if one.payload.get("n") not in last]
-    counts: Counter[Any] = Counter(one.payload.get("n") for one in got)
-    must(counts.keys() <= allowed, f"arrived, though not sent or refused: {sorted(counts.keys() - allowed)[:10]}")
+    arrived = await wait_for_all(rig, wanted.union(last))
+    got = [each for each in arrived if each.payload.get("n") not in last]
+    counts: Counter[Any] = Counter(each.payload.get("n") for each in got)
+    require(counts.keys() <= allowed, f"arrived, though not sent or refused: {sorted(counts.keys() - allowed)[:10]}")
     twice = sorted(number for number, count in counts.items() if count > 1)
-    must(not twice, f"arrived more than once: {twice[:10]}")
+    require(not twice, f"arrived more than once: {twice[:10]}")
     return got
 
 
-def in_order(rig: Rig, got: Sequence[Message], numbers: Collection[int]) -> None:
-    """That these came in the order of the publisher's promise."""
-    order = promises_of(rig).order
+def check_order(rig: Rig, got: Sequence[Message], numbers: Collection[int]) -> None:
+    """Check that the messages with these numbers came in the order that the publisher promises."""
+    order = get_promises(rig).order
     if order == "none":
         return
-    came = [number for one in got if (number := one.payload["n"]) in numbers]
+    came = [number for each in got if (number := each.payload["n"]) in numbers]
     for key in range(KEYS) if order == "key" else [None]:
         of_key = [number for number in came if key is None or number % KEYS == key]
-        must(of_key == sorted(of_key), f"out of order: {of_key[:30]}")
+        require(of_key == sorted(of_key), f"out of order: {of_key[:30]}")

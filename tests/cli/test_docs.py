@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from silbo.cli.main import parser
+from silbo.cli.main import make_parser
 from tests.support.cli import ROOT
 
 REFERENCE = ROOT / "docs/reference/cli.md"
@@ -37,7 +37,9 @@ def shown(page: Path) -> Iterator[str]:
 
 SHOWN = [(page, line) for page in PAGES if "_build" not in page.parts for line in shown(page)]
 EXAMPLES = [
-    line for command in commands(parser()) for line in re.findall(r"^  silbo (.*)$", command.epilog or "", re.MULTILINE)
+    line
+    for command in commands(make_parser())
+    for line in re.findall(r"^  silbo (.*)$", command.epilog or "", re.MULTILINE)
 ]
 
 
@@ -45,12 +47,12 @@ EXAMPLES = [
 def test_command_that_is_shown_is_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a page, or in a --help."""
     words = shlex.split(re.split(r" [|#] | {3,}", line)[0])
-    assert callable(parser().parse_args(words).run)
+    assert callable(make_parser().parse_args(words).run)
 
 
 def test_pages_show_all_commands() -> None:
     text = "\n".join(line for _, line in SHOWN)
-    for command in commands(parser()):
+    for command in commands(make_parser()):
         assert command.prog.removeprefix("silbo ") in text
 
 
@@ -59,11 +61,11 @@ def test_reference_has_every_option_and_no_other() -> None:
     said = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
     there = {
         option
-        for command in commands(parser())
+        for command in commands(make_parser())
         for action in command._actions
         for option in action.option_strings
         if option.startswith("--")
     }
     assert said == there - {"--help"}
-    for command in commands(parser()):
+    for command in commands(make_parser()):
         assert command.prog in text

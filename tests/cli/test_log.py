@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from silbo._reports import RateLimitedLog
-from silbo.cli.log import Lines
+from silbo.cli.log import LineFormatter
 from silbo.errors import BrokerUnavailable
 
 
@@ -22,7 +22,7 @@ def log() -> io.StringIO:
 def logger(log: io.StringIO) -> Iterator[logging.Logger]:
     logger = logging.getLogger("silbo.tests.cli")
     handler = logging.StreamHandler(log)
-    handler.setFormatter(Lines())
+    handler.setFormatter(LineFormatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield logger

@@ -15,7 +15,7 @@ from chaos.batteries import BATTERIES
 from silbo import Consumer, Outbox, Quota, Relay, bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, sender
-from silbo.cli.main import parser
+from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import connection
@@ -104,7 +104,7 @@ def test_limits_are_those_of_the_code() -> None:
 
 def test_outbox_and_relays_have_the_same_defaults() -> None:
     """As the page on limits says: the outbox's own relay, one of the host's, and `silbo relay`."""
-    command = parser().parse_args(["relay"])
+    command = make_parser().parse_args(["relay"])
     for name in ("retain", "lease", "drain"):
         assert default(Outbox, name) == default(Relay, name) == getattr(command, name)
     assert command.stream_retain == default(RedisStreams, "retain")
