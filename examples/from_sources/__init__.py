@@ -1,4 +1,4 @@
-"""What the documents behind silbo show, done with silbo: each program is small, and says at its top how it is run.
+"""Programs for the documents that silbo is based on. Each is small, and its first lines say how to run it.
 
 | program | what the document shows |
 |---|---|

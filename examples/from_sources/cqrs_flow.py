@@ -1,4 +1,4 @@
-"""The event flow of python-cqrs: one by one or side by side, with follow-ups, and a warning for what nobody handles.
+"""The event flow of python-cqrs: one by one or side by side, with follow-ups, and a warning for an event that nobody handles.
 
 python -m examples.from_sources.cqrs_flow
 """
@@ -15,7 +15,7 @@ from silbo.brokers.memory import MemoryBroker
 
 
 def build(warehouse: Warehouse, at_once: int) -> Mediator:
-    """A shop with one warehouse, whose orders other programs may hear of."""
+    """Return a shop with one warehouse, whose orders are sent to other programs."""
     container = di.Container()
     container.bind(di.bind_by_type(Dependent(lambda: warehouse, scope="request"), Warehouse))
     return bootstrap(
@@ -28,7 +28,7 @@ def build(warehouse: Warehouse, at_once: int) -> Mediator:
 
 
 async def main() -> None:
-    """The same order twice: its events one by one, and two at a time. Then two of a kind that nobody reckoned with."""
+    """Place the same order twice: its events one by one, and two at a time. Then place two empty orders, which nobody handles."""
     for at_once in (1, 2):
         warehouse = Warehouse()
         items = await build(warehouse, at_once).send(PlaceOrder("o-1", ("pear", "fig", "plum")))

@@ -17,7 +17,7 @@ HANDLED_EVENTS: set[DomainEvent] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class JoinMeetingCommand(Request[None]):
-    """Where silbo asks for a decorator, python-cqrs makes a dataclass of whatever derives from its own."""
+    """A command. python-cqrs makes a dataclass of each class that derives from its own; silbo needs the decorator."""
 
     user_id: str
     meeting_id: str
@@ -25,14 +25,14 @@ class JoinMeetingCommand(Request[None]):
 
 @dataclass(frozen=True)
 class UserJoined(DomainEvent):
-    """`class UserJoined(DomainEvent, frozen=True)` there."""
+    """An event; in python-cqrs `class UserJoined(DomainEvent, frozen=True)`."""
 
     user_id: str
     meeting_id: str
 
 
 class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
-    """di makes it without having been told of it."""
+    """A handler that is not registered: di makes it all the same."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -48,7 +48,7 @@ class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
 
 
 class UserJoinedEventHandler(EventHandler[UserJoined]):
-    """Hears of it when the command has succeeded."""
+    """A handler that runs when the command has succeeded."""
 
     async def handle(self, event: UserJoined) -> None:
         print(f"Handle user {event.user_id} joined meeting {event.meeting_id} event")
@@ -56,12 +56,12 @@ class UserJoinedEventHandler(EventHandler[UserJoined]):
 
 
 def command_mapper(mapper: RequestMap) -> None:
-    """What handles which command."""
+    """Bind commands to their handlers."""
     mapper.bind(JoinMeetingCommand, JoinMeetingCommandHandler)
 
 
 def events_mapper(mapper: EventMap) -> None:
-    """Who hears which event."""
+    """Bind events to their handlers."""
     mapper.bind(UserJoined, UserJoinedEventHandler)
 
 

@@ -2,7 +2,7 @@
 
     python -m examples.from_sources.cqrs_kafka --kafka localhost:9092
 
-Without `--kafka` it runs on the Kafka that librdkafka has for tests. The topic is `orders`.
+Without `--kafka` it runs on the mock cluster that librdkafka contains for tests. The topic is `orders`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TOPIC = "orders"
 
 
 async def place_orders(servers: str) -> None:
-    """The shop: the producer is its own."""
+    """Place orders as the shop, whose producer is its own."""
     async with (
         AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=True) as producer,
         Kafka(producer, TOPIC, app="shop") as broker,
@@ -38,7 +38,7 @@ async def place_orders(servers: str) -> None:
 
 
 async def hear_orders(servers: str, many: int) -> None:
-    """Another program: its loop, its commits, and the same `add_listener`."""
+    """Receive orders as another program: with its own loop and commits, and the same `add_listener`."""
     dispatcher = AsyncEventDispatcher()
     heard: list[OrderPlaced] = []
 
@@ -52,13 +52,13 @@ async def hear_orders(servers: str, many: int) -> None:
     ) as consumer:
         while len(heard) < many:
             record = await consumer.getone()
-            with suppress(MessageInvalid):  # somebody else's, in a topic that was there; it stays there
+            with suppress(MessageInvalid):  # a foreign message, in a topic that existed already; it stays there
                 await receive(dispatcher, record.value, events=[ORDER_PLACED])
-            await consumer.commit()  # it was heard
+            await consumer.commit()  # the listeners have run
 
 
 async def main(servers: str) -> None:
-    """Place two orders, and hear of them."""
+    """Place two orders, and receive their events."""
     await place_orders(servers)
     async with asyncio.timeout(30):
         await hear_orders(servers, 2)

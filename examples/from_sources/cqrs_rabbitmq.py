@@ -2,7 +2,7 @@
 
     python -m examples.from_sources.cqrs_rabbitmq --rabbitmq amqp://guest:guest@localhost/
 
-Without `--rabbitmq` it starts a RabbitMQ of its own, where one is installed.
+Without `--rabbitmq` it starts a RabbitMQ of its own, if one is installed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ EXCHANGE = "shop"
 
 
 async def place_orders(connection: AbstractRobustConnection) -> None:
-    """The shop: the connection is its own."""
+    """Place orders as the shop, whose connection is its own."""
     async with RabbitMQ(connection, EXCHANGE, app="shop") as broker:
         mediator = bootstrap(
             di_container=di.Container(),
@@ -35,7 +35,7 @@ async def place_orders(connection: AbstractRobustConnection) -> None:
 
 
 async def hear_orders(queue: aio_pika.abc.AbstractQueue, many: int) -> None:
-    """Another program: its queue, its acknowledgements, and the same `add_listener`."""
+    """Receive orders as another program: with its own queue and acknowledgements, and the same `add_listener`."""
     dispatcher = AsyncEventDispatcher()
     heard: list[OrderPlaced] = []
 
@@ -47,15 +47,17 @@ async def hear_orders(queue: aio_pika.abc.AbstractQueue, many: int) -> None:
     async with queue.iterator() as messages:
         while len(heard) < many:
             message = await anext(messages)
-            async with message.process(requeue=True, ignore_processed=True):  # acknowledged when it was heard
+            async with message.process(requeue=True, ignore_processed=True):  # acknowledged when the listeners have run
                 try:
                     await receive(dispatcher, message.body, events=[ORDER_PLACED])
-                except MessageInvalid:  # somebody else's, in a queue that was there; it would come again for ever
+                except (
+                    MessageInvalid
+                ):  # a foreign message, in a queue that existed already; it would come again for ever
                     await message.reject()
 
 
 async def main(url: str) -> None:
-    """Place two orders, and hear of them."""
+    """Place two orders, and receive their events."""
     async with await aio_pika.connect_robust(url) as connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)

@@ -1,4 +1,4 @@
-"""A shop for the flow of events in python-cqrs: what a command collects, what comes of that, and what leaves."""
+"""A shop for the flow of events in python-cqrs: events that a command collects, their follow-ups, and an event that leaves."""
 
 import asyncio
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from silbo import (
 
 @dataclass(frozen=True)
 class PlaceOrder(Request[int]):
-    """Is answered with the number of items."""
+    """A command whose response is the number of items."""
 
     order_id: str
     items: tuple[str, ...]
@@ -28,27 +28,27 @@ class PlaceOrder(Request[int]):
 
 @dataclass(frozen=True)
 class ItemOrdered(DomainEvent):
-    """One for each item."""
+    """An event for each item."""
 
     item: str
 
 
 class ItemReserved(DomainEvent, pydantic.BaseModel, frozen=True):
-    """What comes of it; a pydantic model does take `frozen=True` as a class keyword."""
+    """A follow-up. A pydantic model may take `frozen=True` as a class keyword."""
 
     item: str
 
 
 @dataclass(frozen=True)
 class OrderEmpty(DomainEvent):
-    """Nobody has been told to handle it."""
+    """An event without a handler."""
 
     order_id: str
 
 
 @dataclass(frozen=True)
 class OrderPlaced(NotificationEvent):
-    """For other programs."""
+    """An event for other programs."""
 
     order_id: str
 
@@ -57,7 +57,7 @@ ORDER_PLACED = EventName("order.placed", OrderPlaced, key="order_id")
 
 
 class PlaceOrderHandler(RequestHandler[PlaceOrder, int]):
-    """Collects, in this order."""
+    """A handler that collects events, in this order."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -73,14 +73,14 @@ class PlaceOrderHandler(RequestHandler[PlaceOrder, int]):
 
 
 class Warehouse:
-    """Says what happened, and how much of it at once."""
+    """A service that prints what happened, and counts how much happens at the same time."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.at_work = self.most_at_work = 0
 
     async def reserve(self, item: str) -> None:
-        """Takes a moment."""
+        """Reserve an item, which takes a moment."""
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)
         await asyncio.sleep(0.01)
@@ -89,7 +89,7 @@ class Warehouse:
 
 
 class ReserveItem(EventHandler[ItemOrdered]):
-    """Has a follow-up of its own."""
+    """A handler that collects a follow-up."""
 
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
@@ -105,7 +105,7 @@ class ReserveItem(EventHandler[ItemOrdered]):
 
 
 class CountReserved(EventHandler[ItemReserved]):
-    """Hears the follow-ups."""
+    """A handler of the follow-ups."""
 
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
@@ -115,11 +115,11 @@ class CountReserved(EventHandler[ItemReserved]):
 
 
 def commands_mapper(mapper: RequestMap) -> None:
-    """What handles which command."""
+    """Bind commands to their handlers."""
     mapper.bind(PlaceOrder, PlaceOrderHandler)
 
 
 def events_mapper(mapper: EventMap) -> None:
-    """Who hears which event."""
+    """Bind events to their handlers."""
     mapper.bind(ItemOrdered, ReserveItem)
     mapper.bind(ItemReserved, CountReserved)

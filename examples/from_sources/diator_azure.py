@@ -1,4 +1,4 @@
-"""Diator's application on Azure Service Bus: the client is the program's own, and open as long as the program wants.
+"""Diator's application on Azure Service Bus: the program makes the client, and closes it itself.
 
 SILBO_AZURE_CONNECTION="Endpoint=sb://..." python -m examples.from_sources.diator_azure --topic meetings
 """
@@ -16,7 +16,7 @@ from silbo.wire.formats import DIATOR
 
 
 async def run(client: ServiceBusClient, topic: str) -> None:
-    """Send two commands, whose outward events go to the topic, each within 15 seconds."""
+    """Send two commands. Their events that leave go to the topic, each within 15 seconds."""
     async with AzureServiceBus(client, topic, app="meetings", timeout=15, format=DIATOR) as broker:
         mediator = build(broker)
         await mediator.send(JoinMeetingCommand(meeting_id=1, user_id=123))
@@ -24,7 +24,7 @@ async def run(client: ServiceBusClient, topic: str) -> None:
 
 
 async def main(connection: str, topic: str) -> None:
-    """With a client of the program's own."""
+    """Run it with a client that the program makes."""
     async with ServiceBusClient.from_connection_string(connection) as client:
         await run(client, topic)
 

@@ -1,6 +1,6 @@
-"""The application of Diator's pages: meetings that are joined and read, with commands, a query and three kinds of events.
+"""The application of Diator's pages: users join and read meetings, with commands, a query and three kinds of events.
 
-Which broker the events go to is one argument; `diator_redis` and `diator_azure` have one each.
+The broker is one argument; `diator_redis` and `diator_azure` each give one.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ from silbo.containers.rodi import register_dispatcher
 
 @dataclass(frozen=True, kw_only=True)
 class JoinMeetingCommand(Request[None]):
-    """Nothing is answered."""
+    """A command without a response."""
 
     meeting_id: int
     user_id: int
@@ -40,7 +40,7 @@ class JoinMeetingCommand(Request[None]):
 
 @dataclass(frozen=True, kw_only=True)
 class RenameUserCommand(Request[None]):
-    """Changes what others keep a copy of."""
+    """A command that changes data of which other programs keep a copy."""
 
     user_id: int
     username: str
@@ -48,7 +48,7 @@ class RenameUserCommand(Request[None]):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadMeetingQueryResult(Response):
-    """What the query is answered with."""
+    """The response to the query."""
 
     meeting_id: int
     link: str
@@ -56,7 +56,7 @@ class ReadMeetingQueryResult(Response):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadMeetingQuery(Request[ReadMeetingQueryResult]):
-    """Changes nothing."""
+    """A query: it changes nothing."""
 
     meeting_id: int
 
@@ -66,7 +66,7 @@ class ReadMeetingQuery(Request[ReadMeetingQueryResult]):
 
 @dataclass(frozen=True, kw_only=True)
 class UserJoinedDomainEvent(DomainEvent):
-    """Stays in the process."""
+    """An event that stays in the process."""
 
     user_id: int
     meeting_id: int
@@ -75,14 +75,14 @@ class UserJoinedDomainEvent(DomainEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class UserJoinedNotificationEvent(NotificationEvent):
-    """Leaves; says of whom, and no more."""
+    """An event that leaves, with the id of the user alone."""
 
     user_id: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserChangedECSTEvent(ECSTEvent):
-    """Leaves with the new state."""
+    """An event that leaves with the new state."""
 
     user_id: int
     new_username: str
@@ -92,7 +92,7 @@ class UserChangedECSTEvent(ECSTEvent):
 
 
 class MeetingAPI:
-    """In place of the service that the pages assume."""
+    """A replacement for the service that the pages use."""
 
     def __init__(self) -> None:
         self._members: dict[int, list[int]] = {}
@@ -111,7 +111,7 @@ class MeetingAPI:
 
 
 class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
-    """What it puts into its events goes out when it has succeeded, in this order."""
+    """A handler whose events are dispatched when it has succeeded, in this order."""
 
     def __init__(self, meeting_api: MeetingAPI) -> None:
         self._meeting_api = meeting_api
@@ -131,7 +131,7 @@ class JoinMeetingCommandHandler(RequestHandler[JoinMeetingCommand, None]):
 
 
 class RenameUserCommandHandler(RequestHandler[RenameUserCommand, None]):
-    """One event, with the state."""
+    """A handler with one event, which carries the state."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -145,7 +145,7 @@ class RenameUserCommandHandler(RequestHandler[RenameUserCommand, None]):
 
 
 class ReadMeetingQueryHandler(RequestHandler[ReadMeetingQuery, ReadMeetingQueryResult]):
-    """Has no events, so it declares none."""
+    """A handler without events: it declares none."""
 
     def __init__(self, meeting_api: MeetingAPI) -> None:
         self._meeting_api = meeting_api
@@ -156,7 +156,7 @@ class ReadMeetingQueryHandler(RequestHandler[ReadMeetingQuery, ReadMeetingQueryR
 
 
 class UserJoinedDomainEventHandler(EventHandler[UserJoinedDomainEvent]):
-    """The first of two."""
+    """The first of two handlers."""
 
     def __init__(self, meeting_api: MeetingAPI) -> None:
         self._meeting_api = meeting_api
@@ -166,7 +166,7 @@ class UserJoinedDomainEventHandler(EventHandler[UserJoinedDomainEvent]):
 
 
 class AnotherUserJoinedDomainEventHandler(EventHandler[UserJoinedDomainEvent]):
-    """The second."""
+    """The second handler."""
 
     def __init__(self, meeting_api: MeetingAPI) -> None:
         self._meeting_api = meeting_api
@@ -180,7 +180,7 @@ class AnotherUserJoinedDomainEventHandler(EventHandler[UserJoinedDomainEvent]):
 
 
 def build(broker: Publisher, middlewares: Iterable[Any] = ()) -> Mediator:
-    """A mediator over a rodi container; what leaves goes to the broker."""
+    """Return a mediator on a rodi container; events that leave go to the broker."""
     container = rodi.Container()
     container.add_singleton(MeetingAPI)
     for handler in (
@@ -201,6 +201,6 @@ def build(broker: Publisher, middlewares: Iterable[Any] = ()) -> Mediator:
     event_map.bind(UserJoinedDomainEvent, UserJoinedDomainEventHandler)
     event_map.bind(UserJoinedDomainEvent, AnotherUserJoinedDomainEventHandler)
 
-    dispatcher = register_dispatcher(container)  # with its bridge it is what Diator calls the EventEmitter
+    dispatcher = register_dispatcher(container)  # with its bridge it replaces Diator's EventEmitter
     dispatcher.add_subscriber(Bridge(broker))
     return Mediator(request_map=request_map, event_map=event_map, dispatcher=dispatcher, middlewares=middlewares)

@@ -21,7 +21,7 @@ from tools.redis_server import ExternalRedis, open_redis
 
 
 class SomeMiddleware:
-    """As in Diator 0.0: what is done before, and what after."""
+    """A middleware in the style of Diator 0.0: one method before the handler, one after it."""
 
     async def process_request(self, request: object) -> None:
         print("before", type(request).__name__)
@@ -31,7 +31,7 @@ class SomeMiddleware:
 
 
 class Stopwatch:
-    """As in Diator 0.1: around the handler."""
+    """A middleware in the style of Diator 0.1: it calls the handler."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -45,7 +45,7 @@ class Stopwatch:
 
 
 async def run(client: Redis) -> None:
-    """Send two commands and a query, and show what comes out on Redis."""
+    """Send two commands and a query, and print the messages on Redis."""
     async with client.pubsub() as outsider, RedisPubSub(client, app="meetings", format=DIATOR) as broker:
         for kind in ("notification_event", "ecst_event"):
             await outsider.psubscribe(f"python_diator_channel:{kind}:*")
@@ -66,7 +66,7 @@ async def run(client: Redis) -> None:
 
 
 async def next_message(pubsub: PubSub) -> tuple[str, bytes]:
-    """The channel and the bytes of one message."""
+    """Return the channel and the bytes of one message."""
     async with asyncio.timeout(5):
         while True:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
@@ -75,7 +75,7 @@ async def next_message(pubsub: PubSub) -> tuple[str, bytes]:
 
 
 async def main(url: str) -> None:
-    """With a client of the program's own, as any host has one."""
+    """Run it with a client that the program makes, as any host does."""
     async with Redis.from_url(url) as client:
         await run(client)
 

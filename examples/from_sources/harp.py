@@ -13,7 +13,7 @@ from silbo.containers.rodi import register_dispatcher
 
 
 async def symbolic_name(dispatcher: IAsyncEventDispatcher) -> None:
-    """An event can be a string and nothing else."""
+    """Dispatch an event that is only a string."""
 
     async def hear(event: Event) -> None:
         print("heard", event.name)
@@ -23,7 +23,7 @@ async def symbolic_name(dispatcher: IAsyncEventDispatcher) -> None:
 
 
 async def mutable_envelope(dispatcher: IAsyncEventDispatcher) -> None:
-    """Whoever dispatches gets the envelope back, with what the listeners have made of it."""
+    """Dispatch an event and get it back, with the changes of its listeners."""
 
     async def my_listener(event: MyEvent) -> None:
         print("my_listener has", event.context)
@@ -35,7 +35,7 @@ async def mutable_envelope(dispatcher: IAsyncEventDispatcher) -> None:
 
 
 class MyEventListener:
-    """Registers itself with the dispatcher that its container has."""
+    """A listener that registers itself with the container's dispatcher."""
 
     def __init__(self, dispatcher: IAsyncEventDispatcher) -> None:
         dispatcher.add_listener(MY_EVENT, self.handle)
@@ -45,14 +45,14 @@ class MyEventListener:
 
 
 class Audit:
-    """Given to the dispatcher as a class; the container makes one for each event."""
+    """A listener given as a class; the container makes one object for each event."""
 
     async def handle(self, event: MyEvent) -> None:
         print("Audit has", event.context)
 
 
 class MyEventEmittingService:
-    """Knows the type that it asks for, and nobody who listens."""
+    """A service that dispatches. It knows the type of the dispatcher, and no listener."""
 
     def __init__(self, dispatcher: IAsyncEventDispatcher) -> None:
         self._dispatcher = dispatcher
@@ -62,7 +62,7 @@ class MyEventEmittingService:
 
 
 async def container_wide_dispatcher() -> None:
-    """Components that have never heard of each other meet at the container's dispatcher."""
+    """Let components that do not know each other use the container's dispatcher."""
     container = rodi.Container()
     dispatcher = register_dispatcher(container)
     for component in (MyEventListener, MyEventEmittingService):
@@ -70,12 +70,12 @@ async def container_wide_dispatcher() -> None:
     container.register(Audit)
 
     dispatcher.add_listener(MY_EVENT, Audit, priority=1)
-    container.resolve(MyEventListener)  # from here on it listens
+    container.resolve(MyEventListener)  # from now on it listens
     await container.resolve(MyEventEmittingService).handle()
 
 
 async def main() -> None:
-    """All of the page."""
+    """Run everything that the page shows."""
     await symbolic_name(AsyncEventDispatcher())
     await mutable_envelope(AsyncEventDispatcher())
     await container_wide_dispatcher()

@@ -1,13 +1,13 @@
-"""What can be heard of this component: the class of its events, and their name as a constant."""
+"""The events of this component: their class, and their name as a constant."""
 
 from silbo import Event, EventName
 
 
 class MyEvent(Event):
-    """An envelope: what it carries can be read and changed by whoever hears it."""
+    """An envelope: each listener can read and change its content."""
 
     def __init__(self, context: dict[str, object]) -> None:
         self.context = context
 
 
-MY_EVENT = EventName("my.event", MyEvent)  # the string "my.event", which type checkers know more about
+MY_EVENT = EventName("my.event", MyEvent)  # the string "my.event"; type checkers also know its class

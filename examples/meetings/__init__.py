@@ -1,1 +1,1 @@
-"""An application of several programs that hear each other through silbo. See README.md; `make demo` runs them all."""
+"""An application of several programs that receive each other's events through silbo. See README.md; `make demo` runs it."""

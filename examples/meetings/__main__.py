@@ -1,10 +1,10 @@
-"""`python -m examples.meetings`, which is what `make demo` runs."""
+"""`python -m examples.meetings`; `make demo` runs it, too."""
 
 import sys
 
 
 def main() -> int | str:
-    """Only what is needed to meet a Ctrl-C is imported before this."""
+    """Run the demo. Imports that take time stand here, so that an early Ctrl-C is handled."""
     try:
         from examples.meetings import demo
 

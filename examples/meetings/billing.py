@@ -1,7 +1,7 @@
-"""Billing: another program, which learns of the meetings from the stream and from nothing else.
+"""Billing: another program, which knows the meetings only from the stream.
 
-Its listeners are added under the same names as the host's. It reads as a consumer of the group `billing`, and an event is
-acknowledged after its listeners ran: what it had in hand when it was killed comes again.
+Its listeners are added under the same names as the host's. It reads as a consumer of the group `billing`. An event is
+acknowledged after its listeners ran: events that it had in hand when it was killed are delivered again.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ COST_CENTRES = frozenset({"legal", "people", "r&d", "sales"})
 
 
 class UnknownCostCentre(LookupError):
-    """Nobody would pay."""
+    """A cost centre that billing does not know."""
 
 
 @dataclass
 class Account:
-    """One meeting, as far as billing cares."""
+    """The part of a meeting that billing needs."""
 
     title: str = ""
     cost_centre: str | None = None
@@ -49,8 +49,8 @@ class Account:
 class Accounts:
     """The read model: an account for each meeting, by its id.
 
-    A client that got no answer asks again, so somebody may join who is in: the listeners say what is true from now on,
-    and twice is harmless.
+    A client that got no answer repeats its request, so a member may join a second time. The listeners write state instead
+    of adding to it, so a repeat has no effect.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Accounts:
 
     @on(MEETING_JOINED)
     async def joined(self, event: MeetingJoined) -> None:
-        """A seat is taken, and paid for once."""
+        """Add the member; the seat is paid for once."""
         account = self._account(event.meeting_id)
         if event.user_id not in account.members:
             account.members.append(event.user_id)
@@ -66,18 +66,18 @@ class Accounts:
 
     @on(MEETING_LEFT)
     async def left(self, event: MeetingLeft) -> None:
-        """It is free again."""
+        """Remove the member; the seat is free again."""
         account = self._account(event.meeting_id)
         if event.user_id in account.members:
             account.members.remove(event.user_id)
 
     @on(MEETING_RENAMED)
     async def renamed(self, event: MeetingRenamed) -> None:
-        """Also tells who pays, which a plugin of the host found out.
+        """Set the title, and the cost centre that a plugin of the host has added.
 
         Raises:
-            UnknownCostCentre: that is not for billing to mend. After three attempts the event becomes a dead letter, which
-                somebody looks at; `silbo dead retry` brings it back.
+            UnknownCostCentre: billing can't repair that. After three attempts the event becomes a dead letter;
+                `silbo dead retry` sends it again when somebody has found the cause.
         """
         if event.cost_centre not in COST_CENTRES:
             raise UnknownCostCentre(event.cost_centre)
@@ -89,7 +89,7 @@ class Accounts:
 
 
 def application(settings: Settings) -> Starlette:
-    """The consumer, and an endpoint that answers for it."""
+    """Return the consumer, and an application with an endpoint that shows its accounts."""
     dispatcher = AsyncEventDispatcher()
     dispatcher.add_subscriber(accounts := Accounts())
 
@@ -97,8 +97,8 @@ def application(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         async with Redis.from_url(settings.redis_url) as client:
             streams = RedisStreams(client, app="billing", prefix=settings.prefix)
-            # One billing at a time, so it has a name: under it a restart goes on at once with what was in hand, in order.
-            # Several would share the stream without; then they take over from one that is silent for `claim_after`.
+            # One billing runs at a time, so it has a name: a restart continues at once with the events in hand, in order.
+            # Several billings would run without a name; they take over from one that is silent for `claim_after`.
             group = streams.group("billing", start="oldest", consumer="billing-1")
             with closing(Ledger(settings.folder / "billing.ledger")) as ledger:
                 await ledger.replay(dispatcher)
@@ -108,7 +108,7 @@ def application(settings: Settings) -> Starlette:
                         dispatcher,
                         group,
                         events=EVENTS,
-                        concurrency=8,  # meetings side by side; what is about one meeting stays in order
+                        concurrency=8,  # meetings side by side; events of one meeting stay in order
                         max_attempts=3,
                         backoff=Backoff(initial=0.1),
                     ) as consumer,
@@ -119,7 +119,7 @@ def application(settings: Settings) -> Starlette:
                     consumer.stop()
 
     async def answer(request: Request) -> JSONResponse:
-        """`GET /accounts`."""
+        """Answer `GET /accounts`."""
         return JSONResponse({str(meeting_id): asdict(account) for meeting_id, account in accounts.by_meeting.items()})
 
     return Starlette(routes=[Route("/accounts", answer)], lifespan=lifespan)

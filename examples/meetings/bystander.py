@@ -1,7 +1,7 @@
-"""A program that has never heard of silbo: with the bare redis library it reads what the channels carry.
+"""A program without silbo: it reads the channels with the redis library alone.
 
-While Redis is away it hears nothing, and nobody tells it later: that is Pub/Sub. It ends at a message on the channel
-`<prefix>:over`, and then prints what it heard. Redis delivers in order, so that message comes after everything that was
+While Redis is away it misses messages, and they are not sent again: that is Pub/Sub. It ends at a message on the channel
+`<prefix>:over`, and then prints what it heard. Redis delivers in order, so that message comes after all messages that were
 published before it.
 """
 
@@ -20,7 +20,7 @@ from examples.meetings.process import Settings, ready, when_input_ends
 
 
 class Bystander:
-    """Listens, and notes what it hears."""
+    """A subscriber that keeps a list of the messages it hears."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -29,7 +29,7 @@ class Bystander:
         self.milliseconds: list[float] = []
 
     def listen(self) -> None:
-        """Until it is over, or Redis goes away."""
+        """Listen until the demo is over, or Redis goes away."""
         prefix = self._settings.prefix
         with (
             Redis.from_url(self._settings.redis_url, retry=Retry(NoBackoff(), 0)) as client,
@@ -59,7 +59,7 @@ class Bystander:
 
 
 def main(settings: Settings) -> None:
-    """Listen, report."""
+    """Listen to the end, then print a report."""
     bystander = Bystander(settings)
     while True:
         try:

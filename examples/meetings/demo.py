@@ -1,4 +1,4 @@
-"""Starts Redis and three programs, sends requests, kills Redis and two of the programs in the middle, and counts what arrived."""
+"""Starts Redis and three programs, sends requests, kills Redis and two of the programs in the middle, and counts the events."""
 
 import argparse
 import asyncio
@@ -35,18 +35,18 @@ HOST, BILLING, BYSTANDER = (f"examples.meetings.{name}" for name in ("host", "bi
 SECONDS_TO_ARRIVE = 15.0
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELPERS = ("", ":outbox", ":attempts:billing", ":dead")
-"""What silbo keeps beside a stream, in keys that begin with the stream's."""
+"""Endings of the keys that silbo keeps beside a stream; each key begins with the stream's key."""
 
 Server = RedisServer | ExternalRedis
 
 
 class RedisAway(Exception):
-    """Redis does not answer, or not any more."""
+    """Redis does not answer."""
 
 
 @asynccontextmanager
 async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
-    """A client, and a prefix that nobody else uses; nothing of it is left in Redis afterwards.
+    """Give a client, and a prefix that nobody else uses; delete the keys under it at the end.
 
     Raises:
         RedisAway: Redis can't be reached, now or later.
@@ -73,10 +73,10 @@ async def own_corner(url: str) -> AsyncGenerator[tuple[Redis, str]]:
 
 
 async def answers(client: Redis) -> None:
-    """Return when it does.
+    """Wait until Redis answers.
 
     Raises:
-        RedisAway: it takes too long.
+        RedisAway: Redis did not answer in time.
     """
     try:
         async with asyncio.timeout(5):
@@ -86,7 +86,7 @@ async def answers(client: Redis) -> None:
 
 
 async def expire(client: Redis, keys: list[str]) -> None:
-    """Whoever is killed tidies nothing away; so Redis does it, in an hour."""
+    """Let the keys expire in an hour, because a program that is killed deletes nothing."""
     while True:
         with suppress(RedisError):
             for key in keys:
@@ -95,19 +95,19 @@ async def expire(client: Redis, keys: list[str]) -> None:
 
 
 def stream(prefix: str) -> str:
-    """The key of silbo's one stream by default."""
+    """Return the key of the default stream."""
     return f"{prefix}:{{events}}"
 
 
 async def entries(client: Redis, key: str) -> list[tuple[str, str]]:
-    """The name and the event id of each message in a stream, read without silbo."""
+    """Return the name and the event id of each message in a stream, read without silbo."""
     rows: Any = await client.xrange(key)
     messages = [json.loads(fields[b"message"]) for _, fields in rows]
     return [(message["message_name"], message["message_id"]) for message in messages]
 
 
 async def until(done: Callable[[], Awaitable[bool]], program: Program) -> None:
-    """Return when it is done; or when that takes too long, which the table will show."""
+    """Wait until the condition is true; give up after some time, which the table will show."""
     deadline = time.monotonic() + SECONDS_TO_ARRIVE
     while not await done() and time.monotonic() < deadline:
         program.check()
@@ -116,7 +116,7 @@ async def until(done: Callable[[], Awaitable[bool]], program: Program) -> None:
 
 @contextmanager
 def progress(console: Console, total: int) -> Generator[Callable[[], object]]:
-    """A function to call for each answer: it moves a bar in a terminal, and writes a line now and then elsewhere."""
+    """Return a function to call for each answer: it moves a bar in a terminal, and elsewhere writes a line from time to time."""
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
             requests = bar.add_task(f"{total} requests", total=total)
@@ -134,7 +134,7 @@ def progress(console: Console, total: int) -> Generator[Callable[[], object]]:
 
 
 class Demo:
-    """One run of it all."""
+    """One run of the demo."""
 
     def __init__(self, console: Console, server: Server, folder: Path, plan: Plan, *, calm: bool) -> None:
         self._console, self._server, self._folder, self._plan, self._calm = console, server, folder, plan, calm
@@ -142,7 +142,7 @@ class Demo:
         self._started = time.monotonic()
 
     async def run(self) -> int:
-        """0 when everything adds up, else 1."""
+        """Run the demo. Returns 0 if all figures add up, else 1."""
         async with own_corner(self._server.url) as (client, prefix):
             settings = Settings(self._server.url, prefix, self._folder)
             async with (
@@ -192,7 +192,7 @@ class Demo:
     async def _collect(
         self, client: Redis, prefix: str, answers: list[Answer], host: Program, billing: Program, bystander: Program
     ) -> Outcome:
-        """Wait until everything has arrived, and ask everybody what they know."""
+        """Wait until everything has arrived, and collect the figures of all programs."""
 
         async def all_sent() -> bool:
             return not await unsent(self._folder / "outbox.db")
@@ -245,7 +245,7 @@ class Demo:
 
 
 async def until_signal(work: Coroutine[Any, Any, int]) -> int:
-    """Do the work; Ctrl-C, SIGTERM or a closed terminal end it in good order, with the exit code that shells give."""
+    """Do the work. Ctrl-C, SIGTERM or a closed terminal end it in good order, with the exit code that shells use."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     ended_by: list[int] = []
 
@@ -266,7 +266,7 @@ async def until_signal(work: Coroutine[Any, Any, int]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int | str:
-    """The exit code, or a line that says why nothing could be run."""
+    """Return the exit code, or a line that says why the demo could not run."""
     parser = argparse.ArgumentParser(prog="python -m examples.meetings", description=__doc__)
     parser.add_argument("--requests", type=_positive, default=2000, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats a run; default: by chance")

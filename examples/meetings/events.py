@@ -1,6 +1,6 @@
-"""What can happen: the event classes, and the names they are dispatched under.
+"""The event classes, and the names they are dispatched under.
 
-The module is all that the host, its plugins and the other programs share.
+The host, its plugins and the other programs share only this module.
 """
 
 from dataclasses import dataclass

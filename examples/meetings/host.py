@@ -1,8 +1,8 @@
 """The host: an HTTP service about meetings.
 
-Each change is an event. It is dispatched in this process first, where plugins may change or stop it; the bridges, which
-run last, pass it on to other programs. The one to billing goes through an outbox: a client is answered once its event is on
-the disk, and what is on the disk arrives.
+Each change is an event. It is dispatched in this process first, where plugins may change or stop it. The bridges
+run last and send it to other programs. The bridge to billing goes through an outbox: a client is answered when its event is on
+the disk, and every event on the disk arrives.
 """
 
 from collections import defaultdict
@@ -49,7 +49,7 @@ class Title(msgspec.Struct):
 
 
 class Members:
-    """Who is in which meeting, as the events tell it."""
+    """The members of each meeting, updated by events."""
 
     def __init__(self, dispatcher: IAsyncEventDispatcher) -> None:
         self._members: defaultdict[int, set[int]] = defaultdict(set)
@@ -57,7 +57,7 @@ class Members:
         dispatcher.add_listener(MEETING_LEFT, self._left)
 
     def has(self, meeting_id: int, user_id: int) -> bool:
-        """Whether this user is in this meeting."""
+        """True if this user is in this meeting."""
         return user_id in self._members[meeting_id]
 
     async def _joined(self, event: MeetingJoined) -> None:
@@ -68,19 +68,19 @@ class Members:
 
 
 class Endpoints:
-    """What clients can ask for. Made by the container, which hands it what its constructor names."""
+    """The HTTP endpoints. The container makes the object and its constructor's arguments."""
 
     def __init__(self, dispatcher: AsyncEventDispatcher, members: Members) -> None:
         self._dispatcher = dispatcher
         self._members = members
 
     async def join(self, request: Request) -> JSONResponse:
-        """`POST /meetings/7/join {"user_id": 1}`."""
+        """Answer `POST /meetings/7/join {"user_id": 1}`."""
         seat = msgspec.json.decode(await request.body(), type=Seat)
         return await self._happen(MEETING_JOINED, MeetingJoined(request.path_params["meeting_id"], seat.user_id))
 
     async def leave(self, request: Request) -> JSONResponse:
-        """`POST /meetings/7/leave {"user_id": 1}`."""
+        """Answer `POST /meetings/7/leave {"user_id": 1}`."""
         seat = msgspec.json.decode(await request.body(), type=Seat)
         event = MeetingLeft(request.path_params["meeting_id"], seat.user_id)
         if not self._members.has(event.meeting_id, event.user_id):
@@ -88,7 +88,7 @@ class Endpoints:
         return await self._happen(MEETING_LEFT, event)
 
     async def rename(self, request: Request) -> JSONResponse:
-        """`POST /meetings/7/rename {"title": "Planning"}`."""
+        """Answer `POST /meetings/7/rename {"title": "Planning"}`."""
         body = msgspec.json.decode(await request.body(), type=Title)
         return await self._happen(MEETING_RENAMED, MeetingRenamed(request.path_params["meeting_id"], body.title))
 
@@ -100,27 +100,27 @@ class Endpoints:
 
 
 async def bad_json(request: Request, error: Exception) -> JSONResponse:
-    """The body is no JSON."""
+    """Answer a body that is not JSON."""
     return JSONResponse({"error": str(error)}, 400)
 
 
 async def wrong_fields(request: Request, error: Exception) -> JSONResponse:
-    """The body is not what the endpoint takes."""
+    """Answer a body with wrong fields."""
     return JSONResponse({"error": str(error)}, 422)
 
 
 async def try_again(request: Request, error: Exception) -> JSONResponse:
-    """The event was not stored (a full disk, say): the bridge's error comes to whoever dispatched."""
+    """Answer that the event was not stored (a full disk, say): the bridge's error comes out of `adispatch`."""
     return JSONResponse({"error": str(error)}, 503)
 
 
 async def nobody_waits(request: Request, error: Exception) -> Response:
-    """The client went away before it had sent everything; this reaches nobody."""
+    """Answer a client that went away before it had sent everything; nobody receives it."""
     return Response(status_code=400)
 
 
 def application(settings: Settings) -> Starlette:
-    """Put it together."""
+    """Return the application, with dispatcher, plugin, bridges and endpoints."""
     container = rodi.Container()
     dispatcher = register_dispatcher(container)
     container.add_singleton(Members)
@@ -136,9 +136,9 @@ def application(settings: Settings) -> Starlette:
             Outbox(
                 SQLiteStore(settings.folder / "outbox.db"),
                 RedisStreams(client, app="meetings", prefix=settings.prefix),
-                lease=2.0,  # so long the next host waits for one that was killed, before it sends in its place
+                lease=2.0,  # seconds; after a kill the next host waits so long before it sends
             ) as outbox,
-            # For whoever looks on at this moment. When Redis is away nobody does, and no client has to wait for it.
+            # For programs that are connected now. While Redis is away there are none, so no client has to wait for it.
             RedisPubSub(client, app="meetings", prefix=settings.prefix) as pubsub,
             Bridge(pubsub, wait=False, on_error=lambda error, message: None) as live,
             dispatcher,
@@ -149,7 +149,9 @@ def application(settings: Settings) -> Starlette:
                 # is read from the stream ends in the same state, however many requests run at once.
                 dispatcher.add_subscriber(Bridge(outbox))
                 dispatcher.add_subscriber(live)
-                dispatcher.add_subscriber(ledger)  # the outbox has it: a listener that fails is the last that runs
+                dispatcher.add_subscriber(
+                    ledger
+                )  # runs only if the outbox has the event: after a listener that fails, no other runs
                 yield
 
     return Starlette(

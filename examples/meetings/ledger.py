@@ -1,4 +1,4 @@
-"""A file that remembers what was done, whatever kills its program. In an application a database has this place."""
+"""A file of the events that were handled. It survives a kill of its program. An application would use a database."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from silbo import FIRST, LAST, ECSTEvent, IAsyncEventDispatcher, NotificationEve
 
 
 class Line(msgspec.Struct):
-    """One event, as it was done."""
+    """One event that was handled."""
 
     name: str
     event_id: str
@@ -23,24 +23,24 @@ class Line(msgspec.Struct):
 
 
 class Ledger:
-    """A subscriber with two listeners, around all others: the last one writes each event down, when all is done.
+    """A subscriber with two listeners: one runs first, one last. The last one writes each event down, when all others have run.
 
-    The first one stops an event that is in the file already, so it has no second effect. Here each event is dispatched
-    once, and its id names it.
+    The first one stops an event that is in the file already, so that it has no second effect. Here each event is dispatched
+    once, so its id identifies it.
     """
 
     def __init__(self, path: Path) -> None:
-        # Without a buffer: each line is with the system when it is written, and a `kill -9` takes nothing back from
-        # there. A power cut does; against that there is os.fsync().
+        # Without a buffer, each line is in the operating system when it is written, and survives a `kill -9`.
+        # It does not survive a power cut; os.fsync() would.
         self._file = path.open("ab+", buffering=0)
         self._lines = read(path)
-        self._file.truncate(sum(len(_encode(line)) for line in self._lines))  # a line that was cut off was not written
+        self._file.truncate(sum(len(_encode(line)) for line in self._lines))  # remove a line that was cut off
         self._done = {line.event_id for line in self._lines}
 
     async def replay(self, dispatcher: IAsyncEventDispatcher) -> None:
-        """Dispatch all that was done by those before us, so that our listeners know it, too.
+        """Dispatch the events that earlier processes handled, so that the listeners of this one know them.
 
-        Before this subscriber and a bridge are added: they have had it.
+        Call it before this subscriber and a bridge are added: both have had these events already.
         """
         classes = {str(name): name.cls for name in EVENTS}
         for line in self._lines:
@@ -49,14 +49,14 @@ class Ledger:
 
     @on("meeting.*", priority=FIRST)
     async def only_once(self, event: NotificationEvent | ECSTEvent) -> None:
-        """Nobody after this listener hears an event that is done."""
+        """Stop an event that was handled before."""
         if str(event.event_id) in self._done:
             self._write(event, again=True)
             event.stop_propagation()
 
     @on("meeting.*", priority=LAST)
     async def write_down(self, event: NotificationEvent | ECSTEvent) -> None:
-        """Whoever is told that the event is done, is told after this."""
+        """Write the event into the file, before anybody learns that it was handled."""
         self._done.add(str(event.event_id))
         self._write(event, fields=msgspec.to_builtins(event))
 
@@ -71,7 +71,7 @@ class Ledger:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a ledger that are there as a whole."""
+    """Return the complete lines of a ledger."""
     return [msgspec.json.decode(line, type=Line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 

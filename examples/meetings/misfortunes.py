@@ -1,4 +1,4 @@
-"""What befalls the programs and their Redis in the middle of the requests: a `kill -9` for each, once."""
+"""Kills the programs and their Redis in the middle of the requests: a `kill -9` for each, once."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ HANDFUL = 10
 
 @dataclass(frozen=True)
 class Misfortunes:
-    """Each happens at a share of the answers, while more requests are under way. A Redis of the user's is left alone."""
+    """The kills of one run. Each happens after a share of the answers, while requests go on. The user's own Redis is not killed."""
 
     requests: int
     gate: Gate
@@ -31,7 +31,7 @@ class Misfortunes:
     tell: Callable[[str], object]
 
     async def happen(self) -> int:
-        """All of them, and the last requests pass when it is over; how many events billing had in hand when it died."""
+        """Kill each in turn, then let the last requests pass. Returns how many events billing had in hand when killed."""
         await self._answered(1, 4)
         in_hand = await self._kill_billing()
         await self.gate.open(self.requests * 3 // 4)
@@ -49,7 +49,7 @@ class Misfortunes:
         return in_hand
 
     async def _kill_billing(self) -> int:
-        for _ in range(100):  # until there is something to lose
+        for _ in range(100):  # until billing has events in hand
             if await self._in_hand() >= HANDFUL:
                 break
             await asyncio.sleep(0.005)
@@ -61,7 +61,7 @@ class Misfortunes:
         return in_hand
 
     async def _in_hand(self) -> int:
-        """Events that Redis has given to billing, and that it has not acknowledged."""
+        """Count the events that Redis has given to billing, and that billing has not acknowledged."""
         return int((await self.client.xpending(self.stream, "billing"))["pending"])
 
     async def _kill_host(self) -> None:
@@ -75,7 +75,7 @@ class Misfortunes:
 
 
 async def unsent(path: Path) -> int:
-    """The events that wait in an outbox. Any process of the machine may look into the file."""
+    """Count the events that wait in an outbox. Any process of the machine may read the file."""
     async with aclosing(SQLiteStore(path, create=False)) as store:
         await store.open()
         counts = (await store.status()).counts

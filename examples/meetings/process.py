@@ -1,7 +1,7 @@
-"""What every program here does as a process: read its settings, say when it is ready, end when its starter does.
+"""The part that all programs share: read the settings, report when ready, end when the starter ends.
 
-A program ends when its standard input does. So its starter ends it by closing a pipe, and when the starter is killed the
-system closes that pipe: either way nothing is left behind.
+A program ends when its standard input ends. Its starter closes a pipe to end it. When the starter is killed, the
+system closes that pipe. So no program is left behind.
 """
 
 import json
@@ -20,7 +20,7 @@ SECONDS_TO_END = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Where Redis is, the prefix of this application's keys and channels there, and the folder of its files."""
+    """The URL of Redis, the prefix of the keys and channels there, and the folder for files."""
 
     redis_url: str
     prefix: str
@@ -28,7 +28,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """From the environment, not the command line: a URL may hold a password, and `ps` shows command lines."""
+        """Read the environment, not the command line: a URL may contain a password, and `ps` shows command lines."""
         if not (redis_url := os.environ.get("SILBO_REDIS_URL")):
             sys.exit("Set SILBO_REDIS_URL to say where Redis is, for example redis://localhost:6379/3")
         prefix, folder = (
@@ -41,13 +41,13 @@ class Settings:
 
 
 def ready(**facts: object) -> None:
-    """Tell the starter, as the first line of output."""
+    """Print the first line of output, which tells the starter that the program is ready."""
     with suppress(BrokenPipeError):  # it is gone already
         print(json.dumps(facts), flush=True)
 
 
 def when_input_ends(stop: Callable[[], object]) -> None:
-    """Call `stop` (in another thread) when standard input ends; and end here and now if the program does not follow."""
+    """Call `stop` (in another thread) when standard input ends; end the process if it then goes on too long."""
 
     def watch() -> None:
         while os.read(0, 1024):

@@ -1,4 +1,4 @@
-"""Starts the other programs, hears when they are ready, kills them, and ends them."""
+"""Starts the other programs, waits until they are ready, kills them, and ends them."""
 
 import asyncio
 import json
@@ -19,11 +19,11 @@ LINES_OF_LOG = 20
 
 
 class ProgramFailed(Exception):
-    """A program did not do its part; the text is for whoever started the demo."""
+    """A program failed. The text is for the user who started the demo."""
 
 
 class Program:
-    """One of the programs, running from here on. What it logs goes into a file, which is shown where it fails."""
+    """A running program. Its log goes into a file, which is shown if the program fails."""
 
     def __init__(self, module: str, settings: Settings) -> None:
         self._module, self._settings = module, settings
@@ -33,32 +33,32 @@ class Program:
         self._run()
 
     async def ready(self) -> None:
-        """Wait until it says so.
+        """Wait until the program says that it is ready.
 
         Raises:
-            ProgramFailed: it ended instead, or says nothing.
+            ProgramFailed: it ended instead, or said nothing in time.
         """
         self.url = (await self._read(self._output.readline, SECONDS_TO_START)).get("url", "")
 
     async def report(self) -> dict[str, Any]:
-        """What it says at its end, to which it comes by itself.
+        """Return the report that the program prints when it ends by itself.
 
         Raises:
-            ProgramFailed: it ended without, or says nothing.
+            ProgramFailed: it ended without a report, or said nothing in time.
         """
         return await self._read(self._output.read, SECONDS_TO_REPORT)
 
     def check(self) -> None:
-        """Raise where it has ended, and not because of :meth:`kill`.
+        """Raise if the program has ended, and not because of :meth:`kill`.
 
         Raises:
-            ProgramFailed: it has.
+            ProgramFailed: it has ended.
         """
         if self._process.poll() is not None and not self._killed:
             raise ProgramFailed(self._told("ended too early"))
 
     def kill(self) -> None:
-        """What `kill -9` does: it has no time for anything. Returns when it is gone."""
+        """Kill the program as `kill -9` does. Returns when it is gone."""
         self._killed = True
         self._process.kill()
         self._process.wait()
@@ -66,12 +66,12 @@ class Program:
         self._output.close()
 
     async def start_again(self) -> None:
-        """Start it after :meth:`kill`, and wait until it is ready."""
+        """Start the program again after :meth:`kill`, and wait until it is ready."""
         self._run()
         await self.ready()
 
     async def end(self) -> None:
-        """Close its input, which ends it, and wait until it is gone. May be called twice."""
+        """Close the program's input, which ends it, and wait until it is gone. May be called twice."""
         self._input.close()
         try:
             await asyncio.to_thread(self._process.wait, SECONDS_TO_END + 1)
@@ -116,7 +116,7 @@ class Program:
 
 @asynccontextmanager
 async def running(module: str, settings: Settings) -> AsyncGenerator[Program]:
-    """Start a program, and end it with the block: in good order, or at once where something else has failed."""
+    """Start a program, and end it with the block: in good order, or at once if something else has failed."""
     program = Program(module, settings)
     try:
         yield program

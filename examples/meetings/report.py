@@ -1,4 +1,4 @@
-"""The demo's table, and whether its figures add up."""
+"""The demo's table, and the check that its figures add up."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -14,18 +14,18 @@ from examples.meetings.traffic import Answer, Plan
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was planned, and what each side knows of it: none of them takes another's word.
+    """The plan, and the figures that each program has counted by itself.
 
     Attributes:
         calm: Nothing was killed, so nothing may be missing anywhere.
         accepted: The host's ledger.
-        stream: What Redis has, a name and an event id for each entry.
+        stream: The entries in Redis: a name and an event id for each.
         booked: Billing's ledger.
         dead: The event ids of the dead letters.
-        heard: What the bystander heard, by event id.
-        milliseconds: Until it heard them.
+        heard: The messages that the bystander heard, by event id.
+        milliseconds: Times from the event to the bystander.
         accounts: Billing's answer.
-        redelivered: What was in billing's hands when it was killed, as Redis tells, and so came to it again.
+        redelivered: The number of events that billing had in hand when it was killed, and that were delivered again.
     """
 
     plan: Plan
@@ -42,40 +42,40 @@ class Outcome:
 
     @property
     def given(self) -> list[str]:
-        """The events that clients were told have happened. None of these may be lost."""
+        """Return the events whose clients got an answer. None of these may be lost."""
         return [answer.event_id for answer in self.answers if answer.event_id]
 
     @property
     def unanswered(self) -> int:
-        """Requests that got no answer and were sent again. They may have happened, so there may be so many more events."""
+        """Count the requests without an answer, which were sent again. Each may have become an event all the same."""
         return sum(answer.unanswered for answer in self.answers)
 
     @property
     def handled(self) -> list[str]:
-        """What billing has done."""
+        """Return the events that billing has handled."""
         return [line.event_id for line in self.booked if not line.again]
 
     @property
     def again(self) -> int:
-        """What came to billing after it was done: it had been killed, or Redis, before the acknowledgement was there."""
+        """Count the handled events that came again, because a kill came before the acknowledgement."""
         return sum(line.again for line in self.booked)
 
     @property
     def in_stream(self) -> list[str]:
-        """The events in the stream."""
+        """Return the events in the stream."""
         return [event_id for _, event_id in self.stream]
 
     @property
     def lost(self) -> int:
-        """Given, and neither handled nor a dead letter."""
+        """Count the events that were given, and are neither handled nor a dead letter."""
         return len(set(self.given).difference(self.handled, self.dead))
 
     def count(self, *statuses: int) -> int:
-        """Answers with one of these statuses."""
+        """Count the answers with one of these statuses."""
         return sum(answer.status in statuses for answer in self.answers)
 
     def table(self) -> Table:
-        """For people."""
+        """Return the table, for a terminal."""
         table = Table()
         table.add_column()
         for title in ("host", "Streams: billing", "Pub/Sub: bystander"):
@@ -99,7 +99,7 @@ class Outcome:
         return table
 
     def remarks(self) -> Iterator[str]:
-        """What a reader may wonder about."""
+        """Yield explanations of unusual figures."""
         if self.unanswered:
             more = len(set(self.in_stream).difference(self.given))
             yield (
@@ -110,7 +110,7 @@ class Outcome:
             yield f"Pub/Sub keeps nothing: the bystander missed {len(missed)} while Redis was away."
 
     def problems(self) -> Iterator[str]:
-        """What does not add up, one line each; none when all is well."""
+        """Return the figures that do not add up, one line each; empty if all do."""
         planned = sum(map(len, self.plan.requests.values()))
         if len(self.answers) != planned:
             yield f"{planned} requests, but {len(self.answers)} answers"
@@ -170,7 +170,7 @@ class Outcome:
 
 
 def percentile(milliseconds: list[float], number: int) -> str:
-    """In words."""
+    """Return a percentile as text."""
     if len(milliseconds) < 2:
         return "-"
     return f"{quantiles(milliseconds, n=100, method='inclusive')[number - 1]:.1f} ms"

@@ -1,4 +1,4 @@
-"""The demo's clients: many requests, some of them bad, and what must have become of it all in the end."""
+"""The demo's clients: many requests, some of them bad, and the state that they must lead to."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ PATIENCE = 15.0
 
 @dataclass(frozen=True)
 class Request:
-    """One POST, and the status that it must be answered with."""
+    """One POST, and the status of its correct answer."""
 
     path: str
     body: bytes
@@ -40,10 +40,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back in the end.
+    """The answer to a request.
 
     Attributes:
-        unanswered: How often it was sent before, in vain: each of these may have happened all the same.
+        unanswered: The number of earlier attempts without an answer; each may have taken effect all the same.
     """
 
     request: Request
@@ -53,16 +53,16 @@ class Answer:
 
     @property
     def is_expected(self) -> bool:
-        """A repeated leave may learn that the first one was heard: they are not in this meeting any more."""
+        """True if the status is the planned one. A repeated leave may also get 409: the first one has taken effect."""
         if self.unanswered and self.request.path.endswith("leave") and self.request.status == 200:
             return self.status in (200, 409)
         return self.status == self.request.status
 
 
 class Gate:
-    """Around each request: counts them, and lets them pass up to a number, so that something can happen in their middle.
+    """A gate that each request passes: it counts requests and stops them at a number, so that a kill comes in their middle.
 
-    However fast the machine is: the rest waits for it.
+    So the kill comes in the middle however fast the machine is.
     """
 
     def __init__(self, limit: int) -> None:
@@ -80,19 +80,19 @@ class Gate:
             self._changed.notify_all()
 
     async def answered(self, number: int) -> None:
-        """Return when so many have been."""
+        """Wait until so many requests were answered."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._answered >= number)
 
     async def open(self, limit: int) -> None:
-        """Let more pass."""
+        """Let more requests pass."""
         async with self._changed:
             self._limit = limit
             self._changed.notify_all()
 
 
 class Plan:
-    """The requests of each meeting in their order, and what follows from them.
+    """The requests of each meeting in their order, and the state that they lead to.
 
     The same seed gives the same plan.
     """
@@ -114,7 +114,7 @@ class Plan:
 
     @property
     def accounts(self) -> dict[str, dict[str, Any]]:
-        """Billing's read model at the end."""
+        """Return the accounts that billing must have at the end."""
         known = {str(meeting_id): asdict(account) for meeting_id, account in self._accounts.items()}
         return {meeting_id: account for meeting_id, account in known.items() if account != asdict(Account())}
 
@@ -163,11 +163,11 @@ class Plan:
 
 
 async def send(plan: Plan, host: Program, gate: Gate, on_answer: Callable[[], object]) -> list[Answer]:
-    """Send it all, over as many connections as there are meetings.
+    """Send all requests, over one connection for each meeting.
 
     Raises:
-        ProgramFailed: the host has ended, and nobody is about to start it again.
-        httpx.TransportError: it does not answer any more.
+        ProgramFailed: the host has ended, and is not being started again.
+        httpx.TransportError: the host does not answer any more.
     """
     answers: list[Answer] = []
 

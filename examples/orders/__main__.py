@@ -1,7 +1,7 @@
-"""``python -m examples.orders``: two orders, of which one can't be delivered.
+"""Run it with ``python -m examples.orders``: two orders, of which one can't be delivered.
 
-Everything is in one SQLite file: the orders, the stock, and silbo's outbox. So an order and the message about it are
-committed by one commit, and no crash can part them.
+Everything is in one SQLite file: the orders, the stock, and silbo's outbox. So one commit stores an order and the message
+about it, and no crash can separate them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from silbo.stores.sqlalchemy import SQLAlchemyStore
 
 
 async def open_database(file: Path) -> AsyncEngine:
-    """The shop's tables, with ten teapots, and silbo's."""
+    """Create the shop's tables, with ten teapots, and silbo's tables."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{file}")
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
@@ -32,7 +32,7 @@ async def open_database(file: Path) -> AsyncEngine:
 
 
 async def show(engine: AsyncEngine, outbox: Outbox) -> None:
-    """What is in the database."""
+    """Print the content of the database."""
     async with engine.connect() as connection:
         orders = await connection.scalar(select(func.count()).select_from(Order))
         left = await connection.scalar(select(Stock.left))

@@ -1,4 +1,4 @@
-"""A shop: its table, its command, and what happens because of it."""
+"""A shop: its tables, its command, and the handlers of its events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PlaceOrder(Request[int]):
 
 @dataclass(frozen=True, kw_only=True)
 class OrderPlaced(DomainEvent):
-    """For the shop itself."""
+    """An event for the shop itself."""
 
     item: str
     quantity: int
@@ -66,7 +66,7 @@ class OrderPlaced(DomainEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class OrderConfirmed(NotificationEvent):
-    """For everybody else."""
+    """An event for other programs."""
 
     order_id: int
 
@@ -104,7 +104,7 @@ class TakeFromStock(EventHandler[OrderPlaced]):
 
 
 class Transaction:
-    """Around a command and its events: all that they do is committed here, at the end, or nothing."""
+    """A middleware with the transaction of a command and its events: everything is committed at the end, or nothing."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
@@ -124,7 +124,7 @@ def events(mapper: EventMap) -> None:
 
 
 def shop(engine: AsyncEngine, broker: Publisher) -> Mediator:
-    """The shop, in a database, telling a broker."""
+    """Return the mediator of a shop that keeps its data in a database and sends to a broker."""
     container = rodi.Container()
     container.add_transient_by_factory(current_session, AsyncSession)  # the one that Transaction opened
     container.register(PlaceOrderHandler)
