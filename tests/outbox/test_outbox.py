@@ -24,10 +24,10 @@ from silbo.outbox.rows import OutboxStore, Quota
 from silbo.protocols import Publisher
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
-from tests.outbox.test_relay import Broker, Heard, _quick, broker, heard, message, settled, until
+from tests.support.relay import FailingBroker, GroupReader, message, wait_until, wait_until_sent
 from tests.support.store_conformance import FAR, PAST, in_state
 
-__all__ = ["_quick", "broker", "heard"]  # fixtures
+pytestmark = pytest.mark.usefixtures("quick_relay")
 
 Stores = Callable[[], OutboxStore]
 
@@ -59,7 +59,7 @@ def test_is_a_publisher_under_the_brokers_name() -> None:
     assert outbox.app == "web"
 
 
-async def test_publish_returns_when_the_messages_are_stored(stores: Stores, broker: Broker) -> None:
+async def test_publish_returns_when_the_messages_are_stored(stores: Stores, broker: FailingBroker) -> None:
     """Whatever the broker does; what another process finds then is what it will send."""
     broker.away = BrokerUnavailable("away")
     async with Outbox(stores(), broker, drain=0) as outbox:
@@ -70,17 +70,17 @@ async def test_publish_returns_when_the_messages_are_stored(stores: Stores, brok
     assert await stored(stores) + await stored(stores, "sending") == [1, 2, 3]
 
 
-async def test_what_was_published_is_sent(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_what_was_published_is_sent(stores: Stores, broker: FailingBroker, heard: GroupReader) -> None:
     async with Outbox(stores(), broker) as outbox:
         for number in range(50):
             await outbox.publish(message(number))
         assert await heard.until(50) == list(range(50))
         assert outbox.stats is not None
-        await until(lambda: outbox.stats.sent == 50)
+        await wait_until(lambda: outbox.stats.sent == 50)
 
 
 async def test_what_was_published_is_sent_at_once(
-    stores: Stores, broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay is woken, and need not look."""
     monkeypatch.setattr("silbo.outbox.relay.POLL", 60.0)
@@ -88,11 +88,11 @@ async def test_what_was_published_is_sent_at_once(
         for number in range(20):
             await outbox.publish(message(number))
             await heard.until(number + 1)
-            await settled(outbox._store)  # then it rests
+            await wait_until_sent(outbox._store)  # then it rests
 
 
 async def test_calls_that_are_not_awaited_in_turn_keep_their_order(
-    stores: Stores, broker: Broker, heard: Heard
+    stores: Stores, broker: FailingBroker, heard: GroupReader
 ) -> None:
     async with Outbox(stores(), broker) as outbox:
         await asyncio.gather(*(outbox.publish(message(number)) for number in range(200)))
@@ -105,8 +105,8 @@ async def test_message_carries_the_origin_of_the_process_that_published_it() -> 
     async with Outbox(store, MemoryBroker("web"), relay=False) as outbox:
         await outbox.publish(message(1))
         await outbox.publish(Message("ecst_event", "counted", "id", {"n": 2}, {"app": "other", "instance": "x"}))
-    sender = Broker("relay")
-    heard = Heard(await sender.group("all", start="oldest").open())
+    sender = FailingBroker("relay")
+    heard = GroupReader(await sender.group("all", start="oldest").open())
     relay = Relay(store, sender)
     relay.stop()
     await relay.run()
@@ -114,7 +114,7 @@ async def test_message_carries_the_origin_of_the_process_that_published_it() -> 
     assert [delivery.message().origin for delivery in heard.deliveries] == [("web", instance()), ("other", "x")]
 
 
-async def test_address_that_a_route_chose_is_kept(stores: Stores, broker: Broker) -> None:
+async def test_address_that_a_route_chose_is_kept(stores: Stores, broker: FailingBroker) -> None:
     receiver = await broker.group("orders", start="oldest", streams=["orders"]).open()
     async with Outbox(stores(), broker) as outbox:
         dispatcher = AsyncEventDispatcher()
@@ -124,7 +124,7 @@ async def test_address_that_a_route_chose_is_kept(stores: Stores, broker: Broker
     assert delivery.message().message_name == "order.placed"
 
 
-async def test_refused_message_does_not_hold_up_the_others(stores: Stores, broker: Broker) -> None:
+async def test_refused_message_does_not_hold_up_the_others(stores: Stores, broker: FailingBroker) -> None:
     odd = [Message("ecst_event", f"odd.{number}", "id", {"x": object()}) for number in (1, 2)]
     async with Outbox(stores(), broker, relay=False) as outbox:
         with pytest.raises(MessageRefused, match=r"odd\.1") as error:
@@ -136,7 +136,9 @@ async def test_refused_message_does_not_hold_up_the_others(stores: Stores, broke
     assert await stored(stores) == [1, 2]
 
 
-async def test_publish_past_the_quota_fails_at_once_having_stored_nothing(stores: Stores, broker: Broker) -> None:
+async def test_publish_past_the_quota_fails_at_once_having_stored_nothing(
+    stores: Stores, broker: FailingBroker
+) -> None:
     async with Outbox(stores(), broker, relay=False, quota=Quota(rows=2)) as outbox:
         await outbox.publish(message(1))
         with pytest.raises(OutboxFull, match="nothing of this call was stored"):
@@ -151,7 +153,7 @@ async def test_publish_past_the_quota_fails_at_once_having_stored_nothing(stores
 @pytest.mark.parametrize("through", ["the broker", "an outbox"])
 @pytest.mark.parametrize("kind", ["silbo's", "whistle's"])
 async def test_host_moves_to_the_outbox_by_one_line(
-    stores: Stores, broker: Broker, heard: Heard, kind: str, through: str
+    stores: Stores, broker: FailingBroker, heard: GroupReader, kind: str, through: str
 ) -> None:
     """What its consumers hear is the same."""
 
@@ -188,26 +190,28 @@ async def test_host_moves_to_the_outbox_by_one_line(
 # -- entering and leaving ------------------------------------------------------------------------------------
 
 
-async def test_leaving_sends_what_waits(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_leaving_sends_what_waits(stores: Stores, broker: FailingBroker, heard: GroupReader) -> None:
     async with Outbox(stores(), broker) as outbox:
         await outbox.publish(*map(message, range(1500)))
     assert await heard.until(1500) == list(range(1500))
     assert broker.closed == 1
 
 
-async def test_leaving_keeps_what_can_not_be_sent(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_leaving_keeps_what_can_not_be_sent(stores: Stores, broker: FailingBroker, heard: GroupReader) -> None:
     """A broker that is away is not waited for; the next one sends it."""
     broker.away = BrokerUnavailable("away")
     async with Outbox(stores(), broker) as outbox:
         await outbox.publish(message(1))
-        await broker.fails(1)
+        await broker.wait_for_calls(1)
     assert await stored(stores) == [1]
     broker.away = None
     async with Outbox(stores(), broker):
         assert await heard.until(1) == [1]
 
 
-async def test_one_process_can_store_and_another_send(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_one_process_can_store_and_another_send(
+    stores: Stores, broker: FailingBroker, heard: GroupReader
+) -> None:
     async with Outbox(stores(), MemoryBroker("web"), relay=False) as outbox:
         assert outbox.stats is None
         await outbox.publish(message(1))
@@ -220,7 +224,7 @@ async def test_one_process_can_store_and_another_send(stores: Stores, broker: Br
             await running
 
 
-async def test_publish_outside_its_block_says_so(stores: Stores, broker: Broker) -> None:
+async def test_publish_outside_its_block_says_so(stores: Stores, broker: FailingBroker) -> None:
     """A mistake in the program, and no trouble that passes: not what a caller would repeat."""
     outbox = Outbox(stores(), broker)
     with pytest.raises(RuntimeError, match="not open.*async with"):
@@ -232,7 +236,7 @@ async def test_publish_outside_its_block_says_so(stores: Stores, broker: Broker)
     assert await stored(stores) == []
 
 
-async def test_outbox_is_entered_once(stores: Stores, broker: Broker) -> None:
+async def test_outbox_is_entered_once(stores: Stores, broker: FailingBroker) -> None:
     outbox = Outbox(stores(), broker)
     async with outbox:
         pass
@@ -240,7 +244,9 @@ async def test_outbox_is_entered_once(stores: Stores, broker: Broker) -> None:
         await outbox.__aenter__()
 
 
-async def test_outbox_whose_store_could_not_be_opened_can_be_entered_later(tmp_path: Path, broker: Broker) -> None:
+async def test_outbox_whose_store_could_not_be_opened_can_be_entered_later(
+    tmp_path: Path, broker: FailingBroker
+) -> None:
     outbox = Outbox(SQLiteStore(tmp_path / "folder" / "outbox.db"), broker)
     with pytest.raises(StoreUnavailable, match="folder"):
         await outbox.__aenter__()
@@ -249,7 +255,9 @@ async def test_outbox_whose_store_could_not_be_opened_can_be_entered_later(tmp_p
         await outbox.publish(message(1))
 
 
-async def test_closing_twice_or_at_the_same_time_is_fine(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_closing_twice_or_at_the_same_time_is_fine(
+    stores: Stores, broker: FailingBroker, heard: GroupReader
+) -> None:
     outbox = await Outbox(stores(), broker).__aenter__()
     await outbox.publish(*map(message, range(600)))
     await asyncio.gather(outbox.aclose(), outbox.aclose())
@@ -257,7 +265,7 @@ async def test_closing_twice_or_at_the_same_time_is_fine(stores: Stores, broker:
     assert await heard.until(600) == list(range(600))
 
 
-async def test_closing_sends_what_is_just_being_stored(broker: Broker, heard: Heard) -> None:
+async def test_closing_sends_what_is_just_being_stored(broker: FailingBroker, heard: GroupReader) -> None:
     """Else it would be left in the store until the next program opens it."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -280,7 +288,7 @@ async def test_closing_sends_what_is_just_being_stored(broker: Broker, heard: He
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 20])
 async def test_cancelled_leaving_loses_nothing_and_leaves_nothing(
-    stores: Stores, broker: Broker, heard: Heard, turns: int
+    stores: Stores, broker: FailingBroker, heard: GroupReader, turns: int
 ) -> None:
     outbox = await Outbox(stores(), broker, drain=60, lease=0.2).__aenter__()
     await outbox.publish(*map(message, range(1000)))
@@ -297,7 +305,7 @@ async def test_cancelled_leaving_loses_nothing_and_leaves_nothing(
         assert await heard.until(1000) == list(range(1000))
 
 
-async def test_cancelled_leaving_does_not_wait_for_the_broker(stores: Stores, broker: Broker) -> None:
+async def test_cancelled_leaving_does_not_wait_for_the_broker(stores: Stores, broker: FailingBroker) -> None:
     async def publish_sequenced(*_: object) -> Any:
         broker.called.set()
         await asyncio.Event().wait()
@@ -317,7 +325,7 @@ async def test_cancelled_leaving_does_not_wait_for_the_broker(stores: Stores, br
 
 
 async def test_cancelled_publish_may_be_stored_and_disturbs_nobody(
-    stores: Stores, broker: Broker, heard: Heard
+    stores: Stores, broker: FailingBroker, heard: GroupReader
 ) -> None:
     async with Outbox(stores(), broker) as outbox:
         tasks = [asyncio.create_task(outbox.publish(message(number))) for number in range(30)]
@@ -326,7 +334,7 @@ async def test_cancelled_publish_may_be_stored_and_disturbs_nobody(
             task.cancel()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         await outbox.publish(message(99))
-        await settled(outbox._store)
+        await wait_until_sent(outbox._store)
     await heard.more()
     answered = [number for number, answer in enumerate(answers) if answer is None]
     assert set(answered) | {99} <= set(heard.numbers) <= {*range(30), 99}
@@ -360,7 +368,7 @@ def test_what_an_outbox_is_not_made_of_is_refused(
             Outbox(store, publisher, relay=relay, **settings)
 
 
-async def test_what_is_no_message_no_time_and_no_row_is_refused(stores: Stores, broker: Broker) -> None:
+async def test_what_is_no_message_no_time_and_no_row_is_refused(stores: Stores, broker: FailingBroker) -> None:
     """With what belongs there; nothing is stored, sent or deleted."""
     wrong: Any
     async with Outbox(stores(), broker, relay=False) as outbox:
@@ -384,7 +392,9 @@ async def test_what_is_no_message_no_time_and_no_row_is_refused(stores: Stores, 
             await outbox.retry(wrong)
 
 
-async def test_several_partitions_keep_each_key_in_order(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_several_partitions_keep_each_key_in_order(
+    stores: Stores, broker: FailingBroker, heard: GroupReader
+) -> None:
     async with Outbox(stores(), broker, partitions=4) as outbox:
         await asyncio.gather(
             *(outbox.publish(message(number, key)) for number in range(50) for key in ("a", "b", "c", None))
@@ -396,7 +406,7 @@ async def test_several_partitions_keep_each_key_in_order(stores: Stores, broker:
     assert len({source for source, _, _ in broker.calls}) > 1
 
 
-async def test_other_partitions_while_messages_wait_are_refused(stores: Stores, broker: Broker) -> None:
+async def test_other_partitions_while_messages_wait_are_refused(stores: Stores, broker: FailingBroker) -> None:
     async with Outbox(stores(), broker, relay=False) as outbox:
         await outbox.publish(message(1))
     with pytest.raises(StoreInvalid, match="partitions"):
@@ -407,18 +417,18 @@ async def test_other_partitions_while_messages_wait_are_refused(stores: Stores, 
 
 
 async def test_replay_sends_again_in_steps(
-    stores: Stores, broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What had been sent when it began: it does not go on with what it has itself caused."""
     monkeypatch.setattr("silbo.outbox.outbox.STEP", 4)
     begin = datetime.now(UTC) - timedelta(seconds=1)
     async with Outbox(stores(), broker) as outbox:
         await outbox.publish(*map(message, range(10)))
-        await until(lambda: outbox.stats.sent == 10)
+        await wait_until(lambda: outbox.stats.sent == 10)
         steps: list[int] = []
         assert await outbox.replay(since=begin, progress=steps.append) == 10
         assert steps == [4, 8, 10]
-        await until(lambda: outbox.stats.sent == 20)
+        await wait_until(lambda: outbox.stats.sent == 20)
         assert await outbox.replay(since=begin, before=begin) == 0
         times: list[datetime] = []
 
@@ -436,7 +446,9 @@ async def test_replay_sends_again_in_steps(
     assert publications[:10] == publications[10:]
 
 
-async def test_dead_messages_can_be_retried_or_purged(stores: Stores, broker: Broker, heard: Heard) -> None:
+async def test_dead_messages_can_be_retried_or_purged(
+    stores: Stores, broker: FailingBroker, heard: GroupReader
+) -> None:
     async with Outbox(stores(), broker, relay=False) as outbox:
         await outbox.publish(*map(message, range(3)))
         store = outbox._store
@@ -453,7 +465,9 @@ async def test_dead_messages_can_be_retried_or_purged(stores: Stores, broker: Br
         assert await heard.until(1) == [1]
 
 
-async def test_store_that_is_in_no_host_database_can_not_store_in_a_session(stores: Stores, broker: Broker) -> None:
+async def test_store_that_is_in_no_host_database_can_not_store_in_a_session(
+    stores: Stores, broker: FailingBroker
+) -> None:
     async with Outbox(stores(), broker, relay=False) as outbox:
         with pytest.raises(TypeError, match="SQLAlchemyStore"):
             await outbox.add(object(), message(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,19 +25,17 @@ from silbo.errors import (
     PublishError,
     StoreUnavailable,
 )
-from silbo.message import Delivery, Message
+from silbo.message import Message
 from silbo.outbox import relay as relaying
 from silbo.outbox.relay import OUTAGE_RETRY, Relay
 from silbo.outbox.rows import Lead, OutboxStore, Quota, Row, pack
 from silbo.protocols import Publisher, Sequenced
 from silbo.stores.memory import MemoryStore
+from tests.support.relay import FailingBroker, GroupReader, message, wait_until, wait_until_sent
+
+pytestmark = pytest.mark.usefixtures("quick_relay")
 
 LONG = 60.0
-
-
-def message(number: int, key: str | None = "a") -> Message:
-    headers = {"publication": f"p-{number}"} | ({} if key is None else {"key": key})
-    return Message("ecst_event", "counted", f"id-{number}", {"n": number}, headers)
 
 
 async def store_of(*numbers: int, partitions: int = 1) -> MemoryStore:
@@ -49,82 +47,6 @@ async def store_of(*numbers: int, partitions: int = 1) -> MemoryStore:
 
 async def put(store: OutboxStore, *numbers: int, key: str | None = "a") -> None:
     await store.add([pack(message(number, key), store.partitions) for number in numbers], Quota())
-
-
-class Broker(MemoryBroker):
-    """The broker in memory; the next calls can be made to fail, before or after it has carried them out."""
-
-    def __init__(self, app: str = "web") -> None:
-        super().__init__(app, limit=100_000)
-        self.before: deque[Exception] = deque()
-        self.after: deque[Exception] = deque()
-        self.away: Exception | None = None
-        self.calls: list[tuple[str, int, list[int]]] = []
-        self.called = asyncio.Event()
-        self.closed = 0
-
-    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
-        self.calls.append((source, epoch, [sequence for sequence, _ in messages]))
-        self.called.set()
-        if self.away is not None:
-            raise self.away
-        if self.before:
-            raise self.before.popleft()
-        answer = await super().publish_sequenced(source, epoch, messages)
-        if self.after:
-            raise self.after.popleft()
-        return answer
-
-    async def fails(self, times: int) -> None:
-        """Return when it has been called so often from now on."""
-        many = len(self.calls) + times
-        async with asyncio.timeout(20):
-            while len(self.calls) < many:
-                self.called.clear()
-                await self.called.wait()
-
-    async def aclose(self) -> None:
-        self.closed += 1
-
-
-class Heard:
-    """What a group of the broker hears, in order."""
-
-    def __init__(self, receiver: Any) -> None:
-        self._receiver = receiver
-        self.numbers: list[int] = []
-        self.deliveries: list[Delivery] = []
-
-    async def until(self, many: int) -> list[int]:
-        async with asyncio.timeout(20):
-            while len(self.numbers) < many:
-                await self.more()
-        return self.numbers
-
-    async def more(self) -> None:
-        for item in await self._receiver.receive(10_000):
-            assert isinstance(item, Delivery)
-            self.deliveries.append(item)
-            self.numbers.append(item.message().payload["n"])
-            await self._receiver.ack(item)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.005, cap=0.05))
-    monkeypatch.setattr(relaying, "STANDBY", 0.02)
-
-
-@pytest.fixture
-def broker() -> Broker:
-    return Broker()
-
-
-@pytest.fixture
-async def heard(broker: Broker) -> AsyncIterator[Heard]:
-    receiver = await broker.group("all", start="oldest").open()
-    yield Heard(receiver)
-    await receiver.aclose()
 
 
 @asynccontextmanager
@@ -141,26 +63,6 @@ async def running(
             await task
 
 
-async def until(check: Callable[[], Any]) -> None:
-    """Wait for what something else does in its time."""
-    async with asyncio.timeout(20):
-        while True:
-            answer = check()
-            if await answer if asyncio.iscoroutine(answer) else answer:
-                return
-            await asyncio.sleep(0.005)
-
-
-async def settled(store: OutboxStore) -> None:
-    """Until nothing waits to be sent."""
-
-    async def is_settled() -> bool:
-        counts = (await store.status()).counts
-        return counts["pending"] == counts["sending"] == 0
-
-    await until(is_settled)
-
-
 def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records]
 
@@ -168,18 +70,18 @@ def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- sending -------------------------------------------------------------------------------------------------
 
 
-async def test_stored_messages_are_sent_in_their_order(broker: Broker, heard: Heard) -> None:
+async def test_stored_messages_are_sent_in_their_order(broker: FailingBroker, heard: GroupReader) -> None:
     store = await store_of(*range(1200))
     async with running(store, broker) as relay:
         assert await heard.until(1200) == list(range(1200))
-        await settled(store)
+        await wait_until_sent(store)
     assert (relay.stats.sent, relay.stats.known, relay.stats.dead) == (1200, 0, 0)
     assert (await store.status()).counts["sent"] == 1200
     assert {source for source, _, _ in broker.calls} == {f"{store.id}/0"}
     assert max(len(sequences) for _, _, sequences in broker.calls) == 500
 
 
-async def test_message_is_sent_as_it_was_stored(broker: Broker, heard: Heard) -> None:
+async def test_message_is_sent_as_it_was_stored(broker: FailingBroker, heard: GroupReader) -> None:
     """With the origin of the process that stored it, not of the one that sends it."""
     store = MemoryStore()
     headers = {"publication": "p-1", "app": "host", "instance": "elsewhere"}
@@ -190,12 +92,12 @@ async def test_message_is_sent_as_it_was_stored(broker: Broker, heard: Heard) ->
 
 
 async def test_waking_it_sends_at_once_in_each_partition(
-    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "POLL", LONG)
     store = await store_of(partitions=4)
     async with running(store, broker) as relay:
-        await until(lambda: len(relay._wake_events) == 4)
+        await wait_until(lambda: len(relay._wake_events) == 4)
         for number in range(8):
             for key in "1234567890":
                 await put(store, number, key=key)
@@ -205,7 +107,7 @@ async def test_waking_it_sends_at_once_in_each_partition(
 
 
 async def test_partition_that_is_busy_when_it_is_woken_looks_again(
-    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the others do meanwhile: one partition does not take the call away from another."""
     monkeypatch.setattr(relaying, "POLL", LONG)
@@ -230,15 +132,15 @@ async def test_partition_that_is_busy_when_it_is_woken_looks_again(
         assert await heard.until(2) == [2, 1]
 
 
-async def test_what_another_process_has_stored_is_found(broker: Broker, heard: Heard) -> None:
+async def test_what_another_process_has_stored_is_found(broker: FailingBroker, heard: GroupReader) -> None:
     store = await store_of()
     async with running(store, broker):
-        await until(lambda: store._leads[0].epoch)
+        await wait_until(lambda: store._leads[0].epoch)
         await put(store, 1)
         await heard.until(1)
 
 
-async def test_draining_a_store_in_memory_lets_others_run(broker: Broker) -> None:
+async def test_draining_a_store_in_memory_lets_others_run(broker: FailingBroker) -> None:
     """Neither store nor broker ever waits there."""
     store = await store_of(*range(5000))
     async with running(store, broker) as relay:
@@ -249,31 +151,31 @@ async def test_draining_a_store_in_memory_lets_others_run(broker: Broker) -> Non
     assert turns >= 10
 
 
-async def test_old_sent_messages_are_forgotten(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_sent_messages_are_forgotten(broker: FailingBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "FORGET_EVERY", 0.01)
     store = await store_of(*range(10))
     async with running(store, broker, retain=LONG) as relay:
-        await until(lambda: relay.stats.sent == 10)
+        await wait_until(lambda: relay.stats.sent == 10)
     assert (await store.status()).counts["sent"] == 10
     async with running(store, broker, retain=0.0):
-        await until(lambda: not store._rows)
+        await wait_until(lambda: not store._rows)
 
 
 # -- a broker that fails -------------------------------------------------------------------------------------
 
 
 async def test_broker_that_is_away_is_waited_for(
-    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, heard: GroupReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is dead, everything says why it waits; one line in the log; then it is sent, once, in order."""
     store = await store_of(*range(20))
     broker.away = BrokerUnavailable("Redis is away")
     async with running(store, broker) as relay:
-        await broker.fails(4)
+        await broker.wait_for_calls(4)
         await put(store, 20)
         relay.wake()
-        await broker.fails(1)
-        await until(lambda: all(row.state == "pending" for row in store._rows.values()))
+        await broker.wait_for_calls(1)
+        await wait_until(lambda: all(row.state == "pending" for row in store._rows.values()))
         status = await store.status()
         assert status.counts == {"pending": 21, "sending": 0, "sent": 0, "dead": 0}
         first, *_ = await store.rows("pending")
@@ -282,7 +184,7 @@ async def test_broker_that_is_away_is_waited_for(
         assert first.next_attempt_at > first.state_at
         broker.away = None
         assert await heard.until(21) == list(range(21))
-        await settled(store)
+        await wait_until_sent(store)
     assert relay.stats.postponed >= 5
     assert relay.stats.dead == relay.stats.known == 0
     away, back = texts(caplog)
@@ -291,16 +193,16 @@ async def test_broker_that_is_away_is_waited_for(
 
 
 async def test_broker_that_is_away_at_the_start_is_told_though_nothing_is_to_be_sent(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A wrong address must not look healthy until the first message comes."""
     store = await store_of()
     broker.away = BrokerUnavailable("Redis is away")
     async with running(store, broker) as relay:
-        await broker.fails(3)
+        await broker.wait_for_calls(3)
         assert texts(caplog) == ["broker unavailable, trying again: Redis is away"]
         broker.away = None
-        await until(lambda: len(caplog.records) == 2)
+        await wait_until(lambda: len(caplog.records) == 2)
         assert texts(caplog)[1].startswith("broker back after ")
         asked = len(broker.calls)
         await asyncio.sleep(0.05)
@@ -309,31 +211,33 @@ async def test_broker_that_is_away_at_the_start_is_told_though_nothing_is_to_be_
     assert relay.stats.postponed == relay.stats.sent == 0
 
 
-async def test_stop_does_not_wait_for_a_broker_to_which_nothing_is_owed(broker: Broker) -> None:
+async def test_stop_does_not_wait_for_a_broker_to_which_nothing_is_owed(broker: FailingBroker) -> None:
     store = await store_of()
     broker.away = BrokerUnavailable("Redis is away")
     begun = asyncio.get_running_loop().time()
     async with running(store, broker, drain=LONG):
-        await broker.fails(3)
+        await broker.wait_for_calls(3)
     assert asyncio.get_running_loop().time() - begun < LONG / 2
 
 
-async def test_relay_learns_at_once_that_it_is_an_old_leader(broker: Broker) -> None:
+async def test_relay_learns_at_once_that_it_is_an_old_leader(broker: FailingBroker) -> None:
     """Also where nothing is to be sent."""
     store = await store_of()
     await broker.publish_sequenced(f"{store.id}/0", 7, [(1, message(1))])
     async with running(store, broker) as relay:
-        await until(lambda: relay.stats.fenced)
-        await until(lambda: broker.calls[-1][1] > 7)
+        await wait_until(lambda: relay.stats.fenced)
+        await wait_until(lambda: broker.calls[-1][1] > 7)
 
 
-async def test_partitions_share_the_line_about_an_outage(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_partitions_share_the_line_about_an_outage(
+    broker: FailingBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     store = await store_of(partitions=4)
     broker.away = BrokerUnavailable("Redis is away")
     async with running(store, broker):
-        await broker.fails(20)
+        await broker.wait_for_calls(20)
         broker.away = None
-        await until(lambda: len(caplog.records) == 2)
+        await wait_until(lambda: len(caplog.records) == 2)
     assert [text.split(" ")[1] for text in texts(caplog)] == ["unavailable,", "back"]
 
 
@@ -345,7 +249,7 @@ def test_tries_come_slower_and_slower_but_not_too_slow() -> None:
 
 
 async def test_one_line_a_minute_is_logged_about_one_outage(
-    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    broker: FailingBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.001, cap=0.001))
     seconds = 1000.0
@@ -353,20 +257,20 @@ async def test_one_line_a_minute_is_logged_about_one_outage(
     store = await store_of(1)
     broker.away = BrokerUnavailable("Redis is away")
     async with running(store, broker):
-        await broker.fails(10)
+        await broker.wait_for_calls(10)
         assert len(caplog.records) == 1
         seconds += 59.0
-        await broker.fails(5)
+        await broker.wait_for_calls(5)
         assert len(caplog.records) == 1
         seconds += 2.0
-        await broker.fails(5)
+        await broker.wait_for_calls(5)
         assert len(caplog.records) == 2
         broker.away = None
-        await settled(store)
+        await wait_until_sent(store)
     assert caplog.records[1].__dict__["withheld"] >= 10
 
 
-async def test_broker_that_is_away_is_not_asked_sooner_because_more_is_stored(broker: Broker) -> None:
+async def test_broker_that_is_away_is_not_asked_sooner_because_more_is_stored(broker: FailingBroker) -> None:
     """Nor is the store."""
     store, takes = await store_of(1), 0
 
@@ -377,7 +281,7 @@ async def test_broker_that_is_away_is_not_asked_sooner_because_more_is_stored(br
 
     broker.away = BrokerUnavailable("Redis is away")
     async with running(_with(store, take=take), broker) as relay:
-        await broker.fails(3)
+        await broker.wait_for_calls(3)
         calls, before = len(broker.calls), takes
         for number in range(100):
             await put(store, number)
@@ -389,23 +293,25 @@ async def test_broker_that_is_away_is_not_asked_sooner_because_more_is_stored(br
 
 @pytest.mark.parametrize("lost", [1, 5])
 async def test_send_whose_answer_was_lost_is_repeated_without_duplicates(
-    broker: Broker, heard: Heard, lost: int
+    broker: FailingBroker, heard: GroupReader, lost: int
 ) -> None:
     """With the same sequences, so that the broker knows them."""
     store = await store_of(*range(30))
     broker.after.extend(DeliveryUnknown("the connection broke") for _ in range(lost))
     async with running(store, broker) as relay:
-        await until(lambda: relay.stats.sent == 30)
+        await wait_until(lambda: relay.stats.sent == 30)
         await put(store, 30)
         relay.wake()
-        await until(lambda: relay.stats.sent == 31)
+        await wait_until(lambda: relay.stats.sent == 31)
     assert await heard.until(31) == list(range(31))
     assert (relay.stats.known, relay.stats.postponed) == (30, lost)
     assert len({tuple(sequences) for _, _, sequences in broker.calls[: lost + 1]}) == 1
     assert (await store.status()).counts["dead"] == 0
 
 
-async def test_crash_before_the_answer_was_written_down_leads_to_no_duplicate(broker: Broker, heard: Heard) -> None:
+async def test_crash_before_the_answer_was_written_down_leads_to_no_duplicate(
+    broker: FailingBroker, heard: GroupReader
+) -> None:
     store = await store_of(*range(10))
     sent = asyncio.Event()
 
@@ -420,19 +326,19 @@ async def test_crash_before_the_answer_was_written_down_leads_to_no_duplicate(br
     first.cancel()
     await asyncio.wait([first])
     async with running(store, broker) as relay:
-        await until(lambda: relay.stats.sent == 10)
+        await wait_until(lambda: relay.stats.sent == 10)
     assert await heard.until(10) == list(range(10))
     assert relay.stats.known == 10
 
 
-async def test_refused_message_is_dead_and_frees_its_partition(heard: Heard, broker: Broker) -> None:
+async def test_refused_message_is_dead_and_frees_its_partition(heard: GroupReader, broker: FailingBroker) -> None:
     """Only a refusal for good does that. The hook gets the error and the message."""
     store = await store_of(1, 2, 3)
     odd = Message("ecst_event", "counted", "id-4", {"n": 4, "odd": "x" * 2_000_000}, {"key": "a"})
     store._rows[2] = replace(store._rows[2], message=odd)  # no outbox stores it: a broker's format may refuse more
     told: list[tuple[Exception, Any]] = []
     async with running(store, broker, on_error=lambda error, what: told.append((error, what))) as relay:
-        await settled(store)
+        await wait_until_sent(store)
     assert await heard.until(2) == [1, 3]
     assert (relay.stats.sent, relay.stats.dead) == (2, 1)
     (dead,) = await store.rows("dead")
@@ -444,14 +350,14 @@ async def test_refused_message_is_dead_and_frees_its_partition(heard: Heard, bro
 
 
 async def test_any_other_failure_of_a_publisher_is_tried_again(
-    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, heard: GroupReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A relay never ends by itself: the outbox would fill up and nobody would know why."""
     store = await store_of(1, 2)
     broker.before.extend([RuntimeError("a defect"), ValueError("another")])
     async with running(store, broker):
         assert await heard.until(2) == [1, 2]
-        await settled(store)
+        await wait_until_sent(store)
     assert any(text.startswith("relay failed, trying again: ") for text in texts(caplog))
     assert (await store.status()).counts["dead"] == 0
 
@@ -482,7 +388,7 @@ class Plain:
 async def test_publisher_without_sequences_is_given_what_is_stored() -> None:
     store, plain = await store_of(1, -2, 3, -4, 5), Plain()
     async with running(store, plain) as relay:
-        await settled(store)
+        await wait_until_sent(store)
     assert plain.sent == [1, 3, 5]
     assert [row.message.payload["n"] for row in await store.rows("dead")] == [-2, -4]
     assert (relay.stats.sent, relay.stats.dead) == (3, 2)
@@ -493,7 +399,7 @@ async def test_publisher_without_sequences_gets_everything_again_that_may_have_f
     store, plain = await store_of(1, 2, 3), Plain()
     plain.failures.append(BrokerUnavailable("away"))
     async with running(store, plain):
-        await settled(store)
+        await wait_until_sent(store)
     assert plain.sent == [2, 3, 1, 2, 3]
 
 
@@ -510,7 +416,9 @@ def _with(store: OutboxStore, **methods: Any) -> Any:
     return Other()
 
 
-async def test_one_of_two_relays_sends_and_the_other_takes_over_when_it_stops(broker: Broker, heard: Heard) -> None:
+async def test_one_of_two_relays_sends_and_the_other_takes_over_when_it_stops(
+    broker: FailingBroker, heard: GroupReader
+) -> None:
     """At once: who stops resigns."""
     store = await store_of(1, 2)
     first = asyncio.create_task(Relay(store, broker, lease=LONG).run())
@@ -518,27 +426,27 @@ async def test_one_of_two_relays_sends_and_the_other_takes_over_when_it_stops(br
     async with running(store, broker) as second:
         await put(store, 3)
         await heard.until(3)
-        await settled(store)
+        await wait_until_sent(store)
         first.cancel()
         await asyncio.wait([first])
         await put(store, 4)
-        await until(lambda: second.stats.sent == 1)
+        await wait_until(lambda: second.stats.sent == 1)
     assert await heard.until(4) == [1, 2, 3, 4]
     assert [epoch for _, epoch, _ in broker.calls] == [1, 1, 2]
 
 
-async def test_relay_takes_over_from_one_that_is_silent(broker: Broker, heard: Heard) -> None:
+async def test_relay_takes_over_from_one_that_is_silent(broker: FailingBroker, heard: GroupReader) -> None:
     store = await store_of(1)
     silent = await store.lead(0, "silent", lease=0.2)
     assert silent is not None
     async with running(store, broker) as relay:
         assert await heard.until(1) == [1]
-        await until(lambda: relay.stats.sent == 1)
+        await wait_until(lambda: relay.stats.sent == 1)
     assert datetime.now(UTC) >= silent.until
     assert broker.calls[0][1] == silent.epoch + 1
 
 
-async def test_lease_is_renewed_in_time_also_under_load(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lease_is_renewed_in_time_also_under_load(broker: FailingBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a third of it: no other relay gets a chance."""
     monkeypatch.setattr(relaying, "BATCH", 1)
     store, leads = await store_of(*range(2000)), 0
@@ -549,36 +457,36 @@ async def test_lease_is_renewed_in_time_also_under_load(broker: Broker, monkeypa
         return await store.lead(*arguments, **named)
 
     async with running(_with(store, lead=lead), broker, lease=0.3) as relay:
-        await until(lambda: relay.stats.sent)
+        await wait_until(lambda: relay.stats.sent)
         until_then = store._leads[0].until
         for renewal in range(1, 5):
-            await until(lambda: store._leads[0].until > until_then + 0.1 * renewal)  # noqa: B023  # awaited here
+            await wait_until(lambda: store._leads[0].until > until_then + 0.1 * renewal)  # noqa: B023  # awaited here
             assert await store.lead(0, "other", lease=LONG) is None
     assert {epoch for _, epoch, _ in broker.calls} == {1}
     assert leads <= 20
 
 
-async def test_lease_is_renewed_while_the_broker_is_away(broker: Broker) -> None:
+async def test_lease_is_renewed_while_the_broker_is_away(broker: FailingBroker) -> None:
     store = await store_of(1)
     broker.away = BrokerUnavailable("away")
     async with running(store, broker, lease=0.3):
-        await broker.fails(1)
+        await broker.wait_for_calls(1)
         until_then = store._leads[0].until
-        await until(lambda: store._leads[0].until > until_then + 0.5)
+        await wait_until(lambda: store._leads[0].until > until_then + 0.5)
         assert {epoch for _, epoch, _ in broker.calls} == {1}
 
 
-async def test_leader_that_was_taken_over_stands_by(broker: Broker, heard: Heard) -> None:
+async def test_leader_that_was_taken_over_stands_by(broker: FailingBroker, heard: GroupReader) -> None:
     """It leaves the rows to the other one, and leads again when that has gone."""
     store = await store_of(1)
     reported: list[Exception] = []
     async with running(store, broker, on_error=lambda error, _: reported.append(error)) as relay:
-        await until(lambda: relay.stats.sent == 1)
+        await wait_until(lambda: relay.stats.sent == 1)
         store._leads[0].until = 0.0  # it was frozen for so long
         other = await store.lead(0, "other", lease=LONG)
         assert other is not None
         await put(store, 2)
-        await until(lambda: reported)
+        await wait_until(lambda: reported)
         calls = len(broker.calls)
         assert isinstance(reported[0], LeadLost)
         assert (await store.rows("pending"))[0].attempts == 0
@@ -587,21 +495,23 @@ async def test_leader_that_was_taken_over_stands_by(broker: Broker, heard: Heard
         assert broker.calls[calls][1] == other.epoch + 1
 
 
-async def test_fenced_leader_gives_up_and_leads_above_if_the_store_lets_it(broker: Broker, heard: Heard) -> None:
+async def test_fenced_leader_gives_up_and_leads_above_if_the_store_lets_it(
+    broker: FailingBroker, heard: GroupReader
+) -> None:
     """The broker has seen a newer epoch, as of a store that was restored from an older copy: the store decides."""
     store = await store_of(1)
     await broker.publish_sequenced(f"{store.id}/0", 41, [(1, message(-1))])
     reported: list[Exception] = []
     async with running(store, broker, on_error=lambda error, _: reported.append(error)) as relay:
         await put(store, 2)
-        await settled(store)
+        await wait_until_sent(store)
     assert relay.stats.fenced == 1
     assert [type(error) for error in reported] == [Fenced]
     assert sorted(await heard.until(3)) == [-1, 1, 2]
     assert broker.calls[-1][1] > 41
 
 
-async def test_fenced_leader_stands_by_while_another_leads(broker: Broker) -> None:
+async def test_fenced_leader_stands_by_while_another_leads(broker: FailingBroker) -> None:
     store = await store_of(1)
     other: list[Any] = []
 
@@ -612,20 +522,20 @@ async def test_fenced_leader_stands_by_while_another_leads(broker: Broker) -> No
 
     broker.publish_sequenced = publish_sequenced  # type: ignore[method-assign]
     async with running(store, broker) as relay:
-        await until(lambda: relay.stats.fenced)
+        await wait_until(lambda: relay.stats.fenced)
         await asyncio.sleep(0.05)
         assert len(other) == 1
         assert store._leads[0].owner == "other"
 
 
 async def test_rows_that_nobody_sent_and_the_broker_knows_get_new_sequences(
-    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, heard: GroupReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The store is older than the broker, and its sequences were another's: to take them for sent would lose them."""
     store = await store_of(1, 2, 3)
     await broker.publish_sequenced(f"{store.id}/0", 1, [(2**52, message(-1)), (2**52 + 1, message(-2))])
     async with running(store, broker) as relay:
-        await settled(store)
+        await wait_until_sent(store)
     assert sorted(await heard.until(5)) == [-2, -1, 1, 2, 3]
     assert (relay.stats.sent, relay.stats.known) == (3, 0)
     assert "outbox is older than its broker, restored from a copy: giving new sequences" in texts(caplog)
@@ -636,7 +546,11 @@ async def test_rows_that_nobody_sent_and_the_broker_knows_get_new_sequences(
 
 @pytest.mark.parametrize("method", ["lead", "take", "postpone", "forget", "resign"])
 async def test_store_that_is_away_is_waited_for(
-    broker: Broker, heard: Heard, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker,
+    heard: GroupReader,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(relaying, "FORGET_EVERY", 0.01)
     store = await store_of(*range(10))
@@ -653,8 +567,8 @@ async def test_store_that_is_away_is_waited_for(
         broker.before.extend(3 * [Fenced("it", 5)])
     async with running(_with(store, **{method: fails}), broker, lease=0.5):
         await heard.until(10)
-        await settled(store)
-        await until(lambda: not failures)
+        await wait_until_sent(store)
+        await wait_until(lambda: not failures)
     assert heard.numbers == list(range(10))
     if method != "resign":
         assert len([text for text in texts(caplog) if text.startswith("outbox store unavailable, trying again")]) == 1
@@ -663,7 +577,7 @@ async def test_store_that_is_away_is_waited_for(
 # -- stopping ------------------------------------------------------------------------------------------------
 
 
-async def test_stop_sends_what_waits(broker: Broker, heard: Heard) -> None:
+async def test_stop_sends_what_waits(broker: FailingBroker, heard: GroupReader) -> None:
     """Also what was stored before it had begun."""
     store = await store_of(*range(3000))
     relay = Relay(store, broker)
@@ -673,7 +587,7 @@ async def test_stop_sends_what_waits(broker: Broker, heard: Heard) -> None:
     assert (await store.status()).counts["sent"] == 3000
 
 
-async def test_stop_sends_what_is_stored_while_the_relay_looks(broker: Broker, heard: Heard) -> None:
+async def test_stop_sends_what_is_stored_while_the_relay_looks(broker: FailingBroker, heard: GroupReader) -> None:
     """A program that stores and ends at once: the relay's look at the store has begun before, and finds nothing."""
 
     class Late(MemoryStore):
@@ -691,28 +605,28 @@ async def test_stop_sends_what_is_stored_while_the_relay_looks(broker: Broker, h
 
 
 async def test_stop_still_sends_what_waits_for_its_next_attempt(
-    broker: Broker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that broke a moment before does not keep it from that."""
     monkeypatch.setattr(relaying, "OUTAGE_RETRY", Backoff(initial=0.2, cap=0.2, jitter=0))
     store = await store_of(1, 2)
     broker.before.append(BrokerUnavailable("a connection broke"))
     async with running(store, broker, drain=LONG):
-        await until(lambda: any(row.next_attempt_at for row in store._rows.values()))
+        await wait_until(lambda: any(row.next_attempt_at for row in store._rows.values()))
     assert await heard.until(2) == [1, 2]
     assert (await store.status()).counts["sent"] == 2
 
 
-async def test_stop_does_not_wait_for_a_broker_that_is_away(broker: Broker) -> None:
+async def test_stop_does_not_wait_for_a_broker_that_is_away(broker: FailingBroker) -> None:
     """It tries once more."""
     store = await store_of(1)
     broker.away = BrokerUnavailable("away")
     async with running(store, broker, drain=LONG):
-        await broker.fails(1)
+        await broker.wait_for_calls(1)
     assert (await store.status()).counts["pending"] == 1
 
 
-async def test_stop_ends_after_drain_seconds(broker: Broker) -> None:
+async def test_stop_ends_after_drain_seconds(broker: FailingBroker) -> None:
     """Where a broker does not answer; what is left stays in the store, and nobody has to wait for the lease."""
     store = await store_of(1, 2)
 
@@ -728,7 +642,9 @@ async def test_stop_ends_after_drain_seconds(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_cancellation_leaves_at_once_and_loses_nothing(broker: Broker, heard: Heard, turns: int) -> None:
+async def test_cancellation_leaves_at_once_and_loses_nothing(
+    broker: FailingBroker, heard: GroupReader, turns: int
+) -> None:
     store = await store_of(*range(1000))
     task = asyncio.create_task(Relay(store, broker, drain=LONG).run())
     for _ in range(turns):
@@ -738,11 +654,13 @@ async def test_cancellation_leaves_at_once_and_loses_nothing(broker: Broker, hea
         await asyncio.wait_for(task, 5)
     assert (await store.status()).leads == {}
     async with running(store, broker):
-        await settled(store)
+        await wait_until_sent(store)
     assert await heard.until(1000) == list(range(1000))
 
 
-async def test_cancelled_relay_does_not_wait_for_its_store(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_relay_does_not_wait_for_its_store(
+    broker: FailingBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To resign is a courtesy."""
     store = await store_of(1)
 
@@ -751,14 +669,14 @@ async def test_cancelled_relay_does_not_wait_for_its_store(broker: Broker, monke
 
     broker.away = BrokerUnavailable("away")
     task = asyncio.create_task(Relay(_with(store, resign=resign), broker).run())
-    await broker.fails(1)
+    await broker.wait_for_calls(1)
     task.cancel()
     begin = asyncio.get_running_loop().time()
     await asyncio.wait([task])
     assert asyncio.get_running_loop().time() - begin < 3
 
 
-async def test_relay_opens_and_closes_what_it_was_given(broker: Broker, heard: Heard) -> None:
+async def test_relay_opens_and_closes_what_it_was_given(broker: FailingBroker, heard: GroupReader) -> None:
     store = await store_of(1)
     calls: list[str] = []
 
@@ -776,7 +694,7 @@ async def test_relay_opens_and_closes_what_it_was_given(broker: Broker, heard: H
     assert (calls, broker.closed) == (["open None", "close"], 1)
 
 
-async def test_store_is_closed_also_where_the_broker_fails_to(broker: Broker) -> None:
+async def test_store_is_closed_also_where_the_broker_fails_to(broker: FailingBroker) -> None:
     store, calls = await store_of(1), []
 
     async def closing() -> None:
@@ -793,7 +711,7 @@ async def test_store_is_closed_also_where_the_broker_fails_to(broker: Broker) ->
 
 
 async def test_relay_that_has_to_wait_for_a_lease_says_so_once(
-    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, heard: GroupReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after a kill -9, when the next process seems to do nothing; one that leads at once says nothing."""
     caplog.set_level(logging.INFO, "silbo.outbox.relay")
@@ -819,7 +737,7 @@ async def test_relay_that_has_to_wait_for_a_lease_says_so_once(
     assert not caplog.records
 
 
-async def test_relay_runs_once(broker: Broker) -> None:
+async def test_relay_runs_once(broker: FailingBroker) -> None:
     relay = Relay(await store_of(), broker)
     relay.stop()
     await relay.run()
@@ -850,7 +768,7 @@ def test_impossible_settings_are_refused(settings: Any, error: type[Exception], 
 
 
 async def test_hook_hears_of_every_error_instead_of_the_log(
-    broker: Broker, heard: Heard, caplog: pytest.LogCaptureFixture
+    broker: FailingBroker, heard: GroupReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sync or async; one that fails does no harm."""
     store = await store_of(1)
@@ -865,6 +783,6 @@ async def test_hook_hears_of_every_error_instead_of_the_log(
 
     async with running(store, broker, on_error=hook):
         await heard.until(1)
-        await settled(store)
+        await wait_until_sent(store)
     assert told == [(away, None), (away, None)]
     assert [(record.message, record.levelno) for record in caplog.records] == [("error hook failed", logging.ERROR)]

@@ -28,7 +28,7 @@ from silbo.outbox.relay import Relay
 from silbo.protocols import Sequenced
 from silbo.stores.sqlite import SQLiteStore
 from silbo.wire.formats import JSON
-from tests.outbox.test_relay import message, settled, until
+from tests.support.relay import message, wait_until, wait_until_sent
 from tools.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ class Load:
 
     async def grows(self, by: int) -> None:
         goal = len(self.published) + by
-        await until(lambda: len(self.published) >= goal)
+        await wait_until(lambda: len(self.published) >= goal)
 
 
 def check(published: Sequence[tuple[str, int]], messages: Sequence[Message]) -> None:
@@ -105,7 +105,7 @@ async def test_what_is_stored_comes_into_the_stream(redis: Redis, prefix: str, p
     async with Outbox(SQLiteStore(path), streams(redis, prefix)) as outbox:
         async with Load(outbox) as load:
             await load.grows(200)
-        await settled(outbox._store)
+        await wait_until_sent(outbox._store)
     check(load.published, await arrived(redis, prefix))
 
 
@@ -145,10 +145,10 @@ async def test_redis_that_is_away_at_the_start_is_waited_for(own_redis: RedisSer
     async with client_of(own_redis) as client:
         async with Outbox(SQLiteStore(path), streams(client, "silbo", timeout=0.5)) as outbox:
             await outbox.publish(*map(message, range(100)))
-            await until(lambda: outbox.stats.postponed)
+            await wait_until(lambda: outbox.stats.postponed)
             assert (await outbox.status()).counts["dead"] == 0
             own_redis.restart()
-            await settled(outbox._store)
+            await wait_until_sent(outbox._store)
         assert await arrived_numbers(client, "silbo") == list(range(100))
 
 
@@ -162,7 +162,7 @@ async def test_redis_killed_again_and_again_leaves_each_message_once(own_redis: 
                     own_redis.kill()
                     await load.grows(60)
                     own_redis.restart()
-            await settled(outbox._store)
+            await wait_until_sent(outbox._store)
             assert outbox.stats.postponed
         check(load.published, await arrived(client, "silbo"))
 
@@ -178,9 +178,9 @@ async def test_redis_frozen_for_longer_than_the_timeout_leaves_each_message_once
                     await load.grows(50)
                     postponed = outbox.stats.postponed
                     own_redis.pause()
-                    await until(lambda before=postponed: outbox.stats.postponed > before)
+                    await wait_until(lambda before=postponed: outbox.stats.postponed > before)
                     own_redis.resume()
-            await settled(outbox._store)
+            await wait_until_sent(outbox._store)
         check(load.published, await arrived(client, "silbo"))
 
 
@@ -190,13 +190,13 @@ async def test_flushed_redis_goes_on_and_a_replay_brings_everything_back(own_red
     async with client_of(own_redis) as client:
         async with Outbox(SQLiteStore(path), streams(client, "silbo")) as outbox:
             await outbox.publish(*map(message, range(300)))
-            await until(lambda: outbox.stats.sent == 300)
+            await wait_until(lambda: outbox.stats.sent == 300)
             await client.flushall()
             await outbox.publish(*map(message, range(300, 400)))
-            await until(lambda: outbox.stats.sent == 400)
+            await wait_until(lambda: outbox.stats.sent == 400)
             assert await arrived_numbers(client, "silbo") == list(range(300, 400))
             assert await outbox.replay(since=begin) == 400
-            await until(lambda: outbox.stats.sent == 800)
+            await wait_until(lambda: outbox.stats.sent == 800)
         assert await arrived_numbers(client, "silbo") == [*range(300, 400), *range(400)]
 
 
@@ -204,11 +204,11 @@ async def test_redis_back_from_an_older_state_is_mended_by_a_replay(own_redis: R
     async with client_of(own_redis) as client:
         async with Outbox(SQLiteStore(path), streams(client, "silbo", timeout=0.5)) as outbox:
             await outbox.publish(*map(message, range(100)))
-            await until(lambda: outbox.stats.sent == 100)
+            await wait_until(lambda: outbox.stats.sent == 100)
             kept = shutil.copytree(own_redis.folder, path.with_name("kept"), ignore=shutil.ignore_patterns("*.sock"))
             since = datetime.now(UTC)
             await outbox.publish(*map(message, range(100, 200)))
-            await until(lambda: outbox.stats.sent == 200)
+            await wait_until(lambda: outbox.stats.sent == 200)
             own_redis.kill()
             for name in [each for each in own_redis.folder.iterdir() if "append" in each.name]:
                 shutil.rmtree(name) if name.is_dir() else name.unlink()
@@ -216,7 +216,7 @@ async def test_redis_back_from_an_older_state_is_mended_by_a_replay(own_redis: R
             own_redis.restart()
             assert await arrived_numbers(client, "silbo") == list(range(100))
             assert await outbox.replay(since=since) == 100
-            await until(lambda: outbox.stats.sent == 300)
+            await wait_until(lambda: outbox.stats.sent == 300)
         assert await arrived_numbers(client, "silbo") == list(range(200))
 
 
@@ -273,7 +273,7 @@ async def test_relays_killed_in_the_middle_leave_each_message_once(
                     assert await leader(outbox, [third]) is third
                     await load.grows(50)
                     await load.__aexit__()
-                    await settled(outbox._store)
+                    await wait_until_sent(outbox._store)
     check(load.published, await arrived(redis, prefix))
 
 
@@ -297,7 +297,7 @@ async def test_frozen_relay_wakes_up_and_changes_nothing(redis: Redis, redis_url
                         await load.grows(40)
                 leading.send_signal(signal.SIGCONT)
             await load.__aexit__()
-            await settled(outbox._store)
+            await wait_until_sent(outbox._store)
             for process in relays:
                 process.stdin.write(b"\n")
                 process.stdin.close()
@@ -334,11 +334,11 @@ async def test_leader_that_wakes_up_in_the_middle_of_a_batch_is_refused(redis: R
             await held.wait()
             async with Relay(SQLiteStore(path), streams(redis, prefix), lease=60) as new:
                 also = asyncio.create_task(new.run())
-                await until(lambda: new.stats.sent == 10)
+                await wait_until(lambda: new.stats.sent == 10)
                 await outbox.publish(message(10))
-                await until(lambda: new.stats.sent == 11)
+                await wait_until(lambda: new.stats.sent == 11)
                 release.set()
-                await until(lambda: old.stats.fenced)
+                await wait_until(lambda: old.stats.fenced)
                 assert new.stats.known == 0
                 new.stop()
                 await also
@@ -360,7 +360,7 @@ async def test_store_restored_from_an_older_copy_loses_nothing_that_comes_later(
         async with Outbox(SQLiteStore(path), streams(redis, prefix)) as outbox:
             for number in numbers:
                 await outbox.publish(message(number))
-            await settled(outbox._store)
+            await wait_until_sent(outbox._store)
 
     await run(1, 2)
     shutil.copy(path, path.with_name("copy"))
@@ -377,11 +377,11 @@ async def test_restored_store_loses_nothing_also_where_its_first_send_has_no_out
     """A crash, or an outage, between the copy's first sequences and Redis's answer."""
     async with Outbox(SQLiteStore(path), streams(redis, prefix)) as outbox:
         await outbox.publish(message(1))
-        await until(lambda: outbox.stats.sent == 1)
+        await wait_until(lambda: outbox.stats.sent == 1)
     shutil.copy(path, path.with_name("copy"))
     async with Outbox(SQLiteStore(path), streams(redis, prefix)) as outbox:
         await outbox.publish(*map(message, range(2, 12)))
-        await until(lambda: outbox.stats.sent == 10)
+        await wait_until(lambda: outbox.stats.sent == 10)
     shutil.copy(path.with_name("copy"), path)
 
     class Away(RedisStreams):
@@ -390,7 +390,7 @@ async def test_restored_store_loses_nothing_also_where_its_first_send_has_no_out
 
     async with Outbox(SQLiteStore(path), Away(redis, app="web", prefix=prefix)) as outbox:
         await outbox.publish(*map(message, range(20, 25)))
-        await until(lambda: outbox.stats.postponed)
+        await wait_until(lambda: outbox.stats.postponed)
     async with Outbox(SQLiteStore(path), streams(redis, prefix)) as outbox:
-        await settled(outbox._store)
+        await wait_until_sent(outbox._store)
     assert await arrived_numbers(redis, prefix) == [*range(1, 12), *range(20, 25)]
