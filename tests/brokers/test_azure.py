@@ -33,7 +33,7 @@ from silbo.message import Message, instance
 from silbo.protocols import Promises
 from silbo.testing.conformance import message
 from silbo.wire.formats import CLOUDEVENTS, DIATOR
-from tests.support.service_bus import Client, Link, ServiceBus
+from tests.support.fake_service_bus import Client, Link, ServiceBus
 from tests.support.snippets import execute, shown, without_pause
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/howto"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from silbo.cli.main import main
-from tests.support.cli import Done, Run
-from tests.support.logs import logging_as_it_was
+from tests.support.command_line import Done, Run
+from tests.support.logging_state import logging_as_it_was
 
 
 @pytest.fixture

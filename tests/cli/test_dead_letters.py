@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from silbo.brokers.redis import RedisStreams
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.support.cli import Done, Run, message, silbo, terminal
+from tests.support.command_line import Done, Run, message, silbo, terminal
 
 
 class Dead:

@@ -12,7 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from silbo.cli.main import make_parser
-from tests.support.cli import ROOT
+from tests.support.command_line import ROOT
 
 REFERENCE = ROOT / "docs/reference/cli.md"
 PAGES = sorted([ROOT / "README.md", *ROOT.joinpath("docs").rglob("*.md")])

@@ -14,7 +14,7 @@ import pytest
 from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlite import SQLiteStore
-from tests.support.cli import SILBO, Run, counts, fill, message, settle, silbo, terminal, without
+from tests.support.command_line import SILBO, Run, counts, fill, message, settle, silbo, terminal, without
 
 
 @pytest.fixture

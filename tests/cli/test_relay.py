@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.cli import counts, fill, relay, silbo, started, stopped
+from tests.support.command_line import counts, fill, relay, silbo, started, stopped
 from tests.support.redis_streams import eventually
 from tools.redis_server import RedisServer
 

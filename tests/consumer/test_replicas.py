@@ -30,7 +30,7 @@ async def effects(redis: Redis, redis_url: str, prefix: str, own: str) -> Counte
     arguments = [redis_url, prefix]
     processes = [
         await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "tests.support.replica", *arguments, str(number), own, str(EVENTS)],
+            *[sys.executable, "-m", "tests.support.replica_process", *arguments, str(number), own, str(EVENTS)],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,

@@ -28,7 +28,7 @@ from silbo.containers.dishka import dispatcher_provider
 from silbo.containers.rodi import RodiContainer, register_dispatcher
 from silbo.errors import AlreadyBound, ContainerMissing, DispatcherConflict
 from tests.support.mediator import Also, Collects, Do, DoHandler, Leaves, Local, Recorder
-from tests.support.shelf import Shelf
+from tests.support.simple_container import SimpleContainer
 
 HEARD: list[object] = []
 AT_WORK = [0]
@@ -127,10 +127,10 @@ async def test_an_adapter_will_do_and_middlewares_are_around() -> None:
     async def shout(request: Do, handle: Any) -> Any:
         return (await handle(request)).upper()
 
-    shelf = Shelf()
-    mediator = bootstrap(shelf, commands_mapper=commands, middlewares=[shout])
+    container = SimpleContainer()
+    mediator = bootstrap(container, commands_mapper=commands, middlewares=[shout])
     assert await mediator.send(Do()) == "DONE"
-    assert mediator.container is shelf and isinstance(
+    assert mediator.container is container and isinstance(
         bootstrap(RodiContainer(rodi.Container())).container, RodiContainer
     )
 
@@ -165,7 +165,7 @@ def test_a_second_bridge_is_refused() -> None:
     dispatcher = AsyncEventDispatcher()
     dispatcher.add_subscriber(Bridge(Recorder()))
     with pytest.raises(ValueError, match="send everything twice: leave out message_broker"):
-        bootstrap(Shelf(), dispatcher=dispatcher, message_broker=Recorder())
+        bootstrap(SimpleContainer(), dispatcher=dispatcher, message_broker=Recorder())
 
 
 @pytest.mark.parametrize("wrong", [None, object(), "container", rodi, dict])
@@ -187,11 +187,11 @@ def test_functions_that_nobody_would_await_are_refused(where: str) -> None:
         return {where: [function] if where == "on_startup" else function}
 
     with pytest.raises(TypeError, match=f"{where} takes a plain function, and .* is async: await it before"):
-        bootstrap(Shelf(), **given(asynchronous))
+        bootstrap(SimpleContainer(), **given(asynchronous))
     with pytest.raises(TypeError, match=f"{where} takes a plain function, and .* returned a coroutine: await"):
-        bootstrap(Shelf(), **given(lambda *_: asynchronous()))
+        bootstrap(SimpleContainer(), **given(lambda *_: asynchronous()))
     with pytest.raises(TypeError, match=f"{where} is a function, not <RequestMap: empty>"):
-        bootstrap(Shelf(), **given(RequestMap()))
+        bootstrap(SimpleContainer(), **given(RequestMap()))
 
 
 @pytest.mark.parametrize("where", ["middlewares", "on_startup"])
@@ -200,7 +200,7 @@ def test_one_alone_is_no_list(where: str, one: Any) -> None:
     """The error has the name of the argument."""
     wrong: Any = {where: one}
     with pytest.raises(TypeError, match=f"^{where} is a list, not "):
-        bootstrap(Shelf(), **wrong)
+        bootstrap(SimpleContainer(), **wrong)
 
 
 def fail(*_: object) -> None:

@@ -17,7 +17,7 @@ from silbo.containers.rodi import RodiContainer
 from silbo.errors import ContainerMissing, ListenerTimeout, SilboError, Unresolvable
 from silbo.protocols import Container
 from silbo.work.unit_of_work import unit_of_work
-from tests.support.shelf import Opened, Shelf
+from tests.support.simple_container import SimpleContainer, SimpleScope
 
 
 class Ping(Event):
@@ -43,13 +43,13 @@ class Called:
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
+def container() -> SimpleContainer:
+    return SimpleContainer()
 
 
 @pytest.fixture
-def d(shelf: Shelf) -> AsyncEventDispatcher:
-    return AsyncEventDispatcher(container=shelf)
+def d(container: SimpleContainer) -> AsyncEventDispatcher:
+    return AsyncEventDispatcher(container=container)
 
 
 # -- registered ------------------------------------------------------------------------------------------------
@@ -57,13 +57,13 @@ def d(shelf: Shelf) -> AsyncEventDispatcher:
 
 @pytest.mark.parametrize("cls", [Hears, Called])
 async def test_a_class_is_made_when_a_dispatch_reaches_it(
-    d: AsyncEventDispatcher, shelf: Shelf, cls: type[Any]
+    d: AsyncEventDispatcher, container: SimpleContainer, cls: type[Any]
 ) -> None:
     """Not when it is registered."""
     d.add_listener("x", cls)
-    assert shelf.scopes == []
+    assert container.scopes == []
     event = await d.adispatch("x", Ping())
-    assert [type(one) for one in event.heard] == [cls] and shelf.asked == [cls]
+    assert [type(one) for one in event.heard] == [cls] and container.asked == [cls]
 
 
 async def test_listen_decorates_a_class_and_leaves_it_as_it_is(d: AsyncEventDispatcher) -> None:
@@ -96,7 +96,7 @@ class Sync:
 
 
 @pytest.mark.parametrize("cls", [Sync, object, type, Event, int])
-@pytest.mark.parametrize("container", [None, Shelf()], ids=["none", "container"])
+@pytest.mark.parametrize("container", [None, SimpleContainer()], ids=["none", "container"])
 def test_a_class_that_cannot_handle_is_refused_when_registered(cls: Any, container: Container | None) -> None:
     """Not at the first dispatch."""
     d = AsyncEventDispatcher(container=container)
@@ -171,14 +171,14 @@ async def test_classes_and_functions_run_in_one_order_and_may_stop(d: AsyncEvent
 
 
 @pytest.mark.parametrize("options", [{}, {"timeout": 5}, {"on_error": print}], ids=str)
-async def test_every_dispatch_has_its_scope(d: AsyncEventDispatcher, shelf: Shelf, options: Any) -> None:
+async def test_every_dispatch_has_its_scope(d: AsyncEventDispatcher, container: SimpleContainer, options: Any) -> None:
     """Nothing is kept ready that would go without."""
     for _ in range(2):
         d.add_listener("x", Hears, **options)
     for _ in range(3):
         first, second = (await d.adispatch("x", Ping())).heard
         assert first is second
-    assert len(shelf.scopes) == 3 and all(scope.closed for scope in shelf.scopes)
+    assert len(container.scopes) == 3 and all(scope.closed for scope in container.scopes)
 
 
 async def test_nothing_stays_in_the_context(d: AsyncEventDispatcher) -> None:
@@ -201,44 +201,46 @@ async def test_once(d: AsyncEventDispatcher) -> None:
     assert [len((await d.adispatch("x", Ping())).heard) for _ in range(2)] == [1, 0]
 
 
-async def test_timeout_covers_making_and_handling(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_timeout_covers_making_and_handling(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     async def hang() -> None:
         await asyncio.Event().wait()
 
-    shelf.factories[AlsoHears] = hang
+    container.factories[AlsoHears] = hang
     d.add_listener("x", Hears, timeout=0.01)
     d.add_listener("y", AlsoHears, timeout=0.01)
     for event in (Ping(hang), None):
         with pytest.raises(ListenerTimeout) as caught:
             await d.adispatch("x" if event else "y", event)
         assert caught.value.listener is (Hears if event else AlsoHears)
-    assert all(scope.closed for scope in shelf.scopes)
+    assert all(scope.closed for scope in container.scopes)
 
 
-async def test_on_error_gets_the_class_and_covers_making_it(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_on_error_gets_the_class_and_covers_making_it(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     def cannot() -> None:
-        raise Unresolvable(AlsoHears, shelf, "no such thing")
+        raise Unresolvable(AlsoHears, container, "no such thing")
 
-    shelf.factories[AlsoHears] = cannot
+    container.factories[AlsoHears] = cannot
     failed: list[Any] = []
     d.add_listener("x", AlsoHears, on_error=lambda error, event, listener: failed.append((str(error), listener)))
     d.add_listener("x", Hears)
     assert len((await d.adispatch("x", Ping())).heard) == 1
-    assert failed == [("Shelf can't make AlsoHears: no such thing", AlsoHears)]
+    assert failed == [("SimpleContainer can't make AlsoHears: no such thing", AlsoHears)]
 
 
-async def test_observers_see_the_class(shelf: Shelf) -> None:
-    d = AsyncEventDispatcher(container=shelf, observers=[trace := Trace()])
+async def test_observers_see_the_class(container: SimpleContainer) -> None:
+    d = AsyncEventDispatcher(container=container, observers=[trace := Trace()])
     for options in ({}, {"timeout": 5}):
         d.add_listener("x", Hears, **options)  # type: ignore[arg-type]
     d.add_listener("y", AlsoHears, once=True)
     await d.adispatch("x", Ping())
     assert trace.dispatches[0].called == ((Hears, "completed"), (Hears, "completed"))
     assert trace.calls == [(Hears, 2)] and [row.listener for row in trace.never_called(d)] == [AlsoHears]
-    assert len(shelf.scopes) == 1
+    assert len(container.scopes) == 1
 
 
-async def test_a_host_that_runs_listeners_in_its_own_way_is_in_the_scope(shelf: Shelf) -> None:
+async def test_a_host_that_runs_listeners_in_its_own_way_is_in_the_scope(container: SimpleContainer) -> None:
     class Host(AsyncEventDispatcher):
         def get_listeners(self, name: Any = None, /) -> Any:
             return iter(super().get_listeners(name))
@@ -247,15 +249,15 @@ async def test_a_host_that_runs_listeners_in_its_own_way_is_in_the_scope(shelf: 
             for listener in listeners:
                 await listener(event)
 
-    d = Host(container=shelf)
+    d = Host(container=container)
     d.add_listener("x", Hears)
     d.add_listener("x", AlsoHears)
     assert len((await d.adispatch("x", Ping())).heard) == 2
-    assert len(shelf.scopes) == 1 and shelf.scopes[0].closed
+    assert len(container.scopes) == 1 and container.scopes[0].closed
 
 
 async def test_run_by_hand_or_on_another_dispatcher_it_has_a_scope_for_itself(
-    d: AsyncEventDispatcher, shelf: Shelf
+    d: AsyncEventDispatcher, container: SimpleContainer
 ) -> None:
     d.add_listener("x", Hears, timeout=5)
     [listener] = d.get_listeners("x")
@@ -263,13 +265,13 @@ async def test_run_by_hand_or_on_another_dispatcher_it_has_a_scope_for_itself(
     other = AsyncEventDispatcher()
     other.add_listener("x", listener)
     event = await other.adispatch("x", Ping())
-    assert len(event.heard) == 1 and len(shelf.scopes) == 2 and all(scope.closed for scope in shelf.scopes)
+    assert len(event.heard) == 1 and len(container.scopes) == 2 and all(scope.closed for scope in container.scopes)
 
 
 # -- scopes ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_dispatch_that_reaches_no_class_opens_none(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_dispatch_that_reaches_no_class_opens_none(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     d.add_listener("x", Hears)
 
     @d.listen("x", priority=-1)
@@ -281,42 +283,42 @@ async def test_a_dispatch_that_reaches_no_class_opens_none(d: AsyncEventDispatch
 
     await d.adispatch("x", Ping())
     await d.adispatch("y", Ping())
-    assert shelf.scopes == []
+    assert container.scopes == []
 
 
-async def test_two_containers_have_scopes_of_their_own(shelf: Shelf) -> None:
+async def test_two_containers_have_scopes_of_their_own(container: SimpleContainer) -> None:
     """And each is shared below the other."""
-    other = Shelf()
-    a, b = AsyncEventDispatcher(container=shelf), AsyncEventDispatcher(container=other)
+    other = SimpleContainer()
+    a, b = AsyncEventDispatcher(container=container), AsyncEventDispatcher(container=other)
     a.add_listener("x", Hears)
     b.add_listener("x", Hears)
     a.add_listener("end", AlsoHears)
     await a.adispatch("x", Ping(lambda: b.adispatch("x", Ping(lambda: a.adispatch("end", Ping())))))
-    assert shelf.asked == [Hears, AlsoHears] and len(shelf.scopes) == 1
+    assert container.asked == [Hears, AlsoHears] and len(container.scopes) == 1
     assert other.asked == [Hears] and len(other.scopes) == 1
 
 
-async def test_two_dispatchers_of_one_container_share_its_scope(shelf: Shelf) -> None:
-    a, b = AsyncEventDispatcher(container=shelf), AsyncEventDispatcher(container=shelf)
+async def test_two_dispatchers_of_one_container_share_its_scope(container: SimpleContainer) -> None:
+    a, b = AsyncEventDispatcher(container=container), AsyncEventDispatcher(container=container)
     a.add_listener("x", Hears)
     b.add_listener("x", Hears)
     inner = Ping()
     outer = await a.adispatch("x", Ping(lambda: b.adispatch("x", inner)))
-    assert outer.heard == inner.heard and len(shelf.scopes) == 1
+    assert outer.heard == inner.heard and len(container.scopes) == 1
 
 
-async def test_a_unit_of_work_spans_the_dispatches_in_it(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_unit_of_work_spans_the_dispatches_in_it(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     """As a command has it, with the events of its handler."""
     d.add_listener("x", Hears)
-    async with unit_of_work(shelf) as unit:
+    async with unit_of_work(container) as unit:
         handler = await unit.resolve(Hears)
         event = await d.adispatch("x", Ping())
-        assert event.heard == [handler] and not shelf.scopes[0].closed
-    assert len(shelf.scopes) == 1 and shelf.scopes[0].closed
+        assert event.heard == [handler] and not container.scopes[0].closed
+    assert len(container.scopes) == 1 and container.scopes[0].closed
 
 
 async def test_a_task_that_outlives_its_dispatch_never_gets_the_closed_scope(
-    d: AsyncEventDispatcher, shelf: Shelf
+    d: AsyncEventDispatcher, container: SimpleContainer
 ) -> None:
     """The context is copied into a task, and the scope with it."""
     d.add_listener("x", Hears)
@@ -338,10 +340,10 @@ async def test_a_task_that_outlives_its_dispatch_never_gets_the_closed_scope(
     second = await tasks[0]
     assert first.heard == [first.heard[0]] * 3 and second.heard == [second.heard[0]] * 3
     assert first.heard[0] is not second.heard[0]
-    assert len(shelf.scopes) == 2 and all(scope.closed for scope in shelf.scopes)
+    assert len(container.scopes) == 2 and all(scope.closed for scope in container.scopes)
 
 
-async def test_nor_do_its_concurrent_listeners(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_nor_do_its_concurrent_listeners(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     d.add_listener("x", Hears)
     late: list[Ping] = []
     tasks: list[asyncio.Task[Event]] = []
@@ -357,10 +359,12 @@ async def test_nor_do_its_concurrent_listeners(d: AsyncEventDispatcher, shelf: S
 
     first = await d.adispatch("x", Ping(leave))
     await tasks[0]
-    assert len({*first.heard, *late[0].heard, *late[1].heard}) == 3 == len(shelf.scopes)
+    assert len({*first.heard, *late[0].heard, *late[1].heard}) == 3 == len(container.scopes)
 
 
-async def test_a_context_kept_by_hand_never_gives_the_closed_scope(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_context_kept_by_hand_never_gives_the_closed_scope(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     """The same task, in a context from the middle of its dispatch."""
     d.add_listener("x", Hears)
     kept: list[contextvars.Context] = []
@@ -372,10 +376,10 @@ async def test_a_context_kept_by_hand_never_gives_the_closed_scope(d: AsyncEvent
     work: Any = d.adispatch("x", second := Ping())
     with pytest.raises(StopIteration):
         kept[0].run(work.send, None)
-    assert second.heard != first.heard and len(shelf.scopes) == 2
+    assert second.heard != first.heard and len(container.scopes) == 2
 
 
-async def test_a_task_has_its_own_while_the_dispatch_runs(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_task_has_its_own_while_the_dispatch_runs(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     """What is scoped is rarely safe to use from two tasks at once."""
     d.add_listener("x", Hears)
     inner = [Ping(), Ping()]
@@ -384,10 +388,12 @@ async def test_a_task_has_its_own_while_the_dispatch_runs(d: AsyncEventDispatche
         await asyncio.gather(*(d.adispatch("x", event) for event in inner))
 
     outer = await d.adispatch("x", Ping(beside))
-    assert len({*outer.heard, *inner[0].heard, *inner[1].heard}) == 3 == len(shelf.scopes)
+    assert len({*outer.heard, *inner[0].heard, *inner[1].heard}) == 3 == len(container.scopes)
 
 
-async def test_concurrent_listeners_share_and_so_do_their_dispatches(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_concurrent_listeners_share_and_so_do_their_dispatches(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     inner = Ping()
     d.add_listener("inner", Hears)
     d.add_listener("x", AlsoHears)
@@ -398,11 +404,13 @@ async def test_concurrent_listeners_share_and_so_do_their_dispatches(d: AsyncEve
 
     d.add_listener("x", Hears, priority=1, concurrent=True)
     outer = await d.adispatch("x", Ping())
-    assert inner.heard[0] in outer.heard and len(shelf.scopes) == 1
-    assert shelf.scopes[0].closed
+    assert inner.heard[0] in outer.heard and len(container.scopes) == 1
+    assert container.scopes[0].closed
 
 
-async def test_concurrent_listeners_do_not_make_the_same_object_twice(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_concurrent_listeners_do_not_make_the_same_object_twice(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     """One asks while the other's is being made."""
     made: list[Hears] = []
 
@@ -411,14 +419,16 @@ async def test_concurrent_listeners_do_not_make_the_same_object_twice(d: AsyncEv
         await asyncio.sleep(0)
         return made[-1]
 
-    shelf.factories[Hears] = slowly
+    container.factories[Hears] = slowly
     for _ in range(3):
         d.add_listener("x", Hears, concurrent=True)
     event = await d.adispatch("x", Ping())
-    assert event.heard == made * 3 and len(made) == 1 == len(shelf.scopes)
+    assert event.heard == made * 3 and len(made) == 1 == len(container.scopes)
 
 
-async def test_cancelled_concurrent_listeners_leave_nothing_behind(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_cancelled_concurrent_listeners_leave_nothing_behind(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     """Cancelled before they began: no coroutine that was never awaited."""
     for _ in range(2):
         d.add_listener("x", Hears, concurrent=True)
@@ -434,52 +444,58 @@ async def test_cancelled_concurrent_listeners_leave_nothing_behind(d: AsyncEvent
     assert task.cancelled() and event.heard == []
 
 
-async def test_a_factory_may_dispatch_what_needs_the_scope(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_factory_may_dispatch_what_needs_the_scope(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     """It does not wait for itself."""
 
     async def dispatching() -> Hears:
         await d.adispatch("made", Ping())
         return Hears()
 
-    shelf.factories[Hears] = dispatching
+    container.factories[Hears] = dispatching
     d.add_listener("made", AlsoHears)
     d.add_listener("x", Hears)
     async with asyncio.timeout(5):
         await d.adispatch("x", Ping())
-    assert shelf.asked == [Hears, AlsoHears] and len(shelf.scopes) == 1
+    assert container.asked == [Hears, AlsoHears] and len(container.scopes) == 1
 
 
-async def test_what_is_dispatched_while_closing_has_a_scope_of_its_own(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_what_is_dispatched_while_closing_has_a_scope_of_its_own(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     d.add_listener("x", Hears)
     d.add_listener("closing", AlsoHears)
 
     async def dispatch() -> None:
-        shelf.closing = None
+        container.closing = None
         await d.adispatch("closing", Ping())
 
-    shelf.closing = dispatch
+    container.closing = dispatch
     await d.adispatch("x", Ping())
-    assert [list(scope.made) for scope in shelf.scopes] == [[Hears], [AlsoHears]]
-    assert all(scope.closed for scope in shelf.scopes)
+    assert [list(scope.made) for scope in container.scopes] == [[Hears], [AlsoHears]]
+    assert all(scope.closed for scope in container.scopes)
 
 
-async def test_a_scope_that_cannot_be_opened_fails_the_listener(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_scope_that_cannot_be_opened_fails_the_listener(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     """And the next dispatch tries again."""
-    opens, shelf.scope = shelf.scope, _no_scope  # type: ignore[method-assign]
+    opens, container.scope = container.scope, _no_scope  # type: ignore[method-assign]
     d.add_listener("x", Hears)
     with pytest.raises(ConnectionError):
         await d.adispatch("x", Ping())
-    shelf.scope = opens  # type: ignore[method-assign]
+    container.scope = opens  # type: ignore[method-assign]
     assert len((await d.adispatch("x", Ping())).heard) == 1
 
 
 @asynccontextmanager
-async def _no_scope() -> AsyncGenerator[Opened]:
+async def _no_scope() -> AsyncGenerator[SimpleScope]:
     raise ConnectionError
     yield
 
 
-async def test_no_error_reaches_the_scope_where_on_error_isolates(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_no_error_reaches_the_scope_where_on_error_isolates(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     async def fail() -> None:
         raise LookupError
 
@@ -488,7 +504,7 @@ async def test_no_error_reaches_the_scope_where_on_error_isolates(d: AsyncEventD
     d.add_listener("y", Hears)
     with pytest.raises(LookupError) as caught:
         await d.adispatch("y", Ping(fail))
-    assert [scope.error for scope in shelf.scopes] == [None, caught.value]
+    assert [scope.error for scope in container.scopes] == [None, caught.value]
 
 
 async def test_a_scope_that_raises_the_same_error_again_says_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
@@ -496,8 +512,8 @@ async def test_a_scope_that_raises_the_same_error_again_says_nothing_new(caplog:
         def scope(self) -> Any:
             return self
 
-        async def __aenter__(self) -> Opened:
-            return Opened(Shelf())
+        async def __aenter__(self) -> SimpleScope:
+            return SimpleScope(SimpleContainer())
 
         async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
             if error is not None:
@@ -512,5 +528,5 @@ async def test_a_scope_that_raises_the_same_error_again_says_nothing_new(caplog:
 
 
 def test_the_protocols_are_silbos_own() -> None:
-    assert isinstance(Shelf(), Container) and isinstance(RodiContainer.__new__(RodiContainer), Container)
+    assert isinstance(SimpleContainer(), Container) and isinstance(RodiContainer.__new__(RodiContainer), Container)
     assert silbo.protocols.Scope.__module__ == "silbo.protocols"

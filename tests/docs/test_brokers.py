@@ -11,7 +11,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.rabbitmq import RabbitMQ
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.protocols import Promises
-from tests.support.service_bus import ServiceBus
+from tests.support.fake_service_bus import ServiceBus
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/howto/brokers.md"
 ORDERS = {"all": "all", "key": "each key", "none": "nothing"}

@@ -19,7 +19,7 @@ from examples.from_sources import diator_azure, diator_redis
 from examples.from_sources.diator_meetings import JoinMeetingCommand, build
 from silbo.brokers.redis import RedisPubSub
 from silbo.wire.formats import DIATOR, DiatorFormat
-from tests.support import service_bus
+from tests.support import fake_service_bus
 from tools.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,19 +183,19 @@ async def test_diators_application_on_azure_service_bus(
     """To the topic, within the timeout; and the client stays open, which Diator closes after each message."""
     timeouts: list[float] = []
     closed: list[object] = []
-    send, close = service_bus.Link.send_message_async, service_bus.Client.close
+    send, close = fake_service_bus.Link.send_message_async, fake_service_bus.Client.close
 
-    async def noted(self: service_bus.Link, message: Any, timeout: float) -> None:
+    async def noted(self: fake_service_bus.Link, message: Any, timeout: float) -> None:
         timeouts.append(timeout)
         await send(self, message, timeout)
 
-    async def noted_close(self: service_bus.Client) -> None:
+    async def noted_close(self: fake_service_bus.Client) -> None:
         closed.append(self)
         await close(self)
 
-    monkeypatch.setattr(service_bus.Link, "send_message_async", noted)
-    monkeypatch.setattr(service_bus.Client, "close", noted_close)
-    service = service_bus.ServiceBus()
+    monkeypatch.setattr(fake_service_bus.Link, "send_message_async", noted)
+    monkeypatch.setattr(fake_service_bus.Client, "close", noted_close)
+    service = fake_service_bus.ServiceBus()
     async with service.client() as client:
         await diator_azure.run(client, "meetings")
         assert [sender.is_closed for sender in service.senders] == [True]  # one, for both messages

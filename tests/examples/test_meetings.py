@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "examples.meetings"]
 FAULTY = [
     *(sys.executable, "-c"),
-    "import sys; from examples.meetings import demo; demo.HOST = 'tests.support.faulty_host'; demo.SECONDS_TO_ARRIVE = 2; sys.exit(demo.main())",
+    "import sys; from examples.meetings import demo; demo.HOST = 'tests.support.faulty_meetings_host'; demo.SECONDS_TO_ARRIVE = 2; sys.exit(demo.main())",
 ]
 PROGRAMS = ("examples.meetings.host", "examples.meetings.billing", "examples.meetings.bystander")
 
@@ -280,7 +280,7 @@ def test_a_program_that_dies_is_said_in_one_line(start: Start, program: str) -> 
 
 def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None:
     code, _, err = start(FAULTY, FAULTS="start-not").end()
-    assert (code, err) == (1, "tests.support.faulty_host ended too early\n")
+    assert (code, err) == (1, "tests.support.faulty_meetings_host ended too early\n")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

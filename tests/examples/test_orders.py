@@ -24,7 +24,7 @@ from silbo.outbox.rows import Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).resolve().parents[1] / "support/killed_shop.py"
+PROGRAM = Path(__file__).resolve().parents[1] / "support/killed_shop_process.py"
 
 
 def test_the_example_runs() -> None:

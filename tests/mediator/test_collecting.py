@@ -364,7 +364,7 @@ async def test_side_by_side_one_list_is_an_error_that_says_so(scoped: bool) -> N
 
 async def test_side_by_side_handlers_with_lists_of_their_own_lose_none() -> None:
     world, both = World(max_concurrent_event_handlers=2), asyncio.Barrier(2)
-    world.shelf.factories[world.hears] = world.hears
+    world.container.factories[world.hears] = world.hears
     await world.send(*(Local(n, [Local(f"of {n}")], both.wait) for n in range(2)))
     assert world.heard == [0, 1, "of 0", "of 1"]
 

@@ -76,7 +76,7 @@ async def test_an_attribute_of_a_handler_of_requests_will_do(cls: type[Any], reu
     world.requests.bind(Ask, cls)
     if reused:
         one = cls()
-        world.shelf.factories[cls] = lambda: one
+        world.container.factories[cls] = lambda: one
     await world.mediator.send(Ask("first"))
     await world.mediator.send(Ask("second"))
     assert world.heard == ["first", "second"]
@@ -86,7 +86,7 @@ async def test_a_tuple_will_not_do_for_a_handler_that_is_used_again() -> None:
     """Its events can't be removed, and would be sent a second time."""
     world, one = World(), Tuple()
     world.requests.bind(Ask, Tuple)
-    world.shelf.factories[Tuple] = lambda: one
+    world.container.factories[Tuple] = lambda: one
     await world.mediator.send(Ask("first"))
     with pytest.raises(TypeError, match=r"^Tuple\.events is not empty when Tuple begins.* register Tuple as transient"):
         await world.mediator.send(Ask("second"))
@@ -209,7 +209,7 @@ async def test_what_is_no_event_is_an_error_that_names_the_handler(
 ) -> None:
     """Where it was collected; and nothing of that handler is dispatched, now or later."""
     world, one = World(), DoHandler()
-    world.shelf.factories[DoHandler] = lambda: one
+    world.container.factories[DoHandler] = lambda: one
     with pytest.raises(
         TypeError, match=r"^DoHandler\.events has .* in it, which is no event: put objects of event classes the"
     ):
@@ -240,7 +240,7 @@ async def test_reading_may_remove_for_it_is_read_once() -> None:
     """When the handler has succeeded, and the same when it has failed."""
     world, one = World(), Pops()
     world.requests.bind(Ask, Pops)
-    world.shelf.factories[Pops] = lambda: one
+    world.container.factories[Pops] = lambda: one
     await world.mediator.send(Ask("first"))
     with pytest.raises(LookupError):
         await world.mediator.send(Ask("fails"))
@@ -252,7 +252,7 @@ async def test_reading_may_not_remove_what_was_there_before() -> None:
     """It would be lost in silence: the handler has yet to begin, and may fail."""
     world, one = World(), Pops()
     world.requests.bind(Ask, Pops)
-    world.shelf.factories[Pops] = lambda: one
+    world.container.factories[Pops] = lambda: one
     one.seen.append(Local("before"))
     with pytest.raises(TypeError, match=r"^Pops\.events is not empty when Pops begins"):
         await world.mediator.send(Ask())
@@ -274,7 +274,7 @@ async def test_reading_that_removes_is_not_overlooked_where_another_one_has_read
             return "done"
 
     one = Shared()
-    world.shelf.factories[Shared] = lambda: one
+    world.container.factories[Shared] = lambda: one
     world.requests.bind(Ask, Shared)
     other = asyncio.create_task(world.mediator.send(Ask()))
     await recorded.wait()
@@ -327,7 +327,7 @@ async def test_events_of_what_the_handler_has_loaded_count(caplog: pytest.LogCap
             return await super().handle(Do(then=request.then))
 
     world = World()
-    world.shelf.factories[DoHandler] = Order
+    world.container.factories[DoHandler] = Order
     await world.send(Local("one"), Local("more"))
     with pytest.raises(LookupError):
         await world.send(Local("lost"), then=_fail)

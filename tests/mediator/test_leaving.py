@@ -26,7 +26,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable, DeliveryGivenUp, DeliveryUnknown, MessageRefused
 from silbo.protocols import JoiningPublisher
 from tests.support.mediator import Collects, Do, DoHandler, Leaves, Local, Recorder, World, fail
-from tests.support.shelf import Shelf
+from tests.support.simple_container import SimpleContainer
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ async def test_messages_leave_in_order_when_all_is_done(world: World) -> None:
     async def nothing_yet() -> None:
         assert world.broker.got == []
 
-    world.shelf.closing = nothing_yet
+    world.container.closing = nothing_yet
     await world.send(Leaves(1), Local("a", [Leaves(3)], nothing_yet), Leaves(2), Local("b", then=nothing_yet))
     assert world.broker.got == [1, 2, 3] and world.heard == ["a", "b"]
-    assert world.shelf.scopes[0].closed
+    assert world.container.scopes[0].closed
 
 
 async def test_a_middleware_that_fails_after_the_handler_sends_nothing() -> None:
@@ -63,7 +63,7 @@ async def test_a_middleware_that_fails_after_the_handler_sends_nothing() -> None
 
 
 async def test_a_scope_that_fails_to_close_sends_nothing(world: World) -> None:
-    world.shelf.closing = fail
+    world.container.closing = fail
     with pytest.raises(LookupError):
         await world.send(Leaves(1))
     assert world.broker.got == []
@@ -145,15 +145,15 @@ async def test_of_a_command_of_a_listener_it_leaves_with_the_dispatch(listening:
     async def nothing_yet() -> None:
         assert listening.broker.got == []
 
-    listening.shelf.closing = nothing_yet
+    listening.container.closing = nothing_yet
     await listening.dispatcher.adispatch("arrived", Local(1, then=nothing_yet))
-    assert listening.broker.got == [1] and len(listening.shelf.scopes) == 1
+    assert listening.broker.got == [1] and len(listening.container.scopes) == 1
 
 
 async def test_and_not_where_the_dispatch_fails(listening: World) -> None:
     with pytest.raises(LookupError):
         await listening.dispatcher.adispatch("arrived", Local(1, then=fail))
-    listening.shelf.closing = fail
+    listening.container.closing = fail
     with pytest.raises(LookupError):
         await listening.dispatcher.adispatch("arrived", Local(2))
     assert listening.broker.got == []
@@ -242,10 +242,10 @@ async def test_what_is_collected_in_a_dispatch_leaves_when_all_is_done() -> None
     async def nothing_yet() -> None:
         assert world.broker.got == []
 
-    world.shelf.closing = nothing_yet
+    world.container.closing = nothing_yet
     follow = [Leaves(1), Local("a", [Leaves(3)], nothing_yet), Leaves(2)]
     await world.dispatcher.adispatch("start", Local("start", follow))
-    assert world.broker.got == [1, 2, 3] and world.heard == ["a"] and world.shelf.scopes[0].closed
+    assert world.broker.got == [1, 2, 3] and world.heard == ["a"] and world.container.scopes[0].closed
 
 
 @pytest.mark.parametrize("on_error", ["raise", "collect"])
@@ -258,7 +258,7 @@ async def test_and_not_where_one_of_these_events_fails(on_error: Any) -> None:
 
 async def test_nor_where_its_scope_fails_to_close() -> None:
     world = collects(World())
-    world.shelf.closing = fail
+    world.container.closing = fail
     with pytest.raises(LookupError):
         await world.dispatcher.adispatch("start", Local("start", [Leaves(1)]))
     assert world.broker.got == []
@@ -270,7 +270,7 @@ async def test_the_brokers_error_reaches_the_caller_of_the_dispatch_as_well(on_e
     world.broker.error = BrokerUnavailable("away")
     with pytest.raises(BrokerUnavailable):
         await world.dispatcher.adispatch("start", Local("start", [Leaves(1), Local("done")]))
-    assert world.heard == ["done"] and world.shelf.scopes[0].error is None
+    assert world.heard == ["done"] and world.container.scopes[0].error is None
 
 
 async def test_what_the_dispatch_itself_sends_does_not_wait_for_its_end(listening: World) -> None:
@@ -304,12 +304,12 @@ async def test_of_a_function_in_a_dispatch_without_classes_it_leaves_at_the_comm
     world.dispatcher.add_listener("arrived", then_listener(send))
     with pytest.raises(LookupError):
         await world.dispatcher.adispatch("arrived")
-    assert world.shelf.scopes[0].error is None
+    assert world.container.scopes[0].error is None
 
 
 async def test_it_waits_for_a_dispatch_of_another_container_too(listening: World) -> None:
     other = World()
-    other.shelf.transient.add(DoHandler)  # for a command within a command
+    other.container.transient.add(DoHandler)  # for a command within a command
     other.dispatcher.add_subscriber(Bridge(other.broker))
 
     class Here(Sends): ...
@@ -368,7 +368,7 @@ async def test_the_brokers_error_reaches_the_caller_when_all_else_is_done(world:
     world.broker.error = BrokerUnavailable("away")
     with pytest.raises(BrokerUnavailable):
         await world.send(Leaves(1), Local("done"))
-    assert world.heard == ["done"] and world.shelf.scopes[0].error is None
+    assert world.heard == ["done"] and world.container.scopes[0].error is None
 
 
 @pytest.mark.parametrize(("texts", "note"), [("xx.", "2 of 3 messages failed"), (".xy", "2 of 3 messages failed\ny")])
@@ -467,7 +467,7 @@ async def test_a_command_cancelled_while_it_sends_is_over() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert world.shelf.scopes[0].closed
+    assert world.container.scopes[0].closed
 
 
 class Joins(Recorder):
@@ -501,6 +501,6 @@ async def test_on_a_dispatcher_without_containers_as_well() -> None:
         await handle(request)
         assert broker.got == []
 
-    mediator = Mediator(request_map=requests, dispatcher=dispatcher, container=Shelf(), middlewares=[after])
+    mediator = Mediator(request_map=requests, dispatcher=dispatcher, container=SimpleContainer(), middlewares=[after])
     await mediator.send(Do(events=[Leaves(1)]))
     assert broker.got == [1]

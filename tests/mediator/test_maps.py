@@ -128,7 +128,7 @@ def test_a_class_with_two_names_is_bound_by_one_of_them() -> None:
 
 async def test_one_map_serves_several_dispatchers() -> None:
     one, other = World(), World()
-    one.events.listen(other.dispatcher, other.shelf)
+    one.events.listen(other.dispatcher, other.container)
     await other.send(Local(1))
     assert one.heard == [1] == other.heard
 
@@ -303,13 +303,13 @@ def test_and_in_two_maps_on_one_dispatcher() -> None:
     world.events.bind(joined("meetings"), hearing([]))
     events.bind(joined("billing"), hearing([]))
     with pytest.raises(NameInvalid, match=ONE_NAME):
-        events.listen(world.dispatcher, world.shelf)
+        events.listen(world.dispatcher, world.container)
     late = EventMap()
-    late.listen(world.dispatcher, world.shelf)
+    late.listen(world.dispatcher, world.container)
     with pytest.raises(NameInvalid, match=ONE_NAME):
         late.bind(joined("billing"), hearing([]))
     assert repr(late) == "<EventMap: empty>"
-    events.listen(AsyncEventDispatcher(), world.shelf)
+    events.listen(AsyncEventDispatcher(), world.container)
 
 
 async def test_an_event_of_the_other_class_is_not_heard_but_an_error() -> None:
@@ -348,8 +348,8 @@ def test_two_event_names_of_one_string_for_two_classes_are_refused() -> None:
         with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
             events.bind(second, hearing([]))
         world, late = World(), EventMap()
-        events.listen(world.dispatcher, world.shelf)
-        late.listen(world.dispatcher, world.shelf)
+        events.listen(world.dispatcher, world.container)
+        late.listen(world.dispatcher, world.container)
         with pytest.raises(NameInvalid, match=ONE_EVENT_NAME):
             late.bind(second, hearing([]))
     called = EventMap()
@@ -447,7 +447,7 @@ def test_one_handler_of_two_maps_on_one_dispatcher_is_bound_twice() -> None:
             Mediator(request_map=world.requests, event_map=events, dispatcher=world.dispatcher)
         assert world.dispatcher.get_listeners("other") == ()
         events = EventMap()
-        events.listen(world.dispatcher, world.shelf)
+        events.listen(world.dispatcher, world.container)
         with pytest.raises(AlreadyBound):
             events.bind(Local, world.hears)
 
@@ -460,11 +460,11 @@ def test_maps_and_mediators_show_what_is_bound() -> None:
     world = World()
     hears = world.hears.__qualname__
     assert repr(world.mediator) == (
-        f"<Mediator: <RequestMap: Do -> DoHandler, Also -> AlsoHandler>, <EventMap: Local -> {hears}>, Shelf>"
+        f"<Mediator: <RequestMap: Do -> DoHandler, Also -> AlsoHandler>, <EventMap: Local -> {hears}>, SimpleContainer>"
     )
     assert (
         repr(Mediator(request_map=RequestMap(), dispatcher=world.dispatcher))
-        == "<Mediator: <RequestMap: empty>, Shelf>"
+        == "<Mediator: <RequestMap: empty>, SimpleContainer>"
     )
 
 
@@ -473,6 +473,6 @@ def test_a_handler_of_a_map_is_described_as_any_listener() -> None:
     events = EventMap()
     events.bind(Local, Hears)
     world = World()
-    events.listen(world.dispatcher, world.shelf)
+    events.listen(world.dispatcher, world.container)
     [_, row] = world.dispatcher.describe("Local")
     assert row.listener is Hears and row.plugin == __name__ and __file__ in row.defined_at

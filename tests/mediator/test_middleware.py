@@ -92,7 +92,7 @@ async def test_it_may_change_the_request_and_answer_in_the_handlers_place() -> N
     await world.send(Local(1))
     assert world.heard == [1, "more"]
     world = World(middlewares=[cached])
-    assert await world.send(Local(1)) == "cached" and world.shelf.scopes == [] and world.heard == []
+    assert await world.send(Local(1)) == "cached" and world.container.scopes == [] and world.heard == []
     assert await world.send() == "done"
 
 
@@ -133,7 +133,7 @@ async def test_it_may_run_the_handler_in_another_task() -> None:
     world = World(middlewares=[Opens, limit])
     world.dispatcher.add_subscriber(Bridge(world.broker))
     await world.send(Leaves(1), Local(2))
-    assert world.broker.got == [1] and len(world.shelf.scopes) == 1
+    assert world.broker.got == [1] and len(world.container.scopes) == 1
 
 
 async def test_one_that_calls_the_handler_when_all_is_over_does_not_get_the_closed_scope() -> None:
@@ -153,7 +153,7 @@ async def test_one_that_calls_the_handler_when_all_is_over_does_not_get_the_clos
     await world.send(Local(1))
     over.set()
     assert await tasks[0] == "done"
-    assert world.heard == [1, 1] and len(world.shelf.scopes) == 2 and world.shelf.scopes[1].closed
+    assert world.heard == [1, 1] and len(world.container.scopes) == 2 and world.container.scopes[1].closed
 
 
 async def test_a_class_is_made_by_the_container_in_the_scope_of_the_command() -> None:
@@ -173,7 +173,7 @@ async def test_a_class_is_made_by_the_container_in_the_scope_of_the_command() ->
     for _ in range(2):
         await world.send()
     assert [type(one) for one in made] == [Transaction, Before] * 2 and made[0] is not made[2]
-    assert made[0] is world.shelf.scopes[0].made[Transaction]
+    assert made[0] is world.container.scopes[0].made[Transaction]
 
 
 @pytest.mark.parametrize("hook", ["process_request", "process_response"])

@@ -23,13 +23,13 @@ from silbo import (
 )
 from silbo.errors import FollowUpsExceeded, HandlerShared, RequestUnbound, Unresolvable
 from tests.support.mediator import Collects, Do, DoHandler, Leaves, Local, World, fail
-from tests.support.shelf import Shelf
+from tests.support.simple_container import SimpleContainer
 
 
 async def test_the_handler_answers() -> None:
     world = World()
     assert await world.send() == "done"
-    assert world.shelf.asked == [DoHandler] and world.shelf.scopes[0].closed
+    assert world.container.asked == [DoHandler] and world.container.scopes[0].closed
 
 
 async def test_events_go_out_in_the_order_they_were_collected_when_the_handler_is_done() -> None:
@@ -48,7 +48,7 @@ async def test_what_handlers_of_events_collect_follows_behind() -> None:
     world = World()
     await world.send(Local(1, [Local("1a", [Local("1aa")]), Local("1b")]), Local(2, [Local("2a")]))
     assert world.heard == [1, 2, "1a", "1b", "2a", "1aa"]
-    assert len(world.shelf.scopes) == 1 and world.shelf.scopes[0].closed
+    assert len(world.container.scopes) == 1 and world.container.scopes[0].closed
 
 
 async def test_several_handlers_of_an_event_run_in_the_order_they_were_bound() -> None:
@@ -90,7 +90,7 @@ async def test_a_command_that_fails_sends_nothing(where: str) -> None:
     with pytest.raises(LookupError) as caught:
         await world.send(*events, then=fail if where == "request" else None)
     assert world.heard == (["fails"] if where == "event" else []) and world.broker.got == []
-    assert world.shelf.scopes[0].error is caught.value
+    assert world.container.scopes[0].error is caught.value
     await world.send(Local("next"))
     assert world.heard[-1] == "next" and world.broker.got == []
 
@@ -99,7 +99,7 @@ async def test_a_handler_that_is_used_again_never_sends_old_events_again() -> No
     """A container may have made it once for all; neither after a success nor after a failure."""
     world = World()
     one = DoHandler()
-    world.shelf.factories[DoHandler] = lambda: one
+    world.container.factories[DoHandler] = lambda: one
     await world.send(Local(1))
     with pytest.raises(LookupError):
         await world.send(Local("lost"), then=fail)
@@ -111,7 +111,7 @@ async def test_a_handler_that_is_used_again_never_sends_old_events_again() -> No
 async def test_one_handler_at_work_for_two_requests_at_once_is_an_error() -> None:
     world = World()
     one, both = DoHandler(), asyncio.Barrier(2)
-    world.shelf.factories[DoHandler] = lambda: one
+    world.container.factories[DoHandler] = lambda: one
     errors = await asyncio.gather(*(world.send(Local(n), then=both.wait) for n in range(2)), return_exceptions=True)
     assert [type(error) for error in errors] == [HandlerShared] * 2 and world.heard == []
 
@@ -142,7 +142,7 @@ async def test_a_cancelled_command_closes_its_scope_and_sends_nothing_more() -> 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert world.heard == [1] and world.broker.got == []
-    assert world.shelf.scopes[0].closed and isinstance(world.shelf.scopes[0].error, asyncio.CancelledError)
+    assert world.container.scopes[0].closed and isinstance(world.container.scopes[0].error, asyncio.CancelledError)
 
 
 async def test_events_that_bring_about_each_other_for_ever_are_stopped() -> None:
@@ -230,7 +230,7 @@ async def test_commands_of_several_tasks_have_scopes_of_their_own() -> None:
     world = World()
     both = asyncio.Barrier(2)
     await asyncio.gather(*(world.send(Local(n), then=both.wait) for n in range(2)))
-    assert sorted(map(str, world.heard)) == ["0", "1"] and len(world.shelf.scopes) == 2
+    assert sorted(map(str, world.heard)) == ["0", "1"] and len(world.container.scopes) == 2
 
 
 async def test_a_command_within_a_command_is_part_of_it_but_its_events_go_first() -> None:
@@ -242,7 +242,7 @@ async def test_a_command_within_a_command_is_part_of_it_but_its_events_go_first(
         assert world.heard == ["inner"]
 
     await world.send(Local("outer"), then=inner)
-    assert world.heard == ["inner", "outer"] and len(world.shelf.scopes) == 1
+    assert world.heard == ["inner", "outer"] and len(world.container.scopes) == 1
 
 
 async def test_a_command_within_a_command_may_fail_alone() -> None:
@@ -273,7 +273,7 @@ async def test_a_request_without_a_handler_is_an_error_that_says_what_to_do() ->
         await world.mediator.send(Unknown())
     with pytest.raises(RequestUnbound, match=r"\(Do has one, but each class is bound on its own\)"):
         await world.mediator.send(Derived())
-    assert world.shelf.scopes == []
+    assert world.container.scopes == []
 
 
 async def test_a_class_is_no_request() -> None:
@@ -286,12 +286,12 @@ async def test_a_handler_that_the_container_cannot_make_is_an_error() -> None:
     world = World()
 
     def cannot() -> None:
-        raise Unresolvable(DoHandler, world.shelf, "no MeetingAPI")
+        raise Unresolvable(DoHandler, world.container, "no MeetingAPI")
 
-    world.shelf.factories[DoHandler] = cannot
-    with pytest.raises(Unresolvable, match="^Shelf can't make DoHandler: no MeetingAPI"):
+    world.container.factories[DoHandler] = cannot
+    with pytest.raises(Unresolvable, match="^SimpleContainer can't make DoHandler: no MeetingAPI"):
         await world.send()
-    assert world.shelf.scopes[0].closed
+    assert world.container.scopes[0].closed
 
 
 def test_without_a_container_a_mediator_is_refused() -> None:
@@ -302,12 +302,16 @@ def test_without_a_container_a_mediator_is_refused() -> None:
 def test_two_containers_are_refused() -> None:
     """Handlers of commands and of events would have different scopes."""
     with pytest.raises(ValueError, match=r"container of its own.*leave out container="):
-        Mediator(request_map=RequestMap(), dispatcher=AsyncEventDispatcher(container=Shelf()), container=Shelf())
+        Mediator(
+            request_map=RequestMap(),
+            dispatcher=AsyncEventDispatcher(container=SimpleContainer()),
+            container=SimpleContainer(),
+        )
 
 
 async def test_a_dispatcher_without_a_container_will_do() -> None:
     """The mediator's makes the handlers of events, too, in the command's scope."""
-    shelf, heard = Shelf(), []
+    container, heard = SimpleContainer(), []
 
     class Hears(EventHandler[Local]):
         async def handle(self, event: Local) -> None:
@@ -318,10 +322,10 @@ async def test_a_dispatcher_without_a_container_will_do() -> None:
     requests = RequestMap()
     requests.bind(Do, DoHandler)
     mediator = Mediator(
-        request_map=requests, dispatcher=AsyncEventDispatcher(), container=shelf, event_map=world.events
+        request_map=requests, dispatcher=AsyncEventDispatcher(), container=container, event_map=world.events
     )
     await mediator.send(Do(events=[Local(1)]))
-    assert heard == [1] and len(shelf.scopes) == 1
+    assert heard == [1] and len(container.scopes) == 1
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,9 @@ async def test_a_dispatcher_without_a_container_will_do() -> None:
 )
 def test_what_cannot_be_meant_is_refused(option: Any, error: type[Exception], problem: str) -> None:
     with pytest.raises(error, match=problem):
-        Mediator(**{"request_map": RequestMap(), "dispatcher": AsyncEventDispatcher(container=Shelf()), **option})
+        Mediator(
+            **{"request_map": RequestMap(), "dispatcher": AsyncEventDispatcher(container=SimpleContainer()), **option}
+        )
 
 
 async def test_no_follow_ups_at_all_may_be_wanted() -> None:
@@ -361,6 +367,6 @@ async def test_a_mediator_made_again_does_not_handle_events_twice() -> None:
     world = World()
     again = Mediator(request_map=RequestMap(), dispatcher=world.dispatcher, event_map=world.events)
     await world.send(Local(1))
-    assert world.heard == [1] and again.container is world.shelf
+    assert world.heard == [1] and again.container is world.container
     with pytest.raises(ValueError, match="another container"):
-        world.events.listen(world.dispatcher, Shelf())
+        world.events.listen(world.dispatcher, SimpleContainer())

@@ -39,7 +39,7 @@ async def test_each_needs_the_other() -> None:
     world, both = World(max_concurrent_event_handlers=2), asyncio.Barrier(2)
     async with asyncio.timeout(5):
         await world.send(Local(1, then=both.wait), Local(2, then=both.wait))
-    assert len(world.shelf.scopes) == 1 and world.shelf.scopes[0].closed
+    assert len(world.container.scopes) == 1 and world.container.scopes[0].closed
 
 
 async def test_what_they_collect_follows_in_the_order_of_the_events() -> None:
@@ -111,7 +111,7 @@ async def test_a_cancelled_command_leaves_none_of_them_behind() -> None:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)
-            assert not world.shelf.scopes[0].closed
+            assert not world.container.scopes[0].closed
             ended.append(1)
 
     task = asyncio.create_task(world.send(*(Local(n, then=hang) for n in range(3))))
@@ -119,7 +119,7 @@ async def test_a_cancelled_command_leaves_none_of_them_behind() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert ended == [1, 1] and world.shelf.scopes[0].closed and len(world.heard) == 2
+    assert ended == [1, 1] and world.container.scopes[0].closed and len(world.heard) == 2
 
 
 async def test_a_handler_may_send_a_command_without_waiting_for_itself() -> None:

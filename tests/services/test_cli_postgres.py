@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.support.cli import message, relay, silbo, stopped
+from tests.support.command_line import message, relay, silbo, stopped
 from tests.support.redis_streams import eventually
 from tools.postgres import PostgresServer
 

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.support.service_process import TABLES
+from tests.support.postgres_process import TABLES
 from tools.postgres import PostgresServer
 from tools.redis_server import RedisServer
 
@@ -40,7 +40,7 @@ async def engine(own_postgres: PostgresServer) -> AsyncIterator[AsyncEngine]:
 async def program(*arguments: str) -> AsyncIterator[Process]:
     """One that is open; killed at the latest when the test ends."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "tests.support.service_process", *arguments],
+        *[sys.executable, "-m", "tests.support.postgres_process", *arguments],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,

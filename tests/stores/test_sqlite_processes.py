@@ -19,7 +19,7 @@ from silbo.stores.sqlite import SQLiteStore, connection
 from tests.stores.test_sqlite import is_sound
 from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 
-PROGRAM = Path(__file__).resolve().parents[1] / "support/store_process.py"
+PROGRAM = Path(__file__).resolve().parents[1] / "support/sqlite_process.py"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 async def program(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process; ended at the latest when the test ends."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "tests.support.store_process", *map(str, arguments)],
+        *[sys.executable, "-m", "tests.support.sqlite_process", *map(str, arguments)],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=PROGRAM.parent.parent.parent,

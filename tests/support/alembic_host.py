@@ -1,4 +1,4 @@
-"""A host with Alembic, made as its users make it: ``alembic init -t async``, and the one line of the recipe."""
+"""A host with Alembic, made as its users make it: ``alembic init -t async``, and the line of the recipe."""
 
 from __future__ import annotations
 

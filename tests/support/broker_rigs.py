@@ -1,4 +1,4 @@
-"""The publishers that the public suite is run on, and a look at what arrived behind each."""
+"""Rigs of silbo's own publishers, for the checks of ``silbo.testing.conformance``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
 from silbo.testing.conformance import ADDRESS, Rig, message
 from silbo.wire.formats import JSON
-from tests.support.service_bus import ServiceBus
+from tests.support.fake_service_bus import ServiceBus
 from tools.kafka import KafkaMock
 from tools.redis_server import RedisServer
 

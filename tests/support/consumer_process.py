@@ -1,4 +1,4 @@
-"""One consumer of the group "billing". Run by test_processes.py as a process.
+"""A consumer of the group "billing" in a process of its own. Run by tests/consumer/test_processes.py.
 
     python -m tests.support.consumer_process URL PREFIX NAME CLAIM_AFTER CONCURRENCY
 

@@ -1,4 +1,4 @@
-"""What every container adapter must show, with the real library.
+"""The tests that every container adapter must pass, with the real library.
 
 A library's own tests derive from :class:`Conformance` and give the fixture ``library``; where the library closes what was
 made in a scope, from :class:`Closing` too; where it tells what it closes of an error, from :class:`Telling`.

@@ -1,4 +1,4 @@
-"""What an inbox in the host's database must show: on SQLite, and on PostgreSQL."""
+"""The tests that an inbox in the host's database must pass: on SQLite, and on PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the mediator share: a meeting room, and handlers that do as they are told."""
+"""What the mediator's tests work with: a mediator with all around it, and handlers that do as they are told."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from silbo import (
     RequestHandler,
     RequestMap,
 )
-from tests.support.shelf import Shelf
+from tests.support.simple_container import SimpleContainer
 
 Then = Callable[[], Awaitable[object]]
 
@@ -100,8 +100,8 @@ class World:
     """A mediator with all around it. ``heard`` has the labels of the events, in the order in which they were handled."""
 
     def __init__(self, *, on_error: Any = "raise", **options: Any) -> None:
-        self.shelf = Shelf()
-        self.dispatcher = AsyncEventDispatcher(container=self.shelf, on_error=on_error)
+        self.container = SimpleContainer()
+        self.dispatcher = AsyncEventDispatcher(container=self.container, on_error=on_error)
         self.broker = Recorder()
         self.heard: list[object] = []
         heard = self.heard
@@ -114,7 +114,7 @@ class World:
                     await event.then()
 
         self.hears = Hears
-        self.shelf.transient.add(Hears)
+        self.container.transient.add(Hears)
         self.requests, self.events = RequestMap(), EventMap()
         self.requests.bind(Do, DoHandler)
         self.requests.bind(Also, AlsoHandler)

@@ -1,4 +1,4 @@
-"""What the tests of the memory broker share."""
+"""What the memory broker's tests work with: numbered messages, and reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the Redis brokers share."""
+"""What the Redis brokers' tests work with: messages, reading, waiting, and the documented ACL users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay in a process of its own. Run by test_relay_redis.py, and ended with a line on stdin, or otherwise.
+"""A relay in a process of its own, ended by a line on stdin. Run by tests/outbox/test_relay_redis.py.
 
 python -m tests.support.relay_process STORE URL PREFIX LEASE
 

@@ -1,4 +1,4 @@
-"""What a store in the host's database must show in the host's own transactions: on SQLite, and on PostgreSQL."""
+"""The tests that a store must pass in the host's own transactions: on SQLite, and on PostgreSQL."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from tests.support.logs import logging_as_it_was
+from tests.support.logging_state import logging_as_it_was
 
 SECONDS = 30.0
 """For one program, or one awaited line of a background program."""

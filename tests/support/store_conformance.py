@@ -1,4 +1,4 @@
-"""What every store of an outbox must show.
+"""The tests that every store of an outbox must pass.
 
 A store's own tests derive from :class:`Conformance` and give the fixture ``make``: a function that makes one more handle on
 one and the same store, as another process would have it.

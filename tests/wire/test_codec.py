@@ -26,7 +26,7 @@ from silbo.names import EventName
 from silbo.wire.decode import to_event
 from silbo.wire.encode import to_message
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
-from tests.support.codec_classes import (
+from tests.support.wire_classes import (
     ORIGIN,
     Address,
     Card,

@@ -23,7 +23,7 @@ from silbo.event import ECSTEvent, Event
 from silbo.wire.decode import to_event
 from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
-from tests.support.codec_classes import (
+from tests.support.wire_classes import (
     ORIGIN,
     Address,
     Cat,

@@ -22,7 +22,7 @@ from silbo.event import ECSTEvent, Event
 from silbo.names import EventName
 from silbo.wire.decode import to_event, to_message_invalid
 from silbo.wire.encode import MAX_DEPTH, to_message
-from tests.support.codec_classes import (
+from tests.support.wire_classes import (
     Address,
     Card,
     Cat,

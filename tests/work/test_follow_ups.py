@@ -13,7 +13,7 @@ from silbo import AsyncEventDispatcher, Event, EventName
 from silbo.errors import FollowUpsExceeded, HandlerShared, NameInvalid
 from silbo.names import name_of
 from silbo.work.unit_of_work import unit_of_work
-from tests.support.shelf import Shelf
+from tests.support.simple_container import SimpleContainer
 
 
 class Start(Event):
@@ -73,13 +73,13 @@ COPIES = [Copies, ListCopies]
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
+def container() -> SimpleContainer:
+    return SimpleContainer()
 
 
 @pytest.fixture
-def d(shelf: Shelf) -> AsyncEventDispatcher:
-    return AsyncEventDispatcher(container=shelf)
+def d(container: SimpleContainer) -> AsyncEventDispatcher:
+    return AsyncEventDispatcher(container=container)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_those_of_the_followers_go_behind(d: AsyncEventDispatcher, heard: 
 
 
 async def test_they_wait_for_the_end_of_the_outermost_dispatch_and_are_in_its_scope(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
 ) -> None:
     d.add_listener("start", Collects)
     d.add_listener("inner", Other)
@@ -131,8 +131,8 @@ async def test_they_wait_for_the_end_of_the_outermost_dispatch_and_are_in_its_sc
     d.add_listener("Next", Other, priority=1)
     await d.adispatch("start", Start(Next(1), then=lambda: d.adispatch("inner", Start(Next(2)))))
     assert heard == ["outer", 2, 1]  # the inner dispatch succeeded before the handler around it
-    assert len(shelf.scopes) == 1 and shelf.scopes[0].closed
-    assert shelf.asked == [Collects, Other, Other, Other]
+    assert len(container.scopes) == 1 and container.scopes[0].closed
+    assert container.asked == [Collects, Other, Other, Other]
 
 
 class Other(Collects):
@@ -156,10 +156,10 @@ async def test_concurrent_listeners_collect_into_one_queue(d: AsyncEventDispatch
 
 
 async def test_a_unit_of_work_by_hand_has_them_at_its_end(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
 ) -> None:
     """As a command has."""
-    async with unit_of_work(shelf) as unit:
+    async with unit_of_work(container) as unit:
         handler = await unit.resolve(Collects)
         with unit.collecting(handler, d):
             await handler.handle(Start(Next(1), Last(2)))
@@ -181,20 +181,22 @@ class RecordsInASlot(Records):
 
 @pytest.mark.parametrize("cls", [Records, RecordsInASlot])
 async def test_an_attribute_of_a_listener_is_the_hosts_own(
-    d: AsyncEventDispatcher, shelf: Shelf, cls: type[Records]
+    d: AsyncEventDispatcher, container: SimpleContainer, cls: type[Records]
 ) -> None:
     """It may well keep in ``events`` what it has heard."""
     recorder = cls()
-    shelf.factories[cls] = lambda: recorder
+    container.factories[cls] = lambda: recorder
     d.add_listener("start", cls)
     event = await d.adispatch("start", Start())
     assert recorder.events == [event]
 
 
-async def test_run_by_hand_without_a_dispatcher_they_stay_where_they_are(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_run_by_hand_without_a_dispatcher_they_stay_where_they_are(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
     d.add_listener("start", Collects)
     await d.get_listeners("start")[0](Start(Next(1)))
-    [made] = shelf.scopes[0].made.values()
+    [made] = container.scopes[0].made.values()
     assert [event.label for event in made.events] == [1]
 
 
@@ -203,11 +205,11 @@ async def test_run_by_hand_without_a_dispatcher_they_stay_where_they_are(d: Asyn
 
 @pytest.mark.parametrize("cls", LISTS)
 async def test_an_object_that_is_used_again_sends_nothing_twice(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object], cls: type[Any]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object], cls: type[Any]
 ) -> None:
     """Neither after a success nor after a failure."""
     one = cls()
-    shelf.factories[cls] = lambda: one
+    container.factories[cls] = lambda: one
     d.add_listener("start", cls)
     await d.adispatch("start", Start(Next(1)))
     with pytest.raises(LookupError):
@@ -223,11 +225,11 @@ async def test_an_object_that_is_used_again_sends_nothing_twice(
 @pytest.mark.parametrize("cls", COPIES)
 @pytest.mark.parametrize("fails", [False, True])
 async def test_an_object_that_is_used_again_has_to_give_the_list_itself(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object], cls: type[Any], fails: bool
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object], cls: type[Any], fails: bool
 ) -> None:
     """Events can't be removed from a copy, and nobody could tell which of them were sent."""
     one = cls()
-    shelf.factories[cls] = lambda: one
+    container.factories[cls] = lambda: one
     d.add_listener("start", cls)
     with pytest.raises(LookupError) if fails else nullcontext():
         await d.adispatch("start", Start(Next(1), then=fail if fails else None))
@@ -239,11 +241,11 @@ async def test_an_object_that_is_used_again_has_to_give_the_list_itself(
 
 @pytest.mark.parametrize("cls", LISTS)
 async def test_what_was_recorded_before_is_sent_once_where_it_is_in_a_list(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object], cls: type[Any]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object], cls: type[Any]
 ) -> None:
     """By whomever."""
     one = cls()
-    shelf.factories[cls] = lambda: one
+    container.factories[cls] = lambda: one
     d.add_listener("start", cls)
     one._events.append(Next("before"))
     for number in range(2):
@@ -251,10 +253,10 @@ async def test_what_was_recorded_before_is_sent_once_where_it_is_in_a_list(
     assert sorted(map(str, heard)) == ["0", "1", "before"]
 
 
-async def test_a_list_is_empty_afterwards_whatever_happens(d: AsyncEventDispatcher, shelf: Shelf) -> None:
+async def test_a_list_is_empty_afterwards_whatever_happens(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
     """A handler that is never thrown away does not grow, and finds nothing of another run."""
     one = Collects()
-    shelf.factories[Collects] = lambda: one
+    container.factories[Collects] = lambda: one
     d.add_listener("start", Collects)
     late = True
 
@@ -267,12 +269,12 @@ async def test_a_list_is_empty_afterwards_whatever_happens(d: AsyncEventDispatch
         if late:
             raise LookupError
 
-    shelf.closing = record_late
+    container.closing = record_late
     await d.adispatch("start", Start(Next(1)))
     assert one.events == []
     with pytest.raises(LookupError):
         await d.adispatch("start", Start(Next(1), then=fail))
-    shelf.closing = record_late_and_fail
+    container.closing = record_late_and_fail
     with pytest.raises(LookupError):
         await d.adispatch("start", Start())
     late = False
@@ -331,21 +333,25 @@ class Sends(Collects):
         self.events.append(Next("sent"))
 
 
-async def test_a_follower_that_fails_ends_it(d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]) -> None:
+async def test_a_follower_that_fails_ends_it(
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
+) -> None:
     """The error reaches the caller, and the scope."""
     d.add_listener("start", Collects)
     d.listen("Next", priority=1)(listener(lambda event: [][0]))
     with pytest.raises(IndexError) as caught:
         await d.adispatch("start", Start(Next(1), Last(2)))
-    assert heard == [1] and shelf.scopes[0].error is caught.value
+    assert heard == [1] and container.scopes[0].error is caught.value
 
 
-async def test_a_cancellation_takes_them_along(d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]) -> None:
+async def test_a_cancellation_takes_them_along(
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
+) -> None:
     d.add_listener("start", Collects)
     d.listen("start", priority=1)(listener(lambda event: _cancelled()))
     with pytest.raises(asyncio.CancelledError):
         await d.adispatch("start", Start(Next(1)))
-    assert heard == [] and shelf.scopes[0].closed
+    assert heard == [] and container.scopes[0].closed
 
 
 def _cancelled() -> None:
@@ -353,27 +359,27 @@ def _cancelled() -> None:
 
 
 async def test_handlers_that_answer_each_other_for_ever_are_stopped(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
 ) -> None:
     for name in ("start", "Next"):
         d.add_listener(name, Answers)
     with pytest.raises(FollowUpsExceeded, match="^1000 events have followed .* 'Next' would be the next"):
         await d.adispatch("start", Start())
-    assert len(heard) == 1 + 1000 and shelf.scopes[0].closed
+    assert len(heard) == 1 + 1000 and container.scopes[0].closed
 
 
 async def test_the_bound_is_for_what_follows_of_followers(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object]
 ) -> None:
     """A unit of work may collect as much as it likes: an import of 5,000 rows is no endless loop."""
     d.add_listener("Next", Collects)
-    async with unit_of_work(shelf, max_follow_ups=2) as unit:
+    async with unit_of_work(container, max_follow_ups=2) as unit:
         unit.collected.extend((d, Next(number)) for number in range(4))
         unit.collected.append((d, Next(4, Last(5), Last(6))))
     assert heard == [0, 1, 2, 3, 4, 5, 6]
     heard.clear()
     with pytest.raises(FollowUpsExceeded, match=r"^2 events .* 'it\.ended' would"):
-        async with unit_of_work(shelf, max_follow_ups=2) as unit:
+        async with unit_of_work(container, max_follow_ups=2) as unit:
             unit.collected.append((d, Next(0, *map(Last, range(1, 5)))))
     assert heard == [0, 1, 2]
 
@@ -388,11 +394,11 @@ class Answers(Collects):
 
 @pytest.mark.parametrize("cls", LISTS)
 async def test_one_object_that_collects_in_two_dispatches_at_once_is_an_error(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object], cls: type[Any]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object], cls: type[Any]
 ) -> None:
     """Nobody could tell whose events they are, and one of the dispatches may fail."""
     one = cls()
-    shelf.factories[cls] = lambda: one
+    container.factories[cls] = lambda: one
     d.add_listener("start", cls)
     both = asyncio.Barrier(2)
     dispatches = [d.adispatch("start", Start(Next(n), then=both.wait)) for n in range(2)]
@@ -408,11 +414,11 @@ async def test_one_object_that_collects_in_two_dispatches_at_once_is_an_error(
 
 @pytest.mark.parametrize("cls", [Collects, Copies])
 async def test_one_object_in_two_places_is_fine_where_it_collects_nothing(
-    d: AsyncEventDispatcher, shelf: Shelf, heard: list[object], cls: type[Any]
+    d: AsyncEventDispatcher, container: SimpleContainer, heard: list[object], cls: type[Any]
 ) -> None:
     """It only has a property, from its base class say."""
     one = cls()
-    shelf.factories[cls] = lambda: one
+    container.factories[cls] = lambda: one
     d.add_listener("start", cls)
     both = asyncio.Barrier(2)
     await asyncio.gather(*(d.adispatch("start", Start(then=both.wait)) for _ in range(2)))

@@ -19,7 +19,7 @@ async def test_killed_producer_has_sent_what_it_was_answered_for(
 ) -> None:
     """kill -9 in mid-flight: every publish that returned is in the stream, once."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "tests.support.redis_process", redis_url, prefix],
+        *[sys.executable, "-m", "tests.support.publisher_process", redis_url, prefix],
         stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parents[3],
     )

@@ -1,4 +1,4 @@
-"""The smallest container that fits the protocol, for what goes for all of them; the libraries' own are in tests/containers."""
+"""The simplest container that fits the protocol, for tests that hold for all containers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 
-class Opened:
+class SimpleScope:
     """A scope: makes each class once, and knows when it is over."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, container: SimpleContainer) -> None:
+        self.container = container
         self.made: dict[type, Any] = {}
         self.closed = False
         self.error: BaseException | None = None
 
     async def resolve(self, cls: type[Any], /) -> Any:
         assert not self.closed
-        self.shelf.asked.append(cls)
-        if cls not in self.made or cls in self.shelf.transient:
-            made = self.shelf.factories.get(cls, cls)()
+        self.container.asked.append(cls)
+        if cls not in self.made or cls in self.container.transient:
+            made = self.container.factories.get(cls, cls)()
             self.made[cls] = await made if inspect.isawaitable(made) else made
         return self.made[cls]
 
 
-class Shelf:
+class SimpleContainer:
     """A container."""
 
     def __init__(self) -> None:
         self.factories: dict[type, Callable[[], Any]] = {}
         self.transient: set[type] = set()
         self.asked: list[type] = []
-        self.scopes: list[Opened] = []
+        self.scopes: list[SimpleScope] = []
         self.closing: Callable[[], Awaitable[object]] | None = None
 
     @asynccontextmanager
-    async def scope(self) -> AsyncGenerator[Opened]:
-        opened = Opened(self)
+    async def scope(self) -> AsyncGenerator[SimpleScope]:
+        opened = SimpleScope(self)
         self.scopes.append(opened)
         try:
             yield opened

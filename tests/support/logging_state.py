@@ -1,4 +1,4 @@
-"""The logging of this process, which is all tests' here."""
+"""Restoring the logging of this process, which all tests share."""
 
 from __future__ import annotations
 

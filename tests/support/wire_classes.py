@@ -1,4 +1,4 @@
-"""What the codec's tests have in common: an event's way over the wire, and classes to hold in one."""
+"""What the wire's tests work with: sending an event through a format, and event classes with fields of many types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the command line as its users do, in a process of its own."""
+"""The command line, run in a process of its own as users run it; and stores with messages for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that publishes. Run by the tests: ``python -m tests.support.redis_process URL PREFIX``.
+"""A process that publishes to Redis Streams: ``python -m tests.support.publisher_process URL PREFIX``.
 
 Publishes until it is killed, and prints each number after its publish returned.
 """

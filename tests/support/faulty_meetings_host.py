@@ -1,4 +1,4 @@
-"""The demo's host with something wrong in it (`FAULTS` says what), so that it can be seen that the demo notices."""
+"""The host of examples/meetings with faults in it (the variable FAULTS names them): the demo must notice them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Service Bus without its network: the SDK's own client, sender, batches and messages; only the link is not theirs.
+"""A Service Bus without its network: the SDK's own client, sender, batches and messages, on a link of ours.
 
 Messages go through it as the SDK's AMQP encoder makes them and its decoder reads them.
 """

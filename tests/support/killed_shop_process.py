@@ -1,4 +1,4 @@
-"""One order, by a process that is killed before its n-th statement, its commit counted as one: ``file n``.
+"""A process that places one order and is killed before its n-th statement, where a commit counts as one: ``file n``.
 
 With 0 it is not killed, and prints how many there were.
 """

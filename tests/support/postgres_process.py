@@ -1,4 +1,4 @@
-"""A program on PostgreSQL and Redis. Run by the tests: ``python -m tests.support.service_process WHAT POSTGRES [REDIS PREFIX]``.
+"""A program on PostgreSQL and Redis. Run by the tests: ``python -m tests.support.postgres_process WHAT POSTGRES [REDIS PREFIX]``.
 
 host POSTGRES NAME               commits an order and its event until it gets a line on stdin; prints each after its commit
 relay POSTGRES REDIS PREFIX      sends until it is killed

@@ -1,6 +1,6 @@
-"""One replica of a program that dispatches, bridges and consumes as one app. Run by test_replicas.py as a process.
+"""A process of a program that dispatches, bridges and consumes as one app. Run by tests/consumer/test_replicas.py.
 
-    python -m tests.support.replica URL PREFIX NUMBER OWN EVENTS
+    python -m tests.support.replica_process URL PREFIX NUMBER OWN EVENTS
 
 Its listener's effect is an entry in a Redis list, with the process and the event. It dispatches its events, and goes on
 consuming until it gets a line on stdin.

@@ -1,4 +1,4 @@
-"""A process on an SQLite store. Run by the tests: ``python -m tests.support.store_process WHAT PATH [ARGUMENT]``.
+"""A process on an SQLite store. Run by the tests: ``python -m tests.support.sqlite_process WHAT PATH [ARGUMENT]``.
 
 write PATH NAME   publishes until it is killed or gets a line on stdin, prints each number after its publish returned
 lock PATH         holds the file's lock until it gets a line on stdin
