@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
@@ -44,6 +45,10 @@ class Adapter(ABC):
     _unchecked: tuple[AsyncEventDispatcher, Sequence[type[Any]]] | None = None
 
     @abstractmethod
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
+        """See :class:`silbo.protocols.Container`."""
+
+    @abstractmethod
     def find(self, cls: type[Any]) -> object:
         """Return the object that the container has for a class, without making it; else NOTHING or UNKNOWN."""
 
@@ -73,19 +78,26 @@ class Adapter(ABC):
         self._unchecked = (dispatcher, unknown) if unknown else None
         return [cls for cls, has in found.items() if has is NOTHING]
 
-    def register_dispatcher(self, dispatcher: AsyncEventDispatcher, *, ask: bool = False) -> None:
+    def register_dispatcher(
+        self, dispatcher: AsyncEventDispatcher | None = None, *, ask: bool = False
+    ) -> AsyncEventDispatcher:
         """Register a dispatcher under every type that a component may ask for.
 
         Args:
-            dispatcher: The one to register.
+            dispatcher: The one to register; None makes a new one, whose listener classes this container makes.
             ask: As for :meth:`check_dispatcher`.
+
+        Returns:
+            The dispatcher.
 
         Raises:
             TypeError: it is no silbo dispatcher.
             DispatcherConflict: the container has another dispatcher; nothing was registered.
         """
-        if types := self.check_dispatcher(dispatcher, ask=ask):
-            self.register(dispatcher, types)
+        registered = AsyncEventDispatcher(container=self) if dispatcher is None else dispatcher
+        if types := self.check_dispatcher(registered, ask=ask):
+            self.register(registered, types)
+        return registered
 
     def register_if_missing(self, registered: object) -> None:
         """Register an object under its class, if the container has nothing for this class."""

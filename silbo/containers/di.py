@@ -180,10 +180,7 @@ def register_dispatcher(
         TypeError: it is no silbo dispatcher.
         DispatcherConflict: the container has another dispatcher; nothing was bound.
     """
-    adapter = DIContainer(container)
-    registered = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
-    adapter.register_dispatcher(registered)
-    return registered
+    return DIContainer(container).register_dispatcher(dispatcher)
 
 
 def _is_central(call: object) -> TypeGuard[type[Any]]:

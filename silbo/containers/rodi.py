@@ -116,7 +116,4 @@ def register_dispatcher(
         TypeError: it is no silbo dispatcher.
         DispatcherConflict: the container has another dispatcher under one of these types; nothing was registered.
     """
-    adapter = RodiContainer(container)
-    registered = AsyncEventDispatcher(container=adapter) if dispatcher is None else dispatcher
-    adapter.register_dispatcher(registered)
-    return registered
+    return RodiContainer(container).register_dispatcher(dispatcher)

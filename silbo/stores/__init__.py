@@ -1,1 +1,1 @@
-"""Where an outbox keeps its messages."""
+"""Stores of an outbox: in memory, in an SQLite file, in the host's own database."""

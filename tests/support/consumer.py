@@ -1,4 +1,4 @@
-"""What the consumer's tests work with: a consumer with quick retries, events, and deliveries by hand."""
+"""Tools of the consumer's tests: a consumer with quick retries, events, and deliveries by hand."""
 
 from __future__ import annotations
 

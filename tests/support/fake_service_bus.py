@@ -22,16 +22,16 @@ STANDARD = 256 * 1024
 
 
 class ServiceBus:
-    """What the service has, and how it behaves."""
+    """The state and the behaviour of the service."""
 
     def __init__(self) -> None:
         self.topics: dict[str, list[ServiceBusReceivedMessage]] = defaultdict(list)
         self.batches: list[int] = []
-        """How many messages each had."""
+        """The number of messages of each batch."""
         self.senders: list[Sender] = []
         self.is_away = False
         self.on_send: Callable[[], object] = lambda: None
-        """Is called with each batch, after it was taken; may raise what the client then raises."""
+        """Called with each batch, after the batch was taken; may raise the error that the client then raises."""
         self.answers = asyncio.Event()
         self.answers.set()
 

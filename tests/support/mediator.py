@@ -1,4 +1,4 @@
-"""What the mediator's tests work with: a mediator with all around it, and handlers that do as they are told."""
+"""Tools of the mediator's tests: a mediator with all around it, and handlers that do as they are told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the memory broker's tests work with: numbered messages, and reading them."""
+"""Tools of the memory broker's tests: numbered messages, and reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Redis brokers' tests work with: messages, reading, waiting, and the documented ACL users."""
+"""Tools of the Redis brokers' tests: messages, reading, waiting, and the documented ACL users."""
 
 from __future__ import annotations
 

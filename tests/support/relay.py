@@ -1,4 +1,4 @@
-"""What the tests of the outbox and its relay work with: messages, a broker that fails, a reader, and waiting."""
+"""Tools of the tests of the outbox and its relay: messages, a broker that fails, a reader, and waiting."""
 
 from __future__ import annotations
 

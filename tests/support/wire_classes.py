@@ -1,4 +1,4 @@
-"""What the wire's tests work with: sending an event through a format, and event classes with fields of many types."""
+"""Tools of the wire's tests: sending an event through a format, and event classes with fields of many types."""
 
 from __future__ import annotations
 
