@@ -7,8 +7,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final
 
-from silbo._retry import pause, raise_if_cancelled
-from silbo.consumer.run_state import BROKER_RETRY, RunState
+from silbo._retry import raise_if_cancelled
+from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver
@@ -48,22 +48,24 @@ class Acknowledgements:
 
     def add(self, delivery: Delivery) -> bool:
         """Note an arrival. False if the delivery is in hand already: a broker repeats what it had no answer for."""
-        return not delivery.id or self._in_hand.setdefault(_place(delivery), delivery) is delivery
+        place = delivery.address, delivery.id
+        return not delivery.id or self._in_hand.setdefault(place, delivery) is delivery
 
     def holds(self, delivery: Delivery) -> bool:
         """Return True if the delivery is still in hand, and no other consumer is known to have it."""
-        return not delivery.id or self._in_hand.get(_place(delivery)) is delivery
+        return not delivery.id or self._in_hand.get((delivery.address, delivery.id)) is delivery
 
     def stop_keeping(self, delivery: Delivery) -> None:
         """Tell the broker no longer that this delivery is in work."""
         if delivery.id and self.holds(delivery):
-            self._finished.add(_place(delivery))
+            self._finished.add((delivery.address, delivery.id))
 
     def remove(self, delivery: Delivery) -> None:
         """Remove a delivery that is not to be acknowledged."""
         if delivery.id and self.holds(delivery):
-            del self._in_hand[_place(delivery)]
-            self._finished.discard(_place(delivery))
+            place = delivery.address, delivery.id
+            del self._in_hand[place]
+            self._finished.discard(place)
             self._run.has_room.set()
 
     # -- keep -----------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ class Acknowledgements:
         began_at = monotonic()
         kept = [delivery for place, delivery in self._in_hand.items() if place not in self._finished]
         for delivery in await self._receiver.keep(*kept):
-            if self.holds(delivery) and _place(delivery) not in self._finished:
+            if self.holds(delivery) and (delivery.address, delivery.id) not in self._finished:
                 self.remove(delivery)
                 self._run.stats.lost += 1
         self._kept_at = began_at
@@ -138,20 +140,13 @@ class Acknowledgements:
 
     async def run_acknowledging(self) -> None:
         """Acknowledge in batches: a full one or one that :meth:`flush_soon` asks for at once, else after a moment."""
-        outages = 0
         while self._done or not self._closed:
-            raise_if_cancelled()
             await self._has_some.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(ACK_WITHIN):
                     await self._has_enough.wait()
-            try:
-                with self._run.reports.broker_outage.watched("ack"):
-                    await self.flush()
-                outages = 0
-            except BrokerUnavailable:
-                outages += 1
-                await pause(BROKER_RETRY.delay(outages), self._run.stopping)
+            with suppress(Stopped):  # go on: the broker may answer while listeners still run
+                await self._run.until_answered("ack", self.flush)
 
     async def flush(self) -> None:
         """Acknowledge everything that is done now. After an error or a cancellation it is done by the next flush.
@@ -181,7 +176,3 @@ class Acknowledgements:
                 await self.flush()
         except (BrokerUnavailable, TimeoutError) as error:
             self._run.reports.log.write("not acknowledged at the end, they will come again", error)
-
-
-def _place(delivery: Delivery) -> tuple[str, str]:
-    return delivery.address, delivery.id

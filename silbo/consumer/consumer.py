@@ -114,7 +114,6 @@ class Consumer:
         concurrency = check_count("concurrency", concurrency)
         max_attempts = check_count("max_attempts", max_attempts)
         self.stats: Final = ConsumerStats()
-        self._dispatcher = dispatcher
         self._subscription = subscription
         self._own = own
         self._concurrency = concurrency
@@ -337,11 +336,12 @@ class Consumer:
         """
         if self._own is not None:
             return
-        changes: float | None = count_changes(self._dispatcher)
+        dispatcher = self._options.dispatcher
+        changes: float | None = count_changes(dispatcher)
         if changes is None:
             changes = monotonic() // BRIDGES_CHECKED_EVERY
         if changes != self._changes_checked:
             app = self._subscription.app
-            if any(bridge.publisher.app == app for bridge in find_bridges(self._dispatcher)):
+            if any(bridge.publisher.app == app for bridge in find_bridges(dispatcher)):
                 raise OwnMessagesUndecided(app)
             self._changes_checked = changes
