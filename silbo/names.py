@@ -27,6 +27,7 @@ else:
     E, T = TypeVar("E"), TypeVar("T")
 
 __all__ = [
+    "E",
     "EventName",
     "Key",
     "Name",
