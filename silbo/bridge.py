@@ -41,7 +41,7 @@ UNSENT_LIMIT: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The way out of the events of a name, or of every name that a pattern matches.
+    """The way in which the events of a name, or of every name that a pattern matches, leave the process.
 
     Attributes:
         pattern: A name, or a pattern: ``*`` is one segment, ``**`` any number.

@@ -116,7 +116,7 @@ class Delivery:
     attempt: int = 1
 
     def message(self) -> Message:
-        """Decode the bytes.
+        """Decode the bytes as a message.
 
         Raises:
             MessageInvalid: the bytes are no valid message; the error names the field.

@@ -161,7 +161,7 @@ class _Parameter(NamedTuple):
 
 
 class _Constructor:
-    """A call of a class with the values that its ``__init__`` takes; the other values are set as attributes.
+    """A callable that makes an object of a class: ``__init__`` gets the values that it takes, the others are set after it.
 
     If ``__init__`` requires an argument that no message has (a service, an ``InitVar``), it is not called, as in pickle.
     """
