@@ -12,7 +12,7 @@ VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench bench-check venv format lint types imports wheel clean
+.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -59,6 +59,9 @@ bench: $(VENV)/.demo ## measure dispatch against Whistle, bridge and consumer ag
 bench-check: $(VENV)/.check ## count the instructions of the core paths (valgrind); red if one grew by 3 % (ARGS=--refresh: new ratios)
 	$(RUN) -m benchmarks.instructions $(ARGS)
 
+lock: $(VENV)/.lock ## write requirements/ again after a change of pyproject.toml (ARGS=--upgrade: newest versions)
+	$(RUN) -m tools.lock $(ARGS)
+
 venv: $(VENV)/.dev ## one environment with every tool, for an editor
 
 format: $(VENV)/.check ## let ruff rewrite the code
@@ -84,6 +87,7 @@ clean: ## remove the environments, the caches and everything built
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# demo, test, services, check, docs or dev: the dependency group of that name in pyproject.toml.
-$(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py
+# demo, test, services, check, docs, lock or dev: the dependency group of that name in pyproject.toml, in the versions
+# of requirements/.
+$(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/*.txt)
 	@$(PYTHON) tools/make_venv.py $(VENV) $*

@@ -1,5 +1,7 @@
-"""Builds sdist and wheel, then installs that wheel in an empty environment and imports it: what
-users get."""
+"""Builds sdist and wheel, then installs that wheel in an empty environment and imports it: what users get.
+
+The run-time dependencies are those of requirements/silbo.txt.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,18 @@ def main() -> str | None:
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     with tempfile.TemporaryDirectory(prefix="silbo-wheel-") as scratch:
         # The wheel is built from the sdist, so an sdist that lacks a file fails here.
-        run(sys.executable, "-m", "build", "--outdir", scratch, str(ROOT))
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", scratch, str(ROOT))
         wheel, sdist = next(Path(scratch).glob("*.whl")), next(Path(scratch).glob("*.tar.gz"))
         wrong = look_into(wheel, sdist, project)
         if wrong:
             return wrong
         venv.create(Path(scratch, "venv"), with_pip=True)
         python = str(Path(scratch, "venv", "bin", "python"))
-        run(python, "-m", "pip", "install", "--disable-pip-version-check", str(wheel))
+        pip = (python, "-m", "pip", "--disable-pip-version-check")
+        requirements = str(ROOT / "requirements" / "silbo.txt")
+        run(*pip, "install", "--require-hashes", "--only-binary=:all:", "-r", requirements)
+        run(*pip, "install", "--no-deps", str(wheel))
+        run(*pip, "check")  # the wheel asks for nothing that is not in that file
         print(run(python, "-I", "-c", IMPORT).strip())
         return verify_types(python)
 

@@ -1,4 +1,6 @@
-"""Makes the virtual environment of a make target: `python tools/make_venv.py FOLDER GROUP`.
+"""Makes the virtual environment of a make target: `python tools/make_venv.py FOLDER PART`.
+
+PART is a file of requirements/, without its `.txt`; or `newest`: the newest of all that the tests need, no lock read.
 
 Runs on whatever `python3` a machine has, before anything is installed: the standard library only, and no syntax
 that a Python too old for silbo (3.6 to 3.10) could not read, or it could not say that it is too old.
@@ -9,10 +11,10 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-EXTRAS = "azure,cli,dependency-injector,di,dishka,kafka,rabbitmq,rodi,sqlalchemy,starlette"
+LOCKED = ("--require-hashes", "--no-deps", "--only-binary=:all:")
 
 
-def main(folder: str, group: str) -> "str | None":
+def main(folder: str, part: str) -> "str | None":
     if sys.version_info < OLDEST:
         found = ".".join(map(str, sys.version_info[:3]))
         return f"silbo needs Python 3.11 or later, {sys.executable} is {found}: try `make ... PYTHON=python3.12`"
@@ -30,14 +32,32 @@ def main(folder: str, group: str) -> "str | None":
     if not os.path.exists(os.path.join(folder, "bin", "pip")):
         say(f"1/3  a virtual environment in {folder}")
         run(sys.executable, "-m", "venv", "--clear", folder)
-    # --group needs pip 25.1, and the pip that a Python brings is as old as that Python.
-    say("2/3  pip")
-    run(python, "-m", "pip", "install", "--upgrade", "pip>=25.1")
-    say(f"3/3  silbo, and what `{group}` needs (once; up to a minute or two)")
-    run(python, "-m", "pip", "install", "--editable", f".[{EXTRAS}]", "--group", group)
-    with open(os.path.join(folder, f".{group}"), "w"):
-        pass  # the stamp: make compares its age with that of pyproject.toml
+    # Not compiled: most of what is installed is never imported, and what is gets compiled then.
+    pip = (python, "-m", "pip", "install", "--no-compile")
+    say("2/3  pip and setuptools")
+    run(*pip, *LOCKED, "-r", requirements("build"))
+    say(f"3/3  silbo, and what `{part}` needs (once; up to a minute)")
+    if part == "newest":
+        run(*pip, "--upgrade", "--upgrade-strategy=eager", "pip", "setuptools")
+        run(*pip, "--upgrade", "--upgrade-strategy=eager", "--editable", with_extras(), "--group=test")
+    else:
+        run(*pip, *LOCKED, "-r", requirements(part))
+        run(*pip, "--no-deps", "--no-build-isolation", "--editable", ".")
+    with open(os.path.join(folder, f".{part}"), "w"):
+        pass  # the stamp: make compares its age with that of pyproject.toml and requirements/
     return None
+
+
+def requirements(part: str) -> str:
+    return os.path.join("requirements", f"{part}.txt")
+
+
+def with_extras() -> str:
+    """silbo from this folder, with all extras."""
+    import tomllib  # no Python before 3.11 has it
+
+    with open("pyproject.toml", "rb") as file:
+        return f".[{','.join(tomllib.load(file)['project']['optional-dependencies'])}]"
 
 
 def run(*command: str) -> None:

