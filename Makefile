@@ -12,7 +12,7 @@ VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,13 @@ ifeq ($(ARGS),)
 else
 	$(RUN) -m pytest $(ARGS)
 endif
+
+test-newest: ## the suite with the newest release of everything, no lock; installs them each time
+	@$(PYTHON) tools/make_venv.py $(VENV)-newest newest
+	$(VENV)-newest/bin/python -m pytest $(or $(ARGS),--numprocesses=auto)
+
+test-oldest: $(VENV)-oldest/.oldest ## the suite with the oldest releases that pyproject.toml allows, on Python 3.11
+	$(VENV)-oldest/bin/python -m pytest $(or $(ARGS),--numprocesses=auto)
 
 test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL and RabbitMQ, from the programs found here
 	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
@@ -91,3 +98,6 @@ clean: ## remove the environments, the caches and everything built
 # of requirements/.
 $(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/*.txt)
 	@$(PYTHON) tools/make_venv.py $(VENV) $*
+
+$(VENV)-oldest/.oldest: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/*.txt)
+	@$(PYTHON) tools/make_venv.py $(VENV)-oldest oldest
