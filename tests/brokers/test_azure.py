@@ -270,7 +270,7 @@ async def test_closing_ends_although_the_service_does_not_answer(
 async def test_client_that_the_host_has_closed(client: Client, broker: AzureServiceBus) -> None:
     await broker.publish(message(1))
     await client.close()
-    with pytest.raises(BrokerUnavailable, match="shutdown.*not sent"):
+    with pytest.raises(BrokerUnavailable, match="not sent"):
         await broker.publish(message(2))
 
 

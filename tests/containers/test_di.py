@@ -106,7 +106,7 @@ class NeedsAnything:
 
 @pytest.mark.parametrize(
     ("cls", "problem"),
-    [(NeedsClock, "Clock is abstract, and bound to nothing$"), (NeedsAnything, "The parameter anything to ")],
+    [(NeedsClock, "Clock is abstract, and bound to nothing$"), (NeedsAnything, ".*anything")],
 )
 async def test_what_di_would_fail_to_make_is_named(cls: type, problem: str) -> None:
     """A protocol as much as an abstract class, and what has no annotation."""

@@ -351,7 +351,7 @@ def test_what_a_killed_demo_leaves_in_a_given_redis_expires(
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("redis://127.0.0.1:1/0", "Redis does not answer: Error 111 connecting to 127.0.0.1:1."),
+        ("redis://127.0.0.1:1/0", "Redis does not answer: "),
         ("unix:///nowhere/redis.sock", "Redis does not answer: "),
         ("localhost:6380", "SILBO_REDIS_URL is no URL of a Redis: "),
     ],

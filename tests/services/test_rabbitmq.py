@@ -224,7 +224,7 @@ async def test_queue_that_is_full_leaves_it_unknown(connection: AbstractRobustCo
     limit = {"x-max-length": 1, "x-overflow": "reject-publish"}
     async with bound(connection, **limit) as full, RabbitMQ(connection, full.exchange, app="web") as broker:
         await broker.publish(message(1))
-        with pytest.raises(DeliveryUnknown, match="Nack"):
+        with pytest.raises(DeliveryUnknown, match="did not confirm it"):
             await broker.publish(message(2))
 
 

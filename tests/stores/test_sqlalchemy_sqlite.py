@@ -100,7 +100,7 @@ async def test_file_that_stays_locked_is_given_up_in_time(tmp_path: Path, engine
     await store.open()
     async with async_sessionmaker(engine)() as session:
         await session.execute(text("UPDATE silbo_outbox SET number = 1"))
-        with pytest.raises(StoreUnavailable, match="database is locked; nothing was stored"):
+        with pytest.raises(StoreUnavailable, match="nothing was stored$"):
             await store.add(packed(1), PLENTY)
     await store.add(packed(2), PLENTY)
     assert numbers(await store.rows("pending")) == [2]

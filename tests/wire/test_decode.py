@@ -72,7 +72,7 @@ def test_a_private_attribute_with_a_public_name_on_the_wire_comes_back() -> None
         _pin: int = attrs.field(metadata={"wire": "pin"}, validator=attrs.validators.gt(0))
 
     assert to_event(wire(Hidden(pin=7)), Hidden) == Hidden(pin=7)
-    with pytest.raises(MessageInvalid, match="must be > 0"):
+    with pytest.raises(MessageInvalid, match="Hidden refuses it: ValueError: "):
         to_event(message(pin=-7), Hidden)
 
 
@@ -151,9 +151,10 @@ def test_pydantics_own_conversions_and_validators_count() -> None:
         age: Annotated[int, pydantic.Field(gt=0)] = 1
 
     assert to_event(message(user_id="5", site="https://example.org"), Checked).user_id == 5
-    with pytest.raises(MessageInvalid, match="greater than 0") as caught:
+    with pytest.raises(MessageInvalid) as caught:
         to_event(message(user_id=5, site="https://example.org", age=0), Checked)
     assert caught.value.field == "payload.age"
+    assert isinstance(caught.value.__cause__, pydantic.ValidationError)
 
 
 def test_msgspecs_constraints_count() -> None:
