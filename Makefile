@@ -12,14 +12,14 @@ VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-every-redis test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "make <target> [PYTHON=python3.12]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## a host with a plugin, a second program, real Redis; all three killed in the middle, and 0 lost
 	@$(RUN) -m examples.meetings
@@ -30,6 +30,9 @@ ifeq ($(ARGS),)
 else
 	$(RUN) -m pytest $(ARGS)
 endif
+
+test-every-redis: $(VENV)/.test ## what depends on the Redis version, with each server found here, not only the first
+	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)
 
 test-newest: ## the suite with the newest release of everything, no lock; installs them each time
 	@$(PYTHON) tools/make_venv.py $(VENV)-newest newest

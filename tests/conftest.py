@@ -3,7 +3,8 @@
     redis_url, redis, prefix    a server shared by the tests of one worker, a client on it, a fresh key prefix
     own_redis                   a server that this test alone may kill, freeze and start again
 
-With `@pytest.mark.every_redis` a test runs once with each Redis version that this machine has.
+A test marked `@pytest.mark.every_redis` runs once with each Redis version that this machine has if pytest got
+`--every-redis`, else with the first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ pytest.register_assert_rewrite("tests.support")
 
 SESSION = f"{os.getpid()}-{uuid.uuid4().hex}"
 SESSION_VARIABLE = "SILBO_TEST_SESSION"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-redis", action="store_true", help="run what is marked every_redis with each Redis server found"
+    )
 
 
 def pytest_configure() -> None:
@@ -55,7 +62,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("every_redis"):
+    if metafunc.config.getoption("every_redis") and metafunc.definition.get_closest_marker("every_redis"):
         for fixture in {"redis_server", "own_redis"} & set(metafunc.fixturenames):
             found = [None] if external_url() and fixture == "redis_server" else binaries()
             metafunc.parametrize(fixture, found, indirect=True, ids=str)
