@@ -467,7 +467,7 @@ async def test_cancellation_passes_through_and_leaves_the_event_usable() -> None
         assert await d.adispatch("y", event) is event and event.name == "y"
 
 
-def test_a_million_names_under_one_pattern_leave_memory_flat() -> None:
+def test_names_without_end_under_one_pattern_leave_memory_flat() -> None:
     """Names can be dynamic: what is cached by name is bounded. In a process of its own, for coverage is slow."""
     code = """
         import asyncio, tracemalloc
@@ -479,13 +479,13 @@ def test_a_million_names_under_one_pattern_leave_memory_flat() -> None:
             d = AsyncEventDispatcher()
             d.add_listener("user.*.seen", listener)
             event = Event()
-            for number in range(900_000):
+            for number in range(90_000):
                 await d.adispatch(f"user.{number}.seen", event)
             tracemalloc.start()
-            for number in range(900_000, 910_000):
+            for number in range(90_000, 100_000):
                 await d.adispatch(f"user.{number}.seen", event)
             before, _ = tracemalloc.get_traced_memory()
-            for number in range(910_000, 1_000_000):
+            for number in range(100_000, 190_000):
                 await d.adispatch(f"user.{number}.seen", event)
             after, _ = tracemalloc.get_traced_memory()
             print(after - before)
