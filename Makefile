@@ -11,8 +11,11 @@ VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2
 VENV := .venv/$(or $(VERSION),none)
 RUN := $(VENV)/bin/python
 
+# The suite starts hundreds of Pythons: without bytecode each would compile silbo, and every worker all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-every-redis test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -30,6 +33,9 @@ ifeq ($(ARGS),)
 else
 	$(RUN) -m pytest $(ARGS)
 endif
+
+test-long: $(VENV)/.test ## what runs whole programs for many seconds, and is left out of the others
+	$(RUN) -m pytest -m long $(or $(ARGS),--numprocesses=auto)
 
 test-every-redis: $(VENV)/.test ## what depends on the Redis version, with each server found here, not only the first
 	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)

@@ -32,8 +32,7 @@ def main(folder: str, part: str) -> "str | None":
     if not os.path.exists(os.path.join(folder, "bin", "pip")):
         say(f"1/3  a virtual environment in {folder}")
         run(sys.executable, "-m", "venv", "--clear", folder)
-    # Not compiled: most of what is installed is never imported, and what is gets compiled then.
-    pip = (python, "-m", "pip", "install", "--no-compile")
+    pip = (python, "-m", "pip", "install")
     say("2/3  pip and setuptools")
     run(*pip, *LOCKED, "-r", requirements("build"))
     say(f"3/3  silbo, and what `{part}` needs (once; up to a minute)")
