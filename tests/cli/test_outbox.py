@@ -320,5 +320,7 @@ async def test_name_that_the_output_cannot_show_is_no_failure(tmp_path: Path) ->
     broker = MemoryBroker(app="shop")
     async with Outbox(SQLiteStore(path), broker, relay=False) as outbox:
         await outbox.publish(replace(message(0), message_name="bestellung.bezahlt.€"))
-    done = await silbo("outbox", "status", "--rows", "pending", "--store", path, env={"PYTHONIOENCODING": "ascii"})
+    done = await silbo(
+        "outbox", "status", "--rows", "pending", "--store", path, env={"PYTHONIOENCODING": "ascii"}, command=SILBO
+    )
     assert done.code == 0 and r"bestellung.bezahlt.\u20ac" in done.out

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.command_line import counts, fill, relay, silbo, started, stopped
+from tests.support.command_line import SILBO, counts, fill, relay, silbo, started, stopped
 from tests.support.redis_streams import eventually
 from tools.redis_server import RedisServer
 
@@ -162,7 +162,7 @@ async def test_it_tells_its_figures_where_they_are_wanted(
 
 
 async def test_relay_of_a_missing_file_fails_and_makes_none(redis_url: str, tmp_path: Path) -> None:
-    done = await silbo("relay", "--store", tmp_path / "no.db", "--redis", redis_url)
+    done = await silbo("relay", "--store", tmp_path / "no.db", "--redis", redis_url, command=SILBO)
     assert done.code == 1 and done.err == f"silbo: {tmp_path / 'no.db'}: there is no such file\n"
     assert not list(tmp_path.iterdir())
 

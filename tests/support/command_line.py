@@ -1,23 +1,28 @@
-"""The command line, run in a process of its own as users run it; and stores with messages for it."""
+"""The command line, run as users run it: in a process of its own, or in this one if that makes no difference; and stores for it."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pty
 import signal
 import sys
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 from silbo import Message, Outbox, Quota
 from silbo.brokers.memory import MemoryBroker
+from silbo.cli.main import main
 from silbo.message import new_publication
 from silbo.stores.sqlite import SQLiteStore
+from tests.logs import logging_as_it_was
 
 ROOT = Path(__file__).resolve().parents[2]
 SILBO = (sys.executable, "-W", "error", "-m", "silbo")
@@ -42,7 +47,7 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class Done:
-    """A process that has ended."""
+    """A command that has ended."""
 
     code: int
     out: str
@@ -71,22 +76,52 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **extra}
 
 
-async def silbo(
-    *arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] = SILBO, cwd: Path | None = None
-) -> Done:
-    """Run to the end, without a terminal."""
-    process = await asyncio.create_subprocess_exec(
-        *(*command, *map(str, arguments)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(env or {}),
-        cwd=cwd,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert "Traceback" not in err.decode(), err.decode()
-    return Done(process.returncode, out.decode(), err.decode())
+async def silbo(*arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> Done:
+    """Run to the end, without a terminal.
+
+    Args:
+        arguments: The command's own.
+        env: Added to the environment.
+        command: A program that runs the command line, as ``SILBO``; None runs it in a thread of this process, which
+            spares the start of one.
+    """
+    if command is None:
+        done = await asyncio.to_thread(_run_here, list(map(str, arguments)), environment(env or {}))
+    else:
+        process = await asyncio.create_subprocess_exec(
+            *(*command, *map(str, arguments)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(env or {}),
+        )
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        done = Done(process.returncode, out.decode(), err.decode())
+    assert "Traceback" not in done.err, done.err
+    return done
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""The environment and the three streams are the whole process's."""
+
+
+def _run_here(arguments: Sequence[str], env: Mapping[str, str]) -> Done:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        _ONE_AT_A_TIME,
+        Path(os.devnull).open() as nothing,
+        mock.patch.dict(os.environ, env, clear=True),
+        mock.patch.object(sys, "stdin", nothing),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        logging_as_it_was(),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 class Terminal:
