@@ -11,7 +11,17 @@ from chaos.__main__ import play
 pytestmark = pytest.mark.timeout(120)  # programs start one after another on a busy machine
 
 
-@pytest.mark.parametrize("battery", ["storm", "replies", "fence", "poison", "patience", "freeze"])
+@pytest.mark.parametrize(
+    "battery",
+    [
+        pytest.param("storm", marks=pytest.mark.long),
+        pytest.param("replies", marks=pytest.mark.long),
+        "fence",
+        "poison",
+        "patience",
+        "freeze",
+    ],
+)
 async def test_promises_hold_under(battery: str) -> None:
     """docs/explanation/reliability.md has the table; `python -m chaos BATTERY --short --seed N` repeats one."""
     found = await play(battery, random.randrange(1_000_000), short=True)

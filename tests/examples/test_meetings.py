@@ -132,6 +132,7 @@ def test_demo_kills_host_billing_and_redis_and_loses_nothing(start: Start) -> No
     assert run.nothing_left(within=0)
 
 
+@pytest.mark.long
 def test_a_calm_demo_adds_up_to_the_event(start: Start) -> None:
     """Nothing is sent again and nothing missed, on Pub/Sub neither."""
     run = start([*DEMO, "--requests", "400", "--seed", "7", "--calm"])
@@ -168,6 +169,7 @@ def assert_adds_up(out: str, *, requests: int) -> dict[str, list[int]]:
     return figures
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("faults", "noticed"),
     [
@@ -191,6 +193,7 @@ def test_demo_notices_what_is_wrong(start: Start, faults: str, noticed: list[str
     assert "Everything adds up" not in out
 
 
+@pytest.mark.long
 def test_demo_notices_what_goes_with_the_host(start: Start) -> None:
     """An outbox in memory: whatever it held when the host was killed is lost, and said to be."""
     code, out, _ = start([*FAULTY, "--requests", "200", "--seed", "7"], FAULTS="forget").end()
@@ -202,10 +205,10 @@ def test_demo_notices_what_goes_with_the_host(start: Start) -> None:
 
 INTERRUPTIONS = [
     ("Redis: ", signal.SIGINT),
-    ("kill -9 billing", signal.SIGINT),
+    pytest.param("kill -9 billing", signal.SIGINT, marks=pytest.mark.long),
     ("kill -9 Redis", signal.SIGTERM),
-    ("kill -9 host", signal.SIGINT),
-    ("225 of 300", signal.SIGHUP),
+    pytest.param("kill -9 host", signal.SIGINT, marks=pytest.mark.long),
+    pytest.param("225 of 300", signal.SIGHUP, marks=pytest.mark.long),
 ]
 
 
@@ -237,7 +240,7 @@ def test_demo_ended_while_it_starts_leaves_nothing(start: Start, number: signal.
     assert run.nothing_left(within=8)
 
 
-@pytest.mark.parametrize("moment", ["are ready", "kill -9 host"])
+@pytest.mark.parametrize("moment", ["are ready", pytest.param("kill -9 host", marks=pytest.mark.long)])
 def test_killed_demo_leaves_no_process_and_no_file(start: Start, moment: str) -> None:
     """`kill -9`: its programs and its Redis see that their input has ended."""
     with TemporaryDirectory() as folder:  # `tmp_path` is too long for a socket
@@ -264,6 +267,7 @@ def test_ctrl_c_in_a_real_terminal(start: Start) -> None:
     assert run.nothing_left(within=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_dies_is_said_in_one_line(start: Start, program: str) -> None:
     """What was sent to it is not waited for."""
@@ -319,6 +323,7 @@ def test_program_whose_starter_is_gone_with_its_folder_brings_nothing_back(
 # -- a Redis of the user's ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_given_redis_is_left_as_it_was(start: Start, own_redis: RedisServer, interrupted: bool) -> None:
     """What was there stays, and nothing of the demo is left, after Ctrl-C too."""

@@ -14,7 +14,6 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
-from silbo.brokers.redis.sender import QUEUE_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary, find_binaries
@@ -247,8 +246,11 @@ async def test_publish_waits_for_room_and_then_fails_in_time(
         assert ledger.slowest < 1 + 3 * TOLERANCE  # 11,000 tasks on a busy machine
 
 
-async def test_publishes_past_the_bound_go_out_in_turn(admin: Redis, streams: RedisStreams) -> None:
-    many = 2 * QUEUE_MESSAGES + 500
+async def test_publishes_past_the_bound_go_out_in_turn(
+    admin: Redis, streams: RedisStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "QUEUE_MESSAGES", 1000)
+    many = 2 * 1000 + 500
     sent = asyncio.gather(*[streams.publish(message(n)) for n in range(many)])
     await asyncio.sleep(0)
     cancelled = asyncio.ensure_future(streams.publish(message(-1)))
@@ -287,11 +289,11 @@ async def test_whole_server_refuses(
 ) -> None:
     """Redis's own text, at once, and nothing was sent; afterwards all is well."""
     await streams.publish(message(0))
-    for line in break_it:
-        await admin.execute_command(*line.split())
+    for command in break_it:
+        await admin.execute_command(*command.split())
     results = await asyncio.gather(*[streams.publish(message(n)) for n in range(1, 30)], return_exceptions=True)
-    for line in mend_it:
-        await admin.execute_command(*line.split())
+    for command in mend_it:
+        await admin.execute_command(*command.split())
     assert {type(result) for result in results} == {BrokerUnavailable}
     assert text in str(results[0])
     assert "not sent" in str(results[0])
