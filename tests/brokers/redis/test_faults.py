@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
+from silbo.brokers.redis.sender import QUEUE_MESSAGES
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary, find_binaries
