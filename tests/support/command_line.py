@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
 
-from tests.logs import logging_as_it_was
-
 from silbo import Message, Outbox, Quota
 from silbo.brokers.memory import MemoryBroker
 from silbo.cli.main import main
 from silbo.message import new_publication
 from silbo.stores.sqlite import SQLiteStore
+from tests.support.logging_state import logging_as_it_was
 
 ROOT = Path(__file__).resolve().parents[2]
 SILBO = (sys.executable, "-W", "error", "-m", "silbo")
