@@ -222,7 +222,7 @@ class RequestUnbound(SilboError, LookupError):
 
 @dataclass(eq=False)
 class HandlerShared(SilboError, RuntimeError):
-    """One handler or list of events was in use twice at the same time, and there were events: nobody knows whose they are.
+    """A handler, or its list of events, was in use twice at the same time, so it is not known which use its events belong to.
 
     The events are not sent.
 

@@ -80,7 +80,7 @@ class Format(Protocol):
         """Return the message in these bytes.
 
         Raises:
-            MessageInvalid: the bytes are no valid message; no other error is raised.
+            MessageInvalid: the bytes are not a valid message; no other error is raised.
         """
         ...
 
@@ -119,7 +119,7 @@ class Delivery:
         """Decode the bytes as a message.
 
         Raises:
-            MessageInvalid: the bytes are no valid message; the error names the field.
+            MessageInvalid: the bytes are not a valid message; the error names the field.
         """
         return self.format.decode(self.raw)
 

@@ -52,7 +52,7 @@ class AzureServiceBus(LibraryBroker):
     the senders and leaves the client open.
 
     Args:
-        client: The program's own. It stays open.
+        client: The program's client. It stays open.
         topic: The topic of messages for which no route chose another.
         app: The program's name, as consumers see it in ``event.origin.app``.
         timeout: Seconds in which a publish returns or raises, the client's own retries included. After one was missed,
@@ -65,7 +65,7 @@ class AzureServiceBus(LibraryBroker):
         promises: With ``sessions`` the order of each key, without them none.
 
     Raises:
-        AddressInvalid: the app is no name, or the topic is empty.
+        AddressInvalid: the app is not a valid name, or the topic is empty.
     """
 
     kind = "Service Bus topic"

@@ -53,7 +53,7 @@ class Kafka(LibraryBroker):
         format: Encodes messages as bytes.
 
     Raises:
-        AddressInvalid: the app or the topic is no name.
+        AddressInvalid: the app or the topic is not a valid name.
         ValueError: the producer does not wait until all replicas have a message: a confirmed message could be lost.
     """
 

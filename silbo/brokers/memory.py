@@ -144,13 +144,13 @@ class MemoryBroker(AsyncCloseable):
         """Describe a group; a consumer opens it. Each message goes to one consumer of the group, again until acknowledged.
 
         Args:
-            name: The group's; groups of different names each get every message.
+            name: The name of the group. Each group gets every message.
             start: The place where the group begins when it is opened for the first time; later it goes on where it was.
             streams: The addresses whose messages the group gets, as on Redis Streams. By default ``["events"]``, the
                 address of all messages for which no route chose another.
 
         Raises:
-            AddressInvalid: the name or an address is no name.
+            AddressInvalid: the name or an address is not a valid name.
             StartInvalid: ``start`` is neither ``"new"`` nor ``"oldest"``.
         """
         if start not in ("new", "oldest"):
@@ -327,7 +327,7 @@ class _Backlog:
 
     Attributes:
         waiting: Deliveries that no consumer has, oldest first.
-        pending: Deliveries that a consumer has in hand, with its receiver, by their id.
+        pending: Deliveries that a consumer has in hand, by the delivery's id, each with the consumer's receiver.
         attempts: Attempts counted so far, by the delivery's id.
         dropped: The number of messages dropped since a consumer last got a Gap.
     """

@@ -50,7 +50,7 @@ class RabbitMQ(LibraryBroker):
         format: Encodes messages as bytes.
 
     Raises:
-        AddressInvalid: the app is no name, or the exchange is empty.
+        AddressInvalid: the app is not a valid name, or the exchange is empty.
     """
 
     kind = "RabbitMQ exchange"

@@ -14,7 +14,7 @@ from silbo.errors import MissingExtra
 __all__ = ["print_table", "show_progress"]
 
 NO_END: Final = 1 << 15
-"""Columns of a page that is no terminal: so wide that no line is broken."""
+"""Columns of a page that is not a terminal: so wide that no line is broken."""
 FREE: Final = "error"
 """The title of the one column whose text may be broken into lines."""
 FREE_WIDTH: Final = 20
@@ -93,7 +93,7 @@ def _ignore(done: int) -> None:
 
 @contextmanager
 def _rich_needed() -> Generator[None]:
-    """Raise MissingExtra if the block's imports find no rich."""
+    """Raise MissingExtra if an import in the ``with`` block does not find the library rich."""
     try:
         yield
     except ModuleNotFoundError as error:

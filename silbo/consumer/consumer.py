@@ -222,7 +222,7 @@ class Consumer:
                 await self._disconnect()
 
     async def _connect(self) -> None:
-        """Open the subscription however long the broker is unavailable; not at all if :meth:`stop` comes first."""
+        """Open the subscription. Try again while the broker is unavailable, until :meth:`stop`."""
         opening = asyncio.create_task(self._open_when_answered())
         try:
             await self._opened.wait()

@@ -57,7 +57,13 @@ class KeyedQueue:
         return self._length
 
     def put(self, delivery: Delivery, message: Message | None, key: str | None) -> None:
-        """Add a delivery at the end."""
+        """Add a delivery behind all others of its key.
+
+        Args:
+            delivery: The delivery.
+            message: Its message, if it is decoded already.
+            key: Its routing key; None if it has none.
+        """
         self._arrived += 1
         self._length += 1
         queued = QueuedDelivery(order=self._arrived, delivery=delivery, message=message, key=key)

@@ -85,7 +85,7 @@ class EventRebuilder:
             skips_own_instance: Messages of this very process are unwanted, whatever ``own`` says.
 
         Raises:
-            MessageInvalid: the delivery is no message, or does not fit the event's class.
+            MessageInvalid: the delivery is not a message, or does not fit the event's class.
             Exception: whatever a class of the host's raises when an event is made of it.
         """
         message = message or delivery.message()
@@ -153,7 +153,7 @@ async def receive(
         The event after its dispatch; None for a skipped message of this program's own.
 
     Raises:
-        MessageInvalid: the bytes are no message, or don't fit the event's class. Not safe to retry: it fails again.
+        MessageInvalid: the bytes are not a message, or don't fit the event's class. Not safe to retry: it fails again.
         OwnMessagesUndecided: the message is this program's own, and ``own`` is not given.
         TypeError: ``raw`` is neither bytes nor str, as a dict that another library has decoded already.
         Exception: whatever a listener raised.

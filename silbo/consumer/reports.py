@@ -35,7 +35,7 @@ class DeliveryReports:
         await self._report("gap%s", gap, None, group, address=gap.address, group=self._group)
 
     async def report_malformed(self, delivery: Delivery, error: MessageInvalid) -> None:
-        """Report a delivery that is no message and never will be."""
+        """Report a delivery that is not a message and never will be."""
         name = _readable_name(delivery)
         extra = self._extra(delivery, name)
         await self._report("%s: malformed", error, delivery, self._describe(delivery, name), **extra)
@@ -45,7 +45,7 @@ class DeliveryReports:
 
         Args:
             delivery: As the listeners saw it.
-            error: The listener's.
+            error: The error of the listener.
             attempt: The number of the attempt, from 1.
             then: The words for what follows: "again in 2 s".
         """

@@ -17,7 +17,7 @@ class ConsumerStats:
         handled: Deliveries whose listeners all ran.
         failed: Attempts in which a listener failed.
         retried: Attempts after a failed one.
-        malformed: Deliveries that are no message, don't fit their event class, or have no key where one is needed.
+        malformed: Deliveries that are not a message, don't fit their event class, or have no key where one is needed.
         dead: Deliveries that became dead letters, after their last attempt or because they are malformed.
         duplicates: Deliveries that were handled before, as the inbox says: no listener ran.
         skipped: Unwanted messages of this program's own app.

@@ -31,7 +31,7 @@ def dispatcher_types(dispatcher: object, *, or_class: bool = False) -> list[Any]
         or_class: Accept a class.
 
     Raises:
-        TypeError: it is no silbo dispatcher.
+        TypeError: it is not a silbo dispatcher.
     """
     cls = dispatcher if or_class and isinstance(dispatcher, type) else type(dispatcher)
     if not issubclass(cls, AsyncEventDispatcher):
@@ -68,7 +68,7 @@ class Adapter(ABC):
             The types under which the container has no dispatcher yet.
 
         Raises:
-            TypeError: it is no silbo dispatcher.
+            TypeError: it is not a silbo dispatcher.
             DispatcherConflict: the container has another dispatcher.
         """
         found = {cls: self.find(cls) for cls in dispatcher_types(dispatcher)}
@@ -91,7 +91,7 @@ class Adapter(ABC):
             The dispatcher.
 
         Raises:
-            TypeError: it is no silbo dispatcher.
+            TypeError: it is not a silbo dispatcher.
             DispatcherConflict: the container has another dispatcher; nothing was registered.
         """
         registered = AsyncEventDispatcher(container=self) if dispatcher is None else dispatcher

@@ -165,7 +165,7 @@ def register_dispatcher(
         The dispatcher, which the container gives from now on. You close it yourself.
 
     Raises:
-        TypeError: ``dispatcher`` is no silbo dispatcher, or ``container`` is no container.
+        TypeError: ``dispatcher`` is not a silbo dispatcher, or ``container`` is not a container.
         DispatcherConflict: the container has another dispatcher; nothing was registered.
         dependency_injector.errors.Error: the container provides something else under this name.
     """

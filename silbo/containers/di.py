@@ -97,7 +97,7 @@ class DIContainer(Adapter):
         return self._solved[cls]
 
     def _refuse_unbound(self, cls: type, solved: di.SolvedDependent[Any]) -> None:
-        """Raise Unresolvable if di would make a dispatcher or a mediator by itself: the others don't listen on this one."""
+        """Raise Unresolvable if di would make a new dispatcher or mediator: the program's listeners are not on a new one."""
         asked: list[tuple[object, object]] = [(cls, solved.dependency.call)]
         for parameters in solved.dag.values():
             for used in parameters:
@@ -177,7 +177,7 @@ def register_dispatcher(
         The dispatcher, which the container gives from now on. You close it yourself.
 
     Raises:
-        TypeError: it is no silbo dispatcher.
+        TypeError: it is not a silbo dispatcher.
         DispatcherConflict: the container has another dispatcher; nothing was bound.
     """
     return DIContainer(container).register_dispatcher(dispatcher)

@@ -108,7 +108,7 @@ def dispatcher_provider(
         The provider, for ``make_async_container``. You close the dispatcher yourself.
 
     Raises:
-        TypeError: it is no silbo dispatcher.
+        TypeError: it is not a silbo dispatcher.
     """
     own, *others = dispatcher_types(dispatcher, or_class=True)
 

@@ -113,7 +113,7 @@ def register_dispatcher(
         The dispatcher, which the container gives from now on. You close it yourself: rodi closes nothing.
 
     Raises:
-        TypeError: it is no silbo dispatcher.
+        TypeError: it is not a silbo dispatcher.
         DispatcherConflict: the container has another dispatcher under one of these types; nothing was registered.
     """
     return RodiContainer(container).register_dispatcher(dispatcher)

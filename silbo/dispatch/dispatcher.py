@@ -86,7 +86,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             The registration; its ``remove()`` removes this one and no other.
 
         Raises:
-            TypeError: The listener is not async, or the priority is no number.
+            TypeError: The listener is not async, or the priority is not a number.
             ContainerMissing: The listener is a class, and the dispatcher has no container.
             NameInvalid: The name has a ``*`` that is not a whole segment.
         """
@@ -151,7 +151,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Remove the listeners of an object.
 
         Raises:
-            ValueError: The object is no subscriber.
+            ValueError: The object was not added as a subscriber.
         """
         self._subscribers.remove(subscriber)
 

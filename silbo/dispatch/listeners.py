@@ -66,7 +66,7 @@ def _rank(priority: object) -> Any:
     """Return a priority as an object that can be compared with every other priority.
 
     Raises:
-        TypeError: The priority is no number, or NaN.
+        TypeError: The priority is not a number, or NaN.
     """
     if isinstance(priority, Decimal) and priority.is_finite():
         return Fraction(priority)  # Decimal and Fraction don't compare

@@ -80,7 +80,7 @@ class Observer(Protocol):
 
 
 def check_observers(observers: object) -> None:
-    """Refuse an object that is no sequence of observers.
+    """Refuse an object that is not a sequence of observers.
 
     Raises:
         TypeError: The text names the object.
@@ -104,7 +104,7 @@ async def observe_dispatch(
 
 
 class _ObservedListener(WrappedListener):
-    """A listener that is observed inside of its options, so that an error that goes to a hook is seen too."""
+    """A listener under observation. Observers see each error before the listener's options decide about it."""
 
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._configured = listener if isinstance(listener, ConfiguredListener) else None

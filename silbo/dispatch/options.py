@@ -57,7 +57,7 @@ class Options:
 
 
 def check_policy(policy: object, *, or_none: bool = False) -> None:
-    """Refuse an object that is no error policy.
+    """Refuse an object that is not an error policy.
 
     Raises:
         TypeError: The object is neither ``"raise"`` nor ``"collect"`` nor callable.

@@ -21,9 +21,9 @@ _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
 
 
 def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
-    """Mark an async method as a listener, which it is once its object is given to ``add_subscriber``.
+    """Mark an async method as a listener. ``add_subscriber`` registers the marked methods of an object.
 
-    Several marks on a method are several names. The options are those of ``add_listener``.
+    Mark a method several times to hear several names. The options are those of ``add_listener``.
     """
 
     def mark(method: _M) -> _M:
@@ -39,7 +39,7 @@ def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Ca
 def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
     """Yield name, bound method and options of each listener of an object, in the order of definition, base classes first.
 
-    A method that a subclass overrides without ``@on`` is no listener.
+    A method that a subclass overrides without ``@on`` is not a listener.
     """
     seen: dict[str, None] = {}
     for cls in reversed(type(subscriber).__mro__):
@@ -84,7 +84,7 @@ class Subscribers:
         """Remove the listeners of an object.
 
         Raises:
-            ValueError: The object is no subscriber.
+            ValueError: The object was not added as a subscriber.
         """
         if not self._forget(subscriber):
             raise ValueError(f"{subscriber!r} is no subscriber of this dispatcher")

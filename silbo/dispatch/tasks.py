@@ -49,7 +49,7 @@ class BackgroundTasks:
     async def drain(self, timeout: float | None) -> None:
         """Wait until no spawned task of this event loop runs.
 
-        Called from a spawned task, it does not wait for tasks that are draining themselves: they would wait for each other.
+        If a spawned task calls it, it does not wait for tasks that wait in ``drain()`` too: they would wait for each other.
 
         Raises:
             TimeoutError: Some still run after ``timeout`` seconds; they go on.

@@ -32,7 +32,7 @@ class RequestMap:
         Type checkers see if the handler takes this request, and if its answer is that of ``Request[...]``.
 
         Raises:
-            TypeError: An argument is no class of requests or of handlers, or the handler has no async ``handle`` of its own.
+            TypeError: An argument is not a class of requests or of handlers, or the handler has no async ``handle`` of its own.
             AlreadyBound: The request has a handler.
         """
         request: type[Any]
@@ -108,7 +108,7 @@ class EventMap:
             handler_type: A class with an async ``handle`` or ``__call__``, as a listener class.
 
         Raises:
-            TypeError: An argument is no class of events or of handlers, or the handler has no such method.
+            TypeError: An argument is not a class of events or of handlers, or the handler has no such method.
             AlreadyBound: The class handles these events already, in this map or in another map on the same dispatcher.
             NameInvalid: The class of events has several EventNames: bind one of these. Or another class of events is bound
                 under the same name.
@@ -137,7 +137,7 @@ class EventMap:
         Raises:
             ValueError: The map is registered there with another container.
             AlreadyBound: Another map has registered one of its handlers there, for the same events.
-            NameInvalid: Another map has registered handlers of another class of events there that has the same name.
+            NameInvalid: Another map has registered handlers there for another class of events, and both classes have one name.
         """
         if dispatcher in self._listening:
             if self._listening[dispatcher] is not container:

@@ -81,7 +81,7 @@ class Mediator:
             The answer of its handler.
 
         Raises:
-            TypeError: The request is a class, not an object; or ``events`` of a handler is no list or tuple of events.
+            TypeError: The request is a class, not an object; or ``events`` of a handler is not a list or tuple of events.
             RequestUnbound: The request has no handler.
             Unresolvable: The container can't make the handler.
             HandlerShared: A handler or its list of events was in use twice at the same time.

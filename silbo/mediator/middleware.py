@@ -111,7 +111,7 @@ def check_middlewares(middlewares: Iterable[AnyMiddleware]) -> tuple[AnyMiddlewa
     """Return the middlewares as a tuple.
 
     Raises:
-        TypeError: The argument is no list, or something in it can't be called around a request; the text says what can.
+        TypeError: The argument is not a list, or something in it can't be called around a request; the text says what can.
     """
     given = check_list("middlewares", middlewares)
     for one in given:

@@ -140,7 +140,7 @@ class EventHandler(ABC, Generic[E]):
 
 
 def check_request_handler(request_type: type[Any], handler_type: type[Any]) -> None:
-    """Refuse a class that is no class of requests, or a handler that can't handle a request.
+    """Refuse a class that is not a class of requests, or a handler that can't handle a request.
 
     Raises:
         TypeError: The text says what is wrong, and what to write.
@@ -165,7 +165,7 @@ def check_request_handler(request_type: type[Any], handler_type: type[Any]) -> N
 
 
 def check_event_handler(event_type: type[Any] | None, handler_type: type[Any]) -> None:
-    """Refuse a class that is no class of events, or a handler that can't handle an event.
+    """Refuse a class that is not a class of events, or a handler that can't handle an event.
 
     Raises:
         TypeError: The text says what is wrong, and what to write.

@@ -108,7 +108,7 @@ class Outbox(AsyncCloseable):
         """Open the store, and begin to send.
 
         Raises:
-            StoreInvalid: it is no store, or a newer version's, or has another number of partitions and messages in them.
+            StoreInvalid: it is not a store, or a newer version's, or has another number of partitions and messages in them.
             StoreUnavailable: it can't be opened.
         """
         if self._entered:

@@ -135,7 +135,7 @@ class Relay(AsyncCloseable):
         """Open the store.
 
         Raises:
-            StoreInvalid: it is no store, or another version's.
+            StoreInvalid: it is not a store, or another version's.
             StoreUnavailable: it can't be opened.
         """
         await self._store.open()
@@ -349,7 +349,7 @@ def _outcome_of(rows: Sequence[Row], answer: Sequenced) -> Outcome:
 
 
 def check_store_and_publisher(store: Any, publisher: Any) -> None:
-    """Refuse arguments of an outbox or a relay that are no store or no publisher, perhaps in the wrong order.
+    """Refuse arguments of an outbox or a relay that are not a store and a publisher, perhaps in the wrong order.
 
     Raises:
         TypeError: one of them is something else.

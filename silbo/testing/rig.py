@@ -78,7 +78,7 @@ def message(number: int = 0, *, kind: str = "notification", to: str | None = Non
 
 
 def require(promise: bool, text: str) -> None:
-    """Raise AssertionError with this text unless the promise was kept."""
+    """Raise AssertionError with this text if ``promise`` is false."""
     if not promise:
         raise AssertionError(text)
 

@@ -241,7 +241,7 @@ def _find_hints(cls: type) -> dict[str, Any]:
 
 
 class _FieldReader:
-    """A converter of the annotated fields of a class; all fields that msgspec supports are converted in one call.
+    """Converts a payload to the annotated types of a class: in one call what msgspec supports, the other fields one by one.
 
     Args:
         fields: The wire name and annotation of each attribute.

@@ -52,7 +52,7 @@ class CollectedEvents:
 
         Raises:
             HandlerShared: There are events, and another run had the same handler or list at the same time.
-            TypeError: ``events`` is no list or tuple, has something else than events in it, or shows events of an earlier
+            TypeError: ``events`` is not a list or tuple, has something else than events in it, or shows events of an earlier
                 run in a tuple or a copy.
         """
         run = _Run(handler)
@@ -163,7 +163,7 @@ def _read(handler: Any) -> Sequence[Any]:
     events = handler.events if declared else getattr(handler, "events", None)
     if isinstance(events, list | tuple):
         return events
-    # A mere attribute of this name that is no sequence of objects is the host's own.
+    # A mere attribute of this name that is not a sequence of objects is the host's own.
     if events is None or not (declared or (isinstance(events, Sequence) and not isinstance(events, str | bytes))):
         return ()
     if inspect.iscoroutine(events):

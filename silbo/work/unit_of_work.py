@@ -172,7 +172,7 @@ class Unit:
 
         Raises:
             HandlerShared: The same handler or list was in use twice at the same time, and there were events.
-            TypeError: ``events`` is no list or tuple of events, or can't be emptied for another use.
+            TypeError: ``events`` is not a list or tuple of events, or can't be emptied for another use.
         """
         if dispatcher is None or not (attribute or declares_events(type(handler))):
             yield
@@ -330,7 +330,7 @@ def _warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
 
 
 def _would_act(listener: Any, event: object, name: Any) -> bool:
-    """Return True if the listener is no bridge, or a bridge that would send the event."""
+    """Return True if the listener is not a bridge, or a bridge that would send the event."""
     bridge = getattr(inspect.unwrap(listener), "__self__", None)
     sends = getattr(bridge, "__silbo_sends__", None)  # silbo.bridge imports this module, so its class is not known here
     return sends is None or bool(sends(event, name))
@@ -356,7 +356,7 @@ async def _await_all(work: Sequence[Awaitable[object]]) -> list[BaseException]:
 
 
 def check_container(container: object) -> None:
-    """Refuse a container that is no adapter, as the object of a library.
+    """Refuse a container that is not an adapter, as the object of a library.
 
     Raises:
         TypeError: The text names the object that was given.

@@ -113,7 +113,7 @@ class CallConnection:
     another.
 
     Args:
-        client: The user's.
+        client: The program's client.
         timeout: Seconds in which a call is answered, the wait for earlier calls included.
     """
 

@@ -74,7 +74,7 @@ class DeadLetter:
         """Return the message, decoded.
 
         Raises:
-            MessageInvalid: the bytes are no message; that may be why it is dead.
+            MessageInvalid: the bytes are not a message; that may be why it is dead.
         """
         return self.format.decode(self.raw)
 
@@ -93,12 +93,12 @@ class Retried:
 
 
 class DeadLetters(AsyncCloseable):
-    """The dead letters of one stream, ``{prefix}:{stream}:dead`` with the braces, oldest first.
+    """The dead letters of one stream, oldest first. Their key is ``prefix:{stream}:dead``; the braces belong to it.
 
-    They are kept for 30 days. By then the stream may have removed the entry itself (``retain``); such a dead letter can be
-    read, but not given back to its group alone.
+    They are kept for 30 days. The stream may remove the entry sooner (``RedisStreams(retain=)``). Such a dead letter can be
+    read, but it can't be given back to only the group that gave it up.
 
-    For one event loop at a time; leaving closes the connection::
+    Use it in one event loop at a time. Leaving the block closes the connection::
 
         async with DeadLetters(client) as dead:
             for letter in await dead.list(group="billing"):
@@ -109,10 +109,10 @@ class DeadLetters(AsyncCloseable):
     time; it is safe to call the method again.
 
     Args:
-        client: The program's own. silbo opens a connection of its own from its settings and leaves it as it is.
+        client: The program's client. silbo opens its own connection with the client's settings, and leaves the client as it is.
         prefix: The broker's prefix, the first part of every key.
         stream: The stream's address.
-        format: The broker's.
+        format: The format of the broker that sent the messages.
         timeout: Seconds in which each step is answered.
     """
 

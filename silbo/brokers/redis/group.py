@@ -100,9 +100,8 @@ def _parse_id(entry_id: str) -> tuple[int, int]:
 class StreamReceiver:
     """One consumer of a group.
 
-    First it reads the entries that it was given and did not acknowledge: after opening, and after every error, as a read
-    whose reply was lost has given it entries that it never saw. Then it claims those of silent consumers, then it reads
-    new ones.
+    After opening and after every error it first reads the entries that Redis gave it and that it did not acknowledge: if a
+    reply was lost, it never saw them. Then it claims the entries of silent consumers. Then it reads new ones.
     """
 
     skips_own_instance = False

@@ -45,7 +45,7 @@ class RedisInbox(AsyncCloseable):
             await consumer.run()
 
     Args:
-        client: The program's own. silbo opens a connection of its own from its settings and leaves it as it is.
+        client: The program's client. silbo opens its own connection with the client's settings, and leaves the client as it is.
         prefix: The first part of every key.
         keep: Seconds that a publication is remembered. Keep it above the time in which a redelivery or a replay can come.
         limit: The most publications remembered for each group; the oldest are forgotten first.
@@ -75,7 +75,7 @@ class RedisInbox(AsyncCloseable):
         there, to try the delivery again would double it, and to acknowledge it most likely ends it well.
 
         Raises:
-            AddressInvalid: the group is no name.
+            AddressInvalid: the group is not a valid name.
             BrokerUnavailable: on entering: Redis can't be asked; safe to repeat.
         """
         key = f"{self._prefix}:inbox:{check_address(group, 'a group')}".encode()

@@ -40,7 +40,7 @@ class RedisPubSub(AsyncCloseable):
     connection.
 
     Args:
-        client: The program's own. silbo opens connections of its own from its settings and leaves it as it is.
+        client: The program's client. silbo opens its own connections with the client's settings, and leaves the client as it is.
         app: The program's name, as consumers see it in ``event.origin.app``.
         prefix: The first part of every channel.
         format: Encodes messages as bytes, and names the channels.
@@ -48,7 +48,7 @@ class RedisPubSub(AsyncCloseable):
             until Redis answers again.
 
     Raises:
-        AddressInvalid: the app or the prefix is no name.
+        AddressInvalid: the app or the prefix is not a valid name.
     """
 
     promises: Final = Promises(keeps=False)
@@ -88,7 +88,7 @@ class RedisPubSub(AsyncCloseable):
 
         Raises:
             NameInvalid: a pattern has a ``*`` that is not a whole segment.
-            AddressInvalid: a channel is no address.
+            AddressInvalid: a channel is not an address.
         """
         for pattern in patterns:
             compile_pattern(pattern)

@@ -97,8 +97,8 @@ class BatchScript(NamedTuple):
     Attributes:
         script: Replies with what failed: ``position, error, ...``.
         arguments_each: The number of arguments for one message.
-        first: Packed arguments before those of the messages.
-        first_count: Their number.
+        first: The arguments before those of the messages, as they stand in a Redis command.
+        first_count: The number of arguments in ``first``.
     """
 
     script: Script
@@ -108,7 +108,7 @@ class BatchScript(NamedTuple):
 
 
 class Batch:
-    """The messages that go to one stream in one flush, or to Pub/Sub: one call of the script."""
+    """The messages of one call of the script: all that go to one stream in one flush, or all that go to Pub/Sub."""
 
     __slots__ = ("_script", "arguments", "calls", "key", "reply")
 
@@ -163,7 +163,7 @@ class RedisSender:
     """Sends published messages over one connection, for one event loop at a time.
 
     Args:
-        client: The user's.
+        client: The program's client.
         script: Carries out a batch.
         encode: Returns a message encoded; may raise MessageRefused.
         timeout: Seconds in which a publish is answered.

@@ -36,7 +36,7 @@ class RedisStreams(AsyncCloseable):
     another. Many publishes at once become few calls to Redis, over one connection.
 
     Args:
-        client: The program's own. silbo opens connections of its own from its settings and leaves it as it is.
+        client: The program's client. silbo opens its own connections with the client's settings, and leaves the client as it is.
         app: The program's name, as consumers see it in ``event.origin.app``.
         prefix: The first part of every key.
         format: Encodes messages as bytes.
@@ -46,7 +46,7 @@ class RedisStreams(AsyncCloseable):
             blocks of some hundred. None keeps everything.
 
     Raises:
-        AddressInvalid: the app or the prefix is no name.
+        AddressInvalid: the app or the prefix is not a valid name.
     """
 
     promises: Final = Promises()
@@ -115,21 +115,21 @@ class RedisStreams(AsyncCloseable):
         """Describe a consumer group; a consumer opens it. Each entry goes to one consumer of the group.
 
         Args:
-            name: The group's; groups of different names each get everything.
+            name: The name of the group. Each group gets every message.
             start: The place where the group begins if it does not exist: ``"new"``, ``"oldest"``, or an entry's id, after
                 which it begins.
-            consumer: The name of this consumer in the group. Under the same name it gets again what it did not
-                acknowledge. By default another name in each process and each time: two consumers of one name would get
-                each other's entries in hand. Give a name if a restart should go on at once with what was in hand, and if
-                it is sure that no two run at the same time (a StatefulSet's pod).
+            consumer: The name of this consumer in the group. By default a new name for each consumer that is
+                opened. A consumer that is opened under an old name first gets the entries that the old one did not
+                acknowledge. Give a name only if a restart should go on with them at once, and if two consumers can never
+                have the name at the same time (a StatefulSet's pod): they would get each other's entries in hand.
             streams: The addresses to read; ``["events"]`` by default.
             claim_after: Seconds of silence after which the group's other consumers take over what a consumer has in hand.
-                A live consumer reports itself every third of that time, however long its listeners take; so it is the
-                delay that a dead one costs. Use the same value for all consumers of a group.
+                A live consumer reports itself every third of that time, however long its listeners take. The entries of
+                a dead consumer wait for ``claim_after`` seconds. Use the same value for all consumers of a group.
 
         Raises:
-            AddressInvalid: the name, the consumer or a stream is no name.
-            StartInvalid: ``start`` is not one of these.
+            AddressInvalid: the name, the consumer or a stream is not a valid name.
+            StartInvalid: ``start`` is neither ``"new"``, nor ``"oldest"``, nor an entry's id.
         """
         check_seconds("claim_after", claim_after)
         if isinstance(streams, str):
@@ -175,7 +175,7 @@ def build_stream_key(address: str, prefix: str) -> str:
     before them, so that one ACL pattern covers all keys.
 
     Raises:
-        AddressInvalid: the address is no name.
+        AddressInvalid: the address is not a valid name.
     """
     return f"{prefix}:{{{check_address(address)}}}"
 
@@ -189,10 +189,10 @@ class _StreamKeys:
         self._keys: dict[str, bytes] = {}
 
     def key_for(self, message: Message) -> bytes:
-        """Return the key of the address that a route chose, or of the default stream.
+        """Return the key of the stream: of the address that a route chose, or of the default address if no route chose one.
 
         Raises:
-            MessageRefused: the route chose something that is no address.
+            MessageRefused: the route chose something that is not an address.
         """
         if message.to is None:
             return self.default
@@ -217,7 +217,7 @@ class SequencedSender:
     Beside each stream a hash, ``{stream}:outbox``, holds ``epoch:last sequence`` of each source.
 
     Args:
-        client: The user's.
+        client: The program's client.
         encode: Returns a message encoded; may raise MessageRefused.
         default: The key of the stream that is asked if there is no message.
         keep: Milliseconds that entries are kept, as text; empty for ever.

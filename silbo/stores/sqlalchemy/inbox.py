@@ -56,7 +56,7 @@ class SQLAlchemyInbox:
         self._handled = count()
 
     async def create(self) -> None:
-        """Make those of silbo's tables that are missing; for hosts without migrations."""
+        """Make all of silbo's tables that are missing; for hosts without migrations."""
         async with self._sessions() as session, session.begin():
             await create_tables(await session.connection(bind_arguments={"clause": inbox}))
 

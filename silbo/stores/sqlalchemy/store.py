@@ -46,7 +46,7 @@ class SQLAlchemyStore:
     messages that are kept for a replay don't count.
 
     Args:
-        engine: The host's, which the host disposes of. PostgreSQL, or SQLite 3.35 or later.
+        engine: The host's engine, which the host disposes of. PostgreSQL, or SQLite 3.35 or later.
 
     Raises:
         StoreInvalid: the engine is for another database, or has one connection for everybody.
@@ -87,7 +87,7 @@ class SQLAlchemyStore:
 
     @property
     def in_session(self) -> bool:
-        """True if the caller is within an :func:`in_session` block."""
+        """True if the calling task is inside of a block of the function ``in_session``."""
         return find_session() is not None
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:

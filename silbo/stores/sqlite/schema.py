@@ -72,7 +72,7 @@ def open_schema(connection: sqlite3.Connection, path: Path, *, create: bool, par
 
     Args:
         connection: To the file.
-        path: The file's, for the text of errors.
+        path: The path of the file, for the text of errors.
         create: Make the schema if the file is empty.
         partitions: The number that the outbox is to have; None keeps the file's number, or takes 1 for a new file.
 

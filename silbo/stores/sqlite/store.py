@@ -153,7 +153,7 @@ class SQLiteStore:
     async def _transact(
         self, statement: Callable[Concatenate[sqlite3.Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """Run a function of ``statements.py`` in the thread, in a transaction of its own."""
+        """Run a function of ``statements.py`` in the store's thread, in one transaction; an error rolls it back."""
         return await self._run(
             lambda: self._connection.run(lambda connection: statement(connection, *arguments, **options))
         )
