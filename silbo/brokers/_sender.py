@@ -18,7 +18,7 @@ from silbo._checks import check_seconds
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message
 
-__all__ = ["LibrarySender", "OutgoingMessage"]
+__all__ = ["LibrarySender", "OutgoingMessage", "add_refusal", "build_publish_error"]
 
 BATCH_MESSAGES: Final = 500
 """A batch has at most 500 messages."""
@@ -32,6 +32,32 @@ LATE: Final = 0.05
 _Outcome: TypeAlias = Literal["sent", "refused", "unsent", "unknown"]
 Send: TypeAlias = "Callable[[str, Sequence[OutgoingMessage]], Awaitable[None]]"
 """``(address, messages)`` sends a batch, in this order. May raise; is cancelled at the deadline of the first message."""
+
+
+def add_refusal(first: MessageRefused | None, error: MessageRefused) -> MessageRefused:
+    """Return the error of a call's first refused message, with a note for each further one."""
+    if first is None:
+        return error
+    first.add_note(f"and in the same call: {error}")
+    return first
+
+
+def build_publish_error(why: str, *, messages: int, sent: int, is_unknown: bool) -> BrokerUnavailable | DeliveryUnknown:
+    """Return the error of a call of ``publish`` of which not all messages were sent.
+
+    Args:
+        why: The reason why messages failed.
+        messages: The number of the call's messages.
+        sent: The number of messages that the broker has.
+        is_unknown: True if the broker may have messages that failed.
+    """
+    if is_unknown:
+        return DeliveryUnknown(
+            f"{why}; {'it' if messages == 1 else f'some or all of {messages} messages'} may have arrived"
+        )
+    if sent:
+        return DeliveryUnknown(f"{sent} of {messages} messages were sent, the others were not: {why}")
+    return BrokerUnavailable(f"{why}; {'not sent' if messages == 1 else f'none of {messages} messages was sent'}")
 
 
 class PublishCall:
@@ -54,13 +80,6 @@ class PublishCall:
         self._unsent = ""
         self._unknown = ""
 
-    def add_refusal(self, error: MessageRefused) -> None:
-        """Note that one more message can't be sent."""
-        if self.refusal is None:
-            self.refusal = error
-        else:
-            self.refusal.add_note(f"and in the same call: {error}")
-
     def settle_message(self, outcome: _Outcome, why: str) -> None:
         """Note the outcome of one message; answer the caller after the last one."""
         self._settled += 1
@@ -77,16 +96,9 @@ class PublishCall:
             self.answered.set_exception(error)
 
     def _error(self) -> BrokerUnavailable | DeliveryUnknown | MessageRefused | None:
-        many = self.messages
-        if self._unknown:
-            what = "it" if many == 1 else f"some or all of {many} messages"
-            return DeliveryUnknown(f"{self._unknown}; {what} may have arrived")
-        if self._unsent and self._sent:
-            return DeliveryUnknown(f"{self._sent} of {many} messages were sent, the others were not: {self._unsent}")
-        if self._unsent:
-            return BrokerUnavailable(
-                f"{self._unsent}; {'not sent' if many == 1 else f'none of {many} messages was sent'}"
-            )
+        if why := self._unknown or self._unsent:
+            is_unknown = bool(self._unknown)
+            return build_publish_error(why, messages=self.messages, sent=self._sent, is_unknown=is_unknown)
         return self.refusal
 
 
@@ -130,7 +142,8 @@ class OutgoingMessage:
     def mark_refused(self, problem: str) -> None:
         """Note that the broker takes the message neither now nor later."""
         if self._outcome is None:
-            self._call.add_refusal(MessageRefused(self.message.message_name, problem))
+            refusal = MessageRefused(self.message.message_name, problem)
+            self._call.refusal = add_refusal(self._call.refusal, refusal)
             self._settle("refused")
 
     def mark_unsent(self, why: str) -> None:
@@ -187,7 +200,7 @@ class LibrarySender:
             try:
                 outgoing = OutgoingMessage(call, message, self._encode(message))
             except MessageRefused as error:
-                call.add_refusal(error)
+                call.refusal = add_refusal(call.refusal, error)
             else:
                 call.messages += 1
                 by_address.setdefault(message.to or self._default, []).append(outgoing)

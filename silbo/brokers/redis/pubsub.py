@@ -181,7 +181,8 @@ class _PubSubReceiver:
                     break  # only a part of a message has come
         except (Lost, Refused) as error:
             if not self._ready:  # else the next call raises it
-                await self._lose(str(error))
+                self._lost = str(error)
+                await self._drop()
                 raise BrokerUnavailable(f"lost the subscription to {self._server}: {error}") from error
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
 
@@ -257,10 +258,6 @@ class _PubSubReceiver:
             reason = f"the connection to Redis was lost ({self._lost}) and is back"
             self._ready.appendleft(Gap(str(self._filter), reason))
             self._lost = None
-
-    async def _lose(self, why: str) -> None:
-        self._lost = why
-        await self._drop()
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

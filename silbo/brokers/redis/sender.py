@@ -21,10 +21,11 @@ from redis.asyncio import Redis
 
 from silbo._checks import check_seconds
 from silbo._retry import Backoff
+from silbo.brokers._sender import add_refusal, build_publish_error
 from silbo.brokers.redis.calls import UNANSWERED, run_calls
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
 from silbo.brokers.redis.scripts import Script
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, PublishError
+from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
 
 __all__ = ["FLUSH_BYTES", "FLUSH_MESSAGES", "BatchScript", "EncodedMessage", "RedisSender"]
@@ -79,16 +80,11 @@ class PublishCall:
             if self.failure is None:
                 self.answered.set_result(None)
             else:
-                self.answered.set_exception(self._error(self.failure))
-
-    def _error(self, failure: str) -> PublishError:
-        many = self.messages
-        if self.is_unknown:
-            what = "it" if many == 1 else f"some or all of {many} messages"
-            return DeliveryUnknown(f"{failure}; {what} may have arrived")
-        if self.sent:
-            return DeliveryUnknown(f"{self.sent} of {many} messages were sent, the others were not: {failure}")
-        return BrokerUnavailable(f"{failure}; {'not sent' if many == 1 else f'none of {many} messages was sent'}")
+                self.answered.set_exception(
+                    build_publish_error(
+                        self.failure, messages=self.messages, sent=self.sent, is_unknown=self.is_unknown
+                    )
+                )
 
 
 class BatchScript(NamedTuple):
@@ -225,10 +221,7 @@ class RedisSender:
             try:
                 encoded.append(self._encode(message))
             except MessageRefused as error:
-                if refused is None:
-                    refused = error
-                else:
-                    refused.add_note(f"and in the same call: {error}")
+                refused = add_refusal(refused, error)
         return encoded, refused
 
     async def _wait_for_room(
