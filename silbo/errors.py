@@ -114,7 +114,7 @@ class EnvelopeConflict(SilboError, TypeError):
 
 @dataclass(eq=False)
 class ListenerTimeout(SilboError, TimeoutError):
-    """A listener ran longer than its ``timeout=`` and was cancelled.
+    """A listener ran longer than its ``timeout=`` and was cancelled, also if it caught the cancellation and returned.
 
     Attributes:
         timeout: Seconds.

@@ -104,11 +104,14 @@ async def observe_dispatch(
 
 
 class _ObservedListener(WrappedListener):
-    """A listener under observation. Observers see each error before the listener's options decide about it."""
+    """A listener under observation. Observers see each error before the listener's policy decides about it.
+
+    The time limit is inside of the observation: past it, observers see a :class:`~silbo.errors.ListenerTimeout`.
+    """
 
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._configured = listener if isinstance(listener, ConfiguredListener) else None
-        self._target = listener.target if isinstance(listener, ConfiguredListener) else listener
+        self._target = listener
         if isinstance(listener, WrappedListener):
             self.concurrent = listener.concurrent
             self.rank = listener.rank
@@ -120,14 +123,14 @@ class _ObservedListener(WrappedListener):
 
     async def __call__(self, event: Any) -> None:
         if self._configured is None:
-            await self._observe(event)
+            await self._observe(self._target, event)
         else:
-            await self._configured(event, listener=self._observe)
+            await self._configured(event, observe=self._observe)
 
-    async def _observe(self, event: Any) -> None:
+    async def _observe(self, run: Listener, event: Any) -> None:
         call = Call(dispatch=self._dispatch, listener=self.__wrapped__)
         with _observing(self._observers, "listener", call, event):
-            await self._target(event)
+            await run(event)
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
 from silbo.errors import ListenerTimeout
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from silbo.protocols import Container
 
 __all__ = ["ConfiguredListener", "WrappedListener", "run_dispatch", "run_listeners"]
+
+Observe: TypeAlias = Callable[[Listener, Any], Awaitable[None]]
+"""A callable ``(run, event)`` that awaits ``run(event)``."""
 
 
 class WrappedListener:
@@ -78,15 +81,26 @@ class ConfiguredListener(WrappedListener):
         self._policy = policy
         self._unregister = unregister
 
-    async def __call__(self, event: Any, *, listener: Listener | None = None) -> None:
-        """Run the target under the options, or in its place a callable that runs it and observes it."""
+    async def __call__(self, event: Any, *, listener: Listener | None = None, observe: Observe | None = None) -> None:
+        """Run the target, or another listener in its place, under the options.
+
+        Args:
+            event: The event.
+            listener: Runs in place of the target.
+            observe: Called with the run and the event. It awaits the run and sees how it ends: past its time limit, as
+                :class:`~silbo.errors.ListenerTimeout`; and an error that the policy handles, as that error.
+        """
+        target = self.target if listener is None else listener
         if self._options.once:
             if self.spent:
                 return
             self.spent = True
             self._unregister()
         try:
-            await self._run(listener or self.target, event)
+            if observe is None:
+                await self._run(target, event)
+            else:
+                await observe(partial(self._run, target), event)
         except Exception as error:  # the policy decides; a cancellation passes through
             if self._policy == "raise":
                 raise
@@ -102,9 +116,10 @@ class ConfiguredListener(WrappedListener):
             async with scope:
                 await listener(event)
         except TimeoutError:
-            if scope.expired():
-                raise ListenerTimeout(self.__wrapped__, limit) from None
-            raise
+            if not scope.expired():
+                raise
+        if scope.expired():  # also if the listener has caught the cancellation and returned: its work may be half done
+            raise ListenerTimeout(self.__wrapped__, limit)
 
     async def _apply_policy(self, error: Exception, event: Any) -> None:
         if callable(self._policy):

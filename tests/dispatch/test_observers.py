@@ -10,6 +10,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from silbo import AsyncEventDispatcher, Call, Dispatch, Event, Trace
+from silbo.errors import ListenerTimeout
 
 
 class Ping(Event):
@@ -149,6 +150,47 @@ async def test_a_cancelled_listener_and_dispatch_are_seen_as_such() -> None:
     (traced,) = trace.dispatches
     assert traced.outcome == "cancelled" and traced.called == ((wait, "cancelled"),)
     assert traced.not_called == ((later, "cancelled"),)
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrent": True}, {"once": True}, {"on_error": "collect"}])
+@pytest.mark.parametrize("catches", [False, True])
+async def test_a_time_limit_is_seen_as_a_failure(options: Any, catches: bool) -> None:
+    """A listener that is too slow is not a caller that went away."""
+    seen = Recorder()
+    d = AsyncEventDispatcher(observers=[seen])
+
+    async def hang(event: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not catches:
+                raise
+
+    d.add_listener("x", hang, timeout=0.01, **options)
+    with pytest.raises((ListenerTimeout, ExceptionGroup)):
+        await d.adispatch("x", Ping())
+    _, _, (hook, listener, outcome, error), (*_, dispatch, _) = seen.log
+    assert (hook, listener, outcome, dispatch) == ("called", hang, "failed", "failed")
+    assert isinstance(error, ListenerTimeout) and error.listener is hang
+
+
+async def test_a_cancellation_of_a_listener_with_a_time_limit_is_seen_as_one() -> None:
+    """The limit has not passed."""
+    seen = Recorder()
+    d = AsyncEventDispatcher(observers=[seen])
+    started = asyncio.Event()
+
+    @d.listen("x", timeout=60)
+    async def wait(event: Any) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(d.adispatch("x", Ping()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [entry[2] for entry in seen.log[-2:]] == ["cancelled", "cancelled"]
 
 
 # -- the trace -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from typing import Any
 from unittest.mock import AsyncMock
@@ -155,6 +156,43 @@ async def test_a_listener_past_its_timeout_is_cancelled() -> None:
         await d.adispatch("x", Ping())
     assert isinstance(caught.value, ListenerTimeout) and isinstance(caught.value, SilboError) and cancelled == [True]
     assert caught.value.listener is hang and caught.value.timeout == 0.01
+
+
+@pytest.mark.parametrize("policy", ["raise", "collect", "isolate"])
+async def test_a_listener_that_catches_the_cancellation_of_its_timeout_has_failed(policy: Any) -> None:
+    """It returned, but its work may be half done: nobody may take the dispatch for a success."""
+    errors: list[Exception] = []
+    d = AsyncEventDispatcher(on_error=policy if policy != "isolate" else lambda error, *_: errors.append(error))
+
+    @d.listen("x", timeout=0.01)
+    async def tidy(event: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    try:
+        await d.adispatch("x", Ping())
+    except ListenerTimeout as error:
+        errors.append(error)
+    except ExceptionGroup as group:
+        errors.extend(group.exceptions)
+    assert [type(error) for error in errors] == [ListenerTimeout]
+    task = asyncio.current_task()
+    assert task is not None and not task.cancelling()
+
+
+async def test_an_error_that_a_listener_makes_of_its_cancellation_is_raised_as_it_is() -> None:
+    """Its own error says more than ours."""
+    d = AsyncEventDispatcher()
+
+    @d.listen("x", timeout=0.01)
+    async def translate(event: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise LookupError("half done") from None
+
+    with pytest.raises(LookupError, match="half done"):
+        await d.adispatch("x", Ping())
 
 
 async def test_a_listeners_own_timeout_error_is_left_as_it_is() -> None:
