@@ -31,7 +31,7 @@ class Acknowledgements:
         self._receiver = receiver
         self._run = run
         self._in_hand: dict[tuple[str, str], Delivery] = {}  # by address and id
-        self._finished: set[tuple[str, str]] = set()  # of these, what is in work no more
+        self._finished: set[tuple[str, str]] = set()  # those no longer in work
         self._done: list[Delivery] = []  # to be acknowledged
         self._has_some = asyncio.Event()
         self._has_enough = asyncio.Event()

@@ -46,7 +46,7 @@ class KeyedQueue:
 
     def __init__(self) -> None:
         self._ready: asyncio.PriorityQueue[tuple[float, QueuedDelivery | None]] = asyncio.PriorityQueue()
-        self._behind: dict[str, deque[QueuedDelivery] | None] = {}  # by key: what waits behind its first delivery
+        self._behind: dict[str, deque[QueuedDelivery] | None] = {}  # by key: deliveries behind the first
         self._length = 0
         self._arrived = 0
         self._parked: dict[QueuedDelivery, asyncio.TimerHandle] = {}  # waiting for their next attempt

@@ -234,7 +234,7 @@ class Relay(AsyncCloseable):
                     renew_at = now() + self._lease / 3
                 woken.clear()
                 begun_at = now()
-                stopping = self._stopping.is_set()  # asked before taking: what was stored before a stop is sent
+                stopping = self._stopping.is_set()  # asked before taking: messages stored before a stop are sent
                 rows = await self._store.take(lead, BATCH, sent=outcome.sent, dead=outcome.dead)
                 busy = now() - begun_at
                 self._store_outage.answered(lead.partition)

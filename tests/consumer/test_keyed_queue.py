@@ -52,7 +52,7 @@ async def test_order_is_kept_within_a_key_and_keys_run_side_by_side(d: AsyncEven
 async def test_one_slow_key_does_not_hold_the_others_up(d: AsyncEventDispatcher) -> None:
     release = asyncio.Event()
     heard = Heard()
-    other = next(key for key in "bcdefghijk" if (crc32(key.encode()) - crc32(b"a")) % 2)  # of the other lane
+    other = next(key for key in "bcdefghijk" if (crc32(key.encode()) - crc32(b"a")) % 2)
 
     @d.listen("user.joined")
     async def slow(event: UserJoined) -> None:
