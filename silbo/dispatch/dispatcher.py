@@ -215,7 +215,10 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         try:
             if self._observers:
                 run_all = partial(run_dispatch, self._adispatch, self._listeners.container)
-                await observe_dispatch(self._observers, Dispatch(name=name, event=event, listeners=listeners), run_all)
+                listeners = tuple(listeners)  # a host's get_listeners may give an iterator
+                heard = self._listeners.is_heard(name, listeners)
+                dispatch = Dispatch(name=name, event=event, listeners=listeners, heard=heard)
+                await observe_dispatch(self._observers, dispatch, run_all)
             else:
                 await run_dispatch(self._adispatch, self._listeners.container, listeners, event)
         finally:

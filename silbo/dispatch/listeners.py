@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from bisect import insort
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -168,6 +168,7 @@ class ListenerRegistry:
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
         self._numbers = count()
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
+        self._bystanders: dict[Hashable, frozenset[int]] = {}
 
     def add(
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
@@ -228,6 +229,22 @@ class ListenerRegistry:
         """Return True if a dispatch of the name would run a listener; without a name, if there is any listener."""
         return any(self._entries.values()) if name is None else bool(self.get(name))
 
+    def is_heard(self, name: Hashable, listeners: Iterable[Listener], /) -> bool:
+        """Return True if one of the listeners that a dispatch of a name runs is meant for the name.
+
+        Bridges are not, nor is what is registered for ``**`` alone: they hear a misspelt name as well.
+        """
+        bystanders = self._bystanders.get(name)
+        if bystanders is None:
+            entries = self._matching(name)
+            bystanders = frozenset(id(entry.run) for entry in entries) - {
+                id(entry.run) for entry in entries if entry.name != "**" and not _is_bridge(entry.listener)
+            }
+            if len(self._bystanders) >= CACHED_NAMES:
+                self._bystanders.clear()
+            self._bystanders[name] = bystanders
+        return any(id(listener) not in bystanders for listener in listeners)
+
     def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
         """Yield each known name or pattern with what :meth:`get` returns for it."""
         return ((name, self.get(name)) for name in tuple(self._entries))
@@ -260,6 +277,7 @@ class ListenerRegistry:
     def _changed(self) -> None:
         self.changes += 1
         self._cache.clear()
+        self._bystanders.clear()
         self._on_change()
 
 
@@ -267,6 +285,11 @@ def container_of(dispatcher: object) -> Container | None:
     """Return the container of one of silbo's dispatchers; None if it has none, or for any other object."""
     registry = getattr(dispatcher, "_listeners", None)
     return registry.container if isinstance(registry, ListenerRegistry) else None
+
+
+def _is_bridge(listener: Any) -> bool:
+    owner = getattr(inspect.unwrap(listener), "__self__", None)
+    return hasattr(type(owner), "__silbo_sends__")  # silbo.bridge imports this module, so its class is not known here
 
 
 def _order(entry: _Entry) -> tuple[Any, int]:

@@ -30,6 +30,8 @@ class Dispatch:
         name: The dispatched name.
         event: The event.
         listeners: The listeners of the name, in running order.
+        heard: True if one of the listeners is meant for the name. Bridges are not, nor are listeners that are registered for
+            ``**`` alone: they hear a misspelt name as well.
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
         error: The error that the dispatch raised; None if there was none.
@@ -41,6 +43,7 @@ class Dispatch:
     duration: float = 0.0
     outcome: Outcome = "running"
     error: BaseException | None = None
+    heard: bool = True
 
 
 @dataclass(slots=True, eq=False)

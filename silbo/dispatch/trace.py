@@ -48,7 +48,8 @@ class Trace:
 
     Attributes:
         dispatches: The last dispatches, in the order in which they ended, the oldest first.
-        unheard: For each name that no listener heard, the number of its dispatches.
+        unheard: For each name that no listener is meant for, the number of its dispatches. Bridges, and listeners that are
+            registered for ``**`` alone, hear a misspelt name as well, so they don't count.
     """
 
     def __init__(self, *, limit: int = 1000) -> None:
@@ -97,7 +98,7 @@ class Trace:
                 not_called=tuple((getattr(one, "__wrapped__", one), why or _left_out(one)) for one in left),
             )
         )
-        if not dispatch.listeners and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
+        if not dispatch.heard and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
 
 

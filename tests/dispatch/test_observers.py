@@ -9,7 +9,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Call, Dispatch, Event, Trace
+from silbo import AsyncEventDispatcher, Bridge, Call, Dispatch, Event, Trace
+from silbo.brokers.memory import MemoryBroker
 from silbo.errors import ListenerTimeout
 
 
@@ -275,3 +276,52 @@ async def test_a_trace_keeps_totals() -> None:
     assert trace.unheard == {"nobody": 2, "no.body": 1}
     assert [row.listener for row in trace.never_called(d)] == [never]
     assert len(trace.dispatches) == 2
+
+
+async def test_a_listener_of_every_name_does_not_hide_a_name_that_nobody_hears() -> None:
+    """A bridge, on ``**`` or on a name, and a log on ``**`` hear a misspelt name, too."""
+    trace = Trace()
+    d = AsyncEventDispatcher(observers=[trace])
+
+    async def log(event: Any) -> None: ...
+
+    async def hear(event: Any) -> None: ...
+
+    bridge = Bridge(MemoryBroker(app="web"))
+    d.add_subscriber(bridge)
+    d.add_listener("**", log, timeout=5)
+    d.add_listener("named", bridge.forward, on_error="raise")
+    d.add_listener("user.joined", hear)
+    d.add_listener("order.*", hear, once=True)
+    d.add_listener("logged.by.name", log)
+    for name in ("user.joined", "user.joned", "order.paid", "ordr.paid", "named", "logged.by.name", 7):
+        await d.adispatch(name, Ping())
+    assert trace.unheard == {"user.joned": 1, "ordr.paid": 1, "named": 1, 7: 1}
+
+
+async def test_a_name_is_heard_from_the_moment_somebody_listens() -> None:
+    """And no longer when nobody does."""
+    trace = Trace()
+    d = AsyncEventDispatcher(observers=[trace])
+    d.add_listener("**", AsyncMock())
+    await d.adispatch("x", Ping())
+    with d.add_listener("x", AsyncMock()):
+        await d.adispatch("x", Ping())
+        assert trace.unheard == {"x": 1}
+    await d.adispatch("x", Ping())
+    assert trace.unheard == {"x": 2}
+
+
+async def test_a_listener_that_only_a_hosts_get_listeners_gives_counts_as_hearing() -> None:
+    """The registry knows nothing of it."""
+    trace = Trace()
+    extra = AsyncMock()
+
+    class Host(AsyncEventDispatcher):
+        def get_listeners(self, name: Any = None, /) -> Any:
+            return iter((*super().get_listeners(name), extra))
+
+    d = Host(observers=[trace])
+    d.add_listener("**", AsyncMock())
+    await d.adispatch("x", Ping())
+    assert trace.unheard == {} and extra.await_count == 1
