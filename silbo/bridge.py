@@ -53,6 +53,7 @@ class Route:
     Raises:
         AddressInvalid: ``to`` is not an address.
         NameInvalid: the pattern has a ``*`` that is not a whole segment.
+        TypeError: the pattern is not a text.
         ValueError: there is no such kind.
     """
 
@@ -63,6 +64,8 @@ class Route:
     key: Key | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise TypeError(f"a route's pattern is a text, as 'order.**', not {self.pattern!r}")
         compile_pattern(str(self.pattern))
         if self.kind not in ("notification", "ecst", None):
             raise ValueError(f'kind is "notification", "ecst" or None, not {self.kind!r}')
@@ -229,7 +232,7 @@ class Bridge(AsyncCloseable):
             return None
         version = 1
         if isinstance(name, EventName):
-            key, version = key or name.key, name.version
+            key, version = name.key if key is None else key, name.version
         if key is not None:
             key = read_routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)

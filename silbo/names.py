@@ -32,6 +32,7 @@ __all__ = [
     "Key",
     "Name",
     "check_name",
+    "check_name_given",
     "claim_own_name",
     "compile_pattern",
     "has_name",
@@ -88,17 +89,19 @@ else:
 
         Raises:
             NameInvalid: the name has a ``*``; or handlers are bound to the class already, under the name of the class.
-            TypeError: ``cls`` is not a class.
+            TypeError: The name is not a text, or ``cls`` is not a class.
         """
 
         __slots__ = ("cls", "deprecated", "description", "key", "version")
 
         def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
+            if not isinstance(name, str):
+                raise TypeError(f"an EventName is made of a text, as 'user.joined', not of {name!r}")
             if is_pattern(name):
                 raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
             if cls is not None and not isinstance(cls, type):
                 raise TypeError(f"an EventName's cls is an event class, not {cls!r}")
-            self = super().__new__(own, name)
+            self = super().__new__(own, str.__str__(name))  # of a member of a str enum, its value
             self.cls = cls
             self.key = key
             self.version = version
@@ -189,10 +192,22 @@ def check_name(name: object) -> None:
 
     Raises:
         NameInvalid: the name is a pattern.
+        TypeError: the name is None.
     """
+    check_name_given(name)
     if is_pattern(name):
         raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
     warn_if_deprecated(name)
+
+
+def check_name_given(name: object) -> None:
+    """Refuse None as a name: without a name, ``get_listeners`` and its like mean all names.
+
+    Raises:
+        TypeError: the name is None.
+    """
+    if name is None:
+        raise TypeError("None is not an event name; give a text, as 'user.joined', or any other hashable")
 
 
 def warn_if_deprecated(name: object) -> None:

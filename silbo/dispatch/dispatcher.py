@@ -17,7 +17,7 @@ from silbo.dispatch.running import WrappedListener, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
-from silbo.names import E, EventName, Name, check_name, warn_if_deprecated
+from silbo.names import E, EventName, Name, check_name, check_name_given, warn_if_deprecated
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
@@ -86,7 +86,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             The registration; its ``remove()`` removes this one and no other.
 
         Raises:
-            TypeError: The listener is not async, or the priority is not a number.
+            TypeError: The listener is not async, the priority is not a number, or the name is None.
             ContainerMissing: The listener is a class, and the dispatcher has no container.
             NameInvalid: The name has a ``*`` that is not a whole segment.
         """
@@ -106,6 +106,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Register the decorated function or class; the options are those of :meth:`add_listener`."""
         if is_listener(name):
             raise TypeError("listen takes a name first: @dispatcher.listen('user.joined')")
+        check_name_given(name)
 
         def register(listener: Any) -> Any:
             self.add_listener(name, listener, **options)
@@ -303,4 +304,5 @@ def count_changes(dispatcher: Any) -> int | None:
 
 
 def _new_event(name: object) -> Any:
-    return ((isinstance(name, EventName) and name.cls) or Event)()
+    cls = name.cls if isinstance(name, EventName) else None
+    return (Event if cls is None else cls)()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
 from silbo.dispatch.running import ConfiguredListener
-from silbo.names import compile_pattern, is_pattern
+from silbo.names import check_name_given, compile_pattern, is_pattern
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
@@ -174,6 +174,7 @@ class ListenerRegistry:
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
     ) -> Registration:
         """Register a listener, for all dispatches that begin later."""
+        check_name_given(name)
         run = ClassListener(listener, self.container) if isinstance(listener, type) else listener
         if not is_async(run):
             raise TypeError(
@@ -193,7 +194,7 @@ class ListenerRegistry:
             run=run,
             pattern=pattern,
         )
-        policy = options.on_error or self._policy
+        policy = self._policy if options.on_error is None else options.on_error
         if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
             unregister = partial(self._discard, entry)
             entry.run = ConfiguredListener(run, options, policy, rank=rank, unregister=unregister)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
-from silbo.dispatch.options import Listener
+from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
 __all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dispatch"]
@@ -67,7 +67,10 @@ class Call:
 
 @runtime_checkable
 class Observer(Protocol):
-    """An object that is called around every dispatch and listener, in the dispatching task. Its errors are only logged."""
+    """An object that is called around every dispatch and listener, in the dispatching task. Its errors are only logged.
+
+    Its methods are sync: nobody would await them.
+    """
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
         """Observe the beginning of a dispatch: the listeners are known, and none has run."""
@@ -82,17 +85,26 @@ class Observer(Protocol):
         """Observe the end of a listener's call: ``duration``, ``outcome`` and ``error`` are set."""
 
 
+_HOOKS: Final = ("before_dispatch", "after_dispatch", "before_listener", "after_listener")
+
+
 def check_observers(observers: object) -> None:
     """Refuse an object that is not a sequence of observers.
 
     Raises:
-        TypeError: The text names the object.
+        TypeError: There is one. Or a method of an observer is async. The text names it.
     """
     if not isinstance(observers, Sequence):
         raise TypeError(f"observers is a list of observers, not {observers!r}")
     for observer in observers:
         if isinstance(observer, type) or not isinstance(observer, Observer):
             raise TypeError(f"{observer!r} is no observer: an object with the four methods of silbo.Observer is")
+        for hook in _HOOKS:
+            if is_async(getattr(observer, hook)):
+                raise TypeError(
+                    f"{hook} of {observer!r} is async, and nobody would await it: write 'def {hook}', and start a task in it "
+                    "for what has to wait"
+                )
 
 
 async def observe_dispatch(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod, singledispatchmethod
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from silbo.dispatch.listeners import Registration, undo_registration
 from silbo.dispatch.options import is_async
+from silbo.names import check_name_given
 
 if TYPE_CHECKING:
     from silbo.dispatch.options import Listener, ListenerOptions
@@ -23,17 +24,45 @@ _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
 def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
     """Mark an async method as a listener. ``add_subscriber`` registers the marked methods of an object.
 
-    Mark a method several times to hear several names. The options are those of ``add_listener``.
+    Mark a method several times to hear several names. The options are those of ``add_listener``. A ``classmethod``, ``staticmethod``
+    or ``partialmethod`` may stand above or below the mark, and so may a decorator that keeps the method as ``__wrapped__``.
+
+    Raises:
+        TypeError: The decorated object is no async method, or there is no name.
     """
+    if is_async(name):
+        raise TypeError("on takes a name first: @on('user.joined')")
+    check_name_given(name)
 
     def mark(method: _M) -> _M:
-        if not is_async(method):
+        marked: Any = method
+        if not any(map(is_async, _layers(marked))):
             raise TypeError(f"a listener is an async method, not {method!r}; write 'async def'")
-        marks = getattr(method, _MARK, ())
-        setattr(method, _MARK, ((name, options), *marks))
+        setattr(marked, _MARK, ((name, options), *inspect.getattr_static(marked, _MARK, ())))
         return method
 
     return mark
+
+
+def _layers(attribute: Any) -> Iterator[Any]:
+    """Yield an attribute of a class, then what it wraps, down to the function; runs no code of the attribute."""
+    while attribute is not None:
+        yield attribute
+        if isinstance(attribute, classmethod | staticmethod):
+            attribute = attribute.__func__
+        elif isinstance(attribute, partialmethod | singledispatchmethod):
+            attribute = attribute.func
+        else:
+            attribute = inspect.getattr_static(attribute, "__wrapped__", None)
+
+
+def _marks(attribute: object) -> tuple[tuple[Any, ListenerOptions], ...]:
+    """Return the names and options with which an attribute of a class is marked, the outermost mark first."""
+    found: list[tuple[Any, ListenerOptions]] = []
+    for layer in _layers(attribute):
+        marks = inspect.getattr_static(layer, _MARK, ())
+        found += [mark for mark in marks if not any(mark is other for other in found)]  # functools.wraps copies marks
+    return tuple(found)
 
 
 def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
@@ -45,8 +74,7 @@ def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, Listene
     for cls in reversed(type(subscriber).__mro__):
         seen.update(dict.fromkeys(cls.__dict__))
     for attribute in seen:
-        marks = getattr(inspect.getattr_static(subscriber, attribute), _MARK, ())
-        for name, options in marks:
+        for name, options in _marks(inspect.getattr_static(subscriber, attribute)):
             yield name, getattr(subscriber, attribute), options
 
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
+from silbo.dispatch.options import is_async
 from silbo.errors import DispatcherClosed
 
 __all__ = ["BackgroundTasks"]
@@ -83,8 +84,11 @@ class BackgroundTasks:
         Raises:
             TimeoutError: No such event came within ``timeout`` seconds.
             DispatcherClosed: The dispatcher is closed, or was while waiting.
+            TypeError: ``where`` is async.
             Exception: An error of ``where``.
         """
+        if is_async(where):
+            raise TypeError(f"where= is a plain function of the event, not the async {where!r}: nobody would await it")
         if self._closed:
             raise DispatcherClosed
         heard: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
@@ -105,8 +109,8 @@ class BackgroundTasks:
             async with asyncio.timeout(timeout):
                 return await heard
         except TimeoutError as error:
-            if not heard.cancelled():  # raised by where()
-                raise
+            if not heard.cancelled():  # heard in the same turn of the loop; or where() raised a TimeoutError
+                return heard.result()
             raise TimeoutError(f"no event {name!r} within {timeout:g} s") from error
         finally:
             heard.cancel()

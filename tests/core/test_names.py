@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from enum import Enum
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silbo import AsyncEventDispatcher, Event, EventName
+from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace
 from silbo.errors import NameInvalid
 from silbo.names import compile_pattern, is_pattern
 
@@ -42,6 +43,41 @@ def test_an_event_name_survives_copies_and_pickles(again: Any) -> None:
     name = again(JOINED)
     assert type(name) is EventName and (name, name.cls, name.key, name.version) == (JOINED, Joined, "user_id", 2)
     assert (name.description, name.deprecated) == ("somebody came", "use x")
+
+
+@pytest.mark.parametrize("name", [None, 7, b"user.joined", Joined])
+def test_an_event_name_is_made_of_a_text(name: Any) -> None:
+    """``str()`` would make a name of anything, ``'None'`` as well."""
+    with pytest.raises(TypeError, match="text"):
+        EventName(name)
+
+
+def test_an_event_name_of_an_enums_member_is_its_value() -> None:
+    """Not ``Names.JOINED``."""
+
+    class Names(str, Enum):  # noqa: UP042  # its str() is not its value
+        JOINED = "user.joined"
+
+    assert str(EventName(Names.JOINED)) == "user.joined"
+
+
+@pytest.mark.parametrize("observers", [(), (Trace(),)])
+async def test_none_is_not_a_name(observers: Any) -> None:
+    """Where one name is meant, None would mean all of them; the event keeps its marks."""
+    d: Any = AsyncEventDispatcher(observers=observers)
+    listener, event = AsyncMock(), Event()
+    d.add_listener("x", listener)
+    for use in (d.adispatch, d.spawn, d.wait_for):
+        with pytest.raises(TypeError, match="None is not an event name"):
+            await (use(None) if use == d.wait_for else use(None, event))
+    for register in (lambda: d.add_listener(None, listener), lambda: d.listen(None)):
+        with pytest.raises(TypeError, match="None is not an event name"):
+            register()
+    wrong: Any = None
+    with pytest.raises(TypeError, match="pattern"):
+        Route(wrong)
+    assert "dispatcher" not in vars(event) and listener.await_count == 0
+    assert d.get_listeners(None) == {"x": (listener,)} and d.has_listeners(None)  # as in Whistle: without a name
 
 
 def test_an_event_name_is_no_pattern() -> None:
@@ -153,9 +189,9 @@ async def test_patterns_hear_strings_only() -> None:
     """Any hashable is a name, but only strings have segments."""
     d = AsyncEventDispatcher()
     d.add_listener("**", AsyncMock())
-    for name in (1, ("a", "b"), b"x", None):
-        assert not d.has_listeners(name) if name is not None else True
-        assert d.get_listeners(1) == ()
+    for name in (1, ("a", "b"), b"x"):
+        assert not d.has_listeners(name)
+        assert d.get_listeners(name) == ()
 
 
 def test_a_pattern_is_removed_under_its_own_name() -> None:

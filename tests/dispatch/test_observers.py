@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -192,6 +193,27 @@ async def test_a_cancellation_of_a_listener_with_a_time_limit_is_seen_as_one() -
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [entry[2] for entry in seen.log[-2:]] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.parametrize("hook", ["before_dispatch", "after_dispatch", "before_listener", "after_listener"])
+@pytest.mark.parametrize("how", ["method", "instance", "partial", "mock"])
+def test_an_observer_with_an_async_method_is_refused(hook: str, how: str) -> None:
+    """Nobody would await it, so it would never run."""
+
+    async def observe(*_: Any) -> None: ...
+
+    observer = Recorder()
+    match how:
+        case "method":
+            observer = type("Async", (Recorder,), {hook: observe})()
+        case "instance":
+            setattr(observer, hook, observe)
+        case "partial":
+            setattr(observer, hook, partial(observe, 1))
+        case _:
+            setattr(observer, hook, AsyncMock())
+    with pytest.raises(TypeError, match=f"{hook} of .* is async"):
+        AsyncEventDispatcher(observers=[Recorder(), observer])
 
 
 # -- the trace -----------------------------------------------------------------------------------------------

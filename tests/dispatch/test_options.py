@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Event, Registration
+from silbo import AsyncEventDispatcher, Event, EventName, Registration
 from silbo.errors import ListenerTimeout, SilboError
 
 
@@ -421,3 +421,40 @@ async def test_policies_hold_under_a_hosts_own_adispatch() -> None:
     with pytest.raises(ExceptionGroup):
         await d.adispatch("x", Ping())
     assert last.await_count == 1
+
+
+class Falsy:
+    """A hook that is false, as a list of errors is while it is empty."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __call__(self, *what: Any) -> None:
+        self.calls.append(what)
+
+
+async def test_a_hook_that_is_false_is_a_hook() -> None:
+    """Only None stands for no hook."""
+    mine, hosts = Falsy(), Falsy()
+    d = AsyncEventDispatcher(on_error=hosts)
+    d.add_listener("x", AsyncMock(side_effect=LookupError), on_error=mine)
+    d.add_listener("x", AsyncMock(side_effect=KeyError))
+    await d.adispatch("x", Ping())
+    assert (len(mine.calls), len(hosts.calls)) == (1, 1)
+    assert [row.options for row in d.describe("x")] == [{"on_error": mine}, {}]
+
+
+async def test_an_event_class_that_is_false_is_the_class_of_its_name() -> None:
+    """A metaclass may give classes a length."""
+
+    class Empty(type):
+        def __len__(cls) -> int:
+            return 0
+
+    class Left(Event, metaclass=Empty):
+        pass
+
+    assert isinstance(await AsyncEventDispatcher().adispatch(EventName("user.left", Left)), Left)

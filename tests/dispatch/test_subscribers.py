@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, partialmethod, wraps
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -101,6 +101,138 @@ def test_properties_are_not_run_to_find_listeners() -> None:
         async def listen(self, event: Any) -> None: ...
 
     AsyncEventDispatcher().add_subscriber(Careful())
+
+
+def tracing(method: Any) -> Any:
+    """Wrap a method as hosts' decorators do."""
+
+    @wraps(method)
+    async def run(*args: Any) -> Any:
+        return await method(*args)
+
+    return run
+
+
+class Bound:
+    """A descriptor that keeps the function, but not its attributes."""
+
+    def __init__(self, function: Any) -> None:
+        self.__wrapped__ = function
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self.__wrapped__.__get__(instance, owner)
+
+
+async def test_a_mark_is_found_above_and_below_other_decorators() -> None:
+    """Each listener is heard once for each of its marks."""
+    heard: list[tuple[str, str]] = []
+    below: Any = on  # to type checkers it takes async callables only
+
+    class Plugin:
+        @classmethod
+        @on("class.inner")
+        async def class_inner(cls, event: Any) -> None:
+            heard.append((event.name, cls.__name__))
+
+        @below("class.outer")
+        @classmethod
+        async def class_outer(cls, event: Any) -> None:
+            heard.append((event.name, cls.__name__))
+
+        @staticmethod
+        @on("static.inner")
+        async def static_inner(event: Any) -> None:
+            heard.append((event.name, "static"))
+
+        @below("static.outer")
+        @staticmethod
+        async def static_outer(event: Any) -> None:
+            heard.append((event.name, "static"))
+
+        @on("wrapped.outer")
+        @tracing
+        @on("wrapped.inner")
+        async def wrapped(self, event: Any) -> None:
+            heard.append((event.name, "wrapped"))
+
+        @Bound
+        @on("bound")
+        async def bound(self, event: Any) -> None:
+            heard.append((event.name, "bound"))
+
+        @classmethod
+        @tracing
+        @on("deep")
+        async def deep(cls, event: Any) -> None:
+            heard.append((event.name, cls.__name__))
+
+        async def add(self, label: str, event: Any) -> None:
+            heard.append((event.name, label))
+
+        partial_outer = below("partial.outer")(partialmethod(add, "partial"))
+        partial_inner = partialmethod(below("partial.inner")(tracing(add)), "partial")
+
+    d = AsyncEventDispatcher()
+    d.add_subscriber(Plugin())
+    for row in d.describe():
+        await d.adispatch(str(row.name), Event())
+    assert heard == [
+        ("class.inner", "Plugin"),
+        ("class.outer", "Plugin"),
+        ("static.inner", "static"),
+        ("static.outer", "static"),
+        ("wrapped.outer", "wrapped"),
+        ("wrapped.inner", "wrapped"),
+        ("bound", "bound"),
+        ("deep", "Plugin"),
+        ("partial.outer", "partial"),
+        ("partial.inner", "partial"),
+    ]
+
+
+def test_attributes_that_are_no_listeners_are_not_touched() -> None:
+    """A lazy setting or a proxy of a request may raise any error, or answer to every name."""
+
+    class Proxy:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(f"{name} outside of a request")
+
+        @property
+        def __wrapped__(self) -> Any:
+            raise RuntimeError("outside of a request")
+
+    class Anything:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+    class Lazy:
+        def __get__(self, instance: Any, owner: type) -> Any:
+            raise RuntimeError("not configured")
+
+    class Plugin:
+        request = Proxy()
+        anything = Anything()
+        settings = Lazy()
+        cls = Proxy
+
+        @on("x")
+        async def listen(self, event: Any) -> None: ...
+
+    d = AsyncEventDispatcher()
+    d.add_subscriber(Plugin())
+    assert [row.name for row in d.describe()] == ["x"]
+
+
+def test_a_mark_without_a_name_is_refused() -> None:
+    """``@on`` alone would leave a function that nobody hears."""
+    mark: Any = on
+    with pytest.raises(TypeError, match="name first"):
+
+        @mark
+        async def listen(self: Any, event: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="None is not an event name"):
+        mark(None)
 
 
 # -- describe ------------------------------------------------------------------------------------------------

@@ -201,6 +201,38 @@ def _raise(error: Exception) -> bool:
     raise error
 
 
+async def test_an_async_condition_is_refused() -> None:
+    """Its coroutine would be true for every event."""
+
+    async def where(event: Any) -> bool:
+        return False
+
+    with pytest.raises(TypeError, match="await"):
+        await AsyncEventDispatcher().wait_for("x", where=where, timeout=30)
+
+
+async def test_an_event_in_the_turn_in_which_the_time_is_over_is_returned() -> None:
+    """The dispatch was heard, so it is not lost."""
+    d = AsyncEventDispatcher()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(d.wait_for("x", timeout=0.01))
+    await asyncio.sleep(0)
+    event = Ping()
+
+    def dispatch() -> None:
+        with pytest.raises(StopIteration):
+            d.adispatch("x", event).send(None)
+
+    def outlast_the_limit() -> None:
+        until = loop.time() + 0.02
+        while loop.time() < until:
+            pass
+        loop.call_soon(dispatch)  # runs in the next turn, in front of the timer
+
+    loop.call_soon(outlast_the_limit)
+    assert await waiting is event
+
+
 async def test_wait_for_times_out_and_can_be_cancelled() -> None:
     """Both leave no listener behind."""
     d = AsyncEventDispatcher()
