@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Generator, Iterable
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from silbo.errors import AddressInvalid
+from silbo.errors import AddressInvalid, MissingExtra
 
 __all__ = [
     "check_address",
     "check_count",
     "check_hook",
+    "check_list",
     "check_moment",
     "check_seconds",
-    "check_list",
     "describe_object",
+    "require_extra",
 ]
 
 T = TypeVar("T")
+
+
+@contextmanager
+def require_extra(module: str, *, extra: str, libraries: Collection[str]) -> Generator[None]:
+    """Raise MissingExtra if the imports in the ``with`` block find a library missing.
+
+    Args:
+        module: Needs the library; for the text of the error.
+        extra: Brings the library.
+        libraries: Names of the library's top packages. Any other missing module is a broken installation, and its error
+            is raised as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in libraries:
+            raise
+        raise MissingExtra(module, extra=extra) from error
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:

@@ -10,7 +10,7 @@ from random import random
 
 from silbo._checks import check_count, check_seconds
 
-__all__ = ["Backoff", "end_tasks", "raise_if_cancelled", "pause"]
+__all__ = ["Backoff", "end_tasks", "pause", "raise_if_cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 __all__ = [
-    "AlreadyBound",
     "AddressInvalid",
+    "AlreadyBound",
     "BrokerUnavailable",
     "ContainerMissing",
     "DeliveryGivenUp",

@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
+from silbo._checks import require_extra
 from silbo.brokers._library_broker import LibraryBroker, build_labels
 from silbo.brokers._sender import OutgoingMessage
-from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
+from silbo.errors import AddressInvalid, MessageRefused
 from silbo.message import Format, Message
 from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
-try:
+with require_extra("silbo.brokers.azure", extra="azure", libraries=("azure", "azure.servicebus")):
     from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
     from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
     from azure.servicebus.exceptions import (
@@ -24,10 +25,6 @@ try:
         ServiceBusAuthorizationError,
         ServiceBusQuotaExceededError,
     )
-except ModuleNotFoundError as error:
-    if error.name not in ("azure", "azure.servicebus"):
-        raise
-    raise MissingExtra("silbo.brokers.azure", extra="azure") from error
 
 __all__ = ["AzureServiceBus"]
 

@@ -7,25 +7,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from silbo._checks import check_address
+from silbo._checks import check_address, require_extra
 from silbo.brokers._library_broker import LibraryBroker, build_labels
 from silbo.brokers._sender import OutgoingMessage
-from silbo.errors import MissingExtra
 from silbo.message import Format
 from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
-try:
+with require_extra("silbo.brokers.kafka", extra="kafka", libraries=("aiokafka",)):
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import (
         ClusterAuthorizationFailedError,
         MessageSizeTooLargeError,
         TopicAuthorizationFailedError,
     )
-except ModuleNotFoundError as error:
-    if error.name != "aiokafka":
-        raise
-    raise MissingExtra("silbo.brokers.kafka", extra="kafka") from error
 
 __all__ = ["Kafka"]
 

@@ -7,21 +7,18 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from silbo._checks import require_extra
 from silbo._retry import Backoff
 from silbo.brokers._library_broker import LibraryBroker, build_labels
 from silbo.brokers._sender import OutgoingMessage
-from silbo.errors import AddressInvalid, MessageRefused, MissingExtra
+from silbo.errors import AddressInvalid, MessageRefused
 from silbo.message import Format, Message
 from silbo.wire.formats import JSON
 
-try:
+with require_extra("silbo.brokers.rabbitmq", extra="rabbitmq", libraries=("aio_pika", "aiormq")):
     import aio_pika
     import aiormq
     from aio_pika.abc import AbstractConnection
-except ModuleNotFoundError as error:
-    if error.name not in ("aio_pika", "aiormq"):
-        raise
-    raise MissingExtra("silbo.brokers.rabbitmq", extra="rabbitmq") from error
 
 __all__ = ["RabbitMQ"]
 

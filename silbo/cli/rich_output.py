@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal
 
+from silbo._checks import require_extra
 from silbo.cli.formatting import escape_controls
 from silbo.cli.output import print_line
 from silbo.errors import MissingExtra
@@ -32,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
     Raises:
         MissingExtra: rich is not installed.
     """
-    with _rich_needed():
+    with require_extra("a table (--json is none)", extra="cli", libraries=("rich",)):
         from rich.box import SIMPLE_HEAD
         from rich.cells import cell_len
         from rich.console import Console
@@ -77,7 +78,7 @@ def show_progress(what: str, total: int | None = None) -> Generator[Callable[[in
 
 @contextmanager
 def _bar(what: str, total: int | None) -> Generator[Callable[[int], None]]:
-    with _rich_needed():
+    with require_extra("a table (--json is none)", extra="cli", libraries=("rich",)):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -89,14 +90,3 @@ def _bar(what: str, total: int | None) -> Generator[Callable[[int], None]]:
 
 def _ignore(done: int) -> None:
     """Do nothing with the number that is done: no bar is shown."""
-
-
-@contextmanager
-def _rich_needed() -> Generator[None]:
-    """Raise MissingExtra if an import in the ``with`` block does not find the library rich."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "rich":
-            raise
-        raise MissingExtra("a table (--json is none)", extra="cli") from error

@@ -18,17 +18,16 @@ from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from typing import Any, TypeVar, get_type_hints, overload
 
+from silbo._checks import require_extra
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
 from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
-from silbo.errors import MissingExtra, Unresolvable
+from silbo.errors import Unresolvable
 
-try:
+with require_extra(
+    "silbo.containers.dependency_injector", extra="dependency-injector", libraries=("dependency_injector",)
+):
     from dependency_injector import containers, errors, providers
-except ModuleNotFoundError as error:
-    if error.name != "dependency_injector":
-        raise
-    raise MissingExtra("silbo.containers.dependency_injector", extra="dependency-injector") from error
 
 __all__ = ["DependencyInjectorContainer", "register_dispatcher"]
 

@@ -14,23 +14,20 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeGuard, TypeVar, overload
 
+from silbo._checks import require_extra
 from silbo._whistle import IAsyncEventDispatcher, WhistleDispatcher
 from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
-from silbo.errors import MissingExtra, Unresolvable
+from silbo.errors import Unresolvable
 from silbo.mediator.mediator import Mediator
 
-try:
+with require_extra("silbo.containers.di", extra="di", libraries=("di",)):
     import di
     from di.api.dependencies import DependentBase
     from di.api.scopes import Scope as ScopeName
     from di.dependent import Dependent
     from di.exceptions import DependencyInjectionException
     from di.executors import AsyncExecutor
-except ModuleNotFoundError as error:
-    if error.name != "di":
-        raise
-    raise MissingExtra("silbo.containers.di", extra="di") from error
 
 __all__ = ["DIContainer", "register_dispatcher"]
 

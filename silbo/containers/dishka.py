@@ -15,19 +15,16 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from silbo._checks import require_extra
 from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter, dispatcher_types
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
-from silbo.errors import MissingExtra, Unresolvable
+from silbo.errors import Unresolvable
 
-try:
+with require_extra("silbo.containers.dishka", extra="dishka", libraries=("dishka",)):
     import dishka
     from dishka.entities.key import DependencyKey
     from dishka.entities.scope import BaseScope
     from dishka.exception_base import DishkaError
-except ModuleNotFoundError as error:
-    if error.name != "dishka":
-        raise
-    raise MissingExtra("silbo.containers.dishka", extra="dishka") from error
 
 __all__ = ["DishkaContainer", "dispatcher_provider"]
 

@@ -13,16 +13,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, overload
 
+from silbo._checks import require_extra
 from silbo.containers._adapter import NOTHING, UNKNOWN, Adapter
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
-from silbo.errors import MissingExtra, Unresolvable
+from silbo.errors import Unresolvable
 
-try:
+with require_extra("silbo.containers.rodi", extra="rodi", libraries=("rodi",)):
     import rodi
-except ModuleNotFoundError as error:
-    if error.name != "rodi":
-        raise
-    raise MissingExtra("silbo.containers.rodi", extra="rodi") from error
 
 __all__ = ["RodiContainer", "register_dispatcher"]
 

@@ -3,14 +3,10 @@
 PostgreSQL and SQLite. What is stored in a session commits or rolls back with everything else in it.
 """
 
-from silbo.errors import MissingExtra
+from silbo._checks import require_extra
 
-try:
+with require_extra("silbo.stores.sqlalchemy", extra="sqlalchemy", libraries=("sqlalchemy",)):
     import sqlalchemy as _  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "sqlalchemy":
-        raise
-    raise MissingExtra("silbo.stores.sqlalchemy", extra="sqlalchemy") from error
 
 from silbo.stores.sqlalchemy.inbox import SQLAlchemyInbox
 from silbo.stores.sqlalchemy.session import current_session, in_session
