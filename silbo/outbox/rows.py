@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 from zlib import crc32
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "SessionStore",
     "State",
+    "has_to_wait",
     "pack",
     "partition_of",
     "unpack",
@@ -32,6 +33,9 @@ __all__ = [
 
 State: TypeAlias = Literal["pending", "sending", "sent", "dead"]
 """``pending`` waits, ``sending`` was taken by a relay, ``sent`` is kept for a replay, ``dead`` was refused for good."""
+
+Time = TypeVar("Time", datetime, int)
+"""A time as a store has it."""
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 """All states, in the order of a row's way."""
@@ -143,6 +147,11 @@ def partition_of(key: str | None, partitions: int) -> int:
     return 0 if key is None else crc32(key.encode()) % partitions
 
 
+def has_to_wait(state_at: Time, next_attempt_at: Time | None, now: Time) -> bool:
+    """Return True if a row waits for its next attempt: one delay at most, even if a clock that was ahead postponed it."""
+    return next_attempt_at is not None and state_at <= now < next_attempt_at
+
+
 class OutboxStore(Protocol):
     """Holds the messages of an outbox. All times are by the store's own clock.
 
@@ -187,7 +196,8 @@ class OutboxStore(Protocol):
             above: The epoch has to be greater than this one: the broker has seen it.
 
         Returns:
-            None while another owner's lease runs. The same epoch for a renewal, a greater one for a take-over.
+            None while another owner's lease runs. The same epoch for a renewal, a greater one for a take-over. A running
+            lease that would end more than ``lease`` seconds from now, given by a clock that was ahead, is cut to them.
         """
 
     async def resign(self, lead: Lead) -> None:
@@ -199,7 +209,7 @@ class OutboxStore(Protocol):
         """Take the rows to send next: those that have a sequence already, then the oldest pending ones, which now get one.
 
         They are ``sending`` from then on, with one more attempt, under this lead. Empty while the first of them waits
-        for its next attempt. A new sequence is above the last one and not below the store's clock in microseconds, so
+        for its next attempt (see :func:`has_to_wait`). A new sequence is above the last one and not below the store's clock in microseconds, so
         that a store that was restored from an older copy gives none for a second time.
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.outbox.rows import NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, has_to_wait, unpack
 
 __all__ = ["MemoryStore"]
 
@@ -105,6 +105,7 @@ class MemoryStore:
         now = self._clock()
         led = self._leads[partition]
         if led.owner not in (None, owner) and led.until > now:
+            led.until = min(led.until, now + lease)
             return None
         if led.owner != owner or led.epoch <= above:
             led.owner = owner
@@ -126,8 +127,8 @@ class MemoryStore:
         led = self._check_lead(lead)
         taken = self._taken[lead.partition]
         waiting = self._waiting[lead.partition]
-        first = next(iter(taken or waiting), None)
-        if first is None or ((due := self._rows[first].next_attempt_at) is not None and due > self._now()):
+        first = self._rows.get(next(iter(taken or waiting), 0))
+        if first is None or has_to_wait(first.state_at, first.next_attempt_at, self._now()):
             return ()
         while waiting and len(taken) < limit:
             led.sequence = max(led.sequence + 1, int(self._clock() * 1e6))  # as in stores that can be restored

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
 from silbo.stores.memory import MemoryStore
@@ -13,3 +16,8 @@ class TestMemoryStore(Conformance):
     def make(self) -> Make:
         store = MemoryStore()
         return lambda: store
+
+    async def move_times(self, store: MemoryStore, ahead: timedelta) -> None:
+        for row in store._rows.values():
+            due = None if row.next_attempt_at is None else row.next_attempt_at + ahead
+            store._rows[row.id] = replace(row, state_at=row.state_at + ahead, next_attempt_at=due)

@@ -12,7 +12,8 @@ from silbo.outbox.rows import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.support.inbox_conformance import InboxBehaviour
 from tests.support.session_conformance import InSession
-from tests.support.store_conformance import Conformance, Make, in_state, leader, packed, send
+from tests.support.sqlalchemy_store import SQLAlchemyConformance
+from tests.support.store_conformance import in_state, leader, packed, send
 
 
 @pytest.fixture
@@ -23,11 +24,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
-class TestSQLAlchemyStore(Conformance):
-    @pytest.fixture
-    def make(self, engine: AsyncEngine) -> Make:
-        return lambda: SQLAlchemyStore(engine)
-
+class TestSQLAlchemyStore(SQLAlchemyConformance):
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:
         """Here it takes none: the quota is for what waits, and a host's database has room for an hour of the rest."""
         await store.add(packed(1, 2), Quota(rows=2))

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ class TestSQLiteStore(Conformance):
     @pytest.fixture
     def make(self, path: Path) -> Make:
         return lambda: SQLiteStore(path)
+
+    async def move_times(self, store: SQLiteStore, ahead: timedelta) -> None:
+        more = int(ahead.total_seconds() * 1e6)
+        change(
+            store.path, f"UPDATE message SET state_at = state_at + {more}, next_attempt_at = next_attempt_at + {more}"
+        )
 
 
 @pytest.fixture

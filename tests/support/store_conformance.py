@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,10 @@ class Conformance:
 
     @pytest.fixture
     def make(self) -> Make:
+        raise NotImplementedError
+
+    async def move_times(self, store: Any, ahead: timedelta) -> None:
+        """Change the stored times of the rows to those of a clock that was ahead."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -223,6 +228,23 @@ class Conformance:
         first = await leader(store, lease=0.001)
         await asyncio.sleep(0.002)
         assert (await leader(store)).epoch == first.epoch
+
+    async def test_lease_of_a_clock_that_was_ahead_is_waited_for_at_most_one_lease(
+        self, store: OutboxStore, other: OutboxStore
+    ) -> None:
+        """To the store such a lease looks like one of an hour. The next leader's epoch fences the old one."""
+        ahead = await leader(store, "ahead", lease=3600)
+        assert await other.lead(0, "b", lease=LONG) is None
+        assert (await store.status()).leads[0].until <= datetime.now(UTC) + timedelta(seconds=LONG + 10)
+        assert await other.lead(0, "b", lease=SHORT) is None  # it may be alive: not at once
+        assert (await leader(other, "b", lease=SHORT)).epoch > ahead.epoch
+        with pytest.raises(LeadLost):
+            await store.take(ahead, 1)
+
+    async def test_lease_that_ends_in_time_is_not_cut(self, store: OutboxStore, other: OutboxStore) -> None:
+        lead = await leader(store, lease=LONG)
+        assert await other.lead(0, "b", lease=2 * LONG) is None
+        assert (await store.status()).leads[0].until == lead.until
 
     async def test_next_leader_has_a_greater_epoch(self, store: OutboxStore, other: OutboxStore) -> None:
         first = await leader(store, "a", lease=SHORT)
@@ -377,6 +399,19 @@ class Conformance:
         assert again[0].sequence == first[0].sequence
         assert [(row.attempts, row.next_attempt_at) for row in again] == [(2, None), (1, None)]
         assert again[0].state_at >= first[0].state_at + timedelta(seconds=SHORT)
+
+    async def test_row_postponed_by_a_clock_that_was_ahead_comes_again_with_its_sequence(
+        self, store: OutboxStore
+    ) -> None:
+        await store.add(packed(1, 2), PLENTY)
+        lead = await leader(store)
+        first = await store.take(lead, 1)
+        await store.postpone(lead, ids(first), error="away", delay=LONG)
+        assert not await store.take(lead, 10)
+        await self.move_times(store, timedelta(hours=1))
+        again = await store.take(lead, 10)
+        assert numbers(again) == [1, 2]
+        assert again[0].sequence == first[0].sequence
 
     async def test_sequences_never_come_again(self, make: Make) -> None:
         """Not when all rows are gone, not after the store was closed and opened."""

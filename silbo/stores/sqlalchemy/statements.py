@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, t
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
-from silbo.outbox.rows import STATES, Lead, OutboxStatus, Packed, Row, State, unpack
+from silbo.outbox.rows import STATES, Lead, OutboxStatus, Packed, Row, State, has_to_wait, unpack
 from silbo.stores.sqlalchemy.dialect import (
     begin_writing,
     insert_missing,
@@ -139,14 +139,16 @@ def _check_lead(found: sqlalchemy.Row[Any], lead: Lead) -> None:
 async def lead(connection: AsyncConnection, number: int, owner: str, lease: float, above: int) -> Lead | None:
     """Take or renew the lead of a partition; None while another owner's lease runs. See ``OutboxStore.lead``."""
     found, now = await _lock_partition(connection, number)
+    until = now + timedelta(seconds=lease)
+    change = update(partition).where(partition.c.number == number)
     if found.owner not in (None, owner) and to_utc(found.until) > now:
+        if to_utc(found.until) > until:
+            await connection.execute(change.values(until=until))
         return None
     epoch = found.epoch
     if found.owner != owner or epoch <= above:
         epoch = max(epoch, above) + 1
-    until = now + timedelta(seconds=lease)
-    changed = update(partition).where(partition.c.number == number).values(owner=owner, epoch=epoch, until=until)
-    await connection.execute(changed)
+    await connection.execute(change.values(owner=owner, epoch=epoch, until=until))
     return Lead(partition=number, owner=owner, epoch=epoch, until=until)
 
 
@@ -163,13 +165,13 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
         LeadLost: another relay leads the partition.
     """
     first = (
-        select(message.c.id, message.c.next_attempt_at)
+        select(message.c.id, message.c.state_at, message.c.next_attempt_at)
         .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(1)
         .subquery()
     )
-    columns = (partition.c.owner, partition.c.epoch, first.c.id, first.c.next_attempt_at)
+    columns = (partition.c.owner, partition.c.epoch, first.c.id, first.c.state_at, first.c.next_attempt_at)
     found = (
         await connection.execute(
             select(*columns, statement_time(connection.dialect).label("now"))
@@ -178,9 +180,9 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
         )
     ).one()
     _check_lead(found, lead)
-    return found.id is not None and (
-        found.next_attempt_at is None or to_utc(found.next_attempt_at) <= to_utc(found.now)
-    )
+    if found.id is None or found.next_attempt_at is None:
+        return found.id is not None
+    return not has_to_wait(to_utc(found.state_at), to_utc(found.next_attempt_at), to_utc(found.now))
 
 
 async def take(
@@ -200,7 +202,7 @@ async def take(
         .limit(limit)
     )
     rows = [_to_row(each) for each in found]
-    if not rows or (rows[0].next_attempt_at is not None and rows[0].next_attempt_at > now):
+    if not rows or has_to_wait(rows[0].state_at, rows[0].next_attempt_at, now):
         return []
     # Not below the clock: so a database that was restored from an older copy never gives the same sequence again.
     last = max(last, int(now.timestamp() * 1_000_000))

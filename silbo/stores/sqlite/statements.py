@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from silbo.errors import LeadLost, OutboxFull
-from silbo.outbox.rows import STATES, Lead, OutboxStatus, Row, State, unpack
+from silbo.outbox.rows import STATES, Lead, OutboxStatus, Row, State, has_to_wait, unpack
 from silbo.stores._group_commit import Addition
 
 NO_SEQUENCE: Final = 1 << 62
@@ -81,15 +81,17 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
         "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
     ).fetchone()
     now = read_clock()
+    end = now + int(lease * 1e6)
     if holder not in (None, owner) and until > now:
+        if until > end:
+            connection.execute("UPDATE partition SET until = ? WHERE partition = ?", (end, partition))
         return None
     if holder != owner or epoch <= above:
         epoch = max(epoch, above) + 1
-    until = now + int(lease * 1e6)
     connection.execute(
-        "UPDATE partition SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, until, partition)
+        "UPDATE partition SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, end, partition)
     )
-    return Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(until))
+    return Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(end))
 
 
 def resign(connection: sqlite3.Connection, lead: Lead) -> None:
@@ -126,7 +128,7 @@ def take(
     last = _check_lead(connection, lead)
     now = read_clock()
     found = _select_next(connection, lead.partition, limit)
-    if not found or (found[0][-1] or 0) > now:  # next_attempt_at of the first
+    if not found or has_to_wait(found[0][-2], found[0][-1], now):
         return []
     # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
     next_sequence = max(last + 1, now)

@@ -1,0 +1,32 @@
+"""The tests of every store, on a store in the host's database: on SQLite, and on PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
+from tests.support.store_conformance import Conformance, Make
+
+
+class SQLAlchemyConformance(Conformance):
+    """The fixture ``engine`` is a host's, with silbo's tables."""
+
+    @pytest.fixture
+    def make(self, engine: AsyncEngine) -> Make:
+        self.engine = engine
+        return lambda: SQLAlchemyStore(engine)
+
+    async def change_row(self, row: int, **values: Any) -> None:
+        message = metadata.tables["silbo_message"]
+        async with self.engine.begin() as connection:
+            await connection.execute(update(message).where(message.c.id == row).values(values))
+
+    async def move_times(self, store: Any, ahead: timedelta) -> None:
+        for row in await store.rows("pending"):
+            due = None if row.next_attempt_at is None else row.next_attempt_at + ahead
+            await self.change_row(row.id, state_at=row.state_at + ahead, next_attempt_at=due)
