@@ -27,6 +27,7 @@ __all__ = [
     "HandlerShared",
     "LeadLost",
     "ListenerTimeout",
+    "LoopConflict",
     "MessageInvalid",
     "MessageRefused",
     "MissingExtra",
@@ -271,6 +272,28 @@ class DispatcherClosed(SilboError, RuntimeError):
 
     def __str__(self) -> str:
         return "the dispatcher is closed: no spawn() and no wait_for() after aclose()"
+
+
+@dataclass(eq=False)
+class LoopConflict(SilboError, RuntimeError):
+    """A call in one event loop would have to wait for work of another event loop that runs in another thread.
+
+    Attributes:
+        call: The call.
+        loop: The loop in which it was made.
+        other: The loop whose work it would wait for.
+    """
+
+    call: str
+    loop: object
+    other: object
+
+    def __str__(self) -> str:
+        loop, other = (f"<{type(one).__name__} at {id(one):#x}>" for one in (self.loop, self.other))
+        return (
+            f"{self.call} was called in {loop}, and would wait for work that runs in {other}, in another thread. Call it in "
+            f"that loop: asyncio.run_coroutine_threadsafe(dispatcher.{self.call}, loop)"
+        )
 
 
 # -- the way out --------------------------------------------------------------------------------------------

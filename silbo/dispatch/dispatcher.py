@@ -209,9 +209,12 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             )
         check_name(name)
         prepare_event(event)
+        changes = self._listeners.changes
         listeners = self.get_listeners(name)
         if name not in self._ready:
             self._make_ready(name, listeners)
+            if self._listeners.changes != changes:  # by another thread
+                self._ready.clear()
         outer = begin_dispatch(event, name, self)
         try:
             if self._observers:
@@ -260,8 +263,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until no spawned dispatch runs. May be called from a spawned dispatch, which does not wait for itself.
 
+        Dispatches that were spawned in another event loop must be waited for there.
+
         Raises:
             TimeoutError: Some still run after ``timeout`` seconds; they go on.
+            LoopConflict: Some run in another event loop, in another thread.
         """
         await self._background.drain(timeout)
 
@@ -275,9 +281,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     ) -> E:
         """Wait for the next event for which ``where(event)`` is true, and return it after its other listeners have run.
 
+        The event may be dispatched in another thread.
+
         Args:
             name: A name or pattern.
-            where: Called with every event of the name. Its errors are raised here, not in the dispatch.
+            where: Called with every event of the name, in the thread that dispatches it. Its errors are raised here, not in the dispatch.
             timeout: Seconds.
 
         Raises:

@@ -220,10 +220,13 @@ class ListenerRegistry:
         try:
             return self._cache[name]
         except KeyError:
+            changes = self.changes
             found = tuple(entry.run for entry in self._matching(name))
             if len(self._cache) >= CACHED_NAMES:
                 self._cache.clear()
             self._cache[name] = found
+            if self.changes != changes:  # by another thread, as a wait_for() there does
+                self._cache.clear()
             return found
 
     def has(self, name: Hashable | None = None, /) -> bool:
@@ -259,7 +262,7 @@ class ListenerRegistry:
         found = list(self._entries.get(name, ()))
         if self._patterns and isinstance(name, str) and not is_pattern(name):
             dotted = f"{name}."
-            for entries in self._patterns.values():
+            for entries in tuple(self._patterns.values()):  # another thread may add one
                 if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
                     found += entries
             found.sort(key=_order)

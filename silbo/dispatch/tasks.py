@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
-from silbo.errors import DispatcherClosed
+from silbo.errors import DispatcherClosed, LoopConflict
 
 __all__ = ["BackgroundTasks"]
 
@@ -24,7 +26,11 @@ _lineage: ContextVar[tuple[asyncio.Task[Any], ...]] = ContextVar("silbo_spawned"
 
 
 class BackgroundTasks:
-    """Holds spawned tasks and pending ``wait_for`` calls. ``drain()`` may be called from a spawned task."""
+    """Holds spawned tasks and pending ``wait_for`` calls. ``drain()`` may be called from a spawned task.
+
+    Event loops in several threads may use it: a task runs in the loop that spawned it, a wait is woken in the loop that waits,
+    and a drain that would wait for another loop is refused.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -39,10 +45,14 @@ class BackgroundTasks:
         Raises:
             DispatcherClosed: After :meth:`aclose`.
         """
-        if self._closed:
+        try:
+            if self._closed:
+                raise DispatcherClosed
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
             work.close()
-            raise DispatcherClosed
-        task = asyncio.get_running_loop().create_task(_run(work))
+            raise
+        task = loop.create_task(_run(work))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -54,18 +64,18 @@ class BackgroundTasks:
 
         Raises:
             TimeoutError: Some still run after ``timeout`` seconds; they go on.
+            LoopConflict: Some run in another event loop, in another thread.
         """
         lineage = _lineage.get()
-        self._draining.update(lineage)
-        for changed in self._drains_changed:  # other drains have to look again
-            if not changed.done():
-                changed.set_result(None)
         loop = asyncio.get_running_loop()
+        self._tasks_of(loop)  # refuse before anything else has changed
+        self._draining.update(lineage)
+        for changed in tuple(self._drains_changed):  # other drains have to look again
+            if changed.get_loop() is loop and not changed.done():
+                changed.set_result(None)
         try:
             async with asyncio.timeout(timeout):
-                while running := {
-                    task for task in self._tasks if task.get_loop() is loop and not (lineage and self._draining[task])
-                }:
+                while running := {task for task in self._tasks_of(loop) if not (lineage and self._draining[task])}:
                     changed = loop.create_future()
                     self._drains_changed.add(changed)
                     try:
@@ -73,8 +83,10 @@ class BackgroundTasks:
                     finally:
                         self._drains_changed.discard(changed)
         finally:
-            self._draining.subtract(lineage)
-            self._draining += Counter()  # remove tasks that are at zero
+            for task in lineage:
+                self._draining[task] -= 1
+                if not self._draining[task]:
+                    del self._draining[task]
 
     async def wait_for(
         self, dispatcher: Any, name: Any, where: Callable[[_T], object] | None, timeout: float | None
@@ -100,9 +112,9 @@ class BackgroundTasks:
                 return
             try:
                 if where is None or where(event):
-                    heard.set_result(event)
+                    _settle(heard, partial(heard.set_result, event))
             except Exception as error:  # noqa: BLE001  # raised to the code that waits
-                heard.set_exception(error)
+                _settle(heard, partial(heard.set_exception, error))
 
         registration = dispatcher.add_listener(name, hear, priority=LAST)
         try:
@@ -120,14 +132,46 @@ class BackgroundTasks:
         """Refuse new tasks and waits, end the pending waits with DispatcherClosed, and wait for the spawned tasks."""
         self._closed = True
         for heard in tuple(self._waits):
-            if not heard.done():
-                heard.set_exception(DispatcherClosed())
+            _settle(heard, partial(heard.set_exception, DispatcherClosed()))
         await self.drain(None)
+
+    def _tasks_of(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+        """Return the spawned tasks of a loop.
+
+        Raises:
+            LoopConflict: Another loop runs that has spawned tasks, too. A loop that has ended will never finish its tasks.
+        """
+        own: list[asyncio.Task[Any]] = []
+        for task in tuple(self._tasks):
+            if (other := task.get_loop()) is loop:
+                own.append(task)
+            elif other.is_running():
+                raise LoopConflict("drain()", loop, other)
+        return own
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("spawned dispatch failed", exc_info=error)
+
+
+def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
+    """Give a future its outcome, unless it has one, in the thread of its loop: from another thread it would wake nobody."""
+
+    def settle_once() -> None:
+        if not future.done():
+            settle()
+
+    loop = future.get_loop()
+    try:
+        is_here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        is_here = False
+    if is_here:
+        settle_once()
+    else:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle_once)
 
 
 async def _run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from time import sleep
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 
 from silbo import AsyncEventDispatcher, Event, EventName
-from silbo.errors import DispatcherClosed
+from silbo.dispatch.listeners import ListenerRegistry
+from silbo.errors import DispatcherClosed, LoopConflict
 
 
 class Ping(Event):
@@ -299,3 +304,144 @@ async def test_aclose_from_a_spawned_listener_does_not_deadlock() -> None:
 
     async with asyncio.timeout(5):
         await d.spawn("stop", Ping())
+
+
+# -- two loops -----------------------------------------------------------------------------------------------
+
+
+async def in_another_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a thread of its own, with its own loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, asyncio.run, work)
+
+
+async def await_idly(task: asyncio.Task[Any], thread: Callable[[], object]) -> Any:
+    """Await a task that a thread is to wake, in a loop that nothing else wakes; fail if the thread does not."""
+    hung: list[int] = []
+    timer = asyncio.get_running_loop().call_later(20, hung.append, 1)
+    worker = Thread(target=thread)
+    worker.start()
+    try:
+        return await task
+    finally:
+        timer.cancel()
+        worker.join()
+        assert not hung
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_wait_for_is_woken_by_a_dispatch_in_another_loop(wrong: bool) -> None:
+    """With the event, or with the error of its condition."""
+    d = AsyncEventDispatcher()
+    waiting = asyncio.create_task(d.wait_for("x", where=(lambda event: _raise(LookupError("x"))) if wrong else None))
+    await asyncio.sleep(0)
+    event = Ping()
+    woken = await_idly(waiting, lambda: asyncio.run(d.adispatch("x", event)))
+    if wrong:
+        with pytest.raises(LookupError):
+            await woken
+    else:
+        assert await woken is event
+
+
+async def test_wait_for_is_woken_by_a_dispatch_without_a_loop() -> None:
+    """A plain dispatch needs none."""
+    d = AsyncEventDispatcher()
+    waiting = asyncio.create_task(d.wait_for("x"))
+    await asyncio.sleep(0)
+
+    def dispatch() -> None:
+        sleep(0.05)  # the waiting loop is idle by then; where it is not, the test only shows less
+        with pytest.raises(StopIteration):
+            d.adispatch("x", Ping()).send(None)
+
+    assert isinstance(await await_idly(waiting, dispatch), Ping)
+
+
+async def test_aclose_in_another_loop_ends_a_wait() -> None:
+    """It does not leave it waiting for good."""
+    d = AsyncEventDispatcher()
+    waiting = asyncio.create_task(d.wait_for("x"))
+    await asyncio.sleep(0)
+    with pytest.raises(DispatcherClosed):
+        await await_idly(waiting, lambda: asyncio.run(d.aclose()))
+
+
+@pytest.mark.parametrize("call", ["drain", "aclose"])
+async def test_a_drain_that_would_wait_for_another_running_loop_is_refused_at_once(call: str) -> None:
+    """The error names both loops; the loop that spawned can drain."""
+    d = AsyncEventDispatcher()
+    go_on = asyncio.Event()
+
+    @d.listen("x")
+    async def slow(event: Any) -> None:
+        await go_on.wait()
+
+    task = d.spawn("x", Ping())
+    async with asyncio.timeout(30):
+        with pytest.raises(
+            LoopConflict, match=r"drain\(\) was called in <.*Loop at .*>, and .* <.*Loop at .*>"
+        ) as caught:
+            await in_another_loop(getattr(d, call)())
+    assert caught.value.other is asyncio.get_running_loop() and caught.value.loop is not caught.value.other
+    go_on.set()
+    await getattr(d, call)()
+    assert task.done()
+
+
+async def test_spawned_dispatches_of_two_loops_run_each_in_its_own() -> None:
+    """What another loop has finished, or left behind, holds up no drain."""
+    d = AsyncEventDispatcher()
+    loops: list[Any] = []
+
+    @d.listen("x")
+    async def note(event: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    async def elsewhere() -> None:
+        await d.spawn("x", Ping())
+        d.spawn("x", Ping())
+        await d.drain(timeout=30)
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+
+        async def begin() -> None:
+            d.spawn("never", Ping())
+
+        d.add_listener("never", AsyncMock(side_effect=asyncio.Event().wait))
+        loop.run_until_complete(begin())
+        loop.close()
+
+    await in_another_loop(elsewhere())
+    await asyncio.to_thread(abandon)
+    d.spawn("x", Ping())
+    await d.drain(timeout=30)
+    assert len(loops) == 3 and loops[0] is loops[1] is not loops[2] is asyncio.get_running_loop()
+
+
+def test_a_spawn_without_a_loop_is_an_error_and_leaves_no_coroutine() -> None:
+    """Not a warning about a coroutine that nobody awaited."""
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        AsyncEventDispatcher().spawn("x", Ping())
+    gc.collect()
+
+
+async def test_a_listener_that_another_thread_adds_in_the_midst_of_a_lookup_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The dispatch that looked up may miss it, the next does not."""
+    d = AsyncEventDispatcher()
+    late = AsyncMock()
+    look_up = ListenerRegistry._matching
+
+    def interrupted(self: ListenerRegistry, name: Any) -> Any:
+        found = look_up(self, name)
+        if not d.has_listeners():
+            d.add_listener("x", late)
+        return found
+
+    monkeypatch.setattr(ListenerRegistry, "_matching", interrupted)
+    await d.adispatch("x", Ping())
+    await d.adispatch("x", Ping())
+    assert late.await_count == 1
