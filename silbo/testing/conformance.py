@@ -192,12 +192,17 @@ async def check_closing(rig: Rig) -> None:
     """Check that ``aclose`` finishes the publishes in hand, may be called twice, and that later publishes fail."""
     tasks = [asyncio.create_task(get_outcome(rig.publisher.publish(message(number)))) for number in range(MANY)]
     await asyncio.sleep(0)
-    for which in ("first", "second"):
-        try:
-            await rig.publisher.aclose()
-        except Exception as error:
-            raise AssertionError(f"the {which} aclose() raised {error!r}") from error
-    ends = await asyncio.gather(*tasks)
+    try:
+        for which in ("first", "second"):
+            try:
+                await rig.publisher.aclose()
+            except Exception as error:
+                raise AssertionError(f"the {which} aclose() raised {error!r}") from error
+    finally:
+        ends = await asyncio.gather(*tasks, return_exceptions=True)  # all of them, so that none is left running
+    for end in ends:
+        if isinstance(end, AssertionError):
+            raise end
     # An outbox raises a RuntimeError, a mistake of the caller: not sent.
     ends.append(await get_outcome(rig.publisher.publish(message(MANY)), unsent=RuntimeError))
     got = await wait_for_all(rig, [number for number, end in enumerate(ends) if end is None])
