@@ -87,7 +87,10 @@ def verify_types(python: str) -> str | None:
 
 def run(*command: str, cwd: str = tempfile.gettempdir()) -> str:
     """Its output, shown only when it fails."""
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    env = os.environ | {"PYTHONSAFEPATH": "1"}  # -m would import what lies about in that folder
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{done.stdout}\nThis failed: {' '.join(command)}")
     return done.stdout
