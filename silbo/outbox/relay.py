@@ -14,9 +14,17 @@ from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause, raise_if_cancelled
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused, StoreUnavailable
+from silbo.errors import (
+    BrokerUnavailable,
+    DeliveryUnknown,
+    Fenced,
+    LeadLost,
+    MessageInvalid,
+    MessageRefused,
+    StoreUnavailable,
+)
 from silbo.message import Message
-from silbo.outbox.rows import Lead, OutboxStore, Row
+from silbo.outbox.rows import Lead, OutboxStore, Row, UnreadableMessage
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
 __all__ = ["Relay", "RelayStats", "check_store_and_publisher", "close_publisher_and_store", "finish_task"]
@@ -75,7 +83,7 @@ class Outcome:
     sent: Collection[int] = ()
     dead: Mapping[int, str] = field(default_factory=dict)
     known: int = 0
-    refused: Sequence[tuple[MessageRefused, Message]] = ()
+    refused: Sequence[tuple[MessageRefused | MessageInvalid, Message]] = ()
 
 
 class Relay(AsyncCloseable):
@@ -276,7 +284,7 @@ class Relay(AsyncCloseable):
             await self._report.report_outage(self._broker_outage, lead.partition, error)
             if rows:
                 self.stats.postponed += 1
-                await self._store.postpone(lead, [row.id for row in rows], error=str(error), delay=delay)
+                await self._store.postpone(lead, [row.id for row in rows], error=_to_text(error), delay=delay)
             return None
         self._broker_outage.answered(lead.partition)
         self._relay_outage.answered(lead.partition)
@@ -299,7 +307,7 @@ class Relay(AsyncCloseable):
             Fenced, BrokerUnavailable, DeliveryUnknown: as :meth:`~silbo.protocols.SequencedPublisher.publish_sequenced`.
         """
         publisher = self._publisher
-        messages = [(row.sequence or 0, row.message) for row in rows]
+        messages = [(row.sequence or 0, row.message) for row in rows if not isinstance(row.message, UnreadableMessage)]
         if isinstance(publisher, SequencedPublisher):
             return await publisher.publish_sequenced(f"{self._store.id}/{lead.partition}", lead.epoch, messages)
         # One call for each message, to see which was refused: publishers keep the order of their calls.
@@ -339,13 +347,23 @@ class Relay(AsyncCloseable):
 
 def _outcome_of(rows: Sequence[Row], answer: Sequenced) -> Outcome:
     """Return the outcome of a publisher's answer for these rows."""
-    refused = {row.id: answer.refused[row.sequence or 0] for row in rows if row.sequence in answer.refused}
+    refused: dict[int, MessageRefused | MessageInvalid] = {
+        row.id: answer.refused[row.sequence or 0] for row in rows if row.sequence in answer.refused
+    }
+    for row in rows:
+        if isinstance(row.message, UnreadableMessage):
+            refused[row.id] = MessageInvalid(f"row {row.id} can't be read: {row.message.problem}")
     return Outcome(
         sent=[row.id for row in rows if row.id not in refused],
-        dead={row: str(error) for row, error in refused.items()},
+        dead={row: _to_text(error) for row, error in refused.items()},
         known=sum(row.sequence in answer.known for row in rows),
         refused=[(refused[row.id], row.message) for row in rows if row.id in refused],
     )
+
+
+def _to_text(error: Exception) -> str:
+    """Return an error's text without what databases refuse in a text: NUL, and half of a surrogate pair."""
+    return str(error).replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def check_store_and_publisher(store: Any, publisher: Any) -> None:

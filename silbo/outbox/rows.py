@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "SessionStore",
     "State",
+    "UnreadableMessage",
     "has_to_wait",
     "pack",
     "partition_of",
@@ -63,6 +64,7 @@ class Row:
     Attributes:
         id: Given by the store; ascending in the order of commit, for one key.
         partition: From 0.
+        message: An :class:`UnreadableMessage` if the store was damaged.
         attempts: How often a relay has taken the row since it was stored, or since a retry or replay.
         error: The text of the error of the last attempt.
         sequence: The row's place in the order of sending of its partition; given when a relay first takes it.
@@ -309,7 +311,17 @@ def pack(message: Message, partitions: int) -> Packed:
     return Packed(partition_of(message.key, partitions), message.key, raw)
 
 
-def unpack(raw: bytes) -> Message:
-    """Return the message of :func:`pack`'s bytes."""
-    message: Any = _decode(raw)
+@dataclass(frozen=True, slots=True)
+class UnreadableMessage(Message):
+    """Stands for a stored message whose bytes can't be read: a relay puts its row aside as dead."""
+
+    problem: str = ""
+
+
+def unpack(raw: bytes | str) -> Message:
+    """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones."""
+    try:
+        message: Any = _decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return UnreadableMessage("", "(unreadable)", "", {}, problem=str(error))
     return message  # type: ignore[no-any-return]

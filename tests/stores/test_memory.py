@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from silbo.outbox.rows import unpack
 from silbo.stores.memory import MemoryStore
 from tests.support.store_conformance import Conformance, Make
 
@@ -16,6 +17,9 @@ class TestMemoryStore(Conformance):
     def make(self) -> Make:
         store = MemoryStore()
         return lambda: store
+
+    async def damage(self, store: MemoryStore, row: int, raw: bytes) -> None:
+        store._rows[row] = replace(store._rows[row], message=unpack(raw))
 
     async def move_times(self, store: MemoryStore, ahead: timedelta) -> None:
         for row in store._rows.values():

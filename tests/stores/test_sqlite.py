@@ -42,6 +42,9 @@ class TestSQLiteStore(Conformance):
     def make(self, path: Path) -> Make:
         return lambda: SQLiteStore(path)
 
+    async def damage(self, store: SQLiteStore, row: int, raw: bytes) -> None:
+        change(store.path, f"UPDATE message SET raw = x'{raw.hex()}' WHERE id = {row}")
+
     async def move_times(self, store: SQLiteStore, ahead: timedelta) -> None:
         more = int(ahead.total_seconds() * 1e6)
         change(

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
@@ -25,6 +25,14 @@ class SQLAlchemyConformance(Conformance):
         message = metadata.tables["silbo_message"]
         async with self.engine.begin() as connection:
             await connection.execute(update(message).where(message.c.id == row).values(values))
+
+    async def damage(self, store: Any, row: int, raw: bytes) -> None:
+        if self.engine.dialect.name == "sqlite":
+            async with self.engine.begin() as connection:
+                statement = text("UPDATE silbo_message SET message = CAST(:raw AS TEXT) WHERE id = :row")
+                await connection.execute(statement, {"raw": raw, "row": row})
+        else:  # PostgreSQL keeps no damaged UTF-8 in a text
+            await self.change_row(row, message=raw.decode("latin-1"))
 
     async def move_times(self, store: Any, ahead: timedelta) -> None:
         for row in await store.rows("pending"):

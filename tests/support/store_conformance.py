@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from silbo.errors import LeadLost, OutboxFull, StoreInvalid
+from silbo.brokers.memory import MemoryBroker
+from silbo.errors import LeadLost, MessageInvalid, MessageRefused, OutboxFull, StoreInvalid
 from silbo.message import Message
+from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Lead, OutboxStore, Packed, Quota, Row, State, pack
+from silbo.protocols import Sequenced
 
 Make = Callable[[], OutboxStore]
 
@@ -92,6 +95,10 @@ class Conformance:
 
     async def move_times(self, store: Any, ahead: timedelta) -> None:
         """Change the stored times of the rows to those of a clock that was ahead."""
+        raise NotImplementedError
+
+    async def damage(self, store: Any, row: int, raw: bytes) -> None:
+        """Overwrite a row's message."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -429,6 +436,49 @@ class Conformance:
                 await store.aclose()
         assert len(given) == 6
         assert given == sorted(set(given))
+
+    @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"message_name": "\xff"}', b"{}"], ids=str)
+    async def test_damaged_row_is_named_and_put_aside_and_the_others_are_sent(
+        self, store: OutboxStore, damage: bytes
+    ) -> None:
+        await store.add(packed(1, 2, 3, key="a"), PLENTY)
+        damaged = ids(await store.rows("pending"))[1]
+        await self.damage(store, damaged, damage)
+        told: list[tuple[Exception, object]] = []
+        broker = MemoryBroker()
+        relay = Relay(store, broker, on_error=lambda error, message: told.append((error, message)))
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(relay.run())
+            while not await store.rows("dead"):
+                await asyncio.sleep(0.005)
+            relay.stop()
+        assert await in_state(store, "sent") == [1, 3]
+        (row,) = await store.rows("dead")
+        assert (row.id, relay.stats.sent, relay.stats.dead, relay.stats.postponed) == (damaged, 2, 1, 0)
+        ((error, _),) = told
+        assert isinstance(error, MessageInvalid)
+        assert row.error == str(error)
+        assert f"row {damaged} " in str(error)
+        assert await store.purge("dead", before=FAR) == 1
+
+    @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"], ids=ascii)
+    async def test_error_whose_text_no_database_takes_holds_up_nothing(
+        self, store: OutboxStore, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def refuse(_: object, lead: Lead, rows: Sequence[Row]) -> Sequenced:
+            return Sequenced(refused={row.sequence or 0: MessageRefused("counted", text) for row in rows})
+
+        await store.add(packed(1), PLENTY)
+        monkeypatch.setattr(Relay, "_publish", refuse)
+        relay = Relay(store, MemoryBroker(), on_error=lambda error, message: None)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(relay.run())
+            while not await store.rows("dead"):
+                await asyncio.sleep(0.005)
+            relay.stop()
+        (row,) = await store.rows("dead")
+        assert row.error is not None
+        assert row.error.startswith("'counted': a\\")
 
     # -- settling -----------------------------------------------------------------------------------------------
 

@@ -13,9 +13,11 @@ from sqlalchemy import (
     CursorResult,
     DateTime,
     Dialect,
+    LargeBinary,
     Select,
     Table,
     any_,
+    cast,
     func,
     literal,
     literal_column,
@@ -33,6 +35,7 @@ __all__ = [
     "is_among",
     "is_in_state",
     "read_clock",
+    "select_rows",
     "statement_time",
     "to_utc",
     "without_locked_rows",
@@ -53,6 +56,14 @@ async def insert_missing(
     """Insert those of the rows whose key the table does not have yet."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return await connection.execute(insert(table).on_conflict_do_nothing(), rows)
+
+
+def select_rows(connection: AsyncConnection) -> Select[*tuple[Any, ...]]:
+    """Select all columns of messages. On SQLite the JSON comes as bytes: a damaged text would make its driver fail for all rows."""
+    if connection.dialect.name == "postgresql":
+        return select(message)
+    others = [column for column in message.c if column.name != "message"]
+    return select(*others, cast(message.c.message, LargeBinary).label("message"))
 
 
 def is_in_state(*states: str) -> ColumnElement[bool]:

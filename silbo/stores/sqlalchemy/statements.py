@@ -23,6 +23,7 @@ from silbo.stores.sqlalchemy.dialect import (
     is_among,
     is_in_state,
     read_clock,
+    select_rows,
     statement_time,
     to_utc,
     without_locked_rows,
@@ -196,7 +197,7 @@ async def take(
     last, now = await _lock_lead(connection, lead)
     await _settle(connection, lead, sent, dead, now)
     found = await connection.execute(
-        select(message)
+        select_rows(connection)
         .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(limit)
@@ -342,7 +343,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
 
 async def rows(connection: AsyncConnection, state: State, after: int, limit: int) -> list[Row]:
     """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
-    chosen = select(message).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
+    chosen = select_rows(connection).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
     return [_to_row(found) for found in await connection.execute(chosen)]
 
 
@@ -391,7 +392,7 @@ def _to_row(found: sqlalchemy.Row[Any]) -> Row:
         id=found.id,
         partition=found.partition,
         state=found.state,
-        message=unpack(found.message.encode()),
+        message=unpack(found.message),
         attempts=found.attempts,
         error=found.error,
         sequence=None if found.sequence == NO_SEQUENCE else found.sequence,
