@@ -10,7 +10,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from silbo.errors import NameInvalid
 
@@ -80,7 +80,8 @@ else:
 
         Args:
             name: The dotted name, as ``user.joined``; no ``*``.
-            cls: The class of its events; a consumer rebuilds messages of this name as this class.
+            cls: The class of its events; a consumer rebuilds messages of this name as this class. The class knows its names
+                for as long as they are alive, so names that are made for a tenant or a request are freed.
             key: The routing key: the name of an attribute, or a function of the event. Events with one key keep their order.
             version: The version of the payload; a header of each message.
             description: For people.
@@ -92,7 +93,7 @@ else:
             TypeError: The name is not a text, or ``cls`` is not a class.
         """
 
-        __slots__ = ("cls", "deprecated", "description", "key", "version")
+        __slots__ = ("__weakref__", "cls", "deprecated", "description", "key", "version")
 
         def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
             if not isinstance(name, str):
@@ -115,7 +116,7 @@ else:
             return cls
 
         def __reduce__(self):
-            options = {slot: getattr(self, slot) for slot in self.__slots__}
+            options = {slot: getattr(self, slot) for slot in self.__slots__ if slot != "__weakref__"}
             return partial(EventName, str(self), **options), ()
 
 
@@ -124,12 +125,43 @@ else:
 _NAMES: Final = "__silbo_names__"
 """The attribute of an event class that holds its EventNames. On the class itself, so that both are freed together."""
 
+_NAMES_SHOWN: Final = 5
+"""Most names of a class that an error shows."""
+
 _bound_by_class_name: Final[WeakKeyDictionary[type, WeakSet[Any]]] = WeakKeyDictionary()
 """The classes of events that have handlers under the name of the class, each with the maps that bind these handlers."""
 
 
-def _names_of(cls: type) -> tuple[Any, ...]:
-    names: tuple[Any, ...] = vars(cls).get(_NAMES, ())
+class _LiveNames:
+    """The EventNames of a class that are alive: names made for a tenant or a request are freed with it."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, dict[int, ref[Any]]] = {}  # equal names by id: each may outlive the other
+
+    def add(self, name: Any) -> None:
+        text = str(name)
+        self._by_text.setdefault(text, {})[id(name)] = ref(name, partial(self._remove, text, id(name)))
+
+    def texts(self) -> list[str]:
+        """Return the different names, the oldest first."""
+        return list(self._by_text)
+
+    def find(self, text: str) -> Any:
+        """Return the oldest of the equal names with this text; None if there is none."""
+        for weak in list(self._by_text.get(text, {}).values()):
+            if (name := weak()) is not None:
+                return name
+        return None
+
+    def _remove(self, text: str, key: int, _: object) -> None:
+        equal = self._by_text.get(text, {})
+        equal.pop(key, None)
+        if not equal:
+            self._by_text.pop(text, None)
+
+
+def _names_of(cls: type) -> _LiveNames:
+    names: _LiveNames = vars(cls).get(_NAMES) or _LiveNames()
     return names
 
 
@@ -140,9 +172,11 @@ def _add_name(cls: type, name: Any) -> None:
             f"handlers are bound to {cls.__qualname__} already, under the name of the class, and would not hear it: "
             "make the EventName before that, where the class is defined",
         )
-    if name not in _names_of(cls):
+    names = _names_of(cls)
+    names.add(name)
+    if _NAMES not in vars(cls):
         with suppress(TypeError, AttributeError):  # a built-in class, or one that accepts no attribute
-            setattr(cls, _NAMES, (*_names_of(cls), name))
+            setattr(cls, _NAMES, names)
 
 
 def claim_own_name(cls: type, claimant: object) -> None:
@@ -166,17 +200,19 @@ def name_of(event: object) -> Any:
     """
     cls = event if isinstance(event, type) else type(event)
     names = _names_of(cls)
-    if len(names) > 1:
-        several = ", ".join(map(repr, map(str, names)))
+    texts = names.texts()
+    if len(texts) > 1:
+        several = ", ".join(map(repr, texts[:_NAMES_SHOWN])) + ", ..." * (len(texts) > _NAMES_SHOWN)
         raise NameInvalid(
             cls.__name__, f"events of this class have several names ({several}); dispatch it under one of them"
         )
-    return names[0] if names else cls.__name__
+    name = names.find(texts[0]) if texts else None
+    return cls.__name__ if name is None else name
 
 
 def has_name(cls: type, name: str) -> bool:
     """Return True if events of a class have this name: it is one of the class's EventNames, or the name of the class."""
-    return cls.__name__ == name or name in _names_of(cls)
+    return cls.__name__ == name or _names_of(cls).find(name) is not None
 
 
 # -- checks and patterns ------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import re
 from enum import Enum
 from typing import Any
 from unittest.mock import AsyncMock
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace
 from silbo.errors import NameInvalid
-from silbo.names import compile_pattern, is_pattern
+from silbo.names import compile_pattern, has_name, is_pattern, name_of
 
 
 class Joined(Event):
@@ -207,3 +209,70 @@ def test_a_pattern_is_removed_under_its_own_name() -> None:
 def test_is_pattern() -> None:
     """Only strings are."""
     assert is_pattern("a.*") and not is_pattern("a") and not is_pattern(("*",))
+
+
+# -- the names of a class ------------------------------------------------------------------------------------
+
+
+def test_names_that_a_program_makes_and_drops_are_freed() -> None:
+    """A name for each tenant costs no more than the first."""
+
+    class Seen(Event):
+        pass
+
+    kept = EventName("tenant.kept", Seen)
+    for tenant in range(100):
+        dropped = ref(EventName(f"tenant.{tenant}", Seen))
+        assert dropped() is None
+    assert name_of(Seen) is kept and has_name(Seen, "tenant.kept") and not has_name(Seen, "tenant.1")
+
+
+def test_a_name_that_was_made_twice_lives_as_long_as_one_of_them() -> None:
+    """Whichever was made first."""
+
+    class Seen(Event):
+        pass
+
+    first, second = EventName("seen", Seen, version=1), EventName("seen", Seen, version=2)
+    assert name_of(Seen) is first
+    del first
+    assert name_of(Seen) is second
+    third = EventName("seen", Seen, version=3)
+    del second
+    assert name_of(Seen) is third
+    del third
+    assert name_of(Seen) == "Seen"
+
+
+def test_a_class_with_many_names_copies_and_shows_few() -> None:
+    """What a class holds of its names is extended, never made anew; an error names some of them."""
+
+    class Seen(Event):
+        pass
+
+    kept = [EventName("tenant.0", Seen)]
+    held = vars(Seen)["__silbo_names__"]
+    kept += [EventName(f"tenant.{tenant}", Seen) for tenant in range(1, 1000)]
+    assert vars(Seen)["__silbo_names__"] is held
+    with pytest.raises(NameInvalid, match=r"'tenant.0'.*\.\.\.") as caught:
+        name_of(Seen)
+    assert len(str(caught.value)) < 500
+
+
+def test_names_of_equal_classes_are_their_own() -> None:
+    """A subclass has its own names, and a class is freed with its names."""
+
+    class Seen(Event):
+        pass
+
+    class Sub(Seen):
+        pass
+
+    kept = EventName("seen", Seen)
+    assert name_of(Sub) == "Sub" and name_of(Seen) is kept
+    weak = ref(Sub)
+    name = EventName("sub", Sub)
+    assert name_of(Sub) is name
+    del Sub, name
+    gc.collect()
+    assert weak() is None

@@ -119,8 +119,8 @@ def test_a_class_with_two_names_is_bound_by_one_of_them() -> None:
     class Twice(Event):
         pass
 
-    EventName("one", Twice)
-    two = EventName("two", Twice)
+    several = [EventName("one", Twice)]
+    several.append(two := EventName("two", Twice))
     with pytest.raises(NameInvalid, match="several names"):
         EventMap().bind(Twice, Hears)
     EventMap().bind(two, Hears)
@@ -399,11 +399,12 @@ async def test_an_event_name_without_a_class_is_beside_one_that_has_one() -> Non
 async def test_with_names_of_their_own_each_has_its_handlers() -> None:
     world, heard, others = World(), list[object](), list[object]()
     mine, other = joined("meetings"), joined("billing")
-    EventName("billing.user_joined", other)
+    name = EventName("billing.user_joined", other)
     world.events.bind(mine, hearing(heard))
     world.events.bind(other, hearing(others))
     await world.send(mine(), other())
     assert [list(map(type, both)) for both in (heard, others)] == [[mine], [other]]
+    assert name_of(other) is name
 
 
 async def test_a_class_that_is_defined_again_is_the_same() -> None:

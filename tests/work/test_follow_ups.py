@@ -447,6 +447,6 @@ def test_a_class_with_two_names_has_to_be_dispatched_under_one_of_them() -> None
 
     names: Sequence[Any] = [EventName("one", Local), EventName("one", Local)]
     assert name_of(Local) is names[0]
-    EventName("two", Local)
+    names = [*names, EventName("two", Local)]
     with pytest.raises(NameInvalid, match=r"'Local': .*several names \('one', 'two'\)"):
         name_of(Local)
