@@ -7,8 +7,12 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import partial
 from typing import Any, Final, Literal
+from uuid import UUID
 
 from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
@@ -113,18 +117,40 @@ def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
     """Return the routing key of an event as text; None if there is no key, or its value is None.
 
     Raises:
-        MessageRefused: the event lacks the attribute, or the function raised an error.
+        MessageRefused: the event lacks the attribute, the function raised an error, or the key is no value with a text.
     """
     if key is None:
         return None
     try:
         value = key(event) if callable(key) else getattr(event, key)
-        return None if value is None else str(value)
+        if value is None or type(value) is str:
+            return value
+        if _has_text(value):
+            return str(value)
     except Exception as error:  # the key may be any function of the host's
         problem = (
             f"its key function {key!r} raised {error!r}" if callable(key) else f"no attribute for its key: {error}"
         )
         raise MessageRefused(name, problem, field=None if callable(key) else key) from error
+    if inspect.iscoroutine(value):
+        value.close()  # or Python would warn that nobody awaits it
+    raise MessageRefused(
+        name,
+        f"its key is a {type(value).__qualname__}, which is no value with a text of its own; give a string or a number",
+        field=None if callable(key) else key,
+    )
+
+
+def _has_text(value: object) -> bool:
+    """Return True if the text of a key is the same in every process: no ``repr`` with an address, no unordered set."""
+    if isinstance(value, str | int | float | bytes | Decimal | UUID | date | time | timedelta | Enum):
+        return True
+    if isinstance(value, tuple | list):
+        return all(map(_has_text, value))
+    if isinstance(value, type) or callable(value) or inspect.isawaitable(value):
+        return False
+    cls = type(value)
+    return cls.__str__ is not object.__str__ or inspect.isfunction(cls.__repr__)
 
 
 # -- the bridge ---------------------------------------------------------------------------------------------

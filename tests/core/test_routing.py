@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -136,3 +137,52 @@ def test_what_is_no_list_of_routes_is_refused_with_what_was_meant() -> None:
     wrong = ["a.b"]
     with pytest.raises(TypeError, match=r"Route\('a\.b'\)"):
         Routes(wrong)
+
+
+class _Account:
+    """An object without a text."""
+
+    def number(self) -> int:
+        return 7
+
+
+async def _key_later(event: Any) -> int:
+    return 7
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        _key_later,
+        lambda _: _Account(),
+        lambda _: _Account().number,
+        lambda _: _Account,
+        lambda _: (1, _Account()),
+        lambda _: {"a", "b"},
+        lambda _: (number for number in (1, 2)),
+        "key",
+    ],
+)
+def test_a_key_that_is_no_value_is_refused(key: Any) -> None:
+    """Its text would be another one in each process, so the order of the events would be lost."""
+
+    class Keyed:
+        def key(self) -> int:
+            return 7
+
+    with pytest.raises(MessageRefused, match="no value"):
+        read_routing_key(Keyed(), "paid", key)
+
+
+def test_objects_with_a_text_are_keys() -> None:
+    @dataclass(frozen=True)
+    class Tenant:
+        number: int
+
+    class Shop:
+        def __str__(self) -> str:
+            return "shop-7"
+
+    for value, text in [(Shop(), "shop-7"), (("a", 7), "('a', 7)"), (UUID(int=7), str(UUID(int=7))), (b"a", "b'a'")]:
+        assert read_routing_key(None, "paid", lambda _, value=value: value) == text
+    assert "Tenant(number=7)" in str(read_routing_key(None, "paid", lambda _: Tenant(7)))
