@@ -15,6 +15,7 @@ __all__ = [
     "AddressInvalid",
     "AlreadyBound",
     "BrokerUnavailable",
+    "ClassUnreadable",
     "ContainerMissing",
     "DeliveryGivenUp",
     "DeliveryUnknown",
@@ -440,6 +441,22 @@ class MessageInvalid(SilboError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+@dataclass(eq=False)
+class ClassUnreadable(SilboError, TypeError):
+    """Events of a class can't be rebuilt from their messages. Raised when the class is first named, as in ``events=``.
+
+    Attributes:
+        cls: The event class.
+        problem: The reason, with the attribute at fault.
+    """
+
+    cls: type
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.cls.__qualname__} can't be rebuilt from messages: {self.problem}"
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import EventName, is_pattern
-from silbo.wire.decode import to_event
+from silbo.wire.decode import check_class, to_event
 from silbo.wire.formats import JSON
 
 __all__ = ["EventRebuilder", "Own", "RebuiltEvent", "check_own", "receive"]
@@ -52,6 +52,7 @@ class EventRebuilder:
 
     Raises:
         TypeError: one of the events is no EventName.
+        ClassUnreadable: events of one of the classes can't be rebuilt.
         ValueError: one comes twice, with different classes.
     """
 
@@ -72,6 +73,7 @@ class EventRebuilder:
             if self._by_name.setdefault(str(name), name).cls is not name.cls:
                 raise ValueError(f"events has {str(name)!r} twice, with different classes")
             if name.cls is not None:
+                check_class(name.cls)
                 self._by_class.setdefault(name.cls.__name__, name)
 
     def rebuild(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -17,7 +17,7 @@ import msgspec
 from silbo.errors import MessageRefused
 from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
 from silbo.message import Message, new_publication
-from silbo.wire.fields import EventFields, event_fields, nested_values
+from silbo.wire.fields import EventFields, event_fields, is_root_model, model_values, nested_values
 
 __all__ = [
     "EVENT_CLASSES",
@@ -121,6 +121,7 @@ def _write_payload(event: Any, fields: EventFields) -> tuple[str, dict[str, Any]
         "event_id": event_id,
         "event_timestamp": _write_time(getattr(event, fields.time_field, None)),
     }
+    values: Iterable[tuple[str, Any]]
     if fields.library == "plain":
         values = _public_values(event)
     elif fields.library == "pydantic":
@@ -171,11 +172,10 @@ def _public_values(event: Any) -> Iterator[tuple[str, Any]]:
             yield attribute, value
 
 
-def _model_values(event: Any, fields: EventFields) -> Iterator[tuple[str, Any]]:
+def _model_values(event: Any, fields: EventFields) -> Iterable[tuple[str, Any]]:
     """Return the fields of a pydantic model as its own serializers write them."""
-    attributes = {attribute for attribute, _ in fields.payload}
-    dumped = event.model_dump(include=attributes, by_alias=True, round_trip=True, warnings=False)
-    return ((wire, dumped[wire]) for _, wire in fields.payload)
+    values = model_values(event, dict(fields.payload), with_extras=False)
+    return (("root", values),) if is_root_model(type(event)) else values.items()
 
 
 # -- values as JSON -----------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def to_json_value(value: Any, depth: int = 2) -> Any:
     inside = nested_values(value)
     if inside is None:
         raise Unwritable(f"{kind.__qualname__} objects can't be written as JSON")
-    return _write_array(inside, depth) if isinstance(inside, list) else _write_object(inside, depth)
+    return to_json_value(inside, depth)
 
 
 def _find_writer(value: Any) -> Callable[[Any], Any] | None:
@@ -265,6 +265,12 @@ def _write_datetime(value: datetime) -> str:
         raise Unwritable(str(error)) from None
 
 
+def _write_clock(value: time) -> Any:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise Unwritable(f"a time without a date has no offset in {value.tzinfo}")
+    return _to_builtins(value)
+
+
 def _write_uuid(value: UUID) -> str:
     return _to_builtins(value) if type(value) is UUID else str(value)  # in a fifth of the time of str()
 
@@ -275,7 +281,7 @@ _WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
     float: _write_float,
     Decimal: _write_decimal,
     date: date.isoformat,
-    time: _to_builtins,
+    time: _write_clock,
     timedelta: _to_builtins,
     bytes: _write_base64,
     bytearray: _write_base64,

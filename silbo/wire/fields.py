@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from msgspec import UNSET
 
 from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker
 
-__all__ = ["EventFields", "event_fields", "nested_values", "once_per_class", "wire_names"]
+__all__ = [
+    "EventFields",
+    "event_fields",
+    "has_serializer",
+    "is_root_model",
+    "model_values",
+    "nested_values",
+    "once_per_class",
+    "wire_names",
+]
 
 _T = TypeVar("_T")
 
@@ -103,22 +112,20 @@ def wire_names(cls: type) -> tuple[str, dict[str, str]]:
     return "dataclass", {field.name: field.metadata.get("wire", field.name) for field in dataclasses.fields(cls)}
 
 
-def nested_values(value: Any) -> Mapping[str, Any] | list[Any] | None:
-    """Return the fields of an object inside a payload, under the names that its library reads; None for a plain class.
+def nested_values(value: Any) -> Any:
+    """Return the fields of an object inside a payload, under their wire names; None for a plain class.
 
-    Metadata ``wire`` counts only in the event's own fields: msgspec, which rebuilds nested objects, does not know it. A
-    Struct with ``array_like`` gives a list.
+    A Struct with ``array_like`` gives a list, a root model its root, a model with a serializer what that writes.
     """
     cls = type(value)
     library, names = wire_names(cls)
     if library == "plain":
         return None
     if library == "pydantic":
-        result: dict[str, Any] = value.model_dump(by_alias=True, round_trip=True, warnings=False)
-        return result
+        return model_values(value, names, with_extras=True)
     if library == "struct":
         return _struct_values(value, names)
-    return {name: inside for name in names if (inside := getattr(value, name, UNSET)) is not UNSET}
+    return {wire: inside for name, wire in names.items() if (inside := getattr(value, name, UNSET)) is not UNSET}
 
 
 def _struct_values(value: Any, names: Mapping[str, str]) -> Mapping[str, Any] | list[Any]:
@@ -126,3 +133,61 @@ def _struct_values(value: Any, names: Mapping[str, str]) -> Mapping[str, Any] | 
     tag = {} if config.tag is None else {config.tag_field: config.tag}
     inside = tag | {wire: getattr(value, name) for name, wire in names.items()}
     return list(inside.values()) if config.array_like else {k: v for k, v in inside.items() if v is not UNSET}
+
+
+# -- pydantic models ----------------------------------------------------------------------------------------
+
+
+def is_root_model(cls: Any) -> bool:
+    """Return True if a pydantic model is a ``RootModel``."""
+    return bool(getattr(cls, "__pydantic_root_model__", False))
+
+
+def model_values(model: Any, names: Mapping[str, str], *, with_extras: bool) -> Any:
+    """Return the fields of a pydantic model under their wire names; the root of a root model.
+
+    Serializers of the model and its fields are used; nested models are left to be written in the same way.
+    """
+    cls = type(model)
+    if cls.__pydantic_decorators__.model_serializers:
+        return model.model_dump(by_alias=True, round_trip=True, warnings=False)
+    serialized = _serialized_fields(cls)
+    values = {
+        wire: inside
+        for name, wire in names.items()
+        if name not in serialized and (inside := getattr(model, name, UNSET)) is not UNSET
+    }
+    if serialized:
+        dumped = model.model_dump(include=serialized, by_alias=True, round_trip=True, warnings=False)
+        if is_root_model(cls):
+            return dumped
+        values = {wire: values.get(wire, dumped.get(wire, UNSET)) for wire in names.values()}
+        values = {wire: inside for wire, inside in values.items() if inside is not UNSET}
+    if is_root_model(cls):
+        return model.root
+    return values | (model.__pydantic_extra__ or {}) if with_extras else values
+
+
+def has_serializer(cls: Any, name: str) -> bool:
+    """Return True if a field of a pydantic model is written by a serializer of the host's."""
+    return name in _serialized_fields(cls)
+
+
+@once_per_class
+def _serialized_fields(cls: Any) -> frozenset[str]:
+    decorated = [decorator.info.fields for decorator in cls.__pydantic_decorators__.field_serializers.values()]
+    return frozenset(
+        name
+        for name, field in cls.__pydantic_fields__.items()
+        if any({name, "*"} & {*fields} for fields in decorated)
+        or any(map(_is_serializer, field.metadata))
+        or _mentions_serializer(field.annotation)
+    )
+
+
+def _mentions_serializer(hint: Any) -> bool:
+    return any(map(_is_serializer, getattr(hint, "__metadata__", ()))) or any(map(_mentions_serializer, get_args(hint)))
+
+
+def _is_serializer(item: object) -> bool:
+    return type(item).__name__ in ("PlainSerializer", "WrapSerializer")

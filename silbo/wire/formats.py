@@ -16,8 +16,8 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
-from silbo.wire.decode import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
+from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 
 __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "to_json"]
 

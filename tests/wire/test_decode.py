@@ -7,9 +7,9 @@ import gc
 import json
 import weakref
 from dataclasses import InitVar, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 import attrs
@@ -18,16 +18,15 @@ import pydantic
 import pytest
 import whistle
 
-from silbo.errors import MessageInvalid, MessageRefused
+from silbo.errors import ClassUnreadable, MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
-from silbo.wire.decode import to_event
+from silbo.wire.decode import check_class, to_event
 from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 from tests.support.wire_classes import (
     ORIGIN,
     Address,
     Cat,
-    Dog,
     Opaque,
     Person,
     message,
@@ -195,13 +194,12 @@ def test_classes_inside_of_functions_are_rebuilt_where_their_annotations_can_be_
 
 
 def test_an_annotation_that_json_can_not_give_is_a_clear_error() -> None:
-    cls = dataclasses.make_dataclass("D", [("x", dict[int, Cat | Dog])])
-    with pytest.raises(MessageInvalid, match="can't be read from JSON") as caught:
-        to_event(message(x={}), cls)
-    assert caught.value.field == "payload.x"
-    with pytest.raises(MessageInvalid, match="Opaque can't be read from JSON") as caught:
-        to_event(message(x={}), dataclasses.make_dataclass("D", [("x", Opaque)]))
-    assert caught.value.field == "payload.x"
+    for hint in (Opaque, list[Opaque], dict[tuple[int, int], int], Cat | Address | dict[str, int], bytes | str):
+        cls = dataclasses.make_dataclass("D", [("x", hint)])
+        with pytest.raises(ClassUnreadable, match="D can't be rebuilt from messages: x: "):
+            check_class(cls)
+        with pytest.raises(MessageInvalid, match="can't"):
+            to_event(message(x={}), cls)
 
 
 # -- plain classes --------------------------------------------------------------------------------------------
@@ -328,3 +326,182 @@ def test_a_class_that_is_no_event_gives_an_object_or_message_invalid(cls: type) 
 
 def test_instances_of_a_class_written_in_c_leave_too() -> None:
     assert json.loads(JSON.encode(to_message(Decimal(1), name="a", kind="ecst"), ORIGIN))["message_name"] == "a"
+
+
+# -- what an event can have, its nested classes can have ------------------------------------------------------
+
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass
+class Changed(Generic[T, U]):
+    old: T
+    new: list[U]
+
+
+@dataclass
+class Swapped(Changed[U, T], Generic[T, U]):
+    """The same parameters in another order: each class has its own."""
+
+    more: T | None = None
+
+
+@dataclass
+class DateChanged(Swapped[date, UUID]):
+    pass
+
+
+def test_type_parameters_are_resolved_through_the_bases() -> None:
+    @dataclass
+    class Event1(ECSTEvent, DateChanged):
+        pass
+
+    class Struct1(ECSTEvent, msgspec.Struct, Generic[T]):
+        x: T
+
+    class Struct2(Struct1[date]):
+        pass
+
+    @dataclass
+    class Holder(ECSTEvent):
+        inside: Changed[date, UUID]
+
+    for event in (
+        Event1(UUID(int=1), [date(2024, 1, 1)], date(2024, 1, 2)),
+        Struct2(date(2024, 1, 1)),
+        dataclasses.make_dataclass("D", [("x", DateChanged)])(DateChanged(UUID(int=1), [])),
+        dataclasses.make_dataclass("D", [("x", Changed[date, UUID])])(Changed(date(2024, 1, 1), [UUID(int=1)])),
+    ):
+        assert to_event(wire(event), type(event)) == event
+    for open_class in (Changed, Swapped, Struct1):
+        with pytest.raises(ClassUnreadable, match="type parameter"):
+            check_class(open_class)
+
+
+@attrs.define
+class Twice:
+    a: int
+    b: int = attrs.field(default=attrs.Factory(lambda self: self.a * 2, takes_self=True))
+
+
+@dataclass
+class Area:
+    a: int
+    factor: InitVar[int] = 3
+    area: int = 0
+
+    def __post_init__(self, factor: int) -> None:
+        self.area = self.a * factor
+
+
+class Tags(pydantic.RootModel[dict[str, date]]):
+    pass
+
+
+class Open(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    a: int
+
+
+class ByPath(pydantic.BaseModel):
+    a: int = pydantic.Field(0, validation_alias=pydantic.AliasPath("data", 0))
+
+
+@dataclass
+class Tree:
+    at: date
+    children: list[Tree]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Twice(1, 7),
+        Area(2, 5),
+        Tags({"a": date(2024, 1, 1)}),
+        Open(a=1, z=[5]),
+        ByPath(data=[7]),
+        Tree(date(2024, 1, 1), [Tree(date(2024, 1, 2), [])]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_class_inside_of_an_event_is_rebuilt_as_the_event_is(value: Any) -> None:
+    for fields in (("x", type(value)), ("x", type(value) | None), ("x", Any)):
+        if fields[1] is not Any:
+            cls = dataclasses.make_dataclass("D", [fields])
+            assert to_event(wire(cls(value)), cls) == cls(value)
+    holder: Any = dataclasses.make_dataclass("Holder", [("y", list[type(value)])])
+    cls = dataclasses.make_dataclass("D", [("x", dict[int, holder])])
+    assert to_event(wire(cls({1: holder([value])})), cls) == cls({1: holder([value])})
+
+
+def test_a_plain_class_passes_arguments_on_to_the_constructors_of_its_bases() -> None:
+    class Named(ECSTEvent):
+        def __init__(self, who: str, when: date) -> None:
+            self.who, self.when, self.is_made = who, when, "by init"
+
+    class Renamed(Named):
+        def __init__(self, before: str, **more: Any) -> None:
+            super().__init__(**more)
+            self.before = before
+
+    class Listed(Named):
+        def __init__(self, before: str, *more: Any) -> None:
+            super().__init__(*more)
+            self.before = before
+
+    class Fixed(Named):
+        def __init__(self, before: str, **more: Any) -> None:
+            super().__init__(who="always", **more)
+            self.before = before
+
+    for event in (
+        Renamed("a", who="b", when=date(2024, 1, 1)),
+        Listed("a", "b", date(2024, 1, 1)),
+        Fixed("a", when=date(2024, 1, 1)),
+    ):
+        again = to_event(wire(event), type(event))
+        assert (again.before, again.who, again.when) == (event.before, event.who, event.when)  # type: ignore[attr-defined]
+
+
+def test_a_serializer_that_nothing_reads_is_refused() -> None:
+    class Masked(ECSTEvent, pydantic.BaseModel):
+        card: str
+
+        @pydantic.field_serializer("card")
+        def mask(self, card: str) -> str:
+            return f"***{card[-2:]}"
+
+    class Reversed(ECSTEvent, pydantic.BaseModel):
+        card: str
+
+        @pydantic.field_serializer("card")
+        def write(self, card: str) -> str:
+            return card[::-1]
+
+        @pydantic.field_validator("card", mode="before")
+        @classmethod
+        def read(cls, card: str) -> str:
+            return card[::-1]
+
+    for cls in (Masked, dataclasses.make_dataclass("D", [("x", Masked)])):
+        with pytest.raises(ClassUnreadable, match="serializer"):
+            check_class(cls)
+    event = Reversed.model_validate({"card": "321"})
+    assert to_event(wire(event), Reversed) == event
+
+
+@pytest.mark.parametrize("error", [LookupError, NotImplementedError, RuntimeError])
+def test_any_error_of_a_class_inside_of_an_event_is_message_invalid(error: type[Exception]) -> None:
+    @dataclass
+    class Strict:
+        a: int
+
+        def __post_init__(self) -> None:
+            raise error("no")
+
+    with pytest.raises(MessageInvalid, match="no") as caught:
+        to_event(message(x={"a": 1}), dataclasses.make_dataclass("D", [("x", Strict)]))
+    assert caught.value.field == "payload.x"

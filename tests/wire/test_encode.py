@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import InitVar, dataclass, field
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypedDict
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pydantic
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
 from silbo.names import EventName
-from silbo.wire.decode import to_event, to_message_invalid
+from silbo.wire.decode import to_event
 from silbo.wire.encode import MAX_DEPTH, to_message
+from silbo.wire.faults import to_message_invalid
 from tests.support.wire_classes import (
     Address,
     Card,
@@ -363,3 +365,12 @@ def test_any_value_comes_back_equal(value: Any) -> None:
     else:
         assert again == cls(value, [value, value])
     assert type(again.x) is type(value)
+
+
+def test_a_time_whose_zone_needs_a_date_is_refused() -> None:
+    """JSON would carry it without its zone, in silence; an offset is carried."""
+    cls = dataclasses.make_dataclass("Holder", [("x", time)])
+    with pytest.raises(MessageRefused, match="time without a date"):
+        payload_of(cls(time(9, 30, tzinfo=ZoneInfo("Europe/Madrid"))))
+    offset = cls(time(9, 30, tzinfo=timezone(timedelta(hours=2))))
+    assert to_event(wire(offset), cls) == offset

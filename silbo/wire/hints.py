@@ -1,0 +1,111 @@
+"""The annotations of a class: strings, type parameters of generic bases and aliases resolved."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["find_hints", "find_init_hints", "resolve_alias", "resolve_variable"]
+
+
+def find_hints(cls: type, arguments: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return the annotations of a class and its bases; type parameters are replaced as the bases fix them.
+
+    Args:
+        cls: Any class.
+        arguments: The type arguments of the class itself, as ``(int,)`` for ``Box[int]``.
+
+    Raises:
+        TypeError: an annotation can't be resolved.
+    """
+    return _collect(cls, arguments, init=False)
+
+
+def find_init_hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of the arguments of a class's ``__init__`` and of those of its bases.
+
+    Raises:
+        TypeError: an annotation can't be resolved.
+    """
+    return _collect(cls, (), init=True)
+
+
+def _collect(cls: type, arguments: Sequence[Any], *, init: bool) -> dict[str, Any]:
+    bound = _bind_parameters(cls, arguments)
+    hints: dict[str, Any] = {}
+    try:
+        for base in reversed(cls.__mro__):
+            holder: Any = vars(base).get("__init__") if init else base
+            own = inspect.get_annotations(holder) if inspect.isfunction(holder) or isinstance(holder, type) else {}
+            if own:
+                # Type parameters of `class Box[T]`; without them get_type_hints looks into the class first, as it should.
+                scope = {parameter.__name__: parameter for parameter in getattr(base, "__type_params__", ())}
+                resolved = get_type_hints(holder, localns=scope or None, include_extras=True)
+                hints.update({name: _substitute(resolved[name], bound.get(base, {})) for name in own})
+    except Exception as error:  # noqa: BLE001  # annotations are any code of the host's
+        raise TypeError(
+            f"the annotations of {cls.__qualname__} can't be resolved ({error}); define the classes that they name at the "
+            "top of its module, neither inside of a function nor under TYPE_CHECKING"
+        ) from None
+    hints.pop("return", None)
+    return {name: hint for name, hint in hints.items() if hint is not ClassVar and get_origin(hint) is not ClassVar}
+
+
+def _bind_parameters(cls: type, arguments: Sequence[Any]) -> dict[type, dict[Any, Any]]:
+    """Return the type arguments of a class and each of its bases, by parameter."""
+    bound: dict[type, dict[Any, Any]] = {}
+
+    def visit(cls: type, arguments: Sequence[Any]) -> None:
+        if arguments or cls not in bound:
+            bound[cls] = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+        for base in vars(cls).get("__orig_bases__", cls.__bases__):
+            origin: Any = get_origin(base) or base
+            if isinstance(origin, type) and origin not in (object, Generic, Protocol):
+                visit(origin, [_substitute(argument, bound[cls]) for argument in get_args(base)])
+
+    visit(cls, arguments)
+    return bound
+
+
+def _substitute(hint: Any, bound: Mapping[Any, Any]) -> Any:
+    if isinstance(hint, TypeVar):
+        return bound.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ())
+    if not bound or not parameters or get_origin(hint) is None:  # a generic class without arguments keeps its own
+        return hint
+    return hint[tuple(bound.get(parameter, parameter) for parameter in parameters)]
+
+
+def resolve_alias(hint: Any) -> Any:
+    """Return the annotation that a ``NewType``, ``type X = ...`` or ``Final[...]`` stands for; others as they are."""
+    while True:
+        origin = get_origin(hint)
+        if (supertype := getattr(hint, "__supertype__", None)) is not None:
+            hint = supertype
+        elif type(hint).__name__ == "TypeAliasType":
+            hint = hint.__value__
+        elif type(origin).__name__ == "TypeAliasType":
+            hint = _substitute(origin.__value__, dict(zip(origin.__type_params__, get_args(hint), strict=False)))
+        elif str(origin) in ("typing.Final", "typing.Required", "typing.NotRequired", "typing.ReadOnly"):
+            hint = get_args(hint)[0]
+        else:
+            return hint
+
+
+def resolve_variable(variable: Any) -> Any:
+    """Return the type that stands for a type parameter which no class has fixed: its default, bound or constraints.
+
+    Raises:
+        TypeError: it has none of them.
+    """
+    has_default = getattr(variable, "has_default", None)
+    if has_default is not None and has_default():
+        return variable.__default__
+    if variable.__bound__ is not None:
+        return variable.__bound__
+    if variable.__constraints__:
+        return Union[variable.__constraints__]  # noqa: UP007  # of a tuple
+    raise TypeError(
+        f"its type parameter {variable} is not fixed: name a class that fixes it, as class DateChanged(Changed[date])"
+    )
