@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
@@ -18,6 +19,9 @@ __all__ = ["make_redis", "make_store", "open_store"]
 
 FILE: Final = "sqlite:///"
 """The beginning of the URL of an SQLite file without SQLAlchemy."""
+REDIS_FORM: Final = "write redis://user:password@host:6379/0, rediss://... or unix://..."
+STORE_FORM: Final = "write postgresql+asyncpg://user:password@host:5432/database"
+ESCAPES: Final = "in a password write %2F for /, %23 for #, %3F for ? and %40 for @"
 DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 """URL schemes without a driver, with the scheme to suggest."""
 
@@ -76,9 +80,13 @@ async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
     if not url:
         raise UsageError("where is Redis? Give --redis, or SILBO_REDIS_URL in the environment")
     try:
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
+            raise ValueError("its password ends the address")
         client = Redis.from_url(url)
-    except ValueError as error:
-        raise UsageError(f"--redis: {error}") from error
+        client.connection_pool.make_connection()  # connects to nothing, and refuses unknown options
+    except (ValueError, TypeError):  # whose text may have a part of the password
+        raise UsageError(f"--redis is no URL of Redis, or has an unknown option: {REDIS_FORM}; {ESCAPES}") from None
     async with client:
         yield client
 
@@ -87,13 +95,17 @@ async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
 async def _make_database_store(url: str) -> AsyncGenerator[OutboxStore]:
     from silbo.stores.sqlalchemy import SQLAlchemyStore  # first: its MissingExtra says what to install
 
-    from sqlalchemy.exc import SQLAlchemyError  # isort: skip
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError  # isort: skip
     from sqlalchemy.ext.asyncio import create_async_engine  # isort: skip
 
     try:
         engine = create_async_engine(url)
-    except SQLAlchemyError as error:
+    except NoSuchModuleError as error:
         raise UsageError(f"--store: {error}") from error
+    except (SQLAlchemyError, ValueError, TypeError):  # as in make_redis
+        raise UsageError(
+            f"--store is no URL of a database, or has an unknown option: {STORE_FORM}; {ESCAPES}"
+        ) from None
     except ModuleNotFoundError as error:
         raise UsageError(f"--store: its driver is not installed: pip install {error.name}") from error
     try:

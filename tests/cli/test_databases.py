@@ -63,3 +63,21 @@ async def test_missing_library_is_named(library: str, code: int, hint: str) -> N
     place = "postgresql+asyncpg://shop@localhost:1/shop"
     done = await silbo("outbox", "status", "--store", place, command=without(library))
     assert (done.code, done.out) == (code, "") and hint in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dead", "list", "--redis", "redis://u:4711/x@127.0.0.1:1/0"),
+        ("dead", "list", "--redis", "redis://u:secret#x@127.0.0.1:1/0"),
+        ("dead", "list", "--redis", "redis://u:p@127.0.0.1:1/0?secret=1"),
+        ("outbox", "status", "--store", "postgresql+asyncpg://u:p@127.0.0.1:secret/db"),
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+async def test_wrong_url_is_one_line_without_a_part_of_the_password(arguments: tuple[str, ...]) -> None:
+    done = await silbo(*arguments)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert "4711" not in done.err
+    assert "secret" not in done.err
+    assert "%2F for /" in done.err
