@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from silbo import AsyncEventDispatcher, Backoff, Consumer, Message
+from silbo.brokers.memory import MemoryBroker
 from silbo.errors import OutboxFull
 from silbo.outbox.rows import OutboxStore, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, current_session
@@ -67,3 +72,32 @@ class TestInbox(InboxBehaviour):
                 await self.order(1)
                 await self.order(1)
         assert await self.remembered(sessions) == 0
+
+    @pytest.mark.parametrize(
+        "publication", ["a\0b", "".join(sha256(bytes([n])).hexdigest() for n in range(200))], ids=len
+    )
+    async def test_publication_that_the_database_refuses_becomes_a_dead_letter(
+        self, inbox: SQLAlchemyInbox, publication: str
+    ) -> None:
+        """It is no outage of the inbox: the others are handled."""
+        broker = MemoryBroker()
+        dispatcher = AsyncEventDispatcher()
+        heard: list[int] = []
+
+        @dispatcher.listen("counted")
+        async def hear(event: Any) -> None:
+            heard.append(event.payload["n"])
+
+        group = broker.group("billing", start="oldest")
+        quick = Backoff(initial=0.01, cap=0.01)
+        consumer = Consumer(
+            dispatcher, group, inbox=inbox, max_attempts=2, backoff=quick, on_error=lambda error, delivery: None
+        )
+        for n, name in enumerate([publication, "p-1"]):
+            await broker.publish(Message("ecst_event", "counted", str(uuid4()), {"n": n}, {"publication": name}))
+        async with consumer, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(consumer.run())
+            while not (consumer.stats.dead and heard):
+                await asyncio.sleep(0.005)
+            consumer.stop()
+        assert (heard, consumer.stats.dead) == ([1], 1)

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from silbo.errors import StoreUnavailable
@@ -66,6 +66,7 @@ class SQLAlchemyInbox:
 
         Raises:
             StoreUnavailable: the database can't be used; safe to repeat. The listeners' own errors pass unchanged.
+            DBAPIError: the database refuses this publication: it has a NUL, or is too long for an index. A failed attempt.
         """
         step = "enter"
         try:
@@ -81,7 +82,7 @@ class SQLAlchemyInbox:
                     await session.execute(select(1))
         except Exception as error:
             lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-            if step == "enter" or (step == "leave" and lost):
+            if (step == "enter" and not _is_refusal_of_data(error)) or (step == "leave" and lost):
                 raise StoreUnavailable(f"the inbox can't be used: {error}") from error
             raise
 
@@ -106,3 +107,14 @@ class SQLAlchemyInbox:
         connection = await session.connection(bind_arguments={"clause": inbox})
         row = {"consumer_group": group, "publication": publication, "handled_at": await read_clock(connection)}
         return (await insert_missing(connection, inbox, [row])).rowcount == 1
+
+
+def _is_refusal_of_data(error: Exception) -> bool:
+    """Return True if the database refused values of a statement: no outage, and the same values are refused again.
+
+    Source: SQLSTATE classes 22 (data exception) and 54 (program limit exceeded), PostgreSQL's appendix A.
+    """
+    if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement is None:
+        return False
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, DataError) or state[:2] in ("22", "54")
