@@ -84,7 +84,7 @@ async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
         if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
             raise ValueError("its password ends the address")
         client = Redis.from_url(url)
-        client.connection_pool.make_connection()  # connects to nothing, and refuses unknown options
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # refuses unknown options
     except (ValueError, TypeError):  # whose text may have a part of the password
         raise UsageError(f"--redis is no URL of Redis, or has an unknown option: {REDIS_FORM}; {ESCAPES}") from None
     async with client:
