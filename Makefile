@@ -36,6 +36,7 @@ endif
 
 test-long: $(VENV)/.test ## what runs whole programs for many seconds, and is left out of the others
 	$(RUN) -m pytest -m long $(or $(ARGS),--numprocesses=auto)
+	SILBO_FUZZ_MUTATIONS=200000 $(RUN) -m pytest tests/wire/test_codec_fuzz.py --numprocesses=auto
 
 test-every-redis: $(VENV)/.test ## what depends on the Redis version, with each server found here, not only the first
 	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)

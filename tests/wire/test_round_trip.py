@@ -197,7 +197,7 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_generated_class_comes_back_equal_or_is_refused(data: st.DataObject) -> None:
     """Never a value that differs in silence, and no error once the class is accepted."""
