@@ -89,16 +89,17 @@ class ClassListener(WrappedListener):
         self._method = handling_method(cls)
         if container is None:
             raise ContainerMissing(cls)
-        self.container: Container = container
+        self.container = container
+        self._container: Container = container
         self.cls: Final[type[Any]] = cls
 
     async def __call__(self, event: Any) -> None:
         """Let an object of the class handle the event."""
-        unit = current_unit(self.container)
+        unit = current_unit(self._container)
         if unit is not None:
             await self._run(unit, event)
             return
-        async with unit_of_work(self.container) as unit:  # run by hand, or by a dispatcher without this container
+        async with unit_of_work(self._container) as unit:  # run by hand, or by a dispatcher without this container
             await self._run(unit, event)
 
     async def _run(self, unit: Unit, event: Any) -> None:

@@ -164,10 +164,12 @@ class OutboxStore(Protocol):
     @property
     def id(self) -> str:
         """The store's id, given when it was made; part of the source's name for the broker. Known once opened."""
+        ...
 
     @property
     def partitions(self) -> int:
         """The number of partitions. Known once opened."""
+        ...
 
     async def open(self, partitions: int | None = None) -> None:
         """Connect; make the schema if there is none, or bring an older one up to date.
@@ -178,6 +180,7 @@ class OutboxStore(Protocol):
         Raises:
             StoreInvalid: no store, a newer schema, or another number of partitions while rows wait or a relay leads.
         """
+        ...
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """Store all or none of the messages, in this order; returns when they are committed.
@@ -187,6 +190,7 @@ class OutboxStore(Protocol):
             StoreInvalid: the number of partitions has changed; nothing was stored.
             DeliveryUnknown: the commit was not answered: they may be stored.
         """
+        ...
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """Take or renew the lead of a partition, for ``lease`` seconds.
@@ -201,9 +205,11 @@ class OutboxStore(Protocol):
             None while another owner's lease runs. The same epoch for a renewal, a greater one for a take-over. A running
             lease that would end more than ``lease`` seconds from now, given by a clock that was ahead, is cut to them.
         """
+        ...
 
     async def resign(self, lead: Lead) -> None:
         """End the lease, so that another relay need not wait for it. Does nothing if it is lost already."""
+        ...
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
@@ -223,6 +229,7 @@ class OutboxStore(Protocol):
         Raises:
             LeadLost: another relay leads.
         """
+        ...
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """Mark rows, by their id, as ``sent``; or as ``dead``, with the error.
@@ -232,6 +239,7 @@ class OutboxStore(Protocol):
         Raises:
             LeadLost: another relay leads.
         """
+        ...
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """Put rows back to ``pending``, their sequences kept, for another attempt after ``delay`` seconds.
@@ -241,6 +249,7 @@ class OutboxStore(Protocol):
         Raises:
             LeadLost: another relay leads.
         """
+        ...
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
         """Give new sequences above this one to rows that were taken once, and to all later ones: the broker was ahead.
@@ -250,18 +259,23 @@ class OutboxStore(Protocol):
         Raises:
             LeadLost: another relay leads.
         """
+        ...
 
     async def forget(self, *, retain: float, limit: int = 1000) -> int:
         """Delete the oldest rows that were sent more than ``retain`` seconds ago. Return their number, at most ``limit``."""
+        ...
 
     async def status(self) -> OutboxStatus:
         """Return the counts, size, ages and leads as they are now."""
+        ...
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """Return rows in a state, ordered by id, with ids above ``after``."""
+        ...
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """Make dead rows pending again, as if never taken: those with these ids, or all. Return their number."""
+        ...
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """Make rows pending again that were sent from ``since`` on and before ``before``.
@@ -271,12 +285,15 @@ class OutboxStore(Protocol):
         Returns:
             Their number, at most ``limit``.
         """
+        ...
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
         """Delete rows that have been in a state since before this time. Return their number, at most ``limit``."""
+        ...
 
     async def aclose(self) -> None:
         """Close everything that was opened. May be called twice."""
+        ...
 
 
 @runtime_checkable
@@ -292,6 +309,7 @@ class SessionStore(OutboxStore, Protocol):
     @property
     def in_session(self) -> bool:
         """True if messages that this task adds now are stored in a session of the host's."""
+        ...
 
     async def add_in(self, session: Any, messages: Sequence[Packed], quota: Quota) -> None:
         """Store in the transaction of a session, and do not commit it.
@@ -299,6 +317,7 @@ class SessionStore(OutboxStore, Protocol):
         Raises:
             OutboxFull: the messages would go past the quota; nothing was stored.
         """
+        ...
 
 
 def pack(message: Message, partitions: int) -> Packed:

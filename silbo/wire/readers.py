@@ -1,5 +1,7 @@
 """Readers of values: JSON to the type that an annotation asks for, at every depth of an event.
 
+One file, for the readers call one another: a class is read by its fields, a field by its annotation, which names classes.
+
 msgspec reads what it reads faithfully, in one call. Everything else is read here. A reader is made once for each class of
 events; making it refuses what JSON can't give back.
 """
@@ -680,6 +682,7 @@ def _holds_objects(hint: Any) -> bool:
             or typing.is_typeddict(hint)
             or (wire_names(hint)[0] != "plain")
         )
+    origin = get_origin(hint)
     return any(_holds_objects(inner) for inner in get_args(hint)) or (
-        isinstance(get_origin(hint), type) and wire_names(get_origin(hint))[0] != "plain"
+        isinstance(origin, type) and wire_names(origin)[0] != "plain"
     )

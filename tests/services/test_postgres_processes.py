@@ -132,6 +132,7 @@ async def start_relay(stack: AsyncExitStack, postgres: PostgresServer, redis: Re
     return await stack.enter_async_context(program("relay", postgres.url, redis.url, prefix))
 
 
+@pytest.mark.timeout(240)  # a minute on an idle machine
 async def test_effects_happen_once_whatever_is_killed(
     own_postgres: PostgresServer, engine: AsyncEngine, own_redis: RedisServer, prefix: str
 ) -> None:

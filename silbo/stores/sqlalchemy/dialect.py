@@ -41,7 +41,7 @@ __all__ = [
     "without_locked_rows",
 ]
 
-ZONED: Final = DateTime(timezone=True)
+ZONED: Final[DateTime] = DateTime(timezone=True)
 
 
 async def begin_writing(connection: AsyncConnection) -> None:

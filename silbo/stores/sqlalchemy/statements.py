@@ -132,7 +132,7 @@ async def _lock_lead(connection: AsyncConnection, lead: Lead) -> tuple[int, date
     return found.sequence, now
 
 
-def _check_lead(found: sqlalchemy.Row[Any], lead: Lead) -> None:
+def _check_lead(found: Any, lead: Lead) -> None:
     if (found.owner, found.epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
 

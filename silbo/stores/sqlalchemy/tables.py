@@ -51,7 +51,7 @@ _UNSENT = text("state IN ('pending', 'sending')")
 metadata: Final[MetaData] = MetaData()
 """silbo's tables, for Alembic's ``target_metadata`` or for ``metadata.create_all``."""
 
-outbox: Final = Table(
+outbox: Final[Table] = Table(
     "silbo_outbox",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=False, comment="1: there is one row"),
@@ -59,7 +59,7 @@ outbox: Final = Table(
     Column("partitions", Integer, nullable=False),
 )
 
-partition: Final = Table(
+partition: Final[Table] = Table(
     "silbo_partition",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
@@ -69,7 +69,7 @@ partition: Final = Table(
     Column("sequence", BigInteger, nullable=False, comment="the last that was given"),
 )
 
-message: Final = Table(
+message: Final[Table] = Table(
     "silbo_message",
     metadata,
     Column("id", _ROW_ID, primary_key=True),
@@ -97,7 +97,7 @@ message: Final = Table(
     sqlite_autoincrement=True,
 )
 
-inbox: Final = Table(
+inbox: Final[Table] = Table(
     "silbo_inbox",
     metadata,
     Column("consumer_group", Text, primary_key=True),
