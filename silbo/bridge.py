@@ -125,7 +125,7 @@ def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
         value = key(event) if callable(key) else getattr(event, key)
         if value is None or type(value) is str:
             return value
-        if _has_text(value):
+        if type(value) is int or _has_text(value):
             return str(value)
     except Exception as error:  # the key may be any function of the host's
         problem = (
@@ -141,9 +141,12 @@ def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
     )
 
 
+_VALUES: Final = (str, int, float, bytes, Decimal, UUID, date, time, timedelta, Enum)
+
+
 def _has_text(value: object) -> bool:
     """Return True if the text of a key is the same in every process: no ``repr`` with an address, no unordered set."""
-    if isinstance(value, str | int | float | bytes | Decimal | UUID | date | time | timedelta | Enum):
+    if isinstance(value, _VALUES):
         return True
     if isinstance(value, tuple | list):
         return all(map(_has_text, value))
