@@ -674,7 +674,10 @@ def _field_step(cls: Any, name: str, hint: Any, seen: Seen) -> Reader:
 
 
 def _holds_objects(hint: Any) -> bool:
-    """Return True if an annotation contains bytes, or a class whose names on the wire pydantic does not know."""
+    """Return True if an annotation contains a type that pydantic does not read from plain JSON values.
+
+    Those are bytes, members of an enum in a ``Literal``, and classes whose names on the wire pydantic does not know.
+    """
     hint = resolve_alias(hint)
     if isinstance(hint, type) and not get_args(hint):
         return (
@@ -683,6 +686,8 @@ def _holds_objects(hint: Any) -> bool:
             or (wire_names(hint)[0] != "plain")
         )
     origin = get_origin(hint)
+    if origin is Literal:
+        return any(isinstance(value, Enum) for value in get_args(hint))
     return any(_holds_objects(inner) for inner in get_args(hint)) or (
         isinstance(origin, type) and wire_names(origin)[0] != "plain"
     )

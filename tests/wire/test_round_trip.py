@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -197,7 +198,16 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+# The same classes in each run of the suite; SILBO_ROUND_TRIPS=1000 tries other ones, and more.
+EXAMPLES = int(os.environ.get("SILBO_ROUND_TRIPS", "0"))
+
+
+@settings(
+    max_examples=EXAMPLES or 120,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.data())
 def test_a_generated_class_comes_back_equal_or_is_refused(data: st.DataObject) -> None:
     """Never a value that differs in silence, and no error once the class is accepted."""
