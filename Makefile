@@ -49,7 +49,7 @@ test-oldest: $(VENV)-oldest/.oldest ## the suite with the oldest releases that p
 	$(VENV)-oldest/bin/python -m pytest $(or $(ARGS),--numprocesses=auto)
 
 test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL and RabbitMQ, from the programs found here
-	$(RUN) -m pytest tests/services $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
+	$(RUN) -m pytest tests/services --timeout=240 $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel, bench-check; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel bench-check
