@@ -341,6 +341,7 @@ def unpack(raw: bytes | str) -> Message:
     """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones."""
     try:
         message: Any = _decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    # A byte that is no UTF-8 is a UnicodeError before msgspec 0.23.
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return UnreadableMessage("", "(unreadable)", "", {}, problem=str(error))
     return message  # type: ignore[no-any-return]
