@@ -30,7 +30,7 @@ from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import deferred_sends
 
-__all__ = ["Bridge", "Route", "find_bridges", "read_routing_key"]
+__all__ = ["Bridge", "Route", "find_bridges", "routing_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Routes:
             return found
 
 
-def read_routing_key(event: object, name: str, key: Key | None) -> str | None:
+def routing_key(event: object, name: str, key: Key | None) -> str | None:
     """Return the routing key of an event as text; None if there is no key, or its value is None.
 
     Raises:
@@ -263,7 +263,7 @@ class Bridge(AsyncCloseable):
         if isinstance(name, EventName):
             key, version = name.key if key is None else key, name.version
         if key is not None:
-            key = read_routing_key(event, name, key)
+            key = routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
 
     def __silbo_sends__(self, event: object, name: object) -> bool:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.bridge import find_bridges, read_routing_key
+from silbo.bridge import find_bridges, routing_key
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
@@ -113,7 +113,7 @@ class EventRebuilder:
                 return None
             event = to_event(message, cls)
             # Without a class the key is looked up in the payload.
-            return read_routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
+            return routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
         except Exception:  # noqa: BLE001  # of the message or the host's class: reported when the delivery is attempted
             return None
 

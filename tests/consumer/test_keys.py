@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName
-from silbo.bridge import read_routing_key
+from silbo.bridge import routing_key
 from silbo.brokers.memory import MemoryBroker
 from silbo.message import Delivery, Origin
 from silbo.wire.encode import to_message
@@ -80,7 +80,7 @@ async def test_key_that_was_sent_and_key_that_was_not_are_one(d: AsyncEventDispa
             await release.wait()
         await heard.hear(event)
 
-    sent = read_routing_key(Moved(0, Area.NORTH), "user.moved", "area")
+    sent = routing_key(Moved(0, Area.NORTH), "user.moved", "area")
     subscription = Scripted([moved(0, Area.NORTH, key=sent), moved(1, Area.NORTH), moved(2, Area.SOUTH)])
     async with Running(Consumer(d, subscription, events=[AREA], concurrency=3)):
         await heard.until(1)

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from silbo._checks import check_address
-from silbo.bridge import CACHED_NAMES, Route, Routes, read_routing_key
+from silbo.bridge import CACHED_NAMES, Route, Routes, routing_key
 from silbo.errors import AddressInvalid, MessageRefused, NameInvalid, RouteConflict, SilboError
 from silbo.names import EventName
 
@@ -104,20 +104,20 @@ class Paid:
 
 
 def test_key_is_the_text_of_an_attribute_or_of_what_a_function_gives() -> None:
-    assert read_routing_key(Paid(), "paid", "order_id") == "7"
-    assert read_routing_key(Paid(), "paid", lambda event: event.order_id + 1) == "8"
-    assert read_routing_key(Paid(), "paid", None) is None
+    assert routing_key(Paid(), "paid", "order_id") == "7"
+    assert routing_key(Paid(), "paid", lambda event: event.order_id + 1) == "8"
+    assert routing_key(Paid(), "paid", None) is None
 
 
 def test_key_that_is_none_is_no_key() -> None:
     """``"None"`` would put everything that has none in one line."""
-    assert read_routing_key(Paid(None), "paid", "order_id") is None
-    assert read_routing_key(Paid(None), "paid", lambda event: event.order_id) is None
+    assert routing_key(Paid(None), "paid", "order_id") is None
+    assert routing_key(Paid(None), "paid", lambda event: event.order_id) is None
 
 
 def test_missing_key_attribute_refuses_the_message_and_names_it() -> None:
     with pytest.raises(MessageRefused, match="no attribute 'customer'") as caught:
-        read_routing_key(Paid(), "paid", "customer")
+        routing_key(Paid(), "paid", "customer")
     assert (caught.value.name, caught.value.field) == ("paid", "customer")
 
 
@@ -126,7 +126,7 @@ def test_key_function_that_raises_refuses_the_message_and_keeps_its_error() -> N
         raise KeyError("nothing here")
 
     with pytest.raises(MessageRefused, match="broken.*nothing here") as caught:
-        read_routing_key(Paid(), "paid", broken)
+        routing_key(Paid(), "paid", broken)
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -171,7 +171,7 @@ def test_a_key_that_is_no_value_is_refused(key: Any) -> None:
             return 7
 
     with pytest.raises(MessageRefused, match="no value"):
-        read_routing_key(Keyed(), "paid", key)
+        routing_key(Keyed(), "paid", key)
 
 
 def test_objects_with_a_text_are_keys() -> None:
@@ -184,5 +184,5 @@ def test_objects_with_a_text_are_keys() -> None:
             return "shop-7"
 
     for value, text in [(Shop(), "shop-7"), (("a", 7), "('a', 7)"), (UUID(int=7), str(UUID(int=7))), (b"a", "b'a'")]:
-        assert read_routing_key(None, "paid", lambda _, value=value: value) == text
-    assert "Tenant(number=7)" in str(read_routing_key(None, "paid", lambda _: Tenant(7)))
+        assert routing_key(None, "paid", lambda _, value=value: value) == text
+    assert "Tenant(number=7)" in str(routing_key(None, "paid", lambda _: Tenant(7)))
