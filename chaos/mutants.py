@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-COPIED: Final = ("silbo", "chaos", "tools")
+COPIED: Final = ("silbo", "chaos", "tools", "requirements")
 
 
 class PatchFailed(Exception):
@@ -113,12 +113,12 @@ def _play_all(seed: int) -> int:
     unnoticed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="silbo-mutants-") as folder:
         for mutant in MUTANTS:  # all of them first: a patch that does not fit is found at once
-            mutant.apply(_copy(Path(folder, "try")))
+            mutant.apply(copy_tree(Path(folder, "try")))
         for battery in dict.fromkeys(mutant.battery for mutant in MUTANTS):
-            wrong = _play(_copy(Path(folder, "whole")), battery, seed)
+            wrong = _play(copy_tree(Path(folder, "whole")), battery, seed)
             unnoticed += [f"{battery} is red with all safeguards: {one}" for one in wrong]
         for mutant in MUTANTS:
-            tree = _copy(Path(folder, "mutant"))
+            tree = copy_tree(Path(folder, "mutant"))
             mutant.apply(tree)
             wrong = _play(tree, mutant.battery, seed)
             print(
@@ -132,8 +132,8 @@ def _play_all(seed: int) -> int:
     return int(bool(unnoticed))
 
 
-def _copy(tree: Path) -> Path:
-    """A fresh copy of what the batteries need."""
+def copy_tree(tree: Path) -> Path:
+    """Copy what the batteries need to `tree`, in place of what was there."""
     shutil.rmtree(tree, ignore_errors=True)
     for name in COPIED:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))

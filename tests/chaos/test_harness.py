@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from redis.exceptions import ConnectionError as Lost
 
 from chaos.check import Entry, check_handled, check_stream
 from chaos.ledger import Ledger, Reading, read
-from chaos.mutants import MUTANTS, Mutant, PatchFailed
+from chaos.mutants import MUTANTS, Mutant, PatchFailed, copy_tree
 from chaos.proxy import DropReplies, Proxy
 from chaos.stage import NotInTime, Stage
 
@@ -104,6 +106,11 @@ def test_mutant_follows_the_code(mutant: Mutant, tmp_path: Path) -> None:
     mutant.apply(tmp_path)
     assert copy.read_text() != (ROOT / mutant.path).read_text()
     compile(copy.read_text(), mutant.path, "exec")
+
+
+def test_copy_for_a_mutant_holds_what_a_battery_needs(tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path / "copy")
+    subprocess.run([sys.executable, "-m", "chaos", "--help"], cwd=tree, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_mutant_that_fits_no_more_is_said(tmp_path: Path) -> None:
