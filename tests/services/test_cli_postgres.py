@@ -15,6 +15,8 @@ from tests.support.command_line import message, relay, silbo, stopped
 from tests.support.redis_streams import eventually
 from tools.postgres import PostgresServer
 
+pytestmark = pytest.mark.postgresql
+
 MANY, KEYS = 20_000, 7
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.examples.test_from_sources import ORDERS, program
 
-pytestmark = pytest.mark.xdist_group("rabbitmq")
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.xdist_group("rabbitmq")]
 
 
 def test_notification_events_on_rabbitmq() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -11,6 +12,8 @@ from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.support.alembic_host import alembic, migrated
 from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 from tools.postgres import PostgresServer
+
+pytestmark = pytest.mark.postgresql
 
 INDEXES = text("SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'silbo%' AND schemaname = 'public' ORDER BY 1")
 

@@ -21,6 +21,8 @@ from tests.support.session_conformance import Recorder
 from tests.support.store_conformance import LONG, PLENTY, leader, message, numbers, packed, send
 from tools.postgres import PostgresServer
 
+pytestmark = pytest.mark.postgresql
+
 
 @pytest.fixture
 async def store(engine: AsyncEngine) -> AsyncIterator[SQLAlchemyStore]:

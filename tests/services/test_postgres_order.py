@@ -19,6 +19,8 @@ from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tests.support.session_conformance import Recorder
 from tests.support.store_conformance import PLENTY, leader, message, numbers, send
 
+pytestmark = pytest.mark.postgresql
+
 
 class Base(DeclarativeBase): ...
 

@@ -21,6 +21,8 @@ from tests.support.postgres_process import TABLES
 from tools.postgres import PostgresServer
 from tools.redis_server import RedisServer
 
+pytestmark = pytest.mark.postgresql
+
 ROOT = Path(__file__).resolve().parents[2]
 Process = asyncio.subprocess.Process
 

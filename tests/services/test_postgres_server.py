@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tools.postgres import PostgresServer
 from tools.server import ROOT, ServerFailed
 
+pytestmark = pytest.mark.postgresql
+
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds

@@ -27,7 +27,8 @@ from tests.support.broker_rigs import killed, paused
 from tests.support.snippets import execute, shown, without_pause
 from tools.rabbitmq import RabbitMQServer
 
-pytestmark = pytest.mark.xdist_group("rabbitmq")  # one server, one test at a time: they kill and freeze it
+# One server, one test at a time: they kill and freeze it.
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.xdist_group("rabbitmq")]
 
 TIMEOUT = 2.0
 DOCS = Path(__file__).resolve().parents[2] / "docs/howto"

@@ -14,6 +14,8 @@ from tools import rabbitmq
 from tools.rabbitmq import RabbitMQServer
 from tools.server import ROOT, free_port
 
+pytestmark = pytest.mark.rabbitmq
+
 OWNER = """
 import time
 from tools.rabbitmq import RabbitMQServer

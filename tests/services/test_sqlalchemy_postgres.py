@@ -22,6 +22,8 @@ from tests.support.session_conformance import InSession
 from tests.support.sqlalchemy_store import SQLAlchemyConformance
 from tests.support.store_conformance import in_state, leader, packed, send
 
+pytestmark = pytest.mark.postgresql
+
 
 class TestSQLAlchemyStore(SQLAlchemyConformance):
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:

