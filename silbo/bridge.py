@@ -25,7 +25,7 @@ from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
-from silbo.names import EventName, Key, compile_pattern
+from silbo.names import EventName, Key, compile_pattern, is_too_long
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import deferred_sends
@@ -107,6 +107,8 @@ class Routes:
             return self._cache[name]
         except KeyError:
             found = next((route for pattern, route in self._routes if pattern.fullmatch(f"{name}.")), None)
+            if is_too_long(name):  # from a dispatcher of Whistle's own; the format refuses its message
+                return found
             if len(self._cache) >= CACHED_NAMES:
                 self._cache.clear()
             self._cache[str(name)] = found

@@ -27,16 +27,18 @@ else:
     E, T = TypeVar("E"), TypeVar("T")
 
 __all__ = [
+    "MAX_NAME_LENGTH",
     "E",
     "EventName",
     "Key",
     "Name",
     "check_name",
-    "check_name_given",
+    "check_name_or_pattern",
     "claim_own_name",
     "compile_pattern",
     "has_name",
     "is_pattern",
+    "is_too_long",
     "name_of",
     "warn_if_deprecated",
 ]
@@ -46,6 +48,12 @@ Key: TypeAlias = "str | Callable[[Any], object]"
 
 Name: TypeAlias = "str | int | float | bytes | tuple[object, ...] | frozenset[object] | Enum | type[object]"
 """The types that a name may have besides :class:`EventName`; at run time any hashable is a name."""
+
+MAX_NAME_LENGTH: Final = 1_000
+"""Most characters of a name or pattern: names come from outside, and are kept in caches."""
+
+_NAME_SHOWN: Final = 60
+"""Characters that an error shows of a name that is too long."""
 
 
 if TYPE_CHECKING:
@@ -79,7 +87,7 @@ else:
         ``str(name)`` where a string is asked for.
 
         Args:
-            name: The dotted name, as ``user.joined``; no ``*``.
+            name: The dotted name, as ``user.joined``; no ``*``, and at most 1,000 characters.
             cls: The class of its events; a consumer rebuilds messages of this name as this class. The class knows its names
                 for as long as they are alive, so names that are made for a tenant or a request are freed.
             key: The routing key: the name of an attribute, or a function of the event. Events with one key keep their order.
@@ -89,7 +97,8 @@ else:
                 ``DeprecationWarning``.
 
         Raises:
-            NameInvalid: the name has a ``*``; or handlers are bound to the class already, under the name of the class.
+            NameInvalid: the name has a ``*`` or is too long; or handlers are bound to the class already, under the name of
+                the class.
             TypeError: The name is not a text, or ``cls`` is not a class.
         """
 
@@ -100,6 +109,7 @@ else:
                 raise TypeError(f"an EventName is made of a text, as 'user.joined', not of {name!r}")
             if is_pattern(name):
                 raise NameInvalid(name, "an event name has no '*'; patterns are for add_listener")
+            _check_length(name)
             if cls is not None and not isinstance(cls, type):
                 raise TypeError(f"an EventName's cls is an event class, not {cls!r}")
             self = super().__new__(own, str.__str__(name))  # of a member of a str enum, its value
@@ -227,23 +237,38 @@ def check_name(name: object) -> None:
     """Refuse to dispatch under a pattern, and warn of a deprecated name.
 
     Raises:
-        NameInvalid: the name is a pattern.
+        NameInvalid: the name is a pattern, or too long.
         TypeError: the name is None.
     """
-    check_name_given(name)
+    check_name_or_pattern(name)
     if is_pattern(name):
         raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
     warn_if_deprecated(name)
 
 
-def check_name_given(name: object) -> None:
-    """Refuse None as a name: without a name, ``get_listeners`` and its like mean all names.
+def check_name_or_pattern(name: object) -> None:
+    """Refuse a text that is too long, and None: without a name, ``get_listeners`` and its like mean all names.
 
     Raises:
+        NameInvalid: the name is too long.
         TypeError: the name is None.
     """
     if name is None:
         raise TypeError("None is not an event name; give a text, as 'user.joined', or any other hashable")
+    _check_length(name)
+
+
+def is_too_long(name: object) -> bool:
+    """Return True if a name is a text, or bytes, of more than MAX_NAME_LENGTH."""
+    return isinstance(name, str | bytes) and len(name) > MAX_NAME_LENGTH
+
+
+def _check_length(name: Any) -> None:
+    if is_too_long(name):
+        raise NameInvalid(
+            f"{name[:_NAME_SHOWN]!s}...",
+            f"{len(name)} characters, more than {MAX_NAME_LENGTH}; put what varies into the event, not into its name",
+        )
 
 
 def warn_if_deprecated(name: object) -> None:
@@ -259,22 +284,27 @@ def warn_if_deprecated(name: object) -> None:
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern of names: ``*`` matches one segment, ``**`` any number of segments, also none.
 
-    Match it against the name plus a dot (``"user.joined."``), so that every segment ends in a dot.
+    Match it against the name plus a dot (``"user.joined."``), so that every segment ends in a dot. A match takes time in
+    proportion to the name.
 
     Raises:
-        NameInvalid: a ``*`` is only a part of a segment.
+        NameInvalid: a ``*`` is only a part of a segment, or the pattern is too long.
     """
-    parts: list[str] = []
+    _check_length(pattern)
+    runs = [""]  # of segments, with a ** between two runs
     for segment in pattern.split("."):
         if segment == "**":
-            part = r"(?:[^.]*\.)*"
-            if parts and parts[-1] == part:
-                continue  # two in a row match no more than one, and backtrack more
+            runs.append("")
         elif segment == "*":
-            part = r"[^.]*\."
+            runs[-1] += r"[^.]*\."
         elif "*" in segment:
             raise NameInvalid(pattern, "a '*' stands for a whole segment: 'user.*' or 'user.**', not 'user.jo*'")
         else:
-            part = re.escape(segment) + r"\."
-        parts.append(part)
-    return re.compile("".join(parts), re.DOTALL)
+            runs[-1] += re.escape(segment) + r"\."
+    first, *others = runs
+    if others:
+        # A run in the middle matches where it first can, and never anywhere else (an atomic group): else each further **
+        # would try again all that the ones before it have tried.
+        middle = "".join(rf"(?>(?:[^.]*\.)*?{run})" for run in others[:-1] if run)
+        first += rf"{middle}(?:[^.]*\.)*{others[-1]}"
+    return re.compile(first, re.DOTALL)

@@ -14,7 +14,7 @@ from silbo.bridge import find_bridges, routing_key
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
-from silbo.names import EventName, is_pattern
+from silbo.names import MAX_NAME_LENGTH, EventName, is_pattern, is_too_long
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.formats import JSON
 
@@ -124,6 +124,10 @@ class EventRebuilder:
             return name, name.cls
         if is_pattern(message.message_name):
             raise MessageInvalid("a name with '*' can't be dispatched", field="message_name")
+        if is_too_long(message.message_name):  # from a format of the host's own: silbo's refuse it
+            raise MessageInvalid(
+                f"{len(message.message_name)} characters, more than {MAX_NAME_LENGTH}", field="message_name"
+            )
         return message.message_name, None
 
 

@@ -17,7 +17,7 @@ from silbo.dispatch.running import WrappedListener, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
-from silbo.names import E, EventName, Name, check_name, check_name_given, warn_if_deprecated
+from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, warn_if_deprecated
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
@@ -106,7 +106,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Register the decorated function or class; the options are those of :meth:`add_listener`."""
         if is_listener(name):
             raise TypeError("listen takes a name first: @dispatcher.listen('user.joined')")
-        check_name_given(name)
+        check_name_or_pattern(name)
 
         def register(listener: Any) -> Any:
             self.add_listener(name, listener, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
 from silbo.dispatch.running import ConfiguredListener
-from silbo.names import check_name_given, compile_pattern, is_pattern
+from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "undo_registration"]
 
 CACHED_NAMES: Final = 1024
-"""Most names whose listeners are kept ready. A program may make new names without end, so a full cache is emptied."""
+"""Most names whose listeners are kept ready, each of a limited length. A program may make new names without end, so a full
+cache is emptied."""
 
 
 class _Edge(float):
@@ -174,7 +175,7 @@ class ListenerRegistry:
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
     ) -> Registration:
         """Register a listener, for all dispatches that begin later."""
-        check_name_given(name)
+        check_name_or_pattern(name)
         run = ClassListener(listener, self.container) if isinstance(listener, type) else listener
         if not is_async(run):
             raise TypeError(
@@ -220,6 +221,8 @@ class ListenerRegistry:
         try:
             return self._cache[name]
         except KeyError:
+            if is_too_long(name):
+                return ()  # nothing is registered for it, and it can't be dispatched
             changes = self.changes
             found = tuple(entry.run for entry in self._matching(name))
             if len(self._cache) >= CACHED_NAMES:
@@ -271,8 +274,9 @@ class ListenerRegistry:
     def _discard(self, entry: _Entry) -> None:
         """Remove one entry, and its name when no listener is left under it."""
         entries = self._entries.get(entry.name, [])
-        if entry in entries:
-            entries.remove(entry)
+        at = bisect_left(entries, entry.order, key=_order)
+        if at < len(entries) and entries[at] is entry:
+            del entries[at]
             if not entries:
                 del self._entries[entry.name]
                 self._patterns.pop(entry.name, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from silbo.dispatch.listeners import Registration, undo_registration
 from silbo.dispatch.options import is_async
-from silbo.names import check_name_given
+from silbo.names import check_name_or_pattern
 
 if TYPE_CHECKING:
     from silbo.dispatch.options import Listener, ListenerOptions
@@ -32,7 +32,7 @@ def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Ca
     """
     if is_async(name):
         raise TypeError("on takes a name first: @on('user.joined')")
-    check_name_given(name)
+    check_name_or_pattern(name)
 
     def mark(method: _M) -> _M:
         marked: Any = method
@@ -71,7 +71,7 @@ def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, Listene
     A method that a subclass overrides without ``@on`` is not a listener.
     """
     seen: dict[str, None] = {}
-    for cls in reversed(type(subscriber).__mro__):
+    for cls in type(subscriber).__mro__[-2::-1]:  # without object
         seen.update(dict.fromkeys(cls.__dict__))
     for attribute in seen:
         for name, options in _marks(inspect.getattr_static(subscriber, attribute)):
@@ -82,7 +82,8 @@ class Subscribers:
     """The subscribers of one dispatcher, each with its registrations."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[object, list[Callable[[], None]]]] = []
+        # Each time that a subscriber was added, with how to undo it; by id, for two subscribers may be equal.
+        self._entries: dict[int, list[tuple[object, list[Callable[[], None]]]]] = {}
 
     def add(self, dispatcher: Any, subscriber: object) -> Registration:
         """Register the marked methods of an object.
@@ -101,7 +102,7 @@ class Subscribers:
         for name, listener, options in found:
             registration = dispatcher.add_listener(name, listener, **options)
             undo.append(partial(undo_registration, dispatcher, name, listener, registration))
-        self._entries.append((subscriber, undo))
+        self._entries.setdefault(id(subscriber), []).append((subscriber, undo))
 
         def remove() -> None:
             self._forget(subscriber)
@@ -118,9 +119,8 @@ class Subscribers:
             raise ValueError(f"{subscriber!r} is no subscriber of this dispatcher")
 
     def _forget(self, subscriber: object) -> bool:
-        mine = [entry for entry in self._entries if entry[0] is subscriber]
-        for entry in mine:
-            self._entries.remove(entry)
-            for undo in entry[1]:
-                undo()
+        mine = self._entries.pop(id(subscriber), [])
+        for _, undo in mine:
+            for undo_one in undo:
+                undo_one()
         return bool(mine)

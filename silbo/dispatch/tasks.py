@@ -79,7 +79,7 @@ class BackgroundTasks:
                     changed = loop.create_future()
                     self._drains_changed.add(changed)
                     try:
-                        await asyncio.wait({*running, changed}, return_when=asyncio.FIRST_COMPLETED)
+                        await _wait_for_all(running, changed)
                     finally:
                         self._drains_changed.discard(changed)
         finally:
@@ -153,6 +153,25 @@ class BackgroundTasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("spawned dispatch failed", exc_info=error)
+
+
+async def _wait_for_all(tasks: set[asyncio.Task[Any]], changed: asyncio.Future[None]) -> None:
+    """Wait until all tasks are done, or ``changed`` is. Tasks that end one by one don't wake the waiting task each."""
+    left = len(tasks)
+
+    def count_down(_: object) -> None:
+        nonlocal left
+        left -= 1
+        if not left and not changed.done():
+            changed.set_result(None)
+
+    for task in tasks:
+        task.add_done_callback(count_down)
+    try:
+        await changed
+    finally:
+        for task in tasks:
+            task.remove_done_callback(count_down)
 
 
 def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from silbo.dispatch.running import WrappedListener
 
 if TYPE_CHECKING:
     from silbo.dispatch.dispatcher import AsyncEventDispatcher
@@ -84,10 +86,13 @@ class Trace:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Remember a dispatch, with the listeners that were called and not called."""
         calls = self._open.pop(dispatch)
-        left = list(dispatch.listeners)
-        for call in calls:
-            if call.listener in left:  # a wrapper equals its listener
-                left.remove(call.listener)
+        called = Counter(id(call.listener) for call in calls)
+        left: list[Listener] = []
+        for listener in dispatch.listeners:
+            if called[key := id(_unwrapped(listener))]:
+                called[key] -= 1
+            else:
+                left.append(listener)
         why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
         self.dispatches.append(
             Traced(
@@ -95,11 +100,15 @@ class Trace:
                 outcome=dispatch.outcome,
                 duration=dispatch.duration,
                 called=tuple((call.listener, call.outcome) for call in calls),
-                not_called=tuple((getattr(one, "__wrapped__", one), why or _left_out(one)) for one in left),
+                not_called=tuple((_unwrapped(one), why or _left_out(one)) for one in left),
             )
         )
         if not dispatch.heard and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
+
+
+def _unwrapped(listener: Listener) -> Listener:
+    return listener.__wrapped__ if isinstance(listener, WrappedListener) else listener
 
 
 def _left_out(listener: Listener) -> str:

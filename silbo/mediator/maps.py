@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -96,7 +97,7 @@ class EventMap:
     """The handlers of events. Each is registered as a listener with the dispatcher of every mediator that has the map."""
 
     def __init__(self) -> None:
-        self._bound: list[_Binding] = []
+        self._bound: dict[Any, list[_Binding]] = {}  # by name, in the order in which they were bound
         self._listening: WeakKeyDictionary[AsyncEventDispatcher, Container] = WeakKeyDictionary()
 
     def bind(self, event: type[E] | EventName[E], handler_type: type[Handles[E] | Calls[E]]) -> None:
@@ -121,13 +122,13 @@ class EventMap:
         name = event if isinstance(event, EventName) else name_of(event)
         own = event if isinstance(event, type) and not isinstance(name, EventName) else None
         binding = _Binding(name, event if isinstance(event, type) else event.cls, handler_type)
-        for other in self._bound:
+        for other in self._bound.get(name, ()):
             binding.check_beside(other)
         for dispatcher in self._listening:
             _check(dispatcher, binding)
         if own is not None:
             claim_own_name(own, self)
-        self._bound.append(binding)
+        self._bound.setdefault(name, []).append(binding)
         for dispatcher, container in self._listening.items():
             dispatcher.add_listener(name, _BoundListener(binding, container))
 
@@ -146,14 +147,15 @@ class EventMap:
                     "Mediator and keep it, or give each the same container"
                 )
             return
-        for binding in self._bound:
+        bound = list(chain.from_iterable(self._bound.values()))
+        for binding in bound:
             _check(dispatcher, binding)
         self._listening[dispatcher] = container
-        for binding in self._bound:
+        for binding in bound:
             dispatcher.add_listener(binding.name, _BoundListener(binding, container))
 
     def __repr__(self) -> str:
-        return f"<EventMap: {', '.join(map(str, self._bound)) or 'empty'}>"
+        return f"<EventMap: {', '.join(map(str, chain.from_iterable(self._bound.values()))) or 'empty'}>"
 
 
 class _BoundListener(ClassListener):

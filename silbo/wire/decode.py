@@ -47,7 +47,7 @@ def to_event(message: Message, cls: type | None) -> Any:
     kind = EVENT_CLASSES.get(message.message_type)
     if kind is None:
         known = " or ".join(EVENT_CLASSES)
-        raise MessageInvalid(f"{message.message_type!r} is not {known}", field="message_type")
+        raise MessageInvalid(f"{message.message_type!r:.100} is not {known}", field="message_type")
     event = kind()
     event.__dict__.update(identity, payload=payload)
     return event
@@ -59,7 +59,7 @@ def _read_identity(message: Message, payload: dict[str, Any]) -> dict[str, Any]:
     try:
         identity: dict[str, Any] = {"event_id": UUID(payload["event_id"])}
     except (ValueError, AttributeError, TypeError):
-        raise MessageInvalid(f"{payload['event_id']!r} is no UUID", field="payload.event_id") from None
+        raise MessageInvalid(f"{payload['event_id']!r:.100} is no UUID", field="payload.event_id") from None
     if "event_timestamp" in payload:
         try:
             when = msgspec.convert(payload["event_timestamp"], datetime)

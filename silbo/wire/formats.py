@@ -16,6 +16,7 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
+from silbo.names import MAX_NAME_LENGTH, is_too_long
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
 from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 
@@ -30,7 +31,7 @@ _encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
 
 class _Record(msgspec.Struct):
     message_type: str
-    message_name: str
+    message_name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
     message_id: str
     payload: dict[str, Any]
     headers: dict[str, str] = {}
@@ -150,7 +151,7 @@ class _CloudEvent(msgspec.Struct):
     specversion: Literal["1.0"]
     id: Annotated[str, msgspec.Meta(min_length=1)]
     source: Annotated[str, msgspec.Meta(min_length=1)]
-    type: Annotated[str, msgspec.Meta(min_length=1)]
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
     data: dict[str, Any]
     time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     silbokind: str = "notification_event"
@@ -231,8 +232,11 @@ def to_json(message: Message, record: dict[str, Any]) -> bytes:
         record: The JSON object that a format makes of it.
 
     Raises:
-        MessageRefused: a value can't be written as JSON, or the bytes are more than MAX_SIZE.
+        MessageRefused: a value can't be written as JSON, the bytes are more than MAX_SIZE, or the name is too long.
     """
+    name = message.message_name
+    if is_too_long(name):
+        raise MessageRefused(f"{name[:60]}...", f"its name has {len(name)} characters, more than {MAX_NAME_LENGTH}")
     try:
         for value in message.payload.values():
             if type(value) not in JSON_SCALARS:

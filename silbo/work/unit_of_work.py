@@ -312,6 +312,8 @@ async def _dispatch(dispatcher: Any, event: Any) -> None:
     await dispatcher.adispatch(name, event)
 
 
+MAX_WARNED: Final = 10_000
+"""Most names of a dispatcher that a warning is logged for: a program can make new ones without end."""
 _warned: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 
 
@@ -320,7 +322,7 @@ def _warn_if_unhandled(dispatcher: Any, name: Any, event: object) -> None:
     if any(_would_act(listener, event, name) for listener in dispatcher.get_listeners(name)):
         return
     warned = _warned.setdefault(dispatcher, set())
-    if name not in warned:
+    if name not in warned and len(warned) < MAX_WARNED:
         warned.add(name)
         logger.warning(
             "nobody handles %s: no listener is registered for it, and no bridge sends it",

@@ -13,6 +13,7 @@ from silbo import AsyncEventDispatcher, Bridge, ECSTEvent, EventName, receive
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.message import Message, Origin
+from silbo.names import MAX_NAME_LENGTH
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 from tests.support.consumer import USER_JOINED, UserJoined, joined
 
@@ -35,6 +36,26 @@ async def test_event_arrives_as_its_class_in_every_format(dispatcher: AsyncEvent
     listener.assert_awaited_once_with(event)
     assert event == UserJoined(7)
     assert event.name == "user.joined"
+
+
+async def test_a_name_that_is_too_long_is_refused_in_a_format_of_the_hosts_own(
+    dispatcher: AsyncEventDispatcher,
+) -> None:
+    """No listener of every name hears it, and nothing keeps it."""
+
+    class Own:
+        names = "event"
+
+        def decode(self, raw: bytes) -> Message:
+            return Message("ecst_event", raw.decode(), "9f62e977-73f7-462b-92cb-8ea658d3bcb5", {})
+
+    own: Any = Own()
+    dispatcher.add_listener("**", listener := AsyncMock())
+    await receive(dispatcher, "x" * MAX_NAME_LENGTH, format=own)
+    with pytest.raises(MessageInvalid, match="1001 characters") as caught:
+        await receive(dispatcher, "x" * (MAX_NAME_LENGTH + 1), format=own)
+    assert caught.value.field == "message_name"
+    listener.assert_awaited_once()
 
 
 async def test_unknown_name_arrives_with_its_payload(dispatcher: AsyncEventDispatcher) -> None:

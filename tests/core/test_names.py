@@ -6,6 +6,8 @@ import copy
 import gc
 import pickle
 import re
+import time
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 from unittest.mock import AsyncMock
@@ -15,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace
+from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace, on
+from silbo.bridge import Routes
 from silbo.errors import NameInvalid
-from silbo.names import compile_pattern, has_name, is_pattern, name_of
+from silbo.names import MAX_NAME_LENGTH, compile_pattern, has_name, is_pattern, name_of
 
 
 class Joined(Event):
@@ -141,6 +144,78 @@ def test_matching_equals_its_definition(pattern: list[str], name: list[str]) -> 
     if pattern and name:
         found = compile_pattern(".".join(pattern)).fullmatch(".".join(name) + ".")
         assert (found is not None) == matches(pattern, name)
+
+
+@pytest.mark.parametrize("pattern", ["**.user.**.**.joined", "user.**.*.user.**.left"])
+def test_matching_takes_time_in_proportion_to_the_name(pattern: str) -> None:
+    """Several ``**`` try no part of a name again and again: in quadratic time this would take a minute."""
+    began = time.monotonic()
+    assert not compile_pattern(pattern).fullmatch("user." * 50_000 + "x.")
+    assert time.monotonic() - began < 30
+
+
+LONGEST = "user." + "x" * (MAX_NAME_LENGTH - 5)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda d, name: EventName(name),
+        lambda d, name: d.add_listener(name, AsyncMock()),
+        lambda d, name: d.add_listener(f"{name[:-2]}.*", AsyncMock()),
+        lambda d, name: d.listen(name)(AsyncMock()),
+        lambda d, name: on(name)(AsyncMock()),
+        lambda d, name: d.adispatch(name),
+        lambda d, name: d.adispatch(name.encode()),
+        lambda d, name: d.spawn(name),
+        lambda d, name: d.wait_for(name, timeout=0.01),
+        lambda d, name: Route(name),
+    ],
+    ids=["EventName", "listener", "pattern", "listen", "on", "adispatch", "bytes", "spawn", "wait_for", "Route"],
+)
+async def test_a_name_of_more_than_a_thousand_characters_is_refused(use: Callable[[Any, str], Any]) -> None:
+    """Everywhere, with its beginning and its length; one of a thousand is a name."""
+
+    async def run(name: str) -> None:
+        answer = use(AsyncEventDispatcher(), name)
+        if hasattr(answer, "__await__"):
+            try:
+                await answer
+            except TimeoutError:
+                assert use.__code__.co_names[0] == "wait_for"
+
+    await run(LONGEST)
+    with pytest.raises(NameInvalid, match=r"^\S*user\.x{40,60}\S*: 1001 characters, more than 1000") as caught:
+        await run(LONGEST + "x")
+    assert len(str(caught.value)) < 250
+
+
+class Text(str):
+    """A str that tells if it is kept."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize(
+    ("ask", "answer"),
+    [
+        (AsyncEventDispatcher.has_listeners, False),
+        (AsyncEventDispatcher.get_listeners, ()),
+        (None, Route("**")),
+    ],
+    ids=["has_listeners", "get_listeners", "Routes"],
+)
+def test_a_name_that_is_too_long_is_not_kept(ask: Any, answer: object) -> None:
+    """A host may ask for a name that came from outside; nobody can hear it."""
+    d = AsyncEventDispatcher()
+    d.add_listener("**", AsyncMock())
+    routes = Routes([Route("**")])
+    name = Text(LONGEST + "x")
+    weak = ref(name)
+    assert (ask(d, name) if ask else routes.match(name)) == answer
+    del name
+    gc.collect()
+    assert weak() is None and not routes._cache
 
 
 @pytest.mark.parametrize("pattern", ["user.jo*", "*x", "a.***", "a**"])

@@ -282,6 +282,35 @@ async def test_a_trace_tells_a_spent_listener_from_one_that_a_host_skipped() -> 
     ]
 
 
+async def test_a_trace_compares_no_listeners() -> None:
+    """Thousands of concurrent listeners end in any order; comparing each with all others would take seconds."""
+
+    class Listens:
+        def __init__(self, turns: int) -> None:
+            self.turns = turns
+
+        async def __call__(self, event: Event) -> None:
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
+            if self.turns == 7:
+                event.stop_propagation()
+
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("compared")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    d = AsyncEventDispatcher(observers=[trace := Trace()])
+    listeners = [Listens(turns) for turns in (9, 7, 8)]
+    for listener in listeners:
+        d.add_listener("x", listener, concurrent=True)
+    d.add_listener("x", last := Listens(0), priority=1)
+    await d.adispatch("x")
+    [traced] = trace.dispatches
+    assert [listener.turns for listener, _ in traced.called] == [7, 8, 9]
+    assert [(id(listener), why) for listener, why in traced.not_called] == [(id(last), "stopped")]
+
+
 async def test_a_trace_keeps_totals() -> None:
     """Calls by listener, names nobody hears, listeners never called; the last dispatches only up to a limit."""
     trace = Trace(limit=2)

@@ -445,3 +445,34 @@ async def test_a_listener_that_another_thread_adds_in_the_midst_of_a_lookup_is_n
     await d.adispatch("x", Ping())
     await d.adispatch("x", Ping())
     assert late.await_count == 1
+
+
+async def test_drain_looks_at_each_spawned_dispatch_once() -> None:
+    """And not at all of them again whenever one ends: 10,000 dispatches would be 50 million looks."""
+    looks = 0
+
+    class Task(asyncio.Task[Any]):
+        def add_done_callback(self, *args: Any, **options: Any) -> None:
+            nonlocal looks
+            looks += 1
+            super().add_done_callback(*args, **options)
+
+    d = AsyncEventDispatcher()
+    turns = asyncio.Queue[None]()
+
+    @d.listen("x")
+    async def end_in_turn(event: Event) -> None:
+        await turns.get()
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, work, **options: Task(work, loop=loop, **options))  # type: ignore[arg-type]
+    try:
+        tasks = [d.spawn("x") for _ in range(100)]
+        drain = loop.create_task(d.drain())
+        for number in range(100):
+            turns.put_nowait(None)
+            await asyncio.wait([tasks[number]])
+        await asyncio.wait_for(drain, 30)
+    finally:
+        loop.set_task_factory(None)
+    assert looks < 1000

@@ -17,6 +17,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, sender
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
+from silbo.names import MAX_NAME_LENGTH
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import connection
 from silbo.wire import encode
@@ -73,6 +74,7 @@ CONSTANTS = {
     "unacknowledged deliveries": consumer.UNACKED,
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
+    "characters of an event name": MAX_NAME_LENGTH,
     "unsent messages with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
     "events that come of other events, in one unit of work": unit_of_work.MAX_FOLLOW_UPS,
 }

@@ -22,6 +22,7 @@ from silbo import (
     Route,
 )
 from silbo.errors import FollowUpsExceeded, HandlerShared, RequestUnbound, Unresolvable
+from silbo.work import unit_of_work
 from tests.support.mediator import Collects, Do, DoHandler, Leaves, Local, World, fail
 from tests.support.simple_container import SimpleContainer
 
@@ -203,6 +204,20 @@ async def test_an_event_nobody_handles_is_a_warning_once_for_its_name(caplog: py
             "nobody handles Overlooked",
         ]
         assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+async def test_events_nobody_handles_under_ever_new_names_are_remembered_up_to_a_limit(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program can make a class, and so a name, for each tenant."""
+    monkeypatch.setattr(unit_of_work, "MAX_WARNED", 2)
+    world = World()
+    for name in "abcab":
+        await world.send(type(name, (Event,), {})())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "nobody handles a",
+        "nobody handles b",
+    ]
 
 
 async def test_a_bridge_handles_what_it_sends_alone(caplog: pytest.LogCaptureFixture) -> None:

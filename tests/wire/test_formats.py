@@ -6,6 +6,7 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Format, Message, Origin
-from silbo.names import compile_pattern
+from silbo.names import MAX_NAME_LENGTH, compile_pattern
 from silbo.wire.decode import to_event
 from silbo.wire.encode import MAX_DEPTH, MAX_SIZE
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON, DiatorFormat
@@ -267,6 +268,20 @@ def test_a_message_of_the_largest_size_goes_through_and_one_byte_more_is_refused
     assert len(form.decode(raw).payload["x"]) == room
     with pytest.raises(MessageRefused, match=str(MAX_SIZE + 1)):
         form.encode(message(x="x" * (room + 1)), ORIGIN)
+
+
+@ALL
+def test_a_name_of_the_greatest_length_goes_through_and_one_character_more_is_refused(form: Format) -> None:
+    """By the sender, and by a receiver from other senders: names are kept in caches, and matched with patterns."""
+    named = Message("ecst_event", "x" * MAX_NAME_LENGTH, ID, {})
+    raw = form.encode(named, ORIGIN)
+    assert form.decode(raw).message_name == named.message_name
+    with pytest.raises(MessageRefused, match="'x{60}...'.*1001 characters"):
+        form.encode(replace(named, message_name=f"{named.message_name}x"), ORIGIN)
+    with pytest.raises(MessageInvalid) as caught:
+        form.decode(raw.replace(b'"xx', b'"xxx'))
+    assert caught.value.field == ("type" if form is CLOUDEVENTS else "message_name")
+    assert len(str(caught.value)) < 200
 
 
 @ALL

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -28,6 +29,8 @@ WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
 CACHED_CHANNELS: Final = 10_000
 """The filter remembers its answer for at most 10,000 channels."""
+LONG_CHANNEL: Final = 1_000
+"""A channel of more bytes is remembered by a digest: anybody may publish to channels of any length."""
 RECONNECT: Final = Backoff(initial=0.02, cap=0.25)
 """The delays between two attempts to subscribe again."""
 
@@ -334,13 +337,14 @@ class _ChannelFilter:
 
     def accepts(self, channel: bytes, via: bytes) -> bool:
         """Return True if the message is wanted and no copy of it is taken that came ``via`` another subscription."""
-        accepted = self._accepted_via.get(channel)
+        known_as = channel if len(channel) <= LONG_CHANNEL else blake2b(channel).digest()
+        accepted = self._accepted_via.get(known_as)
         if accepted is None:
             if len(self._accepted_via) >= CACHED_CHANNELS:
                 # The oldest: the copies of one message come right behind one another.
                 del self._accepted_via[next(iter(self._accepted_via))]
             is_wanted = self._is_wanted(channel.decode(errors="replace"))
-            accepted = self._accepted_via[channel] = via if is_wanted else b""
+            accepted = self._accepted_via[known_as] = via if is_wanted else b""
         return accepted == via
 
     def reset(self) -> None:

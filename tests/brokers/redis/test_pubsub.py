@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub
+from silbo.brokers.redis.pubsub import _ChannelFilter
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, NameInvalid
 from silbo.message import Delivery
 from silbo.protocols import Publisher, Receiver, Subscription
@@ -55,6 +56,16 @@ async def test_patterns_mean_what_they_mean_in_add_listener(
     async with RedisPubSub(pubsub_client if user == "pubsub" else admin, app="web") as broker:
         async with opened(broker.subscribe(*patterns, *["the.end"] * bool(patterns))) as receiver:
             assert await heard(broker, receiver) == expected
+
+
+def test_long_channels_of_others_are_remembered_by_a_digest(pubsub: RedisPubSub) -> None:
+    """Anybody may publish to a channel of megabytes: 10,000 of them must not stay in memory. Copies are still told apart."""
+    channels = _ChannelFilter(pubsub.subscribe("user.*", "*.joined"))
+    for user in range(3):
+        long = f"{channels._prefix}ecst_event:user.{user}{'x' * 100_000}".encode()
+        for _ in range(2):
+            assert channels.accepts(long, b"user") and not channels.accepts(long, b"joined")
+    assert len(channels._accepted_via) == 3 and sum(map(len, channels._accepted_via)) < 1000
 
 
 async def test_both_kinds_are_heard(admin: Redis, pubsub: RedisPubSub) -> None:
