@@ -292,11 +292,13 @@ class _AddressQueue:
                     self._silent_since = datetime.now(UTC) - timedelta(seconds=self._timeout)
                 why = self._silence()
         missed = [message for message in batch if message.may_be_repeated]
+        if not missed:
+            return
         for message in missed:
             message.mark_unanswered(why)
         keys = {message.message.key for message in missed}
         for waiting in self._waiting:  # sent now, a message would overtake the repeat of one that missed before it
-            if missed and (self._silent_since is not None or waiting.message.key in keys):
+            if self._silent_since is not None or waiting.message.key in keys:
                 waiting.mark_unsent(f"a message before it was not sent: {why}")
 
     def _take(self) -> list[OutgoingMessage]:

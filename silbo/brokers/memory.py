@@ -7,7 +7,7 @@ when the process ends.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -89,7 +89,7 @@ class MemoryBroker(AsyncCloseable):
         self._ids = count(1)
         self._kept: deque[Delivery] = deque(maxlen=limit)  # for groups that will start at the oldest
         self._backlogs: dict[tuple[str, frozenset[str]], _Backlog] = {}  # by group and its addresses
-        self._room_waiters: deque[_RoomWaiter] = deque()
+        self._room_waiters: OrderedDict[asyncio.Future[None], _RoomWaiter] = OrderedDict()  # oldest first
         self._sequences: dict[tuple[str, str], tuple[int, int]] = {}  # by source and address: epoch and last sequence
 
     async def publish(self, *messages: Message) -> None:
@@ -183,8 +183,7 @@ class MemoryBroker(AsyncCloseable):
             append()
             return
         appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _RoomWaiter(many, append, appended)
-        self._room_waiters.append(waiter)
+        self._room_waiters[appended] = _RoomWaiter(many, append)
         try:
             async with asyncio.timeout(self._timeout):
                 await appended
@@ -196,8 +195,7 @@ class MemoryBroker(AsyncCloseable):
                 ) from None
             appended.result()
         finally:
-            if waiter in self._room_waiters:
-                self._room_waiters.remove(waiter)
+            if self._room_waiters.pop(appended, None) is not None:
                 self._make_room()  # a smaller call behind it may fit
 
     def _has_room(self, many: int) -> bool:
@@ -208,15 +206,15 @@ class MemoryBroker(AsyncCloseable):
 
     def _make_room(self) -> None:
         """Append the messages of waiting calls, as far as there is room for them."""
-        while self._room_waiters and self._has_room(self._room_waiters[0].many):
-            waiter = self._room_waiters.popleft()
-            if not waiter.appended.done():
+        while self._room_waiters and self._has_room(next(iter(self._room_waiters.values())).many):
+            appended, waiter = self._room_waiters.popitem(last=False)
+            if not appended.done():
                 try:
                     waiter.append()
                 except Fenced as error:
-                    waiter.appended.set_exception(error)
+                    appended.set_exception(error)
                 else:
-                    waiter.appended.set_result(None)
+                    appended.set_result(None)
 
     def _append(self, encoded: Iterable[Delivery]) -> None:
         numbered = [replace(delivery, id=str(next(self._ids))) for delivery in encoded]
@@ -238,7 +236,6 @@ class _RoomWaiter(NamedTuple):
 
     many: int
     append: Callable[[], None]
-    appended: asyncio.Future[None]
 
 
 # -- groups -------------------------------------------------------------------------------------------------

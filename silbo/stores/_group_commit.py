@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from silbo.errors import OutboxFull, SilboError
 from silbo.outbox.rows import Packed, Quota
 
 __all__ = ["Addition", "GroupCommit"]
+
+COMMIT_MESSAGES: Final = 1_000
+"""A commit has at most 1,000 messages. Then a database has time enough for each, however many calls wait."""
+COMMIT_BYTES: Final = 4 << 20
+"""A commit has at most 4 MiB of messages. A call that exceeds a limit is committed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Addition:
     @property
     def size(self) -> int:
         """Bytes of the messages."""
-        return sum(len(message.raw) for message in self.messages)
+        return sum([len(message.raw) for message in self.messages])
 
 
 class GroupCommit:
@@ -35,7 +42,7 @@ class GroupCommit:
 
     def __init__(self, commit: Callable[[Sequence[Addition]], Awaitable[Sequence[Exception | None]]]) -> None:
         self._commit = commit
-        self._waiting: list[tuple[Addition, asyncio.Future[None]]] = []
+        self._waiting: deque[tuple[Addition, asyncio.Future[None]]] = deque()
         self._committing: asyncio.Task[None] | None = None
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
@@ -54,8 +61,8 @@ class GroupCommit:
 
     async def _commit_waiting(self) -> None:
         while self._waiting:
-            group = [(addition, future) for addition, future in self._waiting if not future.done()]  # done: cancelled
-            self._waiting = []
+            if not (group := self._take()):
+                continue
             errors: Sequence[Exception | None]
             try:
                 errors = await self._commit([addition for addition, _ in group])
@@ -72,6 +79,21 @@ class GroupCommit:
                     future.set_result(None)
                 else:
                     future.set_exception(_copy_error(failure))
+
+    def _take(self) -> Sequence[tuple[Addition, asyncio.Future[None]]]:
+        """Remove the oldest additions, as many as one transaction may have; drop those whose calls were cancelled."""
+        group: list[tuple[Addition, asyncio.Future[None]]] = []
+        messages = size = 0
+        while self._waiting:
+            addition, future = self._waiting[0]
+            if not future.done():
+                messages += len(addition.messages)
+                size += addition.size
+                if group and (messages > COMMIT_MESSAGES or size > COMMIT_BYTES):
+                    break
+                group.append((addition, future))
+            self._waiting.popleft()
+        return group
 
 
 def _copy_error(error: Exception) -> Exception:

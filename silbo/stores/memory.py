@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,7 @@ class MemoryStore:
         self._packed: dict[int, Packed] = {}
         self._waiting: list[list[int]] = [[]]  # for each partition: pending rows without a sequence; a heap of ids
         self._taken: list[list[int]] = [[]]  # for each partition: unsettled rows with a sequence, in its order
-        self._sent: dict[int, None] = {}  # in the order of sending
+        self._sent: OrderedDict[int, None] = OrderedDict()  # in the order of sending; finds its first at once
         self._leads = [_Partition()]
         self._unsent_rows = 0
         self._unsent_size = 0  # bytes

@@ -11,7 +11,7 @@ does every further one at once, until a new connection is answered.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
@@ -228,7 +228,7 @@ class RedisSender:
         self, call: PublishCall, encoded: list[EncodedMessage], messages: Sequence[Message]
     ) -> list[EncodedMessage]:
         """Wait for room in the queue. A waiting call must not take memory: its messages are encoded again."""
-        size = sum(len(arguments) for _, arguments in encoded)
+        size = sum([len(arguments) for _, arguments in encoded])
         encoded.clear()
         await self._queue.wait_for_room(call.messages, size, call.deadline)
         if self._silent_since is not None:
@@ -379,19 +379,20 @@ class SendQueue:
         self._entries: deque[tuple[PublishCall, bytes, bytes]] = deque()  # call, stream's key, arguments
         self._messages = 0  # of the entries, and of waiters that were given room
         self._bytes = 0
-        self._waiters: deque[_RoomWaiter] = deque()
+        self._waiters: OrderedDict[asyncio.Future[None], _RoomWaiter] = OrderedDict()  # without room, oldest first
+        self._admitted = 0  # waiters that were given room, and have not appended yet
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def is_awaited(self) -> bool:
-        """True if a publish waits for room."""
-        return bool(self._waiters)
+        """True if a publish waits for room, or was just given it."""
+        return bool(self._waiters) or self._admitted > 0
 
     def has_room(self) -> bool:
         """Return True if a call can be appended now, however large: else one above the limits never could."""
-        return not self._waiters and self._is_below_limits()
+        return not self.is_awaited and self._is_below_limits()
 
     def _is_below_limits(self) -> bool:
         return self._messages < QUEUE_MESSAGES and self._bytes < QUEUE_BYTES
@@ -399,41 +400,38 @@ class SendQueue:
     async def wait_for_room(self, messages: int, size: int, deadline: float) -> None:
         """Wait until a call of so many messages and bytes can be appended, first come, first served.
 
-        The caller appends it at once, without another await.
+        The caller appends it at once, without another await. There is no timer for each of thousands that wait: the
+        sender takes or fails the queue before the deadline of its oldest message, which comes before theirs.
 
         Raises:
             BrokerUnavailable: there was no room before the deadline, or the queue was failed.
         """
-        waiter = _RoomWaiter(messages, size, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[admitted] = _RoomWaiter(messages, size, deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                await waiter.admitted
-        except BaseException as error:
-            self._remove(waiter)
+            await admitted
+        except BaseException:
+            if self._waiters.pop(admitted, None) is None and not admitted.cancelled() and admitted.exception() is None:
+                self._give_back(messages, size)  # it was given room in the same turn of the loop
             self._admit_waiters()
-            if isinstance(error, TimeoutError):
-                queued = f"{self._messages} messages ({self._bytes} bytes) wait to be sent"
-                raise BrokerUnavailable(f"{queued}, and no room came in time; not sent") from None
             raise
-        self._remove(waiter)
+        self._give_back(messages, size)
 
-    def _remove(self, waiter: _RoomWaiter) -> None:
-        self._waiters.remove(waiter)
-        admitted = waiter.admitted
-        if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
-            self._messages -= waiter.messages
-            self._bytes -= waiter.size
+    def _give_back(self, messages: int, size: int) -> None:
+        """End a waiter that was given room."""
+        self._admitted -= 1
+        self._messages -= messages
+        self._bytes -= size
 
     def _admit_waiters(self) -> None:
-        for waiter in self._waiters:
-            if waiter.admitted.done():
-                continue
-            if not self._is_below_limits():
-                break
-            self._messages += waiter.messages
-            self._bytes += waiter.size
-            waiter.admitted.set_result(None)
+        """Give room to those that wait, oldest first, as long as there is some. Every waiter is looked at once."""
+        while self._waiters and self._is_below_limits():
+            admitted, waiter = self._waiters.popitem(last=False)
+            if not admitted.done():  # done: it was cancelled, or failed, and is about to leave
+                self._admitted += 1
+                self._messages += waiter.messages
+                self._bytes += waiter.size
+                admitted.set_result(None)
 
     def append(self, call: PublishCall, encoded: Iterable[EncodedMessage]) -> None:
         """Append the messages of a call."""
@@ -446,6 +444,8 @@ class SendQueue:
         """Return the call of the oldest message; drop messages whose callers have gone away."""
         while self._entries and self._entries[0][0].answered.done():
             self._drop_first()
+        if not self._entries:
+            self._admit_waiters()  # nothing will be taken that makes room for them
         return self._entries[0][0] if self._entries else None
 
     def take(self, most: int, latest: float, late: str) -> list[Batch]:
@@ -459,6 +459,7 @@ class SendQueue:
         while (first := self.first()) is not None and first.deadline <= latest:
             first.failure = late
             first.answer()
+        self._fail_late_waiters(latest)
         batches: dict[bytes, Batch] = {}
         batch: Batch | None = None
         entries, size, room = self._entries, 0, most
@@ -484,6 +485,13 @@ class SendQueue:
             self._admit_waiters()
         return list(batches.values())
 
+    def _fail_late_waiters(self, latest: float) -> None:
+        while self._waiters and next(iter(self._waiters.values())).deadline <= latest:
+            admitted, _ = self._waiters.popitem(last=False)
+            if not admitted.done():
+                queued = f"{self._messages} messages ({self._bytes} bytes) wait to be sent"
+                admitted.set_exception(BrokerUnavailable(f"{queued}, and no room came in time; not sent"))
+
     def _drop_first(self) -> None:
         _, _, arguments = self._entries.popleft()
         self._messages -= 1
@@ -491,17 +499,18 @@ class SendQueue:
 
     def fail(self, why: str) -> None:
         """Answer every call in the queue, and every one that waits for room, with an error: none of it is sent."""
+        while self._waiters:  # first: they must not get the room of those that fail
+            admitted, _ = self._waiters.popitem(last=False)
+            if not admitted.done():
+                admitted.set_exception(BrokerUnavailable(f"{why}; not sent"))
         while (call := self.first()) is not None:
             call.failure = why
             call.answer()
-        for waiter in self._waiters:
-            if not waiter.admitted.done():
-                waiter.admitted.set_exception(BrokerUnavailable(f"{why}; not sent"))
 
 
 class _RoomWaiter(NamedTuple):
-    """A publish that waits for room: its messages, their bytes, and a future that is done when it has room."""
+    """A publish that waits for room: its messages, their bytes, and the loop's time at which it is answered at the latest."""
 
     messages: int
     size: int
-    admitted: asyncio.Future[None]
+    deadline: float

@@ -121,10 +121,63 @@ async def test_queue_that_is_given_up_answers_everybody() -> None:
 
 
 async def test_no_room_in_time_is_told() -> None:
+    """What takes messages fails those that wait and are late, and gives room to those that are not."""
     queue = SendQueue(BatchScript(ADD, arguments_each=1))
     enter(queue, *[1] * QUEUE_MESSAGES)
+    late, early = (asyncio.ensure_future(queue.wait_for_room(1, 1, deadline)) for deadline in (1, 3))
+    await asyncio.sleep(0)
+    queue.take(FLUSH_MESSAGES, 2, "late")
     with pytest.raises(
         BrokerUnavailable, match=r"10000 messages \(10000 bytes\) wait to be sent, and no room came in time"
     ):
-        await queue.wait_for_room(1, 1, asyncio.get_running_loop().time() + 0.02)
+        await late
+    await early
+    assert not queue.is_awaited
+
+
+async def test_room_is_given_when_all_that_waited_to_be_sent_have_gone_away() -> None:
+    """Nothing is left then that a flush could take."""
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    full = enter(queue, *[1] * QUEUE_MESSAGES)
+    waiting = asyncio.ensure_future(queue.wait_for_room(1, 1, asyncio.get_running_loop().time() + 60))
+    await asyncio.sleep(0)
+    full.answered.cancel()
+    assert queue.first() is None
+    async with asyncio.timeout(30):
+        await waiting
+    assert not queue.is_awaited
+
+
+class _CountedFuture(asyncio.Future[None]):
+    """A future that counts how often any of its kind was looked at."""
+
+    looks = 0
+
+    def done(self) -> bool:
+        _CountedFuture.looks += 1
+        return super().done()
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel", "admit"])
+async def test_each_that_waits_for_room_is_looked_at_a_few_times(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait, and however they leave: the cost is linear."""
+    waiting = 2_000
+    queue = SendQueue(BatchScript(ADD, arguments_each=1))
+    full = enter(queue, *[1] * QUEUE_MESSAGES)
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_future", lambda: _CountedFuture(loop=loop))
+        tasks = [asyncio.ensure_future(queue.wait_for_room(1, 1, 1 << 60)) for _ in range(waiting)]
+        await asyncio.sleep(0)
+    _CountedFuture.looks = 0
+    if end == "fail":
+        queue.fail("no Redis")
+    elif end == "cancel":
+        for task in reversed(tasks):
+            task.cancel()
+    else:
+        full.answered.cancel()
+        queue.first()
+    await asyncio.wait(tasks)
+    assert _CountedFuture.looks <= 5 * waiting
     assert not queue.is_awaited
