@@ -34,6 +34,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         on_error: Policy for errors of listeners. ``"raise"`` (as in Whistle): the error goes to the caller as it is, and later
             listeners do not run. ``"collect"``: all listeners run, then the errors are raised as one ``ExceptionGroup``. A
             callable ``(error, event, listener)``, sync or async, gets the error, and the dispatch goes on.
+        binding: If true, ``on_error`` holds for every listener, and a listener's own ``on_error`` has no effect. If false, the
+            listener's own comes first.
         observers: Called around every dispatch and listener.
         container: An adapter from ``silbo.containers``, which makes the objects of listener classes.
     """
@@ -42,6 +44,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         self,
         *,
         on_error: ErrorPolicy = "raise",
+        binding: bool = False,
         observers: Sequence[Observer] = (),
         container: Container | None = None,
     ) -> None:
@@ -51,7 +54,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
         self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._observers = tuple(observers)
-        self._listeners = ListenerRegistry(policy=on_error, container=container, on_change=self._ready.clear)
+        self._listeners = ListenerRegistry(
+            policy=on_error, binding=binding, container=container, on_change=self._ready.clear
+        )
         self._background = BackgroundTasks()
         self._subscribers = Subscribers()
 
@@ -80,7 +85,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             once: If true, the first run removes the listener; it runs once even under concurrent dispatches.
             timeout: Seconds after which the listener is cancelled and a :class:`~silbo.errors.ListenerTimeout` raised.
             concurrent: If true, the listener runs together with neighbours of equal priority that are concurrent too.
-            on_error: Policy for this listener, in place of the dispatcher's.
+            on_error: Policy for this listener, in place of the dispatcher's, unless that is binding.
 
         Returns:
             The registration; its ``remove()`` removes this one and no other.

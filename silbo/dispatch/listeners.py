@@ -6,7 +6,7 @@ import inspect
 import re
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -133,7 +133,7 @@ class ListenerRow:
         priority: Lower runs first.
         plugin: The module that defines the listener.
         defined_at: ``file:line`` of its code; empty if it has none.
-        options: The options that differ from the defaults.
+        options: The options that have an effect and differ from the defaults.
     """
 
     name: Hashable
@@ -158,10 +158,12 @@ class ListenerRegistry:
         self,
         *,
         policy: ErrorPolicy = "raise",
+        binding: bool = False,
         container: Container | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy: ErrorPolicy = policy
+        self._binding = binding
         self.container = container
         self.changes = 0
         self._on_change = on_change
@@ -184,6 +186,8 @@ class ListenerRegistry:
             )
         if isinstance(run, ClassListener):
             listener = run.cls
+        if self._binding:
+            options = replace(options, on_error=None)
         rank = _rank(priority)
         pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
         entry = _Entry(

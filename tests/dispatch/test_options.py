@@ -395,6 +395,40 @@ async def test_a_listeners_own_policy_comes_before_the_dispatchers() -> None:
     assert len(got) == 2
 
 
+@pytest.mark.parametrize("own", ["raise", "collect", AsyncMock()], ids=["raise", "collect", "isolate"])
+@pytest.mark.parametrize("more", [{}, {"once": True}, {"timeout": 30}, {"concurrent": True}], ids=str)
+async def test_a_binding_policy_holds_whatever_a_listener_asks_for(own: Any, more: Any) -> None:
+    """A plugin can't end the host's dispatch, nor keep its errors from the host; and ``describe`` shows what holds."""
+    got: list[Any] = []
+    d = AsyncEventDispatcher(on_error=lambda error, event, listener: got.append(error), binding=True)
+    error = LookupError("x")
+    d.add_listener("x", AsyncMock(side_effect=error), on_error=own, **more)
+    d.listen("x", on_error=own)(AsyncMock(side_effect=error))
+    [with_options, without] = d.describe()
+    await d.adispatch("x", Ping())
+    assert got == [error, error]
+    assert (with_options.options, without.options) == (more, {})
+
+
+async def test_a_binding_hook_decides_which_listeners_must_succeed() -> None:
+    """An error that it raises ends the dispatch."""
+
+    async def charge(event: Event) -> None:
+        raise PermissionError
+
+    def decide(error: Exception, event: Event, listener: Any) -> None:
+        if listener is charge:
+            raise error
+
+    d = AsyncEventDispatcher(on_error=decide, binding=True)
+    d.add_listener("x", AsyncMock(side_effect=LookupError))
+    d.add_listener("x", charge)
+    d.add_listener("x", last := AsyncMock())
+    with pytest.raises(PermissionError):
+        await d.adispatch("x", Ping())
+    last.assert_not_awaited()
+
+
 async def test_an_error_that_raises_takes_the_collected_ones_along() -> None:
     """Nothing is lost."""
     d = AsyncEventDispatcher(on_error="collect")
