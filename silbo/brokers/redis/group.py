@@ -17,10 +17,11 @@ from redis.asyncio import Redis
 
 from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
-from silbo.brokers.redis.calls import CallConnection, run_script
+from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
-from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key
+from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY
+from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Delivery, Format, instance
 
@@ -36,6 +37,8 @@ FORGET_AFTER: Final = 300.0
 """A consumer without entries is removed after ten times ``claim_after`` of silence, and at least 300 seconds."""
 NEAR: Final = 0.8
 """A group is reported as falling behind from this share of the retention on."""
+IDLE_LOOK_EVERY: Final = 1.0
+"""A group without new entries is looked at again after at least 1 second."""
 RECREATE_EVERY: Final = 1.0
 """There is at least 1 second between two attempts to make a deleted group again."""
 RECONNECT: Final = Backoff(initial=0.02, cap=0.25)
@@ -112,7 +115,8 @@ class StreamReceiver:
         self._timeout = group.timeout
         self._block = min(BLOCK, group.claim_after / 4)
         self._group = group.name.encode()
-        self._consumer = (group.consumer or f"{instance()}-{next(_opened)}").encode()
+        who = f"{instance()}-{next(_opened)}".encode()
+        self._consumer = who if group.consumer is None else group.consumer.encode()
         self.keep_every: float | None = group.claim_after / 3
         self._in_hand = DeliveriesInHand(
             CallConnection(group.client, group.timeout),
@@ -120,6 +124,15 @@ class StreamReceiver:
             self._consumer,
             group.app,
             claim_after=group.claim_after,
+            who=who,
+        )
+        self._signs = SignsOfLife(
+            [key.encode() for key in group.keys],
+            self._group,
+            self._consumer,
+            who=who,
+            is_named=group.consumer is not None,
+            keep=max(10 * group.claim_after, FORGET_AFTER),
         )
         self._upkeep = {
             key.encode(): GroupUpkeep(
@@ -154,7 +167,12 @@ class StreamReceiver:
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        return await self._in_hand.keep(deliveries)
+        taken_over = await self._in_hand.keep(deliveries)
+        if self._signs.is_due():  # nothing is read while there is no room
+            calls = self._signs.calls()
+            await self._in_hand.run(calls)
+            self._signs.note(calls)
+        return taken_over
 
     async def count(self, delivery: Delivery) -> int:
         """See :class:`~silbo.protocols.Receiver`; a call that is repeated after an error counts once."""
@@ -223,6 +241,8 @@ class StreamReceiver:
         self._connection = await connect(self._description.client)
         self._failures = 0
         self._reread_after = dict.fromkeys(self._upkeep, b"0")
+        for upkeep in self._upkeep.values():
+            upkeep.look_soon()  # Redis may have been away, and its counts may be wrong
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -237,6 +257,10 @@ class StreamReceiver:
     async def _read(self, connection: Connection, limit: int) -> None:
         self._in_hand.begin_read()
         try:
+            if self._signs.is_due():
+                calls = self._signs.calls()
+                await run_calls(connection, calls)
+                self._signs.note(calls)
             while self._reread_after and not await self._read_again(connection, limit):
                 pass
             for key, upkeep in self._upkeep.items():
@@ -305,6 +329,8 @@ class StreamReceiver:
             if entries:
                 self._last_given[key] = entries[-1][0].decode()
                 self._add_ready(key, entries, asked_at)
+            elif not given:
+                upkeep.note_idle(self._last_given.get(key, "0"))
 
     async def _xreadgroup(self, connection: Connection, limit: int, *rest: bytes) -> Any:
         return await connection.execute(
@@ -325,13 +351,8 @@ class StreamReceiver:
 
     async def _create(self, connection: Connection, key: bytes, start: str) -> bool:
         """Make the group, and its stream if there is none; False if the group exists."""
-        try:
-            await run_script(connection, CREATE, [key], self._group, start.encode())
-        except Refused as refusal:
-            if "BUSYGROUP" not in str(refusal):
-                raise
-            return False
-        return True
+        keys = [key, build_given_key(key)]
+        return bool(await run_script(connection, CREATE, keys, self._group, start.encode()))
 
     async def _recreate(self, connection: Connection) -> None:
         """Make the groups again after a deletion, FLUSHALL, or a restart of Redis without its data."""
@@ -391,11 +412,27 @@ class GroupUpkeep:
         self._find_gap_at = float("-inf")
         self._remove_at = float("-inf")
         self._all_given_at = float("-inf")
+        self._looked_at = float("-inf")
+        self._looked_after = ""  # the last id given, as far as this consumer knew
+        self._told_after = b""  # the last id that the group had been given at the last gap
+        self._is_counted = True  # False while Redis's count of what the group was given is in doubt
         self._log = RateLimitedLog(logger, every=60.0)
 
     def note_all_given(self) -> None:
         """Note that a read has just given the group everything that the stream has."""
         self._all_given_at = asyncio.get_running_loop().time()
+        if not self._is_counted:  # now the number is known
+            self.look_soon()
+
+    def note_idle(self, last: str) -> None:
+        """Note that nothing came, and that this id was given last: a look, at most once a second, notes where the group is."""
+        now = asyncio.get_running_loop().time()
+        if last != self._looked_after and now - self._looked_at >= IDLE_LOOK_EVERY:
+            self.look_soon()
+
+    def look_soon(self) -> None:
+        """Look for a gap before the next read."""
+        self._find_gap_at = float("-inf")
 
     async def claim(self, connection: Connection, limit: int) -> tuple[list[Any], list[int], int]:
         """Take over entries of silent consumers, at most ``limit``; none if it is not time to.
@@ -426,7 +463,8 @@ class GroupUpkeep:
         if now >= self._remove_at:
             self._remove_at = now + self._forget_after / 10
             idle = b"%d" % (self._forget_after * 1000)
-            await run_script(connection, TIDY, [self._key], self._group, self._consumer, idle)
+            keys = [self._key, build_signs_key(self._key, self._group)]
+            await run_script(connection, TIDY, keys, self._group, self._consumer, idle)
 
     async def find_gap(self, connection: Connection, last: str) -> Gap | None:
         """Return a gap if the stream has lost entries that the group was not given; call it before each read.
@@ -439,12 +477,17 @@ class GroupUpkeep:
         if now < self._find_gap_at and not self._may_have_missed(now, last):
             return None
         self._find_gap_at = now + self._every
+        self._looked_at = now
+        self._looked_after = last
         # For a Redis that does not count: a group that was given everything within the retention has missed nothing.
         certain = self._retain is None or now - self._all_given_at < self._retain
         retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
-        missed, age = await run_script(connection, LOOK, [self._key], self._group, retain)
+        keys = [self._key, build_given_key(self._key)]
+        missed, age, after, counted = await run_script(connection, LOOK, keys, self._group, retain)
+        self._is_counted = bool(counted)
         address = self._key.decode()
-        if missed:
+        if missed and self._told_after != after:
+            self._told_after = after
             reason = "the group fell behind the retention, and the stream no longer has what it was not given"
             return Gap(address, reason, count=None if missed < 0 else missed)
         if self._retain is not None and age > self._retain * 1000 * NEAR:

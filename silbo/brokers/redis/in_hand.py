@@ -10,10 +10,11 @@ from typing import Any, Final, TypeAlias
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE
+from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 
-__all__ = ["DeliveriesInHand", "build_attempts_key"]
+__all__ = ["DeliveriesInHand", "build_attempts_key", "build_given_key"]
 
 KEPT_AT_ONCE: Final = 100
 """A call keeps at most 100 deliveries: Redis does nothing else meanwhile."""
@@ -31,6 +32,11 @@ def build_attempts_key(key: bytes, group: bytes) -> bytes:
     return b"%b:attempts:%b" % (key, group)
 
 
+def build_given_key(key: bytes) -> bytes:
+    """Return the key of the hash that notes the entries that each group of a stream was given: an id and a number."""
+    return b"%b:given" % key
+
+
 class DeliveriesInHand:
     """The deliveries that one consumer has in hand, until they are acknowledged, dead or another consumer's.
 
@@ -42,16 +48,18 @@ class DeliveriesInHand:
         consumer: The consumer's name in the group.
         app: The program's name, for dead letters.
         claim_after: Seconds after which another consumer may take over a delivery that was not kept.
+        who: Tells this consumer from another of the same name.
     """
 
     def __init__(
-        self, connection: CallConnection, group: bytes, consumer: bytes, app: str, *, claim_after: float
+        self, connection: CallConnection, group: bytes, consumer: bytes, app: str, *, claim_after: float, who: bytes
     ) -> None:
         self._connection = connection
         self._group = group
         self._consumer = consumer
         self._app = app.encode()
         self._claim_after = claim_after
+        self._who = who
         self._confirmed_at: dict[_Entry, float] = {}  # the loop's time when it surely was this consumer's
         self._attempts: dict[_Entry, int] = {}  # known before a count whose reply has not come
         self._removed: set[_Entry] = set()  # since the last read began
@@ -149,9 +157,27 @@ class DeliveriesInHand:
         """Let other consumers claim at once what is in hand; if nothing is, remove a consumer that the user did not name."""
         after = b"%d" % (self._claim_after * 1000)
         remove = b"1" if unnamed else b""
-        await self._run(
-            "take leave of", [ScriptCall.of(LEAVE, [key], self._group, self._consumer, after, remove) for key in keys]
-        )
+        calls = [
+            ScriptCall.of(
+                LEAVE,
+                [key, build_given_key(key), build_signs_key(key, self._group)],
+                self._group,
+                self._consumer,
+                after,
+                remove,
+                self._who,
+            )
+            for key in keys
+        ]
+        await self._run("take leave of", calls)
+
+    async def run(self, calls: Sequence[ScriptCall]) -> None:
+        """Run calls over this consumer's connection, and set the reply of each, which may be an error.
+
+        Raises:
+            BrokerUnavailable: there was no connection in time; nothing was done.
+        """
+        await self._connection.run_all(*calls)
 
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""

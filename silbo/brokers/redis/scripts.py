@@ -23,6 +23,7 @@ __all__ = [
     "PURGE",
     "REMEMBER",
     "RETRY",
+    "SIGN",
     "TIDY",
     "Script",
 ]
@@ -52,6 +53,44 @@ local function mapping(flat)
   local found = {}
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
   return found
+end
+"""
+
+
+_FIND_GROUP: Final = """
+local function find_group(key, name)
+  local rows = redis.pcall('XINFO', 'GROUPS', key)
+  for _, row in ipairs(rows.err and {} or rows) do
+    local group = mapping(row)
+    if group['name'] == name then return group end
+  end
+end
+local function whole(number) return string.format('%.0f', number) end
+"""
+
+# Redis 7 counts the entries that a group has read (entries-read). Until 7.4 the count is wrong after a restart and on a promoted
+# replica: XREADGROUP is replayed without it. So a note beside the stream holds an id that the group was given, and the number
+# of entries that had been added up to it; and '?' in front if the count has since been found to be too low. Then it is not
+# believed before the group has been given everything: from that point on the number is known again, and Redis is told.
+_CHECK_GIVEN: Final = """
+local function check_given(stream, group)
+  local added, read, last = stream['entries-added'], group['entries-read'], group['last-delivered-id']
+  if not added then return nil, 0 end
+  local noted, doubt, id, least = redis.pcall('HGET', KEYS[2], ARGV[1]), '', nil, 0
+  if type(noted) == 'string' then
+    doubt, id, least = string.match(noted, '^(%??)(%d+%-%d+):(%d+)$')
+    least = tonumber(least) or 0
+  end
+  local given
+  if last == stream['last-generated-id'] then given = added
+  elseif id == last and doubt == '' then given = least
+  elseif read and doubt ~= '?' and read >= least then given = read end
+  if given and given ~= read then
+    redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', whole(given))
+  end
+  local note = given and last .. ':' .. whole(given) or '?' .. (id or '0-0') .. ':' .. whole(least)
+  if note ~= noted then redis.pcall('HSET', KEYS[2], ARGV[1], note) end
+  return given, least
 end
 """
 
@@ -328,76 +367,106 @@ Keys: the stream, the attempts, the dead letters. Arguments: group, consumer, id
 error, attempts, app. Reply: 0 if the consumer does not have the entry in hand, else 1.
 """
 
-# Redis 7 counts the entries that a group has read. It can't know how many were before the group's start; the script can.
+# XGROUP CREATE is refused above maxmemory, also for a group that exists: so that is looked at first. Redis 7 can't know how
+# many entries were before a group that begins at the end; the script can.
 CREATE: Final = Script(
     _MAPPING
+    + _FIND_GROUP
     + """
+if find_group(KEYS[1], ARGV[1]) then return 0 end
 redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM')
 local stream = mapping(redis.call('XINFO', 'STREAM', KEYS[1]))
 local added = stream['entries-added']
-if added and ARGV[2] == '0' then added = added - stream['length'] end
-if added and (ARGV[2] == '0' or ARGV[2] == '$') then
-  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2], 'ENTRIESREAD', string.format('%.0f', added))
+redis.pcall('HDEL', KEYS[2], ARGV[1])
+if added and added > 0 and ARGV[2] == '$' then
+  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], '$', 'ENTRIESREAD', whole(added))
+  redis.pcall('HSET', KEYS[2], ARGV[1], stream['last-generated-id'] .. ':' .. whole(added))
 end
 return 1
 """
 )
 """Makes a group, and its stream if there is none.
 
-Key: the stream. Arguments: group, start (an id, ``$`` or ``0``).
+Keys: the stream, the notes of what its groups were given. Arguments: group, start (an id, ``$`` or ``0``). Reply: 0 if the
+group exists.
 """
 
 # A group has missed nothing if it has been given everything, or if an entry that it was given is still in the stream, in
-# front of the next one. Else Redis 7 knows how many it missed; before Redis 7, the age of the last one given is all that
-# there is to go by. The group is set to just before the first entry, so that the gap is reported once. Deleted single
-# entries are not looked for.
+# front of the next one, or if no entry can be between the last one given and the first. Else Redis 7 knows how many it missed;
+# before Redis 7, and while the count is in doubt, the age of the last one given is all that there is to go by. The group is
+# set to just before the first entry, so that the gap is reported once (Redis 6.2 refuses that above maxmemory: the caller
+# remembers the last id, too). Deleted single entries are not looked for.
 LOOK: Final = Script(
     _MAPPING
+    + _FIND_GROUP
+    + _CHECK_GIVEN
     + """
-local stream, group = mapping(redis.call('XINFO', 'STREAM', KEYS[1])), nil
-for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local one = mapping(row)
-  if one['name'] == ARGV[1] then group = one end
-end
-if not group then return {0, -1} end
-local last = group['last-delivered-id']
+local stream, group = mapping(redis.call('XINFO', 'STREAM', KEYS[1])), find_group(KEYS[1], ARGV[1])
+if not group then return {0, -1, '0-0', 1} end
+local added, last = stream['entries-added'], group['last-delivered-id']
 local nextup = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
 local first = stream['first-entry'] and stream['first-entry'][1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local age = nextup and now - tonumber(string.match(nextup[1], '%d+')) or -1
-if last == '0-0' or last == stream['last-generated-id'] or (first and not (nextup and nextup[1] == first)) then return {0, age} end
-local added, read, missed = stream['entries-added'], group['entries-read'], 0
-if added and read then
-  missed = math.max(0, added - stream['length'] - read)
-elseif ARGV[2] ~= '' and now - tonumber(string.match(last, '%d+')) > tonumber(ARGV[2]) then
-  missed = -1
-end
-if missed == 0 then return {0, age} end
+if last == '0-0' then return {0, age, last, 1} end
+local given, least = check_given(stream, group)
+local nothing = {0, age, last, (given or not added) and 1 or 0}
+if last == stream['last-generated-id'] or (first and not (nextup and nextup[1] == first)) then return nothing end
 local before = stream['last-generated-id']
 if first then
   local ms, sequence = string.match(first, '(%d+)-(%d+)')
   if sequence ~= '0' then
-    before = ms .. '-' .. string.format('%.0f', sequence - 1)
+    before = ms .. '-' .. whole(sequence - 1)
   else
-    before = string.format('%.0f', ms - 1) .. '-18446744073709551615'
+    before = whole(ms - 1) .. '-18446744073709551615'
   end
 end
-if added then
-  local counted = string.format('%.0f', added - stream['length'])
-  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], before, 'ENTRIESREAD', counted)
-else
-  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], before)
+if last == before then return nothing end
+local removed, missed = added and added - stream['length'], 0
+if given then
+  missed = math.max(0, removed - given)
+elseif (not added or removed > least) and ARGV[2] ~= '' and now - tonumber(string.match(last, '%d+')) > tonumber(ARGV[2]) then
+  missed = -1
 end
-return {missed, age}
+if missed == 0 then return nothing end
+if added then
+  redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], before, 'ENTRIESREAD', whole(removed))
+  redis.pcall('HSET', KEYS[2], ARGV[1], before .. ':' .. whole(removed))
+else
+  redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], before)
+end
+return {missed, age, last, 1}
 """
 )
-"""Looks for entries that the retention removed before the group was given them.
+"""Looks for entries that the retention removed before the group was given them; notes what it was given.
 
-Key: the stream. Arguments: group, milliseconds that entries are kept, or nothing if the group surely has missed none. Reply: how
-many it has missed (-1: an unknown number), and the age of the next entry in milliseconds (-1: there is none, or no group).
+Keys: the stream, the notes of what its groups were given. Arguments: group, milliseconds that entries are kept, or nothing if the
+group surely has missed none. Reply: how many it has missed (-1: an unknown number), the age of the next entry in milliseconds
+(-1: there is none, or no group), the last id that the group was given before the call, and 0 if Redis's count is in doubt.
 """
 
+# The time is Redis's: after a fail-over an older mark may come back, and it is no sign of life.
+SIGN: Final = Script("""
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local found, another = redis.pcall('HGET', KEYS[1], ARGV[1]), 0
+if type(found) == 'string' and ARGV[3] ~= '' then
+  local who, at = string.match(found, '^(%S+) (%d+)$')
+  if who and who ~= ARGV[2] and tonumber(at) >= tonumber(ARGV[3]) then another = 1 end
+end
+local signed = redis.pcall('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
+if type(signed) == 'table' then return {another, ARGV[3]} end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {another, now}
+""")
+"""Puts a consumer's sign of life under its name.
+
+Key: the signs of the group. Arguments: consumer, who this one is, the time of its last sign or nothing, milliseconds to keep all
+signs. Reply: 1 if another consumer has put its own sign there since, and the time of the sign.
+"""
+
+# Redis 6.2 refuses XGROUP DELCONSUMER above maxmemory: then they are removed later.
 TIDY: Final = Script(
     _MAPPING
     + """
@@ -405,7 +474,9 @@ local removed = 0
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local one = mapping(row)
   if one['pending'] == 0 and one['idle'] > tonumber(ARGV[3]) and one['name'] ~= ARGV[2] then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], one['name'])
+    local gone = redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], one['name'])
+    if type(gone) == 'table' then break end
+    redis.pcall('HDEL', KEYS[2], one['name'])
     removed = removed + 1
   end
 end
@@ -414,19 +485,31 @@ return removed
 )
 """Removes silent consumers without entries in hand.
 
-Key: the stream. Arguments: group, consumer (never removed), idle milliseconds. Reply: how many were removed.
+Keys: the stream, the signs of the group. Arguments: group, consumer (never removed), idle milliseconds. Reply: how many were removed.
 """
 
-LEAVE: Final = Script("""
+LEAVE: Final = Script(
+    _MAPPING
+    + _FIND_GROUP
+    + _CHECK_GIVEN
+    + """
 local rows = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
 for _, row in ipairs(rows) do
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, row[1], 'IDLE', ARGV[3], 'JUSTID')
 end
-if #rows == 0 and ARGV[4] == '1' then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+local sign = redis.pcall('HGET', KEYS[3], ARGV[2])
+if type(sign) == 'string' and string.match(sign, '^%S+') == ARGV[5] then redis.pcall('HDEL', KEYS[3], ARGV[2]) end
+if #rows == 0 and ARGV[4] == '1' then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+local group = find_group(KEYS[1], ARGV[1])
+if group and group['last-delivered-id'] ~= '0-0' then
+  check_given(mapping(redis.call('XINFO', 'STREAM', KEYS[1])), group)
+end
 return #rows
-""")
-"""Lets other consumers claim at once what a consumer has in hand.
+"""
+)
+"""Lets other consumers claim at once what a consumer has in hand; notes what the group was given.
 
-Key: the stream. Arguments: group, consumer, milliseconds after which others claim, 1 to remove the consumer if it has nothing in
-hand. Reply: how many entries it has in hand, at most 1000.
+Keys: the stream, the notes of what its groups were given, the signs of the group. Arguments: group, consumer, milliseconds after
+which others claim, 1 to remove the consumer if it has nothing in hand, who this consumer is. Reply: how many entries it has in
+hand, at most 1000.
 """

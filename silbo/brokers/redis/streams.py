@@ -121,7 +121,8 @@ class RedisStreams(AsyncCloseable):
             consumer: The name of this consumer in the group. By default a new name for each consumer that is
                 opened. A consumer that is opened under an old name first gets the entries that the old one did not
                 acknowledge. Give a name only if a restart should go on with them at once, and if two consumers can never
-                have the name at the same time (a StatefulSet's pod): they would get each other's entries in hand.
+                have the name at the same time (a StatefulSet's pod): they would get each other's entries in hand, and both log
+                a warning.
             streams: The addresses to read; ``["events"]`` by default.
             claim_after: Seconds of silence after which the group's other consumers take over what a consumer has in hand.
                 A live consumer reports itself every third of that time, however long its listeners take. The entries of
