@@ -118,7 +118,7 @@ class Cancelling:
         """What was answered is there once; what was cancelled is there once or not at all."""
         async with Redis.from_url(self.settings.direct) as client:
             there, missing = Counter[str](), list(sent)
-            for _ in range(100):
+            for _ in range(600):
                 page: Any = await client.xrange(STREAM)
                 there = Counter(_publication(fields[b"message"]) for _, fields in page)
                 missing = [one for one, answered in sent.items() if answered and one not in there]
@@ -203,7 +203,7 @@ class Cancelling:
         self.took(time.monotonic() - began)
 
     async def _settled(self, client: Redis, consumer: str) -> None:
-        for _ in range(200):
+        for _ in range(3_000):
             waiting = (await client.xpending(STREAM, "all"))["consumers"]
             group = (await client.xinfo_groups(STREAM))[0]
             stream = await client.xinfo_stream(STREAM)
@@ -244,14 +244,14 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
         await asyncio.to_thread(int)
 
     await warm()
-    before = _descriptors()
+    before, tasks = _descriptors(), len(asyncio.all_tasks())
     await cancelling.publishes("publish", streams)
     await cancelling.publishes("outbox publish", outbox)
     await cancelling.consumers("consume", lambda task, consumer: task.cancel())
     await cancelling.consumers("stop", lambda task, consumer: consumer.stop())
     async with Redis.from_url(settings.direct) as client:
         connections = 0
-        for _ in range(20):  # a proxy hears of an end a moment later
+        for _ in range(200):  # a proxy hears of an end a moment later
             connections = len(await client.client_list()) - 1
             if not connections:
                 break
@@ -261,7 +261,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
         "wrong": cancelling.wrong[:20],
         "wrong replies": len(cancelling.wrong),
         "leaked connections": max(connections, _descriptors() - before),
-        "leaked tasks": len(asyncio.all_tasks()) - 1,
+        "leaked tasks": len(asyncio.all_tasks()) - tasks,
         "slowest shutdown": cancelling.slowest,
     }
 

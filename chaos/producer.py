@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from chaos.events import APP, CHARGED, COUNTED, Counted, fate_of
 from chaos.ledger import Ledger, read
-from chaos.worker import ready, serve
+from chaos.worker import ready, serve, show
 from silbo import AsyncEventDispatcher, Bridge, EventName, Outbox, Publisher, Quota
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import PublishError
@@ -107,6 +107,8 @@ class Producer:
             await self._dispatcher.adispatch(name, event)
         except PublishError as error:
             self.errors[type(error).__name__] += 1
+            if self.errors.total() == 1:
+                show({"errors": self.errors})
             return False
         finally:
             self.slowest = max(self.slowest, time.monotonic() - asked)

@@ -83,7 +83,7 @@ class Worker:
         """What it has written to stderr."""
         return self._log.read_text(errors="replace")
 
-    async def ready(self, within: float = 60.0) -> None:
+    async def ready(self, within: float = 120.0) -> None:
         """Wait until it says so."""
         async with asyncio.timeout(within):
             await self._ready.wait()
@@ -107,9 +107,9 @@ class Worker:
     async def kill(self) -> None:
         """End it as a crash would."""
         self.signal(signal.SIGKILL)
-        await self.wait(10.0)
+        await self.wait(60.0)
 
-    async def stop(self, within: float = 30.0) -> None:
+    async def stop(self, within: float = 120.0) -> None:
         """End it in good order; anything but exit code 0 is an error."""
         await self.ready()
         self.signal(signal.SIGTERM)

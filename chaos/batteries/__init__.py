@@ -42,7 +42,7 @@ class Battery:
 
 def soak(stage: Stage) -> Awaitable[None]:
     """The outage, for ten minutes."""
-    return outage(stage, seconds=600.0, within=120.0)
+    return outage(stage, seconds=600.0, within=600.0)
 
 
 BATTERIES: Final[dict[str, Battery]] = {

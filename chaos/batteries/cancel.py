@@ -52,7 +52,7 @@ async def cancel(stage: Stage, *, many: int = 2_000, versions: Sequence[str] = V
             )
     async with stage.saying(lambda: f"{sum(worker.ended is None for worker in workers)} of {len(workers)} at work"):
         for worker in workers:
-            await worker.wait(300.0)
+            await worker.wait(900.0)
     for worker in workers:
         if worker.ended or not worker.figures:
             stage.wrong.append(f"{worker.name} ended with {worker.ended}")
@@ -63,4 +63,6 @@ async def cancel(stage: Stage, *, many: int = 2_000, versions: Sequence[str] = V
         stage.must(f"{name} in each", least, least >= many, f"{many}")
     for name in ("wrong replies", "leaked connections", "leaked tasks"):
         stage.zero(name, sum(one[name] for one in figures))
-    stage.below("slowest shutdown, s", max((one["slowest shutdown"] for one in figures), default=0.0), SHUTDOWN)
+    slowest = max((one["slowest shutdown"] for one in figures), default=0.0)
+    stalled = max((one["stalled"] for one in figures), default=0.0)
+    stage.below("slowest shutdown, s", slowest, SHUTDOWN + 2 * stalled)

@@ -62,16 +62,17 @@ async def flush(stage: Stage, *, before: int = 2_000, after: int = 1_000) -> Non
     missing_before = 0
     for name, fault in faults.items():
         start = reading.count()
-        await stage.until("events come", lambda to=start + before: reading.count() >= to, 30.0)  # type: ignore[misc]
+        await stage.until("events come", lambda to=start + before: reading.count() >= to, 120.0)  # type: ignore[misc]
         for consumer in consumers:  # so that there is something that nobody has handled yet
             consumer.signal(signal.SIGSTOP)
         start = reading.count()
-        await stage.until("events wait", lambda to=start + after // 2: reading.count() >= to, 30.0)  # type: ignore[misc]
+        await stage.until("events wait", lambda to=start + after // 2: reading.count() >= to, 120.0)  # type: ignore[misc]
+        await stage.until("some of them wait in the stream", lambda: _wait_in_stream(server), 120.0)
         await fault(server, reading)
         for consumer in consumers:
             consumer.signal(signal.SIGCONT)
         start = reading.count()
-        await stage.until("events go on", lambda to=start + after: reading.count() >= to, 30.0)  # type: ignore[misc]
+        await stage.until("events go on", lambda to=start + after: reading.count() >= to, 120.0)  # type: ignore[misc]
         wanted = given([stage.ledger("producer")])
         missing = len(_missing(wanted, ledgers))
         stage.say(f"{name}: {missing} of {len(wanted)} not handled, now a replay")
@@ -80,20 +81,25 @@ async def flush(stage: Stage, *, before: int = 2_000, after: int = 1_000) -> Non
             streams = RedisStreams(client, app=APP)
             async with Outbox(SQLiteStore(store, create=False), streams, relay=False) as outbox:
                 stage.note(f"replayed after {name}", await outbox.replay(since=began))
-        await stage.until(f"nothing missing after {name}", lambda safe=wanted: not _missing(safe, ledgers), 60.0)  # type: ignore[misc]
+        await stage.until(f"nothing missing after {name}", lambda safe=wanted: not _missing(safe, ledgers), 180.0)  # type: ignore[misc]
     await producer.stop()
 
     async def finished() -> bool:
         async with Redis.from_url(server.url) as client:
             return not await unfinished(client, "readers")
 
-    await stage.settled("all events handled", finished, 60.0)
+    await stage.settled("all events handled", finished, 180.0)
     for consumer in consumers:
         await consumer.stop()
     stage.must("not handled when the replays began", missing_before, missing_before > 0, "some")
     safe = given([stage.ledger("producer")])
     stage.note("given", len(safe))
     check_handled(stage, safe, ledgers)
+
+
+async def _wait_in_stream(server: RedisServer) -> bool:
+    async with Redis.from_url(server.url) as client:
+        return bool(await unfinished(client, "readers"))
 
 
 def _missing(safe: dict[str, tuple[str, int]], ledgers: list[Path]) -> set[str]:

@@ -22,7 +22,7 @@ async def machines(stage: Stage, *, outbox: int = 500, consumer: int = 50) -> No
     await asyncio.gather(_play(stage, "outbox", OUTBOX, outbox), _play(stage, "consumer", CONSUMER, consumer))
 
 
-async def _play(stage: Stage, name: str, machine: str, examples: int, within: float = 300.0) -> None:
+async def _play(stage: Stage, name: str, machine: str, examples: int, within: float = 1_200.0) -> None:
     command = [sys.executable, "-m", "pytest", machine, "-q", "-p", "no:cacheprovider", "--timeout=0"]
     seed = stage.random.getrandbits(32)
     log = stage.folder / f"{name}.log"

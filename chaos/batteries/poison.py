@@ -48,7 +48,7 @@ async def poison(stage: Stage, *, events: int = 5_000, fails: int = FAILS, kills
             return not await unfinished(client, "readers")
 
     async with stage.saying(lambda: f"{deaths.many} consumers were killed by an event"):
-        await producer.wait(60.0)
+        await producer.wait(180.0)
         await stage.settled("all events handled or dead", finished, 180.0)
     for task in supervising:
         task.cancel()

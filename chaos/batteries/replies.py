@@ -75,7 +75,7 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
 
     async with stage.saying(lambda: f"{dropped(writes)} flushes and {dropped(readers)} reads without an answer"):
         wanted = EACH * -(-flushes // EACH), EACH * -(-reads // EACH)
-        await stage.until("all answers dropped", lambda: (dropped(writes), dropped(readers)) == wanted, 240.0)
+        await stage.until("all answers dropped", lambda: (dropped(writes), dropped(readers)) == wanted, 600.0)
         for number, producer in enumerate(producers):
             await producer.stop()
             relays.append(  # what a host leaves in its outbox is another's to send
@@ -88,7 +88,7 @@ async def _broker(stage: Stage, flushes: int, reads: int) -> None:
                 )
             )
         wanted_in_stream = len(given(stage.ledger(one.name) for one in producers))
-        await stage.settled("all events handled", handled, 30.0)
+        await stage.settled("all events handled", handled, 120.0)
     for worker in [*relays, *consumers]:
         await worker.stop()
     stage.note("flushes unanswered", dropped(writes))
@@ -131,7 +131,7 @@ async def _commits(stage: Stage, commits: int) -> None:
             )
         )
     for worker in workers:
-        await worker.wait(240.0)
+        await worker.wait(600.0)
     stage.note("commits killed", EACH * -(-commits // EACH))
     stored: Counter[str] = Counter()
     broken = 0

@@ -94,7 +94,7 @@ async def storm(
             await stage.until("all events given", lambda one=producer: one.ended == 0, within)  # type: ignore[misc]
         await stage.until("all faults done", lambda: all(task.done() for task in tasks), within)
         await stage.settled(
-            "all events handled", lambda: _is_finished(server, sum(1 for _ in given(given_ledgers))), 60.0
+            "all events handled", lambda: _is_finished(server, sum(1 for _ in given(given_ledgers))), 180.0
         )
     watching.cancel()
     for worker in [*relays, *consumers]:
