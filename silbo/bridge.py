@@ -16,13 +16,14 @@ from uuid import UUID
 
 from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
 from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.subscribers import on
-from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
+from silbo.errors import BrokerUnavailable, LoopConflict, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
 from silbo.names import EventName, Key, compile_pattern, is_too_long
@@ -214,6 +215,7 @@ class Bridge(AsyncCloseable):
         self._hook = on_error
         self._report = ErrorReporter(on_error, logger)
         self._under_way: set[asyncio.Task[None]] = set()
+        self._binding = LoopBinding("Bridge", is_busy=lambda: bool(self._under_way), forget=self._under_way.clear)
 
     @on("**", priority=LAST)
     async def forward(self, event: Any) -> None:
@@ -221,6 +223,7 @@ class Bridge(AsyncCloseable):
 
         Raises:
             MessageRefused: the event can't be made a message: its key or payload can't be written.
+            LoopConflict: another event loop uses the publisher or, with ``wait=False``, this bridge.
             PublishError: with ``wait``, whatever the publisher raised.
         """
         try:
@@ -239,7 +242,13 @@ class Bridge(AsyncCloseable):
             deferred.append(partial(self._send_deferred, message, event, self._registered(event)))
 
     async def aclose(self) -> None:
-        """Wait until all messages under way are sent. May be called twice; the publisher stays open."""
+        """Wait until all messages under way are sent. May be called twice; the publisher stays open.
+
+        Raises:
+            LoopConflict: with ``wait=False``, messages are under way in another event loop.
+        """
+        if self._under_way:
+            self._binding.enter("aclose")
         while others := self._under_way - {asyncio.current_task()}:  # an error hook may call this too
             await asyncio.wait(others)
 
@@ -300,12 +309,19 @@ class Bridge(AsyncCloseable):
             await self._report("message not sent", error, message, event_name=message.message_name)
 
     async def _publish_later(self, message: Message) -> None:
-        if len(self._under_way) >= UNSENT_LIMIT:
-            error = BrokerUnavailable(f"{UNSENT_LIMIT} messages are under way to the broker; this one was not sent")
+        try:
+            loop = self._binding.enter("forward")
+        except LoopConflict as error:
+            if self._hook is None:  # a mistake in the program, like an event that can't be made a message
+                raise
             await self._report("message not sent", error, message, event_name=message.message_name)
             return
+        if len(self._under_way) >= UNSENT_LIMIT:
+            full = BrokerUnavailable(f"{UNSENT_LIMIT} messages are under way to the broker; this one was not sent")
+            await self._report("message not sent", full, message, event_name=message.message_name)
+            return
         # One task for each message: publishers keep the order of their calls, and the error belongs to one message.
-        task = asyncio.get_running_loop().create_task(self._publish(message))
+        task = loop.create_task(self._publish(message))
         self._under_way.add(task)
         task.add_done_callback(self._end_task)
 

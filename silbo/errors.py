@@ -277,24 +277,40 @@ class DispatcherClosed(SilboError, RuntimeError):
 
 @dataclass(eq=False)
 class LoopConflict(SilboError, RuntimeError):
-    """A call in one event loop would have to wait for work of another event loop that runs in another thread.
+    """An object that belongs to one event loop was used in another; its work can't be waited for there.
 
     Attributes:
         call: The call.
         loop: The loop in which it was made.
-        other: The loop whose work it would wait for.
+        other: The loop to which the object, or the work that it would wait for, belongs.
     """
 
     call: str
     loop: object
     other: object
 
+    def __post_init__(self) -> None:
+        if getattr(self.other, "is_closed", bool)():
+            self._state = "is closed: make another object in this loop"
+        elif getattr(self.other, "is_running", bool)():
+            self._state = (
+                "runs in another thread: let that loop make the call (asyncio.run_coroutine_threadsafe(coroutine, its_loop)), "
+                "or give each loop an object of its own"
+            )
+        else:
+            self._state = "stands still with work under way: let it end that, or make another object in this loop"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # by the names of the loops, which can't be pickled
+        names = {"loop": _name_loop(self.loop), "other": _name_loop(self.other)}
+        return _rebuild, (type(self), (self.call, *names.values())), self.__dict__ | names
+
     def __str__(self) -> str:
-        loop, other = (f"<{type(one).__name__} at {id(one):#x}>" for one in (self.loop, self.other))
-        return (
-            f"{self.call} was called in {loop}, and would wait for work that runs in {other}, in another thread. Call it in "
-            f"that loop: asyncio.run_coroutine_threadsafe(dispatcher.{self.call}, loop)"
-        )
+        loop, other = _name_loop(self.loop), _name_loop(self.other)
+        return f"{self.call} was called in {loop}, and needs what belongs to {other}, which {self._state}"
+
+
+def _name_loop(loop: object) -> str:
+    return loop if isinstance(loop, str) else f"<{type(loop).__name__} at {id(loop):#x}>"
 
 
 # -- the way out --------------------------------------------------------------------------------------------

@@ -38,7 +38,9 @@ class LibraryBroker(AsyncCloseable):
         self.app: Final = check_address(app, "an app")
         self._format = format
         self._timeout = timeout
-        self._sender = LibrarySender(self.kind, self._send, self._encode, default=default, timeout=timeout)
+        self._sender = LibrarySender(
+            self.kind, self._send, self._encode, default=default, timeout=timeout, owner=type(self).__name__
+        )
 
     async def publish(self, *messages: Message) -> None:
         """Send the messages, in this order; return when the broker has confirmed them all.
@@ -47,6 +49,7 @@ class LibraryBroker(AsyncCloseable):
             MessageRefused: a message can't be sent; the others of the call were.
             BrokerUnavailable: nothing was sent; safe to repeat.
             DeliveryUnknown: some or all may have arrived, or may still arrive.
+            LoopConflict: another event loop uses this broker.
         """
         await self._sender.publish(messages)
 
@@ -54,7 +57,11 @@ class LibraryBroker(AsyncCloseable):
         """Send the waiting messages, within their deadlines, and close what was opened. May be called twice.
 
         The program's own client stays open.
+
+        Raises:
+            LoopConflict: another event loop uses this broker; it stays open.
         """
+        self._sender.check_loop("aclose")
         try:
             await self._sender.aclose()
         finally:

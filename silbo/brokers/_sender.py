@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from silbo._checks import check_seconds
+from silbo._loops import LoopBinding
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message
 
@@ -70,8 +71,8 @@ class PublishCall:
         refusal: The error for messages that can't be sent; a note for each further one.
     """
 
-    def __init__(self) -> None:
-        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.answered: asyncio.Future[None] = loop.create_future()
         self.deadline = 0.0
         self.messages = 0
         self.refusal: MessageRefused | None = None
@@ -165,7 +166,7 @@ class OutgoingMessage:
 
 
 class LibrarySender:
-    """Takes the calls of a publisher; has a queue for each address. For one event loop.
+    """Takes the calls of a publisher; has a queue for each address. For one event loop at a time.
 
     A batch that is not answered within its deadline makes its queue *silent*: every message in the queue gets an error,
     and so does every further publish at once. Only one publish at a time probes, for a second, if the broker answers
@@ -177,10 +178,18 @@ class LibrarySender:
         encode: Returns a message as bytes; may raise MessageRefused.
         default: The address of messages for which no route chose one.
         timeout: Seconds in which a publish is answered.
+        owner: The name of the broker's class, for errors.
     """
 
     def __init__(
-        self, broker: str, send: Send, encode: Callable[[Message], bytes], *, default: str, timeout: float
+        self,
+        broker: str,
+        send: Send,
+        encode: Callable[[Message], bytes],
+        *,
+        default: str,
+        timeout: float,
+        owner: str = "LibrarySender",
     ) -> None:
         self._broker = broker
         self._send = send
@@ -188,13 +197,19 @@ class LibrarySender:
         self._default = default
         self._timeout = check_seconds("timeout", timeout)
         self._queues: dict[str, _AddressQueue] = {}
+        self._binding = LoopBinding(
+            owner, is_busy=lambda: any(queue.is_busy for queue in self._queues.values()), forget=self._queues.clear
+        )
         self._closed = False
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Send the messages, in this order: see :class:`~silbo.protocols.Publisher`."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._binding.loop:
+            self._binding.enter("publish")
         if self._closed:
             raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
-        call = PublishCall()
+        call = PublishCall(loop)
         by_address: dict[str, list[OutgoingMessage]] = {}
         for message in messages:
             try:
@@ -206,13 +221,17 @@ class LibrarySender:
                 by_address.setdefault(message.to or self._default, []).append(outgoing)
         is_silent = any(self._queue(address).is_silent for address in by_address)
         timeout = min(PROBE_TIMEOUT, self._timeout) if is_silent else self._timeout
-        call.deadline = asyncio.get_running_loop().time() + timeout
+        call.deadline = loop.time() + timeout
         for address, its_messages in by_address.items():
-            self._queue(address).put(its_messages)
+            self._queue(address).put(its_messages, loop)
         if by_address:
             await call.answered
         elif call.refusal is not None:
             raise call.refusal
+
+    def check_loop(self, call: str) -> None:
+        """Raise LoopConflict if another event loop uses it."""
+        self._binding.enter(call)
 
     def _queue(self, address: str) -> _AddressQueue:
         if address not in self._queues:
@@ -220,7 +239,12 @@ class LibrarySender:
         return self._queues[address]
 
     async def aclose(self) -> None:
-        """Answer every waiting publish, within its deadline. May be called twice."""
+        """Answer every waiting publish, within its deadline. May be called twice.
+
+        Raises:
+            LoopConflict: another event loop uses it; it stays open.
+        """
+        self._binding.enter("aclose")
         self._closed = True
         tasks = [queue.task for queue in self._queues.values() if queue.task is not None and not queue.task.done()]
         try:
@@ -249,9 +273,14 @@ class _AddressQueue:
         """True if the last batch was not answered, and the batch under way has no answer yet either."""
         return self._silent_since is not None and all(message.may_be_repeated for message in self._batch)
 
-    def put(self, messages: Iterable[OutgoingMessage]) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """True if its task runs."""
+        return self.task is not None and not self.task.done()
+
+    def put(self, messages: Iterable[OutgoingMessage], loop: asyncio.AbstractEventLoop) -> None:
         """Append the messages; mark them as not sent if the queue is silent and a probe is under way."""
-        is_busy = self.task is not None and not self.task.done()
+        is_busy = self.is_busy
         if is_busy and self.is_silent:
             for message in messages:
                 message.mark_unsent(self._silence())
@@ -259,7 +288,7 @@ class _AddressQueue:
         self._waiting.extend(messages)
         if not is_busy:
             # Not in the caller's context: the task goes on for other callers and would keep its values alive.
-            self.task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+            self.task = loop.create_task(self._run(), context=Context())
 
     def _silence(self) -> str:
         return f"{self._label} has not answered since {self._silent_since:%H:%M:%S} UTC"

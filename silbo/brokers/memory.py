@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo.errors import BrokerUnavailable, Fenced, Gap, MessageRefused, StartInvalid
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.protocols import Promises, Receiver, Sequenced
@@ -51,7 +52,7 @@ class DeadLetter:
 class MemoryBroker(AsyncCloseable):
     """A publisher to the groups of its own process; every group gets its messages in the same order.
 
-    For one event loop at a time, in its thread; loops may follow one another.
+    For one event loop at a time: a second one gets LoopConflict until the first has ended.
 
     Args:
         app: The program's name, as consumers see it in ``event.origin.app``.
@@ -91,6 +92,7 @@ class MemoryBroker(AsyncCloseable):
         self._backlogs: dict[tuple[str, frozenset[str]], _Backlog] = {}  # by group and its addresses
         self._room_waiters: OrderedDict[asyncio.Future[None], _RoomWaiter] = OrderedDict()  # oldest first
         self._sequences: dict[tuple[str, str], tuple[int, int]] = {}  # by source and address: epoch and last sequence
+        self._binding = LoopBinding("MemoryBroker", is_busy=self._is_busy, forget=self._forget_loop)
 
     async def publish(self, *messages: Message) -> None:
         """Give the messages to every group, in this order; calls keep their order too.
@@ -98,7 +100,9 @@ class MemoryBroker(AsyncCloseable):
         Raises:
             MessageRefused: a message can't be encoded; the others of the call were published.
             BrokerUnavailable: a group made no room within the timeout; nothing was published, safe to repeat.
+            LoopConflict: another event loop uses this broker.
         """
+        self._binding.enter("publish")
         encoded, refused = self._encode(messages)
         await self._append_with_room(len(encoded), lambda: self._append(encoded.values()))
         if refused:
@@ -110,7 +114,9 @@ class MemoryBroker(AsyncCloseable):
         Raises:
             Fenced: a newer epoch of this source has published here.
             BrokerUnavailable: a group made no room within the timeout; nothing was published, safe to repeat.
+            LoopConflict: another event loop uses this broker.
         """
+        self._binding.enter("publish_sequenced")
         sequences = [sequence for sequence, _ in messages]
         encoded, refused = self._encode([message for _, message in messages])
         known: set[int] = set()
@@ -222,13 +228,23 @@ class MemoryBroker(AsyncCloseable):
         for backlog in self._backlogs.values():
             backlog.append(numbered, limit=self._limit if self._overflow == "drop" else None)
 
+    def _is_busy(self) -> bool:
+        return bool(self._room_waiters) or any(backlog.is_awaited for backlog in self._backlogs.values())
+
+    def _forget_loop(self) -> None:
+        """Forget those that waited in the event loop before."""
+        self._room_waiters.clear()
+        for backlog in self._backlogs.values():
+            backlog.forget_sleepers()
+
     def _open(self, name: str, start: str, addresses: frozenset[str]) -> Receiver:
+        self._binding.enter("group")
         backlog = self._backlogs.get((name, addresses))
         if backlog is None:
             backlog = self._backlogs[name, addresses] = _Backlog(name, addresses)
             if start == "oldest":
                 backlog.append(self._kept, limit=None)
-        return _MemoryReceiver(backlog, self._make_room, self.dead)
+        return _MemoryReceiver(backlog, self._make_room, self.dead, self._binding)
 
 
 class _RoomWaiter(NamedTuple):
@@ -266,13 +282,17 @@ class _MemoryReceiver:
     skips_own_instance = False
     keep_every: float | None = None  # no other consumer takes over from an open one
 
-    def __init__(self, backlog: _Backlog, make_room: Callable[[], None], dead: deque[DeadLetter]) -> None:
+    def __init__(
+        self, backlog: _Backlog, make_room: Callable[[], None], dead: deque[DeadLetter], binding: LoopBinding
+    ) -> None:
+        self._binding = binding
         self._backlog = backlog
         self._make_room = make_room
         self._dead = dead
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.enter("group")
         backlog = self._backlog
         await backlog.wait_for_message()
         items: list[Delivery | Gap] = []
@@ -288,6 +308,7 @@ class _MemoryReceiver:
 
     async def ack(self, *deliveries: Delivery) -> None:
         """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.enter("group")
         for delivery in deliveries:
             self._backlog.pending.pop(delivery.id, None)
             self._backlog.attempts.pop(delivery.id, None)
@@ -312,6 +333,7 @@ class _MemoryReceiver:
 
     async def aclose(self) -> None:
         """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.enter("group")
         self._backlog.return_pending(self)
 
     def _has_pending(self, delivery: Delivery) -> bool:
@@ -357,6 +379,15 @@ class _Backlog:
         again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
         self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
         self._wake()
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if a receive waits for a message."""
+        return bool(self._sleepers)
+
+    def forget_sleepers(self) -> None:
+        """Forget those that wait for a message, in an event loop that has ended."""
+        self._sleepers.clear()
 
     async def wait_for_message(self) -> None:
         """Return when there is a message or a gap, or after half a second."""

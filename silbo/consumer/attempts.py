@@ -14,7 +14,7 @@ from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.receive import EventRebuilder, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
-from silbo.errors import BrokerUnavailable, MessageInvalid, StoreUnavailable
+from silbo.errors import BrokerUnavailable, LoopConflict, MessageInvalid, StoreUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
 
@@ -211,6 +211,8 @@ class Attempts:
             cancelled = RuntimeError("a listener was cancelled, but not by its consumer")
             return await self._note_failure(queued, delivery, cancelled)
         except _InboxUnavailable as error:
+            if isinstance(error.__cause__, LoopConflict):  # no outage that will end: the consumer ends with it
+                raise error.__cause__ from None
             self._run.reports.inbox_outage.failed("handling", error.__cause__ or error)
             return error
         except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
@@ -234,7 +236,7 @@ class Attempts:
                 except BaseException:
                     failed = True
                     raise
-        except (BrokerUnavailable, StoreUnavailable) as error:
+        except (BrokerUnavailable, StoreUnavailable, LoopConflict) as error:
             if failed:  # a listener raised it
                 raise
             raise _InboxUnavailable from error

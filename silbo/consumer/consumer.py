@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from silbo._checks import check_count, check_seconds
+from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
 from silbo._retry import Backoff, end_tasks, pause, raise_if_cancelled
 from silbo._whistle import IAsyncEventDispatcher
@@ -138,6 +139,7 @@ class Consumer:
         self._ended = asyncio.Event()
         self._drain_until = inf
         self._changes_checked: float | None = None  # of the dispatcher's listeners
+        self._binding = LoopBinding("Consumer")
 
     # -- lifecycle ------------------------------------------------------------------------------------------
 
@@ -150,6 +152,7 @@ class Consumer:
         """
         if self._entered:
             raise RuntimeError("a consumer is entered once, and before it runs; make another")
+        self._binding.enter("__aenter__")
         self._entered = True
         try:
             self._check_bridges()
@@ -161,6 +164,7 @@ class Consumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._binding.check("__aexit__")
         self.stop()
         try:
             if self._running is not None:
@@ -176,7 +180,9 @@ class Consumer:
 
         Raises:
             BrokerUnavailable: connecting failed, or was stopped before.
+            LoopConflict: the consumer was entered, or runs, in another event loop.
         """
+        self._binding.check("ready")
         await self._opened.wait()
         if self._receiver is None:
             raise BrokerUnavailable("the consumer was not connected")
@@ -203,10 +209,13 @@ class Consumer:
 
         Raises:
             OwnMessagesUndecided: the dispatcher bridges the same app, and ``own`` is not given.
-            RuntimeError: the consumer has run already, or could not be entered.
+            RuntimeError: the consumer has run already, or could not be entered; or, as LoopConflict, it was entered in another
+                event loop.
         """
+        self._binding.check("run")
         if self._running is not None or (self._entered and self._receiver is None):
             raise RuntimeError("a consumer runs once; make another")
+        self._binding.enter("run")
         self._running = asyncio.current_task()
         was_entered = self._entered
         self._entered = True

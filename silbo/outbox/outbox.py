@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from silbo._checks import check_moment
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
@@ -79,8 +80,19 @@ class Outbox(AsyncCloseable):
         self._relaying: asyncio.Task[None] | None = None
         self._entered = False
         self._open = False
+        self._binding = LoopBinding("Outbox", is_busy=self._is_busy, forget=self._forget_loop)
         self._storing = 0  # calls of publish() under way
         self._idle = asyncio.Event()  # set if there are none
+        self._idle.set()
+
+    def _is_busy(self) -> bool:
+        return self._storing > 0 or (self._relaying is not None and not self._relaying.done())
+
+    def _forget_loop(self) -> None:
+        """Forget the work of the event loop in which it was entered, and which has ended."""
+        self._relaying = None
+        self._storing = 0
+        self._idle = asyncio.Event()
         self._idle.set()
 
     @property
@@ -113,6 +125,7 @@ class Outbox(AsyncCloseable):
         """
         if self._entered:
             raise RuntimeError("an outbox is entered once; make another")
+        self._binding.enter("__aenter__")
         await self._store.open(self._partitions)
         self._entered = True
         self._open = True
@@ -123,7 +136,12 @@ class Outbox(AsyncCloseable):
         return self
 
     async def aclose(self) -> None:
-        """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice."""
+        """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice.
+
+        Raises:
+            LoopConflict: it was entered in another event loop, which still runs; it stays open.
+        """
+        self._binding.enter("aclose")
         self._open = False
         try:
             await self._idle.wait()  # the relay must not end before the messages that are just being stored
@@ -142,10 +160,11 @@ class Outbox(AsyncCloseable):
             StoreUnavailable: the store can't be written; nothing of the call was stored. Safe to repeat.
             DeliveryUnknown: the commit was not answered; all of the call, or nothing, is stored. Repeated, it may be
                 sent twice.
-            RuntimeError: the outbox is not open.
+            RuntimeError: the outbox is not open; or, as LoopConflict, it was entered in another event loop.
         """
         if not self._open:
             raise RuntimeError("the outbox is not open: enter it with 'async with', and publish before it is left")
+        self._binding.check("publish")
         packed, refused = self._pack(messages)
         if packed:
             self._storing += 1
@@ -168,7 +187,9 @@ class Outbox(AsyncCloseable):
             TypeError: the store is not in the host's database.
             MessageRefused: a message can't be sent; nothing of the call was stored.
             OutboxFull: the quota is reached; nothing of the call was stored.
+            LoopConflict: the outbox was entered in another event loop.
         """
+        self._binding.check("add")
         if not isinstance(self._store, SessionStore):
             raise TypeError(
                 f"{type(self._store).__name__} has a transaction of its own and can't store in a session's: publish() "
@@ -199,12 +220,14 @@ class Outbox(AsyncCloseable):
 
     async def status(self) -> OutboxStatus:
         """Return the store's counts, size, ages and leads as they are now."""
+        self._binding.check("status")
         return await self._store.status()
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """Send dead rows again: those with these ids, or all. Return their number."""
         if rows is not None and not isinstance(rows, Collection):
             raise TypeError(f"rows is a list of ids: [{rows!r}]")
+        self._binding.check("retry")
         return await self._store.retry(rows)
 
     async def replay(self, *, since: datetime, before: datetime | None = None, progress: Progress | None = None) -> int:
@@ -221,6 +244,7 @@ class Outbox(AsyncCloseable):
         Returns:
             The number of messages.
         """
+        self._binding.check("replay")
         begin = check_moment("since", since)
         # Without an end the replay would go on with the messages that it has caused to be sent.
         end = datetime.now(UTC) if before is None else check_moment("before", before)
@@ -234,6 +258,7 @@ class Outbox(AsyncCloseable):
         if state not in ("sent", "dead"):
             raise ValueError(f'rows can be purged that are "sent" or "dead", not {state!r}')
         check_moment("before", before)
+        self._binding.check("purge")
         return await repeat_step(lambda: self._store.purge(state, before=before, limit=STEP), progress)
 
 

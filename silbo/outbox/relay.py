@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo.errors import (
@@ -138,6 +139,11 @@ class Relay(AsyncCloseable):
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
         self._begun = False
         self._running: asyncio.Task[Any] | None = None
+        self._binding = LoopBinding("Relay", is_busy=lambda: self._running is not None, forget=self._forget_loop)
+
+    def _forget_loop(self) -> None:
+        self._running = None
+        self._wake_events = []
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -146,11 +152,17 @@ class Relay(AsyncCloseable):
             StoreInvalid: it is not a store, or another version's.
             StoreUnavailable: it can't be opened.
         """
+        self._binding.enter("__aenter__")
         await self._store.open()
         return self
 
     async def aclose(self) -> None:
-        """Stop, and close the store and the broker when :meth:`run` has ended. May be called twice."""
+        """Stop, and close the store and the broker when :meth:`run` has ended. May be called twice.
+
+        Raises:
+            LoopConflict: it runs in another event loop; it goes on.
+        """
+        self._binding.enter("aclose")
         self.stop()
         try:
             if self._running is not None:
@@ -169,10 +181,16 @@ class Relay(AsyncCloseable):
         self.wake()
 
     async def run(self) -> None:
-        """Send until :meth:`stop`. A cancellation leaves at once; the batch under way is sent again, and is not doubled."""
+        """Send until :meth:`stop`. A cancellation leaves at once; the batch under way is sent again, and is not doubled.
+
+        Raises:
+            RuntimeError: it has run before; or, as LoopConflict, it was entered in another event loop.
+        """
+        self._binding.check("run")
         if self._begun:
             raise RuntimeError("a relay runs once; make another")
         self._begun = True
+        self._binding.enter("run")
         self._running = asyncio.current_task()
         self._wake_events = [asyncio.Event() for _ in range(self._store.partitions)]
         try:

@@ -38,6 +38,9 @@ class GroupCommit:
     Args:
         commit: Stores the additions in one transaction, in their order. Returns for each of them None, or the error
             because of which it was not stored. Raises an error that concerns all of them.
+
+    Attributes:
+        is_busy: True if a commit runs.
     """
 
     def __init__(self, commit: Callable[[Sequence[Addition]], Awaitable[Sequence[Exception | None]]]) -> None:
@@ -45,12 +48,26 @@ class GroupCommit:
         self._waiting: deque[tuple[Addition, asyncio.Future[None]]] = deque()
         self._committing: asyncio.Task[None] | None = None
 
-    async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
-        """Store messages; return when they are committed. If this call is cancelled, they may have been stored."""
-        loop = asyncio.get_running_loop()
+    @property
+    def is_busy(self) -> bool:
+        return self._committing is not None and not self._committing.done()
+
+    def forget(self) -> None:
+        """Forget what waits in an event loop that has ended."""
+        self._waiting.clear()
+        self._committing = None
+
+    async def add(self, messages: Sequence[Packed], quota: Quota, loop: asyncio.AbstractEventLoop) -> None:
+        """Store messages; return when they are committed. If this call is cancelled, they may have been stored.
+
+        Args:
+            messages: The messages, all or none of which are stored.
+            quota: The most that may wait.
+            loop: The running loop. It is the only one, as the store has checked.
+        """
         committed: asyncio.Future[None] = loop.create_future()
         self._waiting.append((Addition(messages, quota), committed))
-        if self._committing is None or self._committing.done():
+        if not self.is_busy:
             self._committing = loop.create_task(self._commit_waiting())
         await committed
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Literal
 from uuid import uuid4
 
+from silbo._loops import LoopBinding
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
 from silbo.outbox.rows import NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, has_to_wait, unpack
 
@@ -29,7 +30,7 @@ class _Partition:
 
 
 class MemoryStore:
-    """Keeps messages in this process, for the relay of this process.
+    """Keeps messages in this process, for the relay of this process, in one event loop at a time.
 
     Args:
         clock: Returns seconds since 1970.
@@ -37,6 +38,7 @@ class MemoryStore:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._binding = LoopBinding("MemoryStore")
         self.id = uuid4().hex
         self.partitions = 1
         self._last_id = 0
@@ -52,6 +54,7 @@ class MemoryStore:
 
     async def open(self, partitions: int | None = None) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("open")
         if partitions is None or partitions == self.partitions:
             return
         leads = any(led.owner is not None and led.until > self._clock() for led in self._leads)
@@ -70,6 +73,7 @@ class MemoryStore:
 
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("add")
         size = sum(len(message.raw) for message in messages)
         if self._unsent_rows + len(messages) > quota.rows or self._unsent_size + size > quota.size:
             raise OutboxFull(self._unsent_rows, self._unsent_size, str(quota))
@@ -103,6 +107,7 @@ class MemoryStore:
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("lead")
         now = self._clock()
         led = self._leads[partition]
         if led.owner not in (None, owner) and led.until > now:
@@ -184,6 +189,7 @@ class MemoryStore:
 
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("status")
         counts = dict.fromkeys(STATES, 0)
         for row in self._rows.values():
             counts[row.state] += 1
@@ -207,16 +213,19 @@ class MemoryStore:
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("rows")
         return list(islice((row for row in self._rows.values() if row.state == state and row.id > after), limit))
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("retry")
         dead = [row.id for row in self._rows.values() if row.state == "dead" and (rows is None or row.id in rows)]
         self._wait_again(dead)
         return len(dead)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("replay")
         found = (row for row in self._sent if since <= self._rows[row].state_at < before)
         again = list(islice(found, limit))
         for row in again:
@@ -227,6 +236,7 @@ class MemoryStore:
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("purge")
         found = (row.id for row in self._rows.values() if row.state == state and row.state_at < before)
         gone = list(islice(found, limit))
         for row in gone:

@@ -41,7 +41,8 @@ async def test_commit_is_bounded_however_many_calls_wait(
     """A database has a time limit for each transaction: all calls of a very large one would fail together."""
     store = Store()
     group_commit = GroupCommit(store.commit)
-    calls = [asyncio.ensure_future(group_commit.add([message] * size, Quota())) for size in sizes]
+    loop = asyncio.get_running_loop()
+    calls = [asyncio.ensure_future(group_commit.add([message] * size, Quota(), loop)) for size in sizes]
     await asyncio.sleep(0)
     store.begin.set()
     async with asyncio.timeout(30):

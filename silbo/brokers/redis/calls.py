@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 from redis.asyncio import Redis
 
 from silbo._checks import check_seconds
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, pack_words
+from silbo._loops import LoopBinding
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble, pack_words
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
@@ -115,17 +116,22 @@ class CallConnection:
     Args:
         client: The program's client.
         timeout: Seconds in which a call is answered, the wait for earlier calls included.
+        owner: The name of the class that the user has made, for errors.
     """
 
-    def __init__(self, client: Redis, timeout: float) -> None:
+    def __init__(self, client: Redis, timeout: float, *, owner: str = "CallConnection") -> None:
         self.server: Final = describe_server(client)
         self._client = client
         self._timeout = check_seconds("timeout", timeout)
         self._no_answer = f"{self.server} has not answered within {timeout:g} s"
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._binding = LoopBinding(owner, is_busy=lambda: self._lock.locked(), forget=self._forget)
         self._idle: Connection | None = None
         self._lock = asyncio.Lock()
         self._closed = False
+
+    def _forget(self) -> None:  # the connection of another loop can be neither used nor closed in this one
+        self._idle = None
+        self._lock = asyncio.Lock()
 
     def deadline(self) -> float:
         """Return the loop's time at which a call that begins now is answered at the latest."""
@@ -140,13 +146,10 @@ class CallConnection:
 
         Raises:
             BrokerUnavailable: there was no connection in time; nothing was done, safe to repeat.
+            LoopConflict: another event loop uses the connection.
         """
         until = self.deadline() if deadline is None else deadline
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # the connection of another loop can be neither used nor closed here
-            self._loop = loop
-            self._idle = None
-            self._lock = asyncio.Lock()
+        self._binding.enter()
         try:
             async with asyncio.timeout_at(until):
                 await self._lock.acquire()
@@ -194,12 +197,12 @@ class CallConnection:
 
     async def aclose(self) -> None:
         """Wait for the call under way, within its deadline, and close the connection. May be called twice."""
+        self._binding.enter("aclose")
         self._closed = True
-        if asyncio.get_running_loop() is self._loop:
-            async with self._lock:
-                connection, self._idle = self._idle, None
-                if connection is not None:
-                    await connection.aclose()
+        async with self._lock:
+            connection, self._idle = self._idle, None
+            if connection is not None:
+                await connection.aclose()
 
     async def _connect(self, until: float) -> Connection:
         if self._closed:
@@ -214,7 +217,10 @@ class CallConnection:
                     await idle.drop()
                 return await connect(self._client)
         except TimeoutError:
-            raise BrokerUnavailable(f"{self._no_answer}; nothing was done") from None
+            trouble = find_trouble(self._client)
+            raise BrokerUnavailable(
+                f"{self._no_answer}{f' ({trouble})' if trouble else ''}; nothing was done"
+            ) from None
         except Lost as error:
             raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:

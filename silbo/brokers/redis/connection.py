@@ -13,7 +13,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-__all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "pack_words"]
+from silbo._loops import describe_lookup
+
+__all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "find_trouble", "pack_words"]
 
 CLOSE_WITHIN: Final = 1.0
 """A connection gets 1 second to close in good order; then it is dropped."""
@@ -93,6 +95,14 @@ def describe_server(client: Redis) -> str:
     if path := settings.get("path"):
         return f"Redis at {path}"
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+def find_trouble(client: Redis) -> str:
+    """Return the reason why a connection to the client's server could not be made in time; empty if none is known."""
+    pool = client.connection_pool
+    sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
+    pools = [pool, *(sentinel.connection_pool for sentinel in sentinels)]
+    return describe_lookup(*(each.connection_kwargs.get("host") for each in pools))
 
 
 def pack_words(words: Iterable[bytes]) -> bytes:

@@ -125,7 +125,7 @@ class DeadLetters(AsyncCloseable):
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
     ) -> None:
-        self._connection = CallConnection(check_client(client), timeout)
+        self._connection = CallConnection(check_client(client), timeout, owner="DeadLetters")
         self._stream = build_stream_key(stream, check_address(prefix, "a prefix")).encode()
         self._key = self._stream + b":dead"
         self._format = format

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
@@ -227,8 +227,9 @@ class StreamReceiver:
                 assert self._connection is not None
                 yield self._connection
         except (Lost, Refused, TimeoutError) as error:
+            trouble = find_trouble(self._description.client) if self._connection is None else ""
             await self._drop()
-            why = str(error) or f"no answer within {self._timeout:g} s"
+            why = str(error) or trouble or f"no answer within {self._timeout:g} s"
             raise BrokerUnavailable(f"can't {what} {self._server}: {why}") from error
         except BaseException:
             await self._drop()

@@ -61,7 +61,7 @@ class RedisInbox(AsyncCloseable):
         limit: int = 1_000_000,
         timeout: float = 5.0,
     ) -> None:
-        self._connection = CallConnection(check_client(client), timeout)
+        self._connection = CallConnection(check_client(client), timeout, owner="RedisInbox")
         self._prefix = check_address(prefix, "a prefix")
         keep, limit = check_seconds("keep", keep), check_count("limit", limit)
         self._bounds = b"%d" % max(1, int(keep * 1000)), b"%d" % limit

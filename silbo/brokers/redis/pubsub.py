@@ -14,7 +14,15 @@ from redis.asyncio import Redis
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo._retry import Backoff
-from silbo.brokers.redis.connection import Connection, Lost, Refused, check_client, connect, describe_server
+from silbo.brokers.redis.connection import (
+    Connection,
+    Lost,
+    Refused,
+    check_client,
+    connect,
+    describe_server,
+    find_trouble,
+)
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, EncodedMessage, RedisSender
 from silbo.errors import BrokerUnavailable, Gap
@@ -39,8 +47,8 @@ class RedisPubSub(AsyncCloseable):
     """A publisher to the channels ``{prefix}:{message_type}:{event name}``, or ``{prefix}:{address}`` by a route.
 
     Redis keeps no message: a subscriber gets those that are published while it is connected. For one event loop at a
-    time, in its thread; loops may follow one another. Many publishes at once become few calls to Redis, over one
-    connection.
+    time: a second one gets LoopConflict until the first has ended. Many publishes at once become few calls to Redis, over
+    one connection.
 
     Args:
         client: The program's client. silbo opens its own connections with the client's settings, and leaves the client as it is.
@@ -70,7 +78,8 @@ class RedisPubSub(AsyncCloseable):
         self._prefix = check_address(prefix, "a prefix")
         self._format = format
         self._timeout = timeout
-        self._sender = RedisSender(client, BatchScript(PUBLISH, arguments_each=2), self._encode, timeout=timeout)
+        publish = BatchScript(PUBLISH, arguments_each=2)
+        self._sender = RedisSender(client, publish, self._encode, timeout=timeout, owner="RedisPubSub")
 
     async def publish(self, *messages: Message) -> None:
         """Send the messages, in this order.
@@ -79,6 +88,7 @@ class RedisPubSub(AsyncCloseable):
             MessageRefused: a message can't be sent; the others of the call were.
             BrokerUnavailable: nothing was sent; safe to repeat.
             DeliveryUnknown: some or all may have arrived; to repeat may double them.
+            LoopConflict: another event loop uses this broker.
         """
         await self._sender.publish(messages)
 
@@ -109,6 +119,9 @@ class RedisPubSub(AsyncCloseable):
         """Send the waiting messages, within their deadlines, and close the connection. May be called twice.
 
         Open subscriptions go on.
+
+        Raises:
+            LoopConflict: another event loop uses this broker; it stays open.
         """
         await self._sender.aclose()
 
@@ -221,7 +234,7 @@ class _PubSubReceiver:
                 await self._subscribe(self._connection)
         except (Lost, Refused, TimeoutError) as error:
             await self._drop()
-            why = str(error) or f"no answer within {self._timeout:g} s"
+            why = str(error) or find_trouble(self._client) or f"no answer within {self._timeout:g} s"
             raise BrokerUnavailable(f"can't subscribe at {self._server}: {why}") from error
         except BaseException:
             await self._drop()

@@ -20,10 +20,11 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 from redis.asyncio import Redis
 
 from silbo._checks import check_seconds
+from silbo._loops import LoopBinding
 from silbo._retry import Backoff
 from silbo.brokers._sender import add_refusal, build_publish_error
 from silbo.brokers.redis.calls import UNANSWERED, run_calls
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server
+from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
@@ -156,26 +157,36 @@ class Batch:
 
 
 class RedisSender:
-    """Sends published messages over one connection, for one event loop at a time.
+    """Sends published messages over one connection, for one event loop at a time: see :class:`~silbo._loops.LoopBinding`.
 
     Args:
         client: The program's client.
         script: Carries out a batch.
         encode: Returns a message encoded; may raise MessageRefused.
         timeout: Seconds in which a publish is answered.
+        owner: The name of the broker's class, for errors.
     """
 
     def __init__(
-        self, client: Redis, script: BatchScript, encode: Callable[[Message], EncodedMessage], *, timeout: float
+        self,
+        client: Redis,
+        script: BatchScript,
+        encode: Callable[[Message], EncodedMessage],
+        *,
+        timeout: float,
+        owner: str,
     ) -> None:
         self._client = client
         self._server = describe_server(client)
         self._script = script
         self._encode = encode
         self._timeout = check_seconds("timeout", timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._binding = LoopBinding(owner, is_busy=self._is_busy, forget=self._reset)
         self._closed = False
         self._reset()
+
+    def _is_busy(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     def _reset(self) -> None:
         self._connection: Connection | None = None
@@ -197,9 +208,8 @@ class RedisSender:
             encoded, refused = self._encode_all(messages)
         if encoded:
             loop = asyncio.get_running_loop()
-            if loop is not self._loop:  # connection and task of another loop can be neither used nor closed here
-                self._loop = loop
-                self._reset()
+            if loop is not self._binding.loop:
+                self._binding.enter("publish")
             if self._closed:
                 raise BrokerUnavailable("the broker is closed: nothing can be published after aclose()")
             if self._silent_since is not None:
@@ -244,12 +254,15 @@ class RedisSender:
         return f"{self._server} has not answered since {self._silent_since:%H:%M:%S} UTC{trouble}"
 
     async def aclose(self) -> None:
-        """Answer every waiting publish, within its deadline, and close the connection. May be called twice."""
+        """Answer every waiting publish, within its deadline, and close the connection. May be called twice.
+
+        Raises:
+            LoopConflict: another event loop uses it; it stays open.
+        """
+        self._binding.enter("aclose")
         self._closed = True
-        if asyncio.get_running_loop() is not self._loop:
-            return
         try:
-            while self._queue.is_awaited or (self._task is not None and not self._task.done()):
+            while self._queue.is_awaited or self._is_busy():
                 if self._silent_since is not None and self._task is not None:
                     self._task.cancel()
                 if self._task is not None:
@@ -344,6 +357,8 @@ class RedisSender:
     async def _become_silent(self) -> None:
         """Drop the connection after a missed deadline; become silent if a publish was still waiting for the answer."""
         was_awaited = bool(self._in_flight)
+        if self._connection is None:
+            self._trouble = find_trouble(self._client) or self._trouble
         self._settle(f"{self._server} did not answer within {self._timeout:g} s")
         first = self._queue.first()
         now = asyncio.get_running_loop().time()
@@ -359,7 +374,7 @@ class RedisSender:
             async with asyncio.timeout(self._timeout):
                 self._connection = await connect(self._client)
         except (Lost, TimeoutError) as error:
-            self._trouble = str(error) or self._trouble
+            self._trouble = str(error) or find_trouble(self._client) or self._trouble
             await asyncio.sleep(RECONNECT.cap)
             if asyncio.get_running_loop().time() - self._last_asked < PROBE_FOR:
                 return

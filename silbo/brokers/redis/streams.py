@@ -32,8 +32,8 @@ LARGEST: Final = 1 << 53
 class RedisStreams(AsyncCloseable):
     """A publisher to one stream, ``{prefix}:{events}`` with the braces, or to ``{prefix}:{address}`` by a route.
 
-    Every entry has one field, ``message``. For one event loop at a time, in its thread; loops may follow one
-    another. Many publishes at once become few calls to Redis, over one connection.
+    Every entry has one field, ``message``. For one event loop at a time: a second one gets LoopConflict until the first has
+    ended. Many publishes at once become few calls to Redis, over one connection.
 
     Args:
         client: The program's client. silbo opens its own connections with the client's settings, and leaves the client as it is.
@@ -72,7 +72,7 @@ class RedisStreams(AsyncCloseable):
         self._keys = _StreamKeys(prefix)
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         add = BatchScript(ADD, arguments_each=1, first=pack_words([keep]), first_count=1)
-        self._sender = RedisSender(client, add, self._encode, timeout=timeout)
+        self._sender = RedisSender(client, add, self._encode, timeout=timeout, owner="RedisStreams")
         self._sequenced = SequencedSender(client, self._encode, default=self._keys.default, keep=keep, timeout=timeout)
 
     async def publish(self, *messages: Message) -> None:
@@ -82,6 +82,7 @@ class RedisStreams(AsyncCloseable):
             MessageRefused: a message can't be sent; the others of the call were.
             BrokerUnavailable: nothing was added; safe to repeat.
             DeliveryUnknown: some or all may have been added; to repeat may double them.
+            LoopConflict: another event loop uses this broker.
         """
         await self._sender.publish(messages)
 
@@ -155,6 +156,9 @@ class RedisStreams(AsyncCloseable):
         """Send the waiting messages, within their deadlines, and close the connections. May be called twice.
 
         Open groups go on.
+
+        Raises:
+            LoopConflict: another event loop uses this broker; it stays open.
         """
         try:
             await self._sender.aclose()
@@ -234,7 +238,7 @@ class SequencedSender:
         keep: bytes,
         timeout: float,
     ) -> None:
-        self._connection = CallConnection(client, timeout)
+        self._connection = CallConnection(client, timeout, owner="RedisStreams")
         self._encode = encode
         self._default = default
         self._keep = keep

@@ -12,6 +12,7 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from silbo._loops import LoopBinding
 from silbo.errors import StoreUnavailable
 from silbo.stores.sqlalchemy.dialect import insert_missing, read_clock, without_locked_rows
 from silbo.stores.sqlalchemy.session import in_session
@@ -54,6 +55,7 @@ class SQLAlchemyInbox:
         )
         self._keep = keep
         self._handled = count()
+        self._binding = LoopBinding("SQLAlchemyInbox")
 
     async def create(self) -> None:
         """Make all of silbo's tables that are missing; for hosts without migrations."""
@@ -67,7 +69,9 @@ class SQLAlchemyInbox:
         Raises:
             StoreUnavailable: the database can't be used; safe to repeat. The listeners' own errors pass unchanged.
             DBAPIError: the database refuses this publication: it has a NUL, or is too long for an index. A failed attempt.
+            LoopConflict: another event loop uses the inbox.
         """
+        self._binding.enter("handling")
         step = "enter"
         try:
             if next(self._handled) % PURGE_EVERY == 0:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import StaticPool
 
+from silbo._loops import LoopBinding, describe_lookup
 from silbo.errors import DeliveryUnknown, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
 from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores._group_commit import Addition, GroupCommit
@@ -67,6 +68,9 @@ class SQLAlchemyStore:
         self._engine = engine.execution_options(isolation_level="READ COMMITTED") if self._locks_keys else engine
         self._estimate = QuotaEstimate()
         self._group_commit = GroupCommit(self._add)
+        self._binding = LoopBinding(
+            "SQLAlchemyStore", is_busy=lambda: self._group_commit.is_busy, forget=self._group_commit.forget
+        )
         self._is_open = False
 
     async def create(self) -> None:
@@ -100,7 +104,7 @@ class SQLAlchemyStore:
                 await self.add_in(session, messages, quota)
             elif messages:
                 self._check_open()
-                await self._group_commit.add(messages, quota)
+                await self._group_commit.add(messages, quota, self._binding.enter("add"))
 
     async def add_in(self, session: AsyncSession, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.outbox.rows.SessionStore`.
@@ -110,6 +114,7 @@ class SQLAlchemyStore:
             StoreInvalid: the store has another number of partitions by now.
         """
         self._check_open()
+        self._binding.enter("add_in")
         if not isinstance(session, AsyncSession):
             raise TypeError(f"messages are stored in an AsyncSession of SQLAlchemy's, not in {session!r}")
         if not messages:
@@ -212,6 +217,7 @@ class SQLAlchemyStore:
 
     async def aclose(self) -> None:
         """Commit the additions that wait; the engine stays open. May be called twice."""
+        self._binding.enter("aclose")
         await self._group_commit.finish()
         self._is_open = False
 
@@ -239,7 +245,9 @@ class SQLAlchemyStore:
         Raises:
             DeliveryUnknown: the commit was not answered. With ``may_be_unknown`` only.
             StoreUnavailable: the database can't be used, or took too long; nothing was stored.
+            LoopConflict: another event loop uses the store.
         """
+        self._binding.enter()
         connected = False
         committing = False
         try:
@@ -253,14 +261,21 @@ class SQLAlchemyStore:
         except Exception as error:
             answered = isinstance(error, DBAPIError) and not error.connection_invalidated
             if may_be_unknown and committing and not answered:
-                raise DeliveryUnknown(f"{self._engine.url}: {_describe(error)}; the commit was not answered") from error
+                raise DeliveryUnknown(
+                    f"{self._engine.url}: {_describe(error, self._engine.url.host)}; the commit was not answered"
+                ) from error
             unavailable = (DBAPIError, NoConnection, OSError)
             if connected and not isinstance(error, unavailable):  # while connecting, drivers raise errors of any class
                 raise
-            raise StoreUnavailable(f"{self._engine.url}: {_describe(error)}; nothing was stored") from error
+            raise StoreUnavailable(
+                f"{self._engine.url}: {_describe(error, self._engine.url.host)}; nothing was stored"
+            ) from error
 
 
-def _describe(error: Any) -> str:
-    """Return the text of the driver's error."""
+def _describe(error: Any, host: str | None) -> str:
+    """Return the text of the driver's error; of a time limit, with its cause if that is known."""
     cause = getattr(error, "orig", None) or error
-    return str(cause) or (f"no answer within {TIMEOUT:g} s" if isinstance(cause, TimeoutError) else repr(cause))
+    if not str(cause) and isinstance(cause, TimeoutError):
+        trouble = describe_lookup(host)
+        return f"no answer within {TIMEOUT:g} s{f' ({trouble})' if trouble else ''}"
+    return str(cause) or repr(cause)

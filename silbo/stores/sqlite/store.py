@@ -11,6 +11,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
+from silbo._loops import LoopBinding
 from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlite import statements as sql
@@ -48,8 +49,12 @@ class SQLiteStore:
         self.path: Final = Path(fspath(path)).absolute()
         self._connection = FileConnection(self.path, create=create)  # used by the thread only
         self._thread: ThreadPoolExecutor | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._group_commit = GroupCommit(self._add)
+        self._binding = LoopBinding(
+            f"SQLiteStore({str(self.path)!r})",
+            is_busy=lambda: self._group_commit.is_busy,
+            forget=self._group_commit.forget,
+        )
 
     @property
     def id(self) -> str:
@@ -65,8 +70,8 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if self._thread is not None:
             raise RuntimeError(f"{self.path} is open already; each outbox and relay takes a store of its own")
+        self._binding.enter("open")
         self._thread = ThreadPoolExecutor(1, "silbo-outbox")
-        self._loop = asyncio.get_running_loop()
         try:
             await self._run(lambda: self._connection.open(partitions))
         except BaseException:
@@ -76,7 +81,7 @@ class SQLiteStore:
     async def add(self, messages: Sequence[Packed], quota: Quota) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`. The messages of a cancelled call may have been stored."""
         self._check_open()
-        await self._group_commit.add(messages, quota)
+        await self._group_commit.add(messages, quota, self._binding.check("add"))
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
@@ -130,6 +135,7 @@ class SQLiteStore:
 
     async def aclose(self) -> None:
         """Commit the additions that wait, and close the file. May be called twice."""
+        self._binding.enter("aclose")
         await self._group_commit.finish()
         thread = self._thread
         self._thread = None
@@ -159,16 +165,15 @@ class SQLiteStore:
         )
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._check_open().submit(work))
+        thread = self._check_open()
+        return await asyncio.wrap_future(thread.submit(work), loop=self._binding.check())
 
     def _check_open(self) -> ThreadPoolExecutor:
         """Return the thread.
 
         Raises:
-            RuntimeError: the store is not open, or was opened in another event loop or before a fork.
+            RuntimeError: the store is not open.
         """
         if self._thread is None:
             raise RuntimeError(f"{self.path} is not open: use the outbox in an 'async with'")
-        if asyncio.get_running_loop() is not self._loop:  # a forked child process has another loop, too
-            raise RuntimeError(f"{self.path} was opened in another event loop or process; make a store in each")
         return self._thread
