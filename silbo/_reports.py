@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from silbo._checks import check_hook
-from silbo.errors import DeliveryGivenUp, Fenced, Gap, LeadLost, MessageInvalid, PublishError
+from silbo.errors import BrokerRefused, DeliveryGivenUp, Fenced, Gap, LeadLost, MessageInvalid, PublishError
 
 __all__ = ["ErrorHook", "ErrorReporter", "Outage", "RateLimitedLog", "describe_error"]
 
@@ -186,9 +186,15 @@ class Outage:
 
     @contextmanager
     def watched(self, caller: Hashable) -> Generator[None]:
-        """Note a PublishError inside of the ``with`` as a failure, which is raised again, and its normal end as an answer."""
+        """Note a PublishError inside of the ``with`` as a failure, which is raised again, and its normal end as an answer.
+
+        A BrokerRefused is an answer.
+        """
         try:
             yield
+        except BrokerRefused:
+            self.answered(caller)
+            raise
         except PublishError as error:
             self.failed(caller, error)
             raise

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "AddressInvalid",
     "AlreadyBound",
+    "BrokerRefused",
     "BrokerUnavailable",
     "ClassUnreadable",
     "ContainerMissing",
@@ -368,6 +369,10 @@ class MessageRefused(PublishError, ValueError):
 
 class BrokerUnavailable(PublishError, ConnectionError):
     """The broker can't be reached or refuses everything; nothing of this call was sent. Safe to repeat."""
+
+
+class BrokerRefused(BrokerUnavailable):
+    """The broker answers, and refuses one step, as storing while its memory is full. Safe to repeat; other steps may pass."""
 
 
 class DeliveryUnknown(PublishError, ConnectionError):

@@ -166,6 +166,7 @@ class Receiver(Protocol):
 
         Raises:
             BrokerUnavailable: the attempt may have been counted.
+            BrokerRefused: it was not counted, while other steps may pass: the broker's memory is full.
         """
         ...
 
@@ -177,6 +178,7 @@ class Receiver(Protocol):
 
         Raises:
             BrokerUnavailable: it may have been stored; safe to repeat.
+            BrokerRefused: it was not stored, while other steps may pass: the broker's memory is full.
         """
         ...
 

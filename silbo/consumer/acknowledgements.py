@@ -60,6 +60,10 @@ class Acknowledgements:
         if delivery.id and self.holds(delivery):
             self._finished.add((delivery.address, delivery.id))
 
+    def keep_again(self, delivery: Delivery) -> None:
+        """Tell the broker again that this delivery is in work: see :meth:`stop_keeping`."""
+        self._finished.discard((delivery.address, delivery.id))
+
     def remove(self, delivery: Delivery) -> None:
         """Remove a delivery that is not to be acknowledged."""
         if delivery.id and self.holds(delivery):

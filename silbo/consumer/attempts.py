@@ -14,7 +14,7 @@ from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.receive import EventRebuilder, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
-from silbo.errors import BrokerUnavailable, LoopConflict, MessageInvalid, StoreUnavailable
+from silbo.errors import BrokerRefused, BrokerUnavailable, LoopConflict, MessageInvalid, StoreUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
 
@@ -22,6 +22,8 @@ __all__ = ["Attempts", "HandlingOptions"]
 
 INBOX_RETRY: Final = 1.0
 """Seconds between two attempts of a delivery while the inbox is unavailable."""
+STORING_RETRY: Final = Backoff(initial=0.5, cap=10.0)
+"""Delays between two attempts to store how a delivery has failed, while the broker refuses that."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
 
@@ -89,6 +91,10 @@ class Attempts:
                 delay = await self._handle(queued)
             except Stopped:  # the delivery stays with the broker
                 delay = None
+            except BrokerRefused as error:  # this delivery waits, and others go on
+                self._run.reports.storing_outage.failed("store", error)
+                queued.refusals += 1
+                delay = STORING_RETRY.delay(queued.refusals) or 0.0
             if delay is None:
                 self._queue.finish(queued)
             else:
@@ -102,8 +108,15 @@ class Attempts:
 
         Raises:
             Stopped: the consumer is stopped, and the broker did not answer.
+            BrokerRefused: the broker does not store that or how the attempt failed; to be called again after a while.
         """
         delivery = queued.delivery
+        if queued.refusals:
+            if queued.burial is not None:
+                await self._bury(queued, *queued.burial)
+                return None
+            if queued.failure is not None:
+                return await self._retry_or_bury(queued, queued.failure)
         is_suspect = delivery.attempt > 1 and not queued.tries and not queued.is_counted
         alone = is_suspect and delivery.attempt > 2
         if alone or not self._lock.acquire_now():
@@ -143,7 +156,9 @@ class Attempts:
             await self._bury(queued, error.__cause__ or error, 0)
             return None
         if not queued.is_counted:
+            queued.failure = error  # the listeners don't run again before it is counted
             await self._count(queued)
+            queued.failure = None
         queued.is_counted = False
         queued.tries += 1
         if queued.attempts >= self._options.max_attempts:
@@ -154,16 +169,26 @@ class Attempts:
     async def _count(self, queued: QueuedDelivery) -> None:
         """Count an attempt at the broker."""
         queued.attempts = await self._run.until_answered("count", lambda: self._receiver.count(queued.delivery))
+        self._run.reports.storing_outage.answered("store")
+        queued.refusals = 0
         queued.is_counted = True
 
     async def _bury(self, queued: QueuedDelivery, error: BaseException, attempts: int) -> None:
         """Make a delivery a dead letter, unless another consumer has it."""
         delivery = queued.delivery
+        if not self._acks.holds(delivery):  # since the broker refused it
+            return
         text = _dead_letter_error(error)
         self._acks.stop_keeping(delivery)
-        buried = await self._run.until_answered(
-            "bury", lambda: self._receiver.bury(delivery, error=text, attempts=attempts)
-        )
+        queued.burial = error, attempts
+        try:
+            buried = await self._run.until_answered(
+                "bury", lambda: self._receiver.bury(delivery, error=text, attempts=attempts)
+            )
+        except BrokerRefused:
+            self._acks.keep_again(delivery)
+            raise
+        self._run.reports.storing_outage.answered("store")
         self._acks.remove(delivery)
         if buried:
             self._run.stats.dead += 1

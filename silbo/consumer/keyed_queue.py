@@ -25,6 +25,9 @@ class QueuedDelivery:
         attempts: Attempts counted by the broker, as far as known.
         is_counted: True if the next attempt is among ``attempts`` already.
         delay: Seconds until the next attempt, once an attempt has failed.
+        refusals: Times that the broker refused to store how the last attempt ended.
+        failure: The error of that attempt; None if it did not begin.
+        burial: The error and the attempts of the dead letter that the delivery becomes; None as long as it does not.
     """
 
     order: int
@@ -35,6 +38,9 @@ class QueuedDelivery:
     attempts: int = 0
     is_counted: bool = False
     delay: float = 0.0
+    refusals: int = 0
+    failure: Exception | None = None
+    burial: tuple[BaseException, int] | None = None
 
 
 class KeyedQueue:

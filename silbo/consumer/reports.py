@@ -19,6 +19,7 @@ class DeliveryReports:
         log: For what is logged even if there is a hook.
         broker_outage: Outages of the broker.
         inbox_outage: Outages of the inbox.
+        storing_outage: Times in which the broker refuses to store failed attempts and dead letters.
     """
 
     def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, group: str, max_attempts: int) -> None:
@@ -28,6 +29,9 @@ class DeliveryReports:
         self.log: Final = self._report.log
         self.broker_outage: Final = Outage(logger, "broker", group=group)
         self.inbox_outage: Final = Outage(logger, "inbox", group=group)
+        self.storing_outage: Final = Outage(
+            logger, "storing of failed deliveries", "refused by the broker; others go on", group=group
+        )
 
     async def report_gap(self, gap: Gap) -> None:
         """Report that messages may have been missed."""

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from silbo._retry import Backoff, pause, raise_if_cancelled
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
-from silbo.errors import BrokerUnavailable
+from silbo.errors import BrokerRefused, BrokerUnavailable
 
 __all__ = ["BROKER_RETRY", "RunState", "Stopped"]
 
@@ -49,6 +49,7 @@ class RunState:
 
         Raises:
             Stopped: the consumer is stopped, and the broker did not answer.
+            BrokerRefused: the broker has answered, and refuses this call.
         """
         outages = 0
         while True:
@@ -56,6 +57,8 @@ class RunState:
             try:
                 with self.reports.broker_outage.watched(caller):
                     return await call()
+            except BrokerRefused:
+                raise
             except BrokerUnavailable as error:
                 if self.stopping.is_set():
                     raise Stopped from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -52,6 +53,11 @@ _DROPPED: Final = frozenset(
 )
 # Errors of a server that is not ready yet.
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
+# Errors of a server that refuses every write.
+_OF_SERVER: Final = frozenset(
+    {"LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "READONLY", "UNKILLABLE", "BUSY"}
+)
+_find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -([A-Z]+) ").match
 
 
 class Lost(Exception):
@@ -63,13 +69,20 @@ class Refused(Exception):
 
     @property
     def code(self) -> str:
-        """The first word of the text, as ``READONLY``."""
-        return str(self).partition(" ")[0]
+        """The code, as ``READONLY``: the first word of the text, or the one that Redis 6.2 hides in a script's error."""
+        text = str(self)
+        hidden = _find_hidden_code(text)
+        return hidden[1] if hidden else text.partition(" ")[0]
 
     @property
     def is_demotion(self) -> bool:
         """True if the server takes no writes any more: a new connection may lead to the new master."""
         return self.code in ("READONLY", "MASTERDOWN")
+
+    @property
+    def is_of_server(self) -> bool:
+        """True if the server refuses every write for now, not only this one."""
+        return self.code in _OF_SERVER
 
 
 def check_client(client: object) -> Redis:

@@ -11,7 +11,7 @@ from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE
 from silbo.brokers.redis.signs_of_life import build_signs_key
-from silbo.errors import BrokerUnavailable
+from silbo.errors import BrokerRefused, BrokerUnavailable
 from silbo.message import Delivery
 
 __all__ = ["DeliveriesInHand", "build_attempts_key", "build_given_key"]
@@ -139,7 +139,7 @@ class DeliveriesInHand:
             (self._attempts[entry],) = await self._run("read attempts at", [ScriptCall.of(COUNT, keys, entry_id)])
         number = b"%d" % (self._attempts[entry] + 1)
         call = ScriptCall.of(COUNT, keys, entry_id, number, b"%d" % ATTEMPTS_FOR)
-        (known,) = await self._run("count an attempt at", [call])
+        (known,) = await self._run("count an attempt at", [call], stores=True)
         self._attempts.pop(entry, None)  # perhaps it was removed meanwhile
         return int(known)
 
@@ -149,7 +149,7 @@ class DeliveriesInHand:
         keys = [key, build_attempts_key(key, self._group), key + b":dead"]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
-        (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)])
+        (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)
         self.remove([delivery])
         return bool(buried)
 
@@ -183,13 +183,22 @@ class DeliveriesInHand:
         """Close the connection. May be called twice."""
         await self._connection.aclose()
 
-    async def _run(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
+    async def _run(self, what: str, calls: Sequence[ScriptCall], *, stores: bool = False) -> list[Any]:
+        """Run the calls, and return their replies.
+
+        Args:
+            what: Names the act, for texts.
+            calls: Calls of scripts.
+            stores: True if they store something, which Redis may refuse while it takes acknowledgements.
+        """
         if not calls:
             return []
         replies = await self._connection.run_all(*calls)
         for reply in replies:
             if isinstance(reply, Lost | Refused):
-                raise BrokerUnavailable(f"can't {what} {self._connection.server}: {reply}") from reply
+                is_private = stores and isinstance(reply, Refused) and not reply.is_of_server
+                error = BrokerRefused if is_private else BrokerUnavailable
+                raise error(f"can't {what} {self._connection.server}: {reply}") from reply
         return replies
 
 
