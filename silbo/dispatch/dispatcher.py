@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar, Unpack, overload
 
 from silbo._closing import AsyncCloseable
-from silbo._whistle import WhistleDispatcher, overridable
+from silbo._whistle import WhistleDispatcher, overridable, overridable_async
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
@@ -163,7 +163,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
 
     # -- dispatch -------------------------------------------------------------------------------------------
 
-    @overridable
+    @overridable_async
     async def adispatch(self, name: EventName[E] | Name, event: E | None = None, /) -> E:
         """Run the listeners of a name on an event, one after another, until one stops the event.
 
@@ -233,7 +233,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         finally:
             end_dispatch(event, outer)
 
-    @overridable
+    @overridable_async
     async def _adispatch(self, listeners: Iterable[Listener], event: Any, /) -> None:
         """Run listeners on an event. A host may override this method, to log or to filter."""
         await run_listeners(listeners, event)
