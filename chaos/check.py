@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,16 +49,23 @@ def given(ledgers: Iterable[Path]) -> Given:
     return {event: (lane, int(number)) for path in ledgers for lane, number, event in read(path)}
 
 
-async def entries(url: str, stream: str = STREAM) -> list[Entry]:
-    """All that is in the stream, in its order."""
+async def entries(url: str, stream: str = STREAM, *, foreign: Container[bytes] = ()) -> list[Entry]:
+    """All that is in the stream, in its order, but for `foreign` entries, by their ids."""
     async with Redis.from_url(url) as client:
-        return [_entry(entry_id, fields) async for entry_id, fields in _pages(client, stream)]
+        return [_entry(id_, fields) async for id_, fields in _pages(client, stream) if id_ not in foreign]
 
 
 async def dead_letters(url: str) -> list[str]:
-    """The ids of the events that are dead letters, in their order."""
+    """The ids of the events that are dead letters, in their order; empty for what is no event."""
     async with Redis.from_url(url) as client:
-        return [_entry(entry_id, fields).event async for entry_id, fields in _pages(client, f"{STREAM}:dead")]
+        return [_event(entry_id, fields) async for entry_id, fields in _pages(client, f"{STREAM}:dead")]
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> str:
+    try:
+        return _entry(entry_id, fields).event
+    except (KeyError, msgspec.DecodeError):
+        return ""
 
 
 async def _pages(client: Any, stream: str) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:

@@ -92,6 +92,41 @@ MUTANTS: Final = [
         ".rowcount == 1",
         ".rowcount < 2",
     ),
+    Mutant(
+        "the bound of a lease",
+        "clocks",
+        "silbo/stores/sqlite/statements.py",
+        "        if until > end:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "the bound of a next attempt",
+        "clocks",
+        "silbo/outbox/rows.py",
+        "state_at <= now < next_attempt_at",
+        "now < next_attempt_at",
+    ),
+    Mutant(
+        "the setting aside of rows that can't be read",
+        "data",
+        "silbo/outbox/rows.py",
+        '        return UnreadableMessage("", "(unreadable)", "", {}, problem=str(error))\n',
+        "        raise\n",
+    ),
+    Mutant(
+        "the telling apart of refused data and an outage",
+        "data",
+        "silbo/stores/sqlalchemy/inbox.py",
+        'if step == "enter" and _is_refusal_of_data(error):',
+        "if False:",
+    ),
+    Mutant(
+        "the mending of a group's count",
+        "restarts",
+        "silbo/brokers/redis/scripts.py",
+        "if given and given ~= read then\n",
+        "if false then\n",
+    ),
 ]
 
 

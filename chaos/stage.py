@@ -34,8 +34,17 @@ class NotInTime(Exception):
 class Worker:
     """One program: a process that can be killed, frozen and started again, with the same settings."""
 
-    def __init__(self, name: str, module: str, settings: Mapping[str, Any], folder: Path, python: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        settings: Mapping[str, Any],
+        folder: Path,
+        python: str,
+        environment: Mapping[str, str],
+    ) -> None:
         self.name, self.figures = name, dict[str, Any]()
+        self._environment = environment
         self._command = [python, "-m", f"chaos.{module}", json.dumps(settings)]
         self._log = folder / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -50,7 +59,7 @@ class Worker:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
-                env=env,
+                env={**env, **self._environment},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -169,9 +178,18 @@ class Stage:
         """A way to a server that can be disturbed."""
         return await self._ends.enter_async_context(Proxy(server.url, rule))
 
-    async def start(self, name: str, module: str, /, *, python: str = sys.executable, **settings: Any) -> Worker:
+    async def start(
+        self,
+        name: str,
+        module: str,
+        /,
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Worker:
         """Start a program, with a ledger of its name where it has one."""
-        worker = Worker(name, module, settings, self.folder, python)
+        worker = Worker(name, module, settings, self.folder, python, environment or {})
         self.workers.append(worker)
         await worker.start()
         return worker

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chaos.batteries.cancel import cancel
+from chaos.batteries.clocks import clocks
+from chaos.batteries.data import data
 from chaos.batteries.fence import fence
 from chaos.batteries.flush import flush
 from chaos.batteries.freeze import freeze
@@ -15,6 +17,7 @@ from chaos.batteries.outage import outage
 from chaos.batteries.patience import patience
 from chaos.batteries.poison import poison
 from chaos.batteries.replies import replies
+from chaos.batteries.restarts import restarts
 from chaos.batteries.storm import storm
 from chaos.stage import Stage
 
@@ -74,6 +77,13 @@ BATTERIES: Final[dict[str, Battery]] = {
         cores=0.5,
         short={"events": 128, "concurrency": 32, "slow": 1.5},
     ),
+    "data": Battery(
+        data,
+        "data that can't be read or stored",
+        short={"events": 200, "damaged": 6, "refused": 6},
+    ),
+    "clocks": Battery(clocks, "clocks an hour ahead and behind", short={"rounds": 1}),
+    "restarts": Battery(restarts, "Redis back from its file with a wrong count", short={"rounds": 2, "events": 100}),
     "flush": Battery(flush, "Redis flushed, its stream or group deleted, or started from an older copy"),
     "cancel": Battery(
         cancel,

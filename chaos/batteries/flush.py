@@ -8,6 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -28,7 +29,7 @@ EACH = 2
 async def flush(stage: Stage, *, before: int = 2_000, after: int = 1_000) -> None:
     """See above; events go on coming meanwhile."""
     server, store, began = stage.redis(), str(stage.folder / "outbox.db"), datetime.now(UTC)
-    common = {"url": server.url}
+    common: dict[str, Any] = {"url": server.url}
     producer = await stage.start(
         "producer",
         "producer",

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
     [
         pytest.param("storm", marks=pytest.mark.long),
         pytest.param("replies", marks=pytest.mark.long),
+        pytest.param("clocks", marks=pytest.mark.long),
+        pytest.param("restarts", marks=pytest.mark.long),
+        "data",
         "fence",
         "poison",
         "patience",

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from silbo.errors import MessageInvalid
 from silbo.outbox.rows import OutboxStore, Quota
-from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tests.support.inbox_conformance import InboxBehaviour
+from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore
+from tests.support.inbox_conformance import InboxBehaviour, Sessions
 from tests.support.session_conformance import InSession
 from tests.support.sqlalchemy_store import SQLAlchemyConformance
 from tests.support.store_conformance import in_state, leader, packed, send
@@ -38,4 +40,16 @@ class TestInSession(InSession):
 
 
 class TestInbox(InboxBehaviour):
-    pass
+    @pytest.mark.parametrize("publication", ["a\ud800", "refused"], ids=ascii)
+    async def test_publication_that_the_database_refuses_is_no_outage(
+        self, inbox: SQLAlchemyInbox, sessions: Sessions, publication: str
+    ) -> None:
+        """Half of a surrogate pair, and a constraint of the host's; more on PostgreSQL."""
+        async with sessions() as session, session.begin():
+            refuse = "WHEN NEW.publication = 'refused' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            await session.execute(text(f"CREATE TRIGGER refuse BEFORE INSERT ON silbo_inbox {refuse}"))
+        with pytest.raises(MessageInvalid, match="the inbox's database refuses its publication"):
+            async with inbox.handling("billing", publication):
+                pytest.fail("no listener is to run")
+        async with inbox.handling("billing", "p-1") as new:
+            assert new is True

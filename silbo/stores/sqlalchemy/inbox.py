@@ -9,11 +9,11 @@ from itertools import count
 from typing import Final
 
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from silbo._loops import LoopBinding
-from silbo.errors import StoreUnavailable
+from silbo.errors import MessageInvalid, StoreUnavailable
 from silbo.stores.sqlalchemy.dialect import insert_missing, read_clock, without_locked_rows
 from silbo.stores.sqlalchemy.session import in_session
 from silbo.stores.sqlalchemy.tables import create_tables, inbox
@@ -68,7 +68,8 @@ class SQLAlchemyInbox:
 
         Raises:
             StoreUnavailable: the database can't be used; safe to repeat. The listeners' own errors pass unchanged.
-            DBAPIError: the database refuses this publication: it has a NUL, or is too long for an index. A failed attempt.
+            MessageInvalid: the database refuses this publication, now and whenever it comes again: it has a NUL, is too long
+                for an index, or fails a constraint of the host's.
             LoopConflict: another event loop uses the inbox.
         """
         self._binding.enter("handling")
@@ -86,7 +87,10 @@ class SQLAlchemyInbox:
                     await session.execute(select(1))
         except Exception as error:
             lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-            if (step == "enter" and not _is_refusal_of_data(error)) or (step == "leave" and lost):
+            if step == "enter" and _is_refusal_of_data(error):
+                problem = f"the inbox's database refuses its publication: {error}"
+                raise MessageInvalid(problem, field="headers.publication") from error
+            if step == "enter" or (step == "leave" and lost):
                 raise StoreUnavailable(f"the inbox can't be used: {error}") from error
             raise
 
@@ -116,9 +120,12 @@ class SQLAlchemyInbox:
 def _is_refusal_of_data(error: Exception) -> bool:
     """Return True if the database refused values of a statement: no outage, and the same values are refused again.
 
-    Source: SQLSTATE classes 22 (data exception) and 54 (program limit exceeded), PostgreSQL's appendix A.
+    Source: SQLSTATE classes 22 (data exception), 23 (integrity constraint violation: of the host's, for a publication that is
+    there already is no error) and 54 (program limit exceeded), PostgreSQL's appendix A.
     """
+    if isinstance(error, UnicodeError):  # half of a surrogate pair
+        return True
     if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement is None:
         return False
     state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, DataError) or state[:2] in ("22", "54")
+    return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "54")
