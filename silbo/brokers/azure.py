@@ -130,6 +130,8 @@ class AzureServiceBus(LibraryBroker):
                 if filled:
                     break
                 waiting.pop(0).mark_refused(f"larger than the {batch.max_size_in_bytes} bytes that the topic takes")
+            except (TypeError, ValueError) as error:  # a property too long, a text that is no UTF-8
+                waiting.pop(0).mark_refused(f"it can't be written for Service Bus: {error}")
             else:
                 filled.append(waiting.pop(0))
         return filled

@@ -84,8 +84,12 @@ class Kafka(LibraryBroker):
         failed: Exception | None = None
         for outgoing in messages:
             message = outgoing.message
-            key = None if message.key is None else message.key.encode()
-            headers = [(name, value.encode()) for name, value in build_labels(message, self.app).items()]
+            try:
+                key = None if message.key is None else message.key.encode()
+                headers = [(name, value.encode()) for name, value in build_labels(message, self.app).items()]
+            except (AttributeError, UnicodeError) as error:
+                outgoing.mark_refused(f"its key or a header is no text that can be written: {error}")
+                continue
             headers.append(("content-type", self._format.content_type.encode()))
             try:
                 # A send() that is cancelled has added nothing; once it returns, the producer has the message.

@@ -112,6 +112,8 @@ class RabbitMQ(LibraryBroker):
                 f"no queue is bound to exchange {exchange!r} for it: bind one, or let such messages be dropped with "
                 "RabbitMQ(..., mandatory=False)"
             )
+        except (TypeError, ValueError) as error:  # it can't be written: a property too long, a text that is no UTF-8
+            outgoing.mark_refused(f"it can't be written for RabbitMQ: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is: the message was sent, and not confirmed
             outgoing.mark_unknown(f"RabbitMQ did not confirm it: {str(error) or repr(error)}")
         else:

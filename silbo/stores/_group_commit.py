@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from silbo.errors import OutboxFull, SilboError
+from silbo.errors import MessageRefused, OutboxFull, SilboError
 from silbo.outbox.rows import Packed, Quota
 
 __all__ = ["Addition", "GroupCommit"]
@@ -115,7 +115,7 @@ class GroupCommit:
 
 def _copy_error(error: Exception) -> Exception:
     """Return a copy of an error that several callers get: each raise adds a traceback to its exception."""
-    if isinstance(error, OutboxFull) or not isinstance(error, SilboError):
+    if isinstance(error, OutboxFull | MessageRefused) or not isinstance(error, SilboError):
         return error
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ async def test_message_that_is_too_large_is_refused_by_producer_and_server(broke
         await broker.publish(message(4))
     await broker.publish(message(5))
     assert sorted(numbers(await records(server, "events"))) == [3, 5]
+
+
+@pytest.mark.parametrize("headers", [{"tenant": "\ud800"}, {"key": "\ud800"}])
+async def test_message_that_can_not_be_written_is_refused_alone(
+    producer: AIOKafkaProducer, server: KafkaMock, headers: dict[str, str]
+) -> None:
+    """It is no outage: those of the same batch are sent. This format leaves headers out of its bytes."""
+    wrong = replace(message(2), headers=headers)
+    async with Kafka(producer, app="web", format=DIATOR) as broker:
+        with pytest.raises(MessageRefused, match="is no text that can be written"):
+            await broker.publish(message(1), wrong, message(3))
+    assert sorted(numbers(await records(server, "events"))) == [1, 3]
 
 
 async def test_replicas_that_are_missing_are_waited_for(broker: Kafka, server: KafkaMock) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from silbo import AsyncEventDispatcher, Backoff, Consumer, Message
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import OutboxFull
-from silbo.outbox.rows import OutboxStore, Quota
-from silbo.stores.sqlalchemy import SQLAlchemyInbox, current_session
+from silbo.errors import MessageRefused, OutboxFull
+from silbo.outbox.rows import OutboxStore, Packed, Quota, pack
+from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore, current_session
 from tests.support.inbox_conformance import InboxBehaviour, Sessions
 from tests.support.session_conformance import InSession
 from tests.support.sqlalchemy_store import SQLAlchemyConformance
 from tests.support.store_conformance import in_state, leader, packed, send
+from tools.postgres import PostgresServer
 
 pytestmark = pytest.mark.postgresql
 
@@ -103,3 +106,69 @@ class TestInbox(InboxBehaviour):
                 await asyncio.sleep(0.005)
             consumer.stop()
         assert (heard, consumer.stats.dead) == ([1], 1)
+
+
+class TestOtherEncoding:
+    """A database whose encoding lacks characters that JSON has."""
+
+    @pytest.fixture
+    async def store(self, postgres: PostgresServer) -> AsyncIterator[SQLAlchemyStore]:
+        name = f"latin_{uuid4().hex[:12]}"
+        admin = create_async_engine(postgres.url, isolation_level="AUTOCOMMIT")
+        async with admin.connect() as connection:
+            await connection.execute(
+                text(f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+            )
+        self.engine = create_async_engine(make_url(postgres.url).set(database=name))
+        store = SQLAlchemyStore(self.engine)
+        await store.create()
+        await store.open()
+        yield store
+        await store.aclose()
+        await self.engine.dispose()
+        async with admin.connect() as connection:
+            await connection.execute(text(f"DROP DATABASE {name}"))
+        await admin.dispose()
+
+    def packed(self, *texts: str) -> list[Packed]:
+        return [pack(Message("ecst_event", "told", str(uuid4()), {"text": each}), 1) for each in texts]
+
+    async def stored(self, store: SQLAlchemyStore) -> list[str]:
+        return [row.message.payload["text"] for row in await store.rows("pending")]
+
+    async def test_message_that_the_database_refuses_is_refused_alone(self, store: SQLAlchemyStore) -> None:
+        """It is no outage: those that are committed with it are stored, of its own call too."""
+        calls = [["ü 1"], ["2", "€ 3", "4", "∞ 5"], ["6"], ["→ 7"]]
+        answers = await asyncio.gather(
+            *(store.add(self.packed(*call), Quota()) for call in calls), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [type(None), MessageRefused, type(None), MessageRefused]
+        assert "'told'" in str(answers[1]) and "LATIN1" in str(answers[1]) and len(answers[1].__notes__) == 1
+        assert await self.stored(store) == ["ü 1", "2", "4", "6"]
+
+    async def test_full_call_beside_a_refused_one(self, store: SQLAlchemyStore) -> None:
+        """Each gets its own error."""
+        quotas = [Quota(), Quota(rows=1), Quota()]
+        answers = await asyncio.gather(
+            *(store.add(self.packed("€", "1"), quota) for quota in quotas), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [MessageRefused, OutboxFull, MessageRefused]
+        assert await self.stored(store) == ["1", "1"]
+
+    async def test_message_that_the_database_refuses_in_the_hosts_transaction(self, store: SQLAlchemyStore) -> None:
+        async with AsyncSession(self.engine) as session:
+            with pytest.raises(MessageRefused, match="LATIN1"):
+                await store.add_in(session, self.packed("€"), Quota())
+
+    async def test_text_of_an_error_does_not_stop_a_partition(self, store: SQLAlchemyStore) -> None:
+        """A character that the database lacks is written as its escape."""
+        await store.add(self.packed("1", "2"), Quota())
+        lead = await leader(store)
+        first, second = await store.take(lead, 10)
+        await store.postpone(lead, [second.id], error="costs 5 €", delay=0)
+        await store.settle(lead, [], {first.id: "costs 6 €"})
+        (dead,), (waits,) = await store.rows("dead"), await store.rows("pending")
+        assert (dead.error, waits.error) == ("costs 6 \\u20ac", "costs 5 \\u20ac")
+        again = await store.take(lead, 10)
+        await store.take(lead, 10, dead={again[0].id: "costs 7 €"})
+        assert sorted(str(row.error) for row in await store.rows("dead")) == ["costs 6 \\u20ac", "costs 7 \\u20ac"]

@@ -12,9 +12,10 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import StaticPool
 
-from silbo.errors import StoreInvalid, StoreUnavailable
+from silbo.errors import MessageInvalid, MessageRefused, StoreInvalid, StoreUnavailable
+from silbo.outbox.rows import Packed, Quota
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, SQLAlchemyStore
-from tests.support.store_conformance import LONG, PLENTY, numbers, packed
+from tests.support.store_conformance import LONG, PLENTY, in_state, numbers, packed
 
 Make = Callable[[], AsyncEngine]
 
@@ -121,3 +122,29 @@ async def test_other_databases_are_refused(engines: list[AsyncEngine], monkeypat
     monkeypatch.setattr(engine.dialect, "name", "mysql")  # its driver is not installed here
     with pytest.raises(StoreInvalid, match="PostgreSQL or SQLite, not in mysql"):
         SQLAlchemyStore(engine)
+
+
+async def test_message_that_can_not_be_stored_is_refused_alone(tmp_path: Path, engines: list[AsyncEngine]) -> None:
+    """It is no outage: those that are committed with it are stored."""
+    engines.append(create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'host.db'}"))
+    store = SQLAlchemyStore(engines[0])
+    await store.create()
+    await store.open()
+    damaged = Packed(partition=0, key=None, raw=b"\xff")
+    calls = [packed(1), [*packed(2), damaged], packed(3)]
+    answers = await asyncio.gather(*(store.add(call, Quota()) for call in calls), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [type(None), MessageRefused, type(None)]
+    assert await in_state(store, "pending") == [1, 2, 3]
+    await store.aclose()
+
+
+async def test_publication_that_can_not_be_stored_is_no_outage_of_the_inbox(
+    tmp_path: Path, engines: list[AsyncEngine]
+) -> None:
+    """It would be tried for ever."""
+    engines.append(create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'host.db'}"))
+    inbox = SQLAlchemyInbox(engines[0])
+    await inbox.create()
+    with pytest.raises(MessageInvalid):
+        async with inbox.handling("g", "\ud800"):
+            pass

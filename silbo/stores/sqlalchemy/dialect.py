@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.stores.sqlalchemy.tables import message, outbox
@@ -34,6 +35,7 @@ __all__ = [
     "insert_missing",
     "is_among",
     "is_in_state",
+    "is_refusal_of_data",
     "read_clock",
     "select_rows",
     "statement_time",
@@ -56,6 +58,20 @@ async def insert_missing(
     """Insert those of the rows whose key the table does not have yet."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return await connection.execute(insert(table).on_conflict_do_nothing(), rows)
+
+
+def is_refusal_of_data(error: object) -> bool:
+    """Return True if the database refused values of a statement: no outage, and the same values are refused again.
+
+    Source: SQLSTATE classes 22 (data exception), 23 (integrity constraint violation: of the host's, for silbo has none that its
+    own rows violate) and 54 (program limit exceeded), PostgreSQL's appendix A.
+    """
+    if isinstance(error, UnicodeError):  # half of a surrogate pair
+        return True
+    if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement is None:
+        return False
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "54")
 
 
 def select_rows(connection: AsyncConnection) -> Select[*tuple[Any, ...]]:

@@ -9,12 +9,12 @@ from itertools import count
 from typing import Final
 
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from silbo._loops import LoopBinding
 from silbo.errors import MessageInvalid, StoreUnavailable
-from silbo.stores.sqlalchemy.dialect import insert_missing, read_clock, without_locked_rows
+from silbo.stores.sqlalchemy.dialect import insert_missing, is_refusal_of_data, read_clock, without_locked_rows
 from silbo.stores.sqlalchemy.session import in_session
 from silbo.stores.sqlalchemy.tables import create_tables, inbox
 
@@ -87,7 +87,7 @@ class SQLAlchemyInbox:
                     await session.execute(select(1))
         except Exception as error:
             lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-            if step == "enter" and _is_refusal_of_data(error):
+            if step == "enter" and is_refusal_of_data(error):
                 problem = f"the inbox's database refuses its publication: {error}"
                 raise MessageInvalid(problem, field="headers.publication") from error
             if step == "enter" or (step == "leave" and lost):
@@ -115,17 +115,3 @@ class SQLAlchemyInbox:
         connection = await session.connection(bind_arguments={"clause": inbox})
         row = {"consumer_group": group, "publication": publication, "handled_at": await read_clock(connection)}
         return (await insert_missing(connection, inbox, [row])).rowcount == 1
-
-
-def _is_refusal_of_data(error: Exception) -> bool:
-    """Return True if the database refused values of a statement: no outage, and the same values are refused again.
-
-    Source: SQLSTATE classes 22 (data exception), 23 (integrity constraint violation: of the host's, for a publication that is
-    there already is no error) and 54 (program limit exceeded), PostgreSQL's appendix A.
-    """
-    if isinstance(error, UnicodeError):  # half of a surrogate pair
-        return True
-    if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement is None:
-        return False
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "54")

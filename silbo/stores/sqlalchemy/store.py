@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import StaticPool
 
 from silbo._loops import LoopBinding, describe_lookup
-from silbo.errors import DeliveryUnknown, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
-from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
+from silbo.errors import DeliveryUnknown, MessageRefused, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
+from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
-from silbo.stores.sqlalchemy.dialect import begin_writing
+from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
 from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
@@ -112,6 +112,7 @@ class SQLAlchemyStore:
         Raises:
             ValueError: the session is another database's.
             StoreInvalid: the store has another number of partitions by now.
+            MessageRefused: the database refuses a message; PostgreSQL then takes nothing more in this transaction.
         """
         self._check_open()
         self._binding.enter("add_in")
@@ -123,7 +124,12 @@ class SQLAlchemyStore:
         addition = Addition(messages, quota)
         await self._estimate.refresh(connection, [addition])
         self._estimate.reserve(addition)
-        rows = await sql.add(connection, messages, self.partitions)
+        try:
+            rows = await sql.add(connection, messages, self.partitions)
+        except Exception as error:
+            if not is_refusal_of_data(error):
+                raise
+            raise _refuse(messages[0], error) from error
         key_locks = key_locks_of(messages) if self._locks_keys else ()
         order_at_commit(session.sync_session, rows, key_locks, self.on_commit)
 
@@ -142,10 +148,19 @@ class SQLAlchemyStore:
             )
         return connection
 
-    async def _add(self, additions: Sequence[Addition]) -> Sequence[OutboxFull | None]:
+    async def _add(self, additions: Sequence[Addition]) -> Sequence[Exception | None]:
         """Commit the additions that their quotas allow in one transaction. See GroupCommit."""
-        errors: list[OutboxFull | None] = []
-        messages: list[Packed] = []
+        try:
+            return await self._commit(additions, apart=False)
+        except StoreUnavailable as error:
+            if not is_refusal_of_data(error.__cause__):
+                raise
+        return await self._commit(additions, apart=True)
+
+    async def _commit(self, additions: Sequence[Addition], *, apart: bool) -> Sequence[Exception | None]:
+        """Commit additions, all in one statement; or ``apart``, with a savepoint for each message that may be refused."""
+        errors: list[Exception | None] = []
+        stored: list[Addition] = []
         async with self._transaction(may_be_unknown=True) as connection:
             await begin_writing(connection)
             await self._estimate.refresh(connection, additions)
@@ -156,12 +171,34 @@ class SQLAlchemyStore:
                     errors.append(full)
                 else:
                     errors.append(None)
-                    messages += addition.messages
+                    stored.append(addition)
+            messages = [message for addition in stored for message in addition.messages]
             if self._locks_keys and (key_locks := key_locks_of(messages)):
                 await lock_keys(connection, key_locks)
+            if apart:
+                refusals = [await self._add_apart(connection, addition.messages) for addition in stored]
+                following = iter(refusals)
+                return [next(following) if error is None else error for error in errors]
             if messages:
                 await sql.add(connection, messages, self.partitions)
         return errors
+
+    async def _add_apart(self, connection: AsyncConnection, messages: Sequence[Packed]) -> MessageRefused | None:
+        """Insert messages one by one. Return the error of those that the database refuses, if there are any."""
+        refused: MessageRefused | None = None
+        for packed in messages:
+            try:
+                async with connection.begin_nested():
+                    await sql.add(connection, [packed], self.partitions)
+            except Exception as error:
+                if not is_refusal_of_data(error):
+                    raise
+                refusal = _refuse(packed, error)
+                if refused is None:
+                    refused = refusal
+                else:
+                    refused.add_note(f"and in the same call: {refusal}")
+        return refused
 
     async def lead(self, partition: int, owner: str, *, lease: float, above: int = 0) -> Lead | None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
@@ -177,15 +214,15 @@ class SQLAlchemyStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if not sent and not dead and not await self._transact(sql.has_due_rows, lead):
             return ()
-        return await self._transact(sql.take, lead, limit, sent, dead)
+        return await self._with_texts(lambda dead: self._transact(sql.take, lead, limit, sent, dead), dead)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        await self._transact(sql.settle, lead, sent, dead)
+        await self._with_texts(lambda dead: self._transact(sql.settle, lead, sent, dead), dead)
 
     async def postpone(self, lead: Lead, rows: Collection[int], *, error: str, delay: float) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        await self._transact(sql.postpone, lead, rows, error, delay)
+        await self._with_texts(lambda texts: self._transact(sql.postpone, lead, rows, texts[0], delay), {0: error})
 
     async def renumber(self, lead: Lead, *, above: int) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
@@ -224,6 +261,15 @@ class SQLAlchemyStore:
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError(f"{self._engine.url} is not open: use the outbox in an 'async with'")
+
+    async def _with_texts(self, transact: Callable[[Mapping[int, str]], Awaitable[T]], texts: Mapping[int, str]) -> T:
+        """Run a transaction that stores texts of errors; in ASCII if the database's encoding lacks a character of them."""
+        try:
+            return await transact(texts)
+        except StoreUnavailable as error:
+            if not is_refusal_of_data(error.__cause__):
+                raise
+        return await transact({key: text.encode("ascii", "backslashreplace").decode() for key, text in texts.items()})
 
     async def _transact(
         self,
@@ -264,12 +310,19 @@ class SQLAlchemyStore:
                 raise DeliveryUnknown(
                     f"{self._engine.url}: {_describe(error, self._engine.url.host)}; the commit was not answered"
                 ) from error
-            unavailable = (DBAPIError, NoConnection, OSError)
+            unavailable = (DBAPIError, NoConnection, OSError, UnicodeError)
             if connected and not isinstance(error, unavailable):  # while connecting, drivers raise errors of any class
                 raise
             raise StoreUnavailable(
                 f"{self._engine.url}: {_describe(error, self._engine.url.host)}; nothing was stored"
             ) from error
+
+
+def _refuse(packed: Packed, error: Exception) -> MessageRefused:
+    reason = getattr(error, "orig", None) or error
+    refusal = MessageRefused(unpack(packed.raw).message_name, f"the database can't store it: {reason}")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _describe(error: Any, host: str | None) -> str:
