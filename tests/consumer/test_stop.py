@@ -107,7 +107,7 @@ async def test_stop_leaves_to_the_broker_what_is_not_finished_in_time(
         loop = asyncio.get_running_loop()
         before = loop.time()
         await running
-        assert 0.1 < loop.time() - before < 1
+        assert 0.1 < loop.time() - before < 20
     assert finished == [0, 1]
     assert [item.message().payload["user_id"] for item in await left_over(broker)] == [2, 3, 4]
 

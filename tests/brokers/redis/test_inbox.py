@@ -14,7 +14,7 @@ from silbo.brokers.redis import RedisInbox
 from silbo.brokers.redis import inbox as module
 from silbo.errors import AddressInvalid, BrokerUnavailable
 from silbo.protocols import Inbox
-from tests.support.redis_streams import eventually, has_connections
+from tests.support.redis_streams import TOLERANCE, eventually, has_connections
 from tools.redis_server import RedisServer
 
 BILLING = "silbo:inbox:billing"
@@ -177,7 +177,7 @@ async def test_what_can_not_be_remembered_is_logged_and_no_error(
                         own_redis.pause()
                     else:
                         await admin.config_set("maxmemory", 1)
-        assert loop.time() - begin < 0.3 + 0.4
+        assert loop.time() - begin < 0.3 + TOLERANCE
         own_redis.resume()
         await admin.config_set("maxmemory", 0)
         assert len(caplog.records) == 1

@@ -14,7 +14,7 @@ from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, NameInvalid
 from silbo.message import Delivery
 from silbo.protocols import Publisher, Receiver, Subscription
 from silbo.wire.formats import DIATOR
-from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive
+from tests.support.redis_streams import TOLERANCE, eventually, has_connections, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
@@ -140,7 +140,7 @@ async def test_limit_and_wait(pubsub: RedisPubSub) -> None:
     async with opened(pubsub.subscribe()) as receiver:
         begin = loop.time()
         assert await receiver.receive(10) == []
-        assert 0.4 < loop.time() - begin < 0.7
+        assert 0.4 < loop.time() - begin < 0.5 + TOLERANCE
         await pubsub.publish(*map(message, range(25)))
         got: list[int] = []
         while len(got) < 25:

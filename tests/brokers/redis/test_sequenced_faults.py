@@ -14,13 +14,12 @@ from silbo.brokers.redis import RedisStreams
 from silbo.brokers.redis.calls import CallConnection
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, PublishError
 from silbo.message import Message
-from tests.support.redis_streams import has_connections, message, stored
+from tests.support.redis_streams import TOLERANCE, has_connections, message, stored
 from tools.redis_server import RedisServer
 
 OUTBOX = "silbo:{events}:outbox"
 LAST_IDS = "18446744073709551615-18446744073709551613"
 """After this one there are two more entry ids, and then no more: a stream that fails in the middle of a batch."""
-TOLERANCE = 0.4
 
 
 def numbered(*numbers: int, to: str | None = None) -> list[tuple[int, Message]]:
@@ -221,7 +220,7 @@ async def test_frozen_redis_is_waited_for_no_longer_than_the_deadline(
 
 async def test_call_does_not_wait_for_its_turn_past_its_deadline(own_redis: RedisServer, streams_client: Redis) -> None:
     """As the second part of a large call, behind one that began later."""
-    connection = CallConnection(streams_client, 2)
+    connection = CallConnection(streams_client, 2 * TOLERANCE)
     await connection.run_command(b"PING")
     own_redis.pause()
     loop = asyncio.get_running_loop()
@@ -274,7 +273,7 @@ async def test_idle_connection_that_was_cut_is_replaced_without_an_error(admin: 
 async def test_dead_redis_is_an_error_at_once(own_redis: RedisServer, streams: RedisStreams) -> None:
     """The relay has a back-off of its own."""
     await asyncio.to_thread(own_redis.kill)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(TOLERANCE):
         with pytest.raises(BrokerUnavailable, match="can't be reached.*nothing was done"):
             await streams.publish_sequenced("box/0", 1, numbered(1))
 
@@ -316,7 +315,7 @@ async def test_cancelled_while_redis_is_frozen(own_redis: RedisServer, admin: Re
     sending = asyncio.ensure_future(streams.publish_sequenced("box/0", 1, [(2, message(2, blob="x" * 900_000))]))
     await asyncio.sleep(0.1)
     sending.cancel()
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(TOLERANCE):
         await asyncio.wait([sending])
     assert sending.cancelled()
     own_redis.resume()

@@ -11,7 +11,7 @@ from silbo.brokers.redis import RedisStreams
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, MessageInvalid, StartInvalid
 from silbo.message import Delivery, instance
 from silbo.protocols import Publisher, Receiver, Subscription
-from tests.support.redis_streams import eventually, has_connections, message, number, opened, receive
+from tests.support.redis_streams import TOLERANCE, eventually, has_connections, message, number, opened, receive
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
@@ -60,7 +60,7 @@ async def test_receive_waits_up_to_half_a_second(streams: RedisStreams) -> None:
     async with opened(streams.group("billing", start="new")) as receiver:
         begin = loop.time()
         assert await receiver.receive(10) == []
-        assert 0.3 < loop.time() - begin < 0.7
+        assert 0.3 < loop.time() - begin < 0.5 + TOLERANCE
         waiting = asyncio.ensure_future(receiver.receive(10))
         await streams.publish(message(1))
         assert [number(item) for item in await waiting] == [1]
@@ -207,7 +207,7 @@ async def test_killed_and_restarted_redis_gives_everything_again(
             got.extend(map(number, await receiver.receive(10)))
             return len(got) >= 3
 
-        assert await eventually(is_back) < 2
+        await eventually(is_back)
         assert got == [0, 1, 2]
 
 
@@ -220,11 +220,18 @@ async def test_frozen_redis_is_an_error_in_time(own_redis: RedisServer, streams_
             begin = loop.time()
             with pytest.raises(BrokerUnavailable, match="no answer within"):
                 await receiver.receive(1)
-            assert loop.time() - begin < 1.5
+            assert loop.time() - begin < 1.5 + TOLERANCE
             with pytest.raises(BrokerUnavailable, match="no answer within"):
                 await receiver.receive(1)
             own_redis.resume()
-            assert [number(item) for item in await receive(receiver, 1)] == [1]
+            got: list[int] = []
+
+            async def is_back() -> bool:
+                got.extend(map(number, await receiver.receive(1)))
+                return bool(got)
+
+            await eventually(is_back)  # a busy machine may miss the deadline once more
+            assert got == [1]
 
 
 # -- what disappears ----------------------------------------------------------------------------------------
