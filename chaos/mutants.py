@@ -93,6 +93,13 @@ MUTANTS: Final = [
         ".rowcount < 2",
     ),
     Mutant(
+        "the refusal of a second loop",
+        "loops",
+        "silbo/_loops.py",
+        "if self._process == os.getpid() and self._is_held(other):",
+        "if False:",
+    ),
+    Mutant(
         "the bound of a lease",
         "clocks",
         "silbo/stores/sqlite/statements.py",

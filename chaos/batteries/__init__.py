@@ -12,6 +12,7 @@ from chaos.batteries.data import data
 from chaos.batteries.fence import fence
 from chaos.batteries.flush import flush
 from chaos.batteries.freeze import freeze
+from chaos.batteries.loops import loops
 from chaos.batteries.machines import machines
 from chaos.batteries.outage import outage
 from chaos.batteries.patience import patience
@@ -77,6 +78,7 @@ BATTERIES: Final[dict[str, Battery]] = {
         cores=0.5,
         short={"events": 128, "concurrency": 32, "slow": 1.5},
     ),
+    "loops": Battery(loops, "one broker and one outbox in several event loops", short={"each": 3, "calls": 20}),
     "data": Battery(
         data,
         "data that can't be read or stored",

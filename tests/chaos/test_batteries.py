@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
         pytest.param("clocks", marks=pytest.mark.long),
         pytest.param("restarts", marks=pytest.mark.long),
         "data",
+        "loops",
         "fence",
         "poison",
         "patience",
