@@ -36,6 +36,7 @@ __all__ = [
     "check_name_or_pattern",
     "claim_own_name",
     "compile_pattern",
+    "generic_class",
     "has_name",
     "is_pattern",
     "is_too_long",
@@ -197,10 +198,19 @@ def claim_own_name(cls: type, claimant: object) -> None:
     _bound_by_class_name.setdefault(cls, WeakSet()).add(claimant)
 
 
+def generic_class(cls: type) -> type:
+    """Return the class of which pydantic has made this class for type arguments, ``Page`` of ``Page[int]``; or else the class itself.
+
+    Other libraries make no class for type arguments.
+    """
+    origin: type | None = vars(cls).get("__pydantic_generic_metadata__", {}).get("origin")
+    return cls if origin is None else origin
+
+
 def name_of(event: object) -> Any:
     """Return the name of an event or of a class of events: its :class:`EventName`, else the name of the class.
 
-    A mediator dispatches the events that handlers collect under this name, and an :class:`~silbo.EventMap` binds a class to
+    ``Page[int]``, of which pydantic makes a class, has the EventName of ``Page`` if it has none of its own. A mediator dispatches the events that handlers collect under this name, and an :class:`~silbo.EventMap` binds a class to
     it. Use it to dispatch an event of your own in the same way::
 
         await dispatcher.adispatch(name_of(event), event)
@@ -211,6 +221,9 @@ def name_of(event: object) -> Any:
     cls = event if isinstance(event, type) else type(event)
     names = _names_of(cls)
     texts = names.texts()
+    if not texts:
+        names = _names_of(generic_class(cls))
+        texts = names.texts()
     if len(texts) > 1:
         several = ", ".join(map(repr, texts[:_NAMES_SHOWN])) + ", ..." * (len(texts) > _NAMES_SHOWN)
         raise NameInvalid(
@@ -222,7 +235,7 @@ def name_of(event: object) -> Any:
 
 def has_name(cls: type, name: str) -> bool:
     """Return True if events of a class have this name: it is one of the class's EventNames, or the name of the class."""
-    return cls.__name__ == name or _names_of(cls).find(name) is not None
+    return cls.__name__ == name or any(_names_of(one).find(name) is not None for one in (cls, generic_class(cls)))
 
 
 # -- checks and patterns ------------------------------------------------------------------------------------

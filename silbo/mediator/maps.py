@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 from weakref import WeakKeyDictionary
 
 from silbo.dispatch.class_listeners import Calls, ClassListener, Handles
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import AlreadyBound, NameInvalid, RequestUnbound
 from silbo.mediator.requests import HandledBy, HandlesRequest, check_event_handler, check_request_handler
-from silbo.names import EventName, claim_own_name, has_name, name_of
+from silbo.names import EventName, claim_own_name, generic_class, has_name, name_of
 from silbo.protocols import Container
 
 __all__ = ["EventMap", "RequestMap"]
@@ -40,6 +40,10 @@ class RequestMap:
         handler: Any
         request, handler = request_type, handler_type
         for given in (request, handler):
+            if isinstance(origin := get_origin(given), type):
+                raise TypeError(
+                    f"{given!r} is no class, and its objects are of {origin.__qualname__}: bind {origin.__qualname__}"
+                )
             if not isinstance(cast("object", given), type):
                 raise TypeError(f"bind takes two classes, bind(JoinMeeting, JoinMeetingHandler), not {given!r}")
         check_request_handler(request, handler)
@@ -48,15 +52,15 @@ class RequestMap:
         self._handlers[request] = handler
 
     def handler_of(self, request_type: type[object]) -> type[HandlesRequest[Any, Any]]:
-        """Return the class that handles requests of a class.
+        """Return the class that handles requests of a class. A handler of ``Page`` handles ``Page[int]`` too, if that has none.
 
         Raises:
             RequestUnbound: No class does.
         """
-        try:
-            return self._handlers[request_type]
-        except KeyError:
-            raise RequestUnbound(request_type, tuple(self._handlers)) from None
+        for cls in (request_type, generic_class(request_type)):
+            if cls in self._handlers:
+                return self._handlers[cls]
+        raise RequestUnbound(request_type, tuple(self._handlers))
 
     def __repr__(self) -> str:
         bound = (f"{request.__qualname__} -> {handler.__qualname__}" for request, handler in self._handlers.items())

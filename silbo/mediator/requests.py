@@ -48,7 +48,7 @@ else:
 
         A dataclass, attrs class, pydantic model or msgspec Struct derives from it, frozen or not. ``Request[Meeting]`` tells
         type checkers that ``send`` returns a ``Meeting``, ``Request[None]`` that ``send`` returns None. At run time both are
-        ``Request`` itself.
+        ``Request`` itself. A class of requests with type parameters of its own derives from ``Generic`` too.
         """
 
         __slots__ = ()
@@ -56,8 +56,8 @@ else:
         def __init_subclass__(cls, **keywords):
             pass_class_keywords(cls, keywords, super().__init_subclass__)
 
-        def __class_getitem__(cls, _item):
-            return cls
+        def __class_getitem__(cls, item):
+            return super().__class_getitem__(item) if Generic in cls.__mro__ else cls
 
 
 class Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_type
+from typing import Any, Generic, TypeVar, assert_type
 
 import di
 import dishka
@@ -33,6 +33,8 @@ from silbo import (
 )
 from silbo.protocols import Container
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting(Response):
@@ -56,6 +58,15 @@ class Count(Request[int], pydantic.BaseModel):
 
 class Close(Request["bool"], msgspec.Struct, frozen=True):
     meeting_id: int
+
+
+class Find(Request[T], pydantic.BaseModel, Generic[T]):
+    value: T
+
+
+@dataclass(frozen=True)
+class Look(Request[list[T]], Generic[T]):
+    value: T
 
 
 class Untyped(Request):
@@ -152,6 +163,8 @@ async def sent(mediator: Mediator) -> None:
     assert_type(meeting, Meeting)
     assert_type(await mediator.send(Count(meeting_id=1)), int)
     assert_type(await mediator.send(Close(meeting_id=1)), bool)
+    assert_type(await mediator.send(Find[int](value=1)), int)
+    assert_type(await mediator.send(Look(1)), list[int])
     assert_type(await mediator.send(Untyped()), Any)
     await mediator.send(Join(meeting_id=1))
 
