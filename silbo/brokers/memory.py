@@ -102,7 +102,8 @@ class MemoryBroker(AsyncCloseable):
             BrokerUnavailable: a group made no room within the timeout; nothing was published, safe to repeat.
             LoopConflict: another event loop uses this broker.
         """
-        self._binding.enter("publish")
+        if asyncio.get_running_loop() is not self._binding.loop:
+            self._binding.enter("publish")
         encoded, refused = self._encode(messages)
         await self._append_with_room(len(encoded), lambda: self._append(encoded.values()))
         if refused:

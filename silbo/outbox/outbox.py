@@ -8,14 +8,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from silbo._checks import check_moment
+from silbo._checks import check_moment, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
 from silbo.errors import MessageRefused
 from silbo.message import Message, instance
 from silbo.outbox.relay import Relay, RelayStats, check_store_and_publisher, close_publisher_and_store, finish_task
-from silbo.outbox.rows import OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
+from silbo.outbox.rows import LEASE, OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 from silbo.protocols import Promises, Publisher
 
 __all__ = ["STEP", "Outbox", "repeat_step"]
@@ -61,7 +61,7 @@ class Outbox(AsyncCloseable):
         partitions: int = 1,
         quota: Quota = Quota(),  # noqa: B008  # immutable
         retain: float = 3600.0,
-        lease: float = 10.0,
+        lease: float = LEASE,
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:
@@ -74,6 +74,7 @@ class Outbox(AsyncCloseable):
         self._store = store
         self._partitions = partitions
         self._quota = quota
+        self._lease = check_seconds("lease", lease)
         self._relay = (
             Relay(store, publisher, retain=retain, lease=lease, drain=drain, on_error=on_error) if relay else None
         )
@@ -126,7 +127,7 @@ class Outbox(AsyncCloseable):
         if self._entered:
             raise RuntimeError("an outbox is entered once; make another")
         self._binding.enter("__aenter__")
-        await self._store.open(self._partitions)
+        await self._store.open(self._partitions, lease=self._lease)
         self._entered = True
         self._open = True
         if self._relay is not None:

@@ -25,7 +25,7 @@ from silbo.errors import (
     StoreUnavailable,
 )
 from silbo.message import Message
-from silbo.outbox.rows import Lead, OutboxStore, Row, UnreadableMessage
+from silbo.outbox.rows import LEASE, Lead, OutboxStore, Row, UnreadableMessage
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
 __all__ = ["Relay", "RelayStats", "check_store_and_publisher", "close_publisher_and_store", "finish_task"]
@@ -119,7 +119,7 @@ class Relay(AsyncCloseable):
         publisher: Publisher,
         *,
         retain: float = 3600.0,
-        lease: float = 10.0,
+        lease: float = LEASE,
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
     ) -> None:

@@ -15,6 +15,7 @@ from silbo.message import Message
 from silbo.wire.formats import to_json
 
 __all__ = [
+    "LEASE",
     "NOTHING",
     "STATES",
     "Lead",
@@ -46,6 +47,10 @@ NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 
 _FIELDS: Final = tuple(field.name for field in fields(Message))
 _decode: Final = msgspec.json.Decoder(Message).decode
+
+
+LEASE: Final = 10.0
+"""A relay leads for 10 seconds, by default, and renews that after a third of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +176,13 @@ class OutboxStore(Protocol):
         """The number of partitions. Known once opened."""
         ...
 
-    async def open(self, partitions: int | None = None) -> None:
+    async def open(self, partitions: int | None = None, *, lease: float = LEASE) -> None:
         """Connect; make the schema if there is none, or bring an older one up to date.
 
         Args:
             partitions: The number of partitions that the store is to have; None takes the present number, or 1.
+            lease: Seconds that the relays lead for. If the number has to change, and a relay still leads for longer than that,
+                by a clock that was ahead, it leads for so many seconds from now on; then another call succeeds.
 
         Raises:
             StoreInvalid: no store, a newer schema, or another number of partitions while rows wait or a relay leads.

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from silbo._loops import LoopBinding
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.outbox.rows import NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, has_to_wait, unpack
+from silbo.outbox.rows import LEASE, NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, has_to_wait, unpack
 
 __all__ = ["MemoryStore"]
 
@@ -52,12 +52,15 @@ class MemoryStore:
         self._unsent_size = 0  # bytes
         self._size = 0  # bytes of all rows
 
-    async def open(self, partitions: int | None = None) -> None:
+    async def open(self, partitions: int | None = None, *, lease: float = LEASE) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._binding.enter("open")
         if partitions is None or partitions == self.partitions:
             return
-        leads = any(led.owner is not None and led.until > self._clock() for led in self._leads)
+        now = self._clock()
+        for led in self._leads:
+            led.until = min(led.until, now + lease)
+        leads = any(led.owner is not None and led.until > now for led in self._leads)
         in_use = (
             f"{self._unsent_rows} messages wait in it" if self._unsent_rows else "a relay runs on it" if leads else ""
         )

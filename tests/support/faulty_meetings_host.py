@@ -47,7 +47,7 @@ class Forgetful(MemoryStore):
         super().__init__()
         self._file = SQLiteStore(path)
 
-    async def open(self, partitions: int | None = None) -> None:
+    async def open(self, partitions: int | None = None, *, lease: float = 10.0) -> None:
         await self._file.open(partitions)  # the demo looks into it
         await self._file.aclose()
         await super().open(partitions)

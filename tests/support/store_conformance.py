@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -765,6 +766,35 @@ class Conformance:
         assert other.partitions == 3
         await store.aclose()
         await other.aclose()
+
+    async def test_partitions_can_change_one_lease_after_a_clock_that_was_ahead(self, make: Make) -> None:
+        """To the store such a lease looks like one of an hour; its relay may be alive, so it is not cut at once."""
+        store = make()
+        await store.open(2)
+        await leader(store, "ahead", partition=1, lease=3600)
+        await store.aclose()
+        other = make()
+        with pytest.raises(StoreInvalid, match="relay"):
+            await other.open(3, lease=SHORT)
+        await other.aclose()
+        async with asyncio.timeout(30):
+            while True:
+                last = make()
+                with suppress(StoreInvalid):
+                    await last.open(3, lease=LONG)
+                    break
+                await last.aclose()
+        assert last.partitions == 3
+        await last.aclose()
+
+    async def test_lease_that_ends_in_time_is_not_cut_for_other_partitions(self, make: Make) -> None:
+        store = make()
+        await store.open(2)
+        lead = await leader(store, lease=LONG)
+        with pytest.raises(StoreInvalid, match="relay"):
+            await make().open(3, lease=2 * LONG)
+        assert (await store.status()).leads[0].until == lead.until
+        await store.aclose()
 
     async def test_partitions_can_not_change_while_a_relay_leads(self, make: Make) -> None:
         """It would never look at the new ones."""

@@ -56,6 +56,17 @@ async def open_store(connection: AsyncConnection, partitions: int | None) -> tup
     return identity, has
 
 
+async def cut_leases(connection: AsyncConnection, partitions: int, lease: float) -> None:
+    """Let every lease end within ``lease`` seconds, if the store is to have another number of partitions.
+
+    A lease that would end later is from a clock that was ahead, and would keep the number for so long.
+    """
+    if await connection.scalar(select(outbox.c.partitions)) in (None, partitions):
+        return
+    end = await read_clock(connection) + timedelta(seconds=lease)
+    await connection.execute(update(partition).where(partition.c.until > end).values(until=end))
+
+
 async def _change_partitions(connection: AsyncConnection, has: int, partitions: int) -> None:
     """Give the store another number of partitions, while no other transaction stores messages.
 

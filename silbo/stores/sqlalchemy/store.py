@@ -15,7 +15,7 @@ from sqlalchemy.pool import StaticPool
 
 from silbo._loops import LoopBinding, describe_lookup
 from silbo.errors import DeliveryUnknown, MessageRefused, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
-from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
@@ -78,7 +78,7 @@ class SQLAlchemyStore:
         async with self._transaction() as connection:
             await create_tables(connection)
 
-    async def open(self, partitions: int | None = None) -> None:
+    async def open(self, partitions: int | None = None, *, lease: float = LEASE) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`. Makes no tables.
 
         Raises:
@@ -86,6 +86,8 @@ class SQLAlchemyStore:
         """
         async with self._transaction() as connection:
             await check_tables(connection, outbox, partition, message)
+        if partitions is not None:
+            await self._transact(sql.cut_leases, partitions, lease)
         self.id, self.partitions = await self._transact(sql.open_store, partitions)
         self._is_open = True
 

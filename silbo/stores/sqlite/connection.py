@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from silbo.errors import DeliveryUnknown, StoreInvalid, StoreUnavailable
+from silbo.outbox.rows import LEASE
 from silbo.stores.sqlite.schema import open_schema
 
 __all__ = ["FileConnection"]
@@ -56,11 +57,12 @@ class FileConnection:
         self._create = create
         self._connection: sqlite3.Connection | None = None
 
-    def open(self, partitions: int | None) -> None:
+    def open(self, partitions: int | None, lease: float = LEASE) -> None:
         """Connect, and bring the schema to this version's.
 
         Args:
             partitions: The number that the outbox is to have; None keeps the file's number, or takes 1 for a new file.
+            lease: See :meth:`OutboxStore.open <silbo.outbox.rows.OutboxStore.open>`.
 
         Raises:
             StoreInvalid: the file is missing (without ``create``), no outbox, of a newer schema, in WAL mode, or has
@@ -72,9 +74,13 @@ class FileConnection:
         except sqlite3.DatabaseError as error:
             raise self._close_after(error) from error
         try:
-            self.id, self.partitions = self.run(
-                lambda connection: open_schema(connection, self._path, create=self._create, partitions=partitions)
+            self.id, self.partitions, problem = self.run(
+                lambda connection: open_schema(
+                    connection, self._path, create=self._create, partitions=partitions, lease=lease
+                )
             )
+            if problem:  # only now: the lease that was cut is committed
+                raise StoreInvalid(str(self._path), problem)
         except StoreInvalid:
             self.close()
             raise

@@ -67,7 +67,9 @@ MIGRATIONS: Final[list[Sequence[str]]] = [
 """The statements that bring a file from version n to n + 1, at position n; a new file goes through all of them."""
 
 
-def open_schema(connection: sqlite3.Connection, path: Path, *, create: bool, partitions: int | None) -> tuple[str, int]:
+def open_schema(
+    connection: sqlite3.Connection, path: Path, *, create: bool, partitions: int | None, lease: float
+) -> tuple[str, int, str]:
     """Bring the file's schema to this version's, and give the outbox its partitions. Call it in a transaction.
 
     Args:
@@ -75,13 +77,13 @@ def open_schema(connection: sqlite3.Connection, path: Path, *, create: bool, par
         path: The path of the file, for the text of errors.
         create: Make the schema if the file is empty.
         partitions: The number that the outbox is to have; None keeps the file's number, or takes 1 for a new file.
+        lease: Seconds that the relays lead for.
 
     Returns:
-        The outbox's id, and the number of its partitions.
+        The outbox's id, the number of its partitions, and the reason why they can't be changed, empty if they can.
 
     Raises:
-        StoreInvalid: the file is another program's, empty, or of a newer schema; or its rows or a relay still use
-            another number of partitions.
+        StoreInvalid: the file is another program's, empty, or of a newer schema.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -101,27 +103,30 @@ def open_schema(connection: sqlite3.Connection, path: Path, *, create: bool, par
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
     if not version:
         connection.execute("INSERT INTO outbox (id, partitions) VALUES (?, ?)", (uuid4().hex, partitions or 1))
-    return _set_partitions(connection, path, partitions)
+    return _set_partitions(connection, partitions, lease)
 
 
-def _set_partitions(connection: sqlite3.Connection, path: Path, partitions: int | None) -> tuple[str, int]:
-    """Change the number of partitions if another one is wanted; return the outbox's id and the number.
+def _set_partitions(connection: sqlite3.Connection, partitions: int | None, lease: float) -> tuple[str, int, str]:
+    """Change the number of partitions if another one is wanted; return what :func:`open_schema` returns.
 
-    Raises:
-        StoreInvalid: messages wait or a relay leads. A message's partition depends on the number, so relays with the
-            new number would look for the waiting messages in other partitions.
+    It is not changed while messages wait or a relay leads. A message's partition depends on the number, so relays with the
+    new number would look for the waiting messages in other partitions. A lease that would end later than after one
+    ``lease`` is from a clock that was ahead, and is cut.
     """
     identity, has, rows = connection.execute("SELECT id, partitions, rows FROM outbox").fetchone()
     if partitions not in (None, has):
+        now = read_clock()
+        end = now + int(lease * 1e6)
+        connection.execute("UPDATE partition SET until = ? WHERE until > ?", (end, end))
         (leads,) = connection.execute(
-            "SELECT count(*) FROM partition WHERE owner IS NOT NULL AND until > ?", (read_clock(),)
+            "SELECT count(*) FROM partition WHERE owner IS NOT NULL AND until > ?", (now,)
         ).fetchone()
         in_use = f"{rows} messages wait in it" if rows else "a relay runs on it" if leads else ""
         if in_use:
             problem = f"has {has} partitions and {in_use}; send them all and stop its relays before it has {partitions}"
-            raise StoreInvalid(str(path), problem)
+            return identity, has, problem
         connection.execute("UPDATE outbox SET partitions = ?", (partitions,))
         has = partitions
     numbers = [(number,) for number in range(has)]
     connection.executemany("INSERT OR IGNORE INTO partition (partition) VALUES (?)", numbers)
-    return identity, has
+    return identity, has, ""

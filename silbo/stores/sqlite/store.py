@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Concatenate, Final, Literal, ParamSpec, TypeVar
 
 from silbo._loops import LoopBinding
-from silbo.outbox.rows import NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
+from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State
 from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlite import statements as sql
 from silbo.stores.sqlite.connection import FileConnection
@@ -66,14 +66,14 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return self._connection.partitions
 
-    async def open(self, partitions: int | None = None) -> None:
+    async def open(self, partitions: int | None = None, *, lease: float = LEASE) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if self._thread is not None:
             raise RuntimeError(f"{self.path} is open already; each outbox and relay takes a store of its own")
         self._binding.enter("open")
         self._thread = ThreadPoolExecutor(1, "silbo-outbox")
         try:
-            await self._run(lambda: self._connection.open(partitions))
+            await self._run(lambda: self._connection.open(partitions, lease))
         except BaseException:
             await self.aclose()
             raise
