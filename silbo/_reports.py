@@ -10,13 +10,22 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 from silbo._checks import check_hook
-from silbo.errors import BrokerRefused, DeliveryGivenUp, Fenced, Gap, LeadLost, MessageInvalid, PublishError
+from silbo.errors import (
+    BrokerRefused,
+    DeliveryGivenUp,
+    Fenced,
+    Gap,
+    LeadLost,
+    MessageInvalid,
+    PublishError,
+    StopIncomplete,
+)
 
 __all__ = ["ErrorHook", "ErrorReporter", "Outage", "RateLimitedLog", "describe_error"]
 
@@ -29,7 +38,7 @@ OUTAGE_EVERY: Final = 60.0
 """Seconds between two log records about the same outage."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error's text that are logged."""
-_FORESEEN: Final = (PublishError, MessageInvalid, DeliveryGivenUp, Gap, Fenced, LeadLost)
+_FORESEEN: Final = (PublishError, MessageInvalid, DeliveryGivenUp, Gap, Fenced, LeadLost, StopIncomplete)
 """Errors whose text says everything: they are logged without type and traceback."""
 
 
@@ -220,12 +229,24 @@ def _log(
 class ErrorReporter:
     """Passes errors to the host's hook, or logs them if there is no hook. An error of the hook itself is logged.
 
+    Args:
+        hook: The host's.
+        logger: Gets the errors if there is no hook.
+        isolate: Runs the hook's coroutine, given with the words "an error hook". By default it is simply awaited.
+
     Attributes:
         log: For what is logged even if there is a hook.
     """
 
-    def __init__(self, hook: ErrorHook | None, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        hook: ErrorHook | None,
+        logger: logging.Logger,
+        *,
+        isolate: Callable[[Coroutine[Any, Any, None], str], Awaitable[None]] | None = None,
+    ) -> None:
         self._hook = check_hook("on_error", hook)
+        self._isolate = isolate
         self._logger = logger
         self.log: Final = RateLimitedLog(logger)
 
@@ -247,9 +268,14 @@ class ErrorReporter:
         """Pass an error to the hook, if there is one, and never to the log."""
         if self._hook is None:
             return
+        call = _call(self._hook, error, about)
         try:
-            answer = self._hook(error, about)
-            if inspect.isawaitable(answer):
-                await answer
+            await (call if self._isolate is None else self._isolate(call, "an error hook"))
         except Exception:
             self._logger.exception("error hook failed")
+
+
+async def _call(hook: ErrorHook, error: Exception, about: object) -> None:
+    answer = hook(error, about)
+    if inspect.isawaitable(answer):
+        await answer

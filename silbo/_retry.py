@@ -1,16 +1,15 @@
-"""The delays between attempts, and the waiting and ending of loops that try again."""
+"""The delays between attempts, and the waiting of loops that try again."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from random import random
 
 from silbo._checks import check_count, check_seconds
 
-__all__ = ["Backoff", "end_tasks", "pause", "raise_if_cancelled"]
+__all__ = ["Backoff", "pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +58,3 @@ async def pause(seconds: float | None, stopping: asyncio.Event) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stopping.wait()
-
-
-def raise_if_cancelled() -> None:
-    """Raise a cancellation of this task that an awaited call has swallowed, as ``asyncio.wait_for`` can on Python 3.11.
-
-    Call it in every endless loop of a task of silbo's: without it the loop would run on.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-async def end_tasks(tasks: Sequence[asyncio.Task[None]], within: float) -> None:
-    """Wait up to ``within`` seconds for tasks to end; cancel those that last longer, and wait for them too."""
-    _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
-    for task in late:
-        task.cancel()
-    if late:
-        await asyncio.wait(late)

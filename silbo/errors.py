@@ -16,6 +16,7 @@ __all__ = [
     "AlreadyBound",
     "BrokerRefused",
     "BrokerUnavailable",
+    "CircularWait",
     "ClassUnreadable",
     "ContainerMissing",
     "DeliveryGivenUp",
@@ -42,6 +43,7 @@ __all__ = [
     "RouteConflict",
     "SilboError",
     "StartInvalid",
+    "StopIncomplete",
     "StoreInvalid",
     "StoreUnavailable",
     "Unresolvable",
@@ -312,6 +314,47 @@ class LoopConflict(SilboError, RuntimeError):
 
 def _name_loop(loop: object) -> str:
     return loop if isinstance(loop, str) else f"<{type(loop).__name__} at {id(loop):#x}>"
+
+
+@dataclass(eq=False)
+class CircularWait(SilboError, RuntimeError):
+    """A listener or hook waits for the end of what waits for that listener or hook.
+
+    Attributes:
+        owner: ``"consumer"`` or ``"relay"``.
+        call: The call that it waits for.
+    """
+
+    owner: str
+    call: str
+
+    def __str__(self) -> str:
+        return (
+            f"code that a {self.owner} runs waits for {self.call} of that {self.owner}, which waits for this code: neither "
+            "would ever end. Call stop() and return; wait for the end outside of listeners and hooks"
+        )
+
+
+@dataclass(eq=False)
+class StopIncomplete(SilboError, RuntimeError):
+    """A run has ended, and left listeners or hooks behind that did not end when they were cancelled.
+
+    Attributes:
+        owner: ``"consumer"`` or ``"relay"``.
+        seconds: How long it waited for them.
+        places: The functions, with file and line.
+    """
+
+    owner: str
+    seconds: float
+    places: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{', '.join(self.places) or 'some code'} did not end within {self.seconds:g} s of being cancelled, and was left "
+            f"behind: it catches its cancellation, or waits for run() of the {self.owner} that runs it, which is a circle. "
+            "Call stop() and return"
+        )
 
 
 # -- the way out --------------------------------------------------------------------------------------------

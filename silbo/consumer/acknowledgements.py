@@ -7,7 +7,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final
 
-from silbo._retry import raise_if_cancelled
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
@@ -91,12 +90,12 @@ class Acknowledgements:
         """Note an arrival that was asked for at this ``monotonic()`` time, maybe long ago: since then it may be lost."""
         self._kept_at = min(self._kept_at, since)
 
-    async def run_keeping(self) -> None:
-        """Tell the broker again and again which deliveries are in work, so that no other consumer takes them over."""
+    async def run_keeping(self, every: float) -> None:
+        """Tell the broker every so many seconds which deliveries are in work, so that no other consumer takes them over."""
         outages = 0
-        while self._keep_every is not None:
-            await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else self._keep_every)
-            raise_if_cancelled()
+        while True:
+            await asyncio.sleep((BROKER_RETRY.delay(outages) or 0) if outages else every)
+            self._run.tasks.check_cancelled()
             try:
                 async with self._keeping:
                     with self._run.reports.broker_outage.watched("keep"):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from silbo._retry import Backoff, raise_if_cancelled
+from silbo._retry import Backoff
+from silbo._tasks import HostCode
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.bridge import Bridge
 from silbo.consumer.acknowledgements import Acknowledgements
+from silbo.consumer.heard import Heard, HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.receive import EventRebuilder, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
+from silbo.dispatch.received import Received, dispatch_received, received
 from silbo.errors import BrokerRefused, BrokerUnavailable, LoopConflict, MessageInvalid, StoreUnavailable
-from silbo.message import Delivery
+from silbo.message import Delivery, Message
 from silbo.protocols import Inbox, Receiver
 
 __all__ = ["Attempts", "HandlingOptions"]
@@ -34,8 +35,11 @@ class HandlingOptions:
 
     Attributes:
         dispatcher: Runs the listeners.
+        heard: Tells which names its listeners hear.
         rebuilder: Makes events of deliveries.
+        listener_timeout: Seconds that a listener may run that has no limit of its own; None for no limit.
         max_attempts: Counted attempts after which a delivery is given up.
+        give_up_on: Errors after which a delivery is given up at once.
         backoff: Delays between two attempts.
         needs_keys: A message that somebody listens to is malformed without a key.
         inbox: Remembers publications; None if they are not remembered.
@@ -43,8 +47,11 @@ class HandlingOptions:
     """
 
     dispatcher: IAsyncEventDispatcher
+    heard: HeardNames
     rebuilder: EventRebuilder
+    listener_timeout: float | None
     max_attempts: int
+    give_up_on: tuple[type[Exception], ...]
     backoff: Backoff
     needs_keys: bool
     inbox: Inbox | None
@@ -57,6 +64,10 @@ class _InboxUnavailable(Exception):
 
 class _Malformed(Exception):
     """The delivery will never be a message; no listener has run."""
+
+    def __init__(self, reason: MessageInvalid) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Attempts:
@@ -85,8 +96,15 @@ class Attempts:
 
     async def work(self) -> None:
         """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
-        while (queued := await self._queue.get()) is not None:
-            raise_if_cancelled()
+        while True:
+            try:
+                queued = await self._queue.get()
+            except asyncio.CancelledError:  # perhaps of a timer that a listener has left behind
+                self._run.tasks.check_cancelled()
+                continue
+            if queued is None:
+                return
+            self._run.tasks.check_cancelled()
             try:
                 delay = await self._handle(queued)
             except Stopped:  # the delivery stays with the broker
@@ -153,7 +171,10 @@ class Attempts:
         if not delivery.id or not self._acks.holds(delivery):  # the broker does not keep it, or another consumer has it
             return None
         if isinstance(error, _Malformed):
-            await self._bury(queued, error.__cause__ or error, 0)
+            await self._bury(queued, error.reason, 0)
+            return None
+        if _is_one_of(error, self._options.give_up_on):
+            await self._bury(queued, error, queued.attempts + (not queued.is_counted))
             return None
         if not queued.is_counted:
             queued.failure = error  # the listeners don't run again before it is counted
@@ -199,7 +220,6 @@ class Attempts:
 
     async def _attempt(self, queued: QueuedDelivery) -> Exception | None:
         """Run the listeners. Return the error if that failed."""
-        options = self._options
         stats = self._run.stats
         delivery = queued.delivery
         message = queued.message
@@ -207,34 +227,13 @@ class Attempts:
         if queued.tries:
             stats.retried += 1
             delivery = replace(delivery, attempt=delivery.attempt + queued.tries)
+        handling = self._handle_event(queued, delivery, message)
         try:
-            rebuilt = options.rebuilder.rebuild(delivery, message, skips_own_instance=self._receiver.skips_own_instance)
-            if rebuilt is None:
-                stats.skipped += 1
-                return None
-            if options.needs_keys and queued.key is None and self._is_heard(rebuilt.name):
-                problem = (
-                    "no key, which concurrency needs: give one to its EventName, here in events=, or to a Route there"
-                )
-                raise MessageInvalid(problem, field="headers.key")
-        except MessageInvalid as error:
+            await HostCode(self._run.tasks, handling, "a listener", delivery)
+        except _Malformed as error:
             stats.malformed += 1
-            await self._run.reports.report_malformed(delivery, error)
-            malformed = _Malformed()
-            malformed.__cause__ = error
-            return malformed
-        except Exception as error:  # noqa: BLE001  # the host's class may fail when an event is made of it
-            return await self._note_failure(queued, delivery, error)
-        try:
-            if options.inbox is None or not self._is_heard(rebuilt.name):  # without a listener nothing is remembered
-                await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
-                stats.handled += 1
-            else:
-                await self._dispatch_once(options.inbox, rebuilt, delivery)
-        except asyncio.CancelledError:
-            raise_if_cancelled()
-            cancelled = RuntimeError("a listener was cancelled, but not by its consumer")
-            return await self._note_failure(queued, delivery, cancelled)
+            await self._run.reports.report_malformed(delivery, error.reason)
+            return error
         except _InboxUnavailable as error:
             if isinstance(error.__cause__, LoopConflict):  # no outage that will end: the consumer ends with it
                 raise error.__cause__ from None
@@ -244,20 +243,65 @@ class Attempts:
             return await self._note_failure(queued, delivery, error)
         return None
 
-    async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery) -> None:
+    async def _handle_event(self, queued: QueuedDelivery, delivery: Delivery, message: Message | None) -> None:
+        """Rebuild the event and run its listeners.
+
+        Raises:
+            _Malformed: the delivery can't be rebuilt.
+            _InboxUnavailable: the inbox can't be asked, or could not remember.
+            Exception: of a listener, or of the host's class when an event is made of it.
+        """
+        options = self._options
+        stats = self._run.stats
+        try:
+            rebuilt = options.rebuilder.rebuild(delivery, message, skips_own_instance=self._receiver.skips_own_instance)
+            if rebuilt is None:
+                stats.skipped += 1
+                return
+            lacks_key = options.needs_keys and queued.key is None
+            # Where nothing but the counts depends on it, the listeners as they were at the last read will do.
+            heard = None if lacks_key or options.inbox is not None else options.heard.recent(rebuilt.name)
+            if heard is None:
+                heard = options.heard[rebuilt.name]
+            if heard and lacks_key:
+                problem = (
+                    "no key, which concurrency needs: give one to its EventName, here in events=, or to a Route there"
+                )
+                raise MessageInvalid(problem, field="headers.key")
+        except MessageInvalid as error:
+            raise _Malformed(error) from error
+        if heard and options.inbox is not None:  # without a listener nothing is remembered
+            await self._dispatch_once(options.inbox, rebuilt, delivery, heard)
+            return
+        # As dispatch_received() does, without a further coroutine. This context is the delivery's, so nothing is reset.
+        dispatched = Received(rebuilt.event, options.listener_timeout)
+        received.set(dispatched)
+        try:
+            await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
+        except Exception as error:
+            if not dispatched.isolated:
+                raise
+            dispatched.isolated.append(error)
+        if dispatched.isolated:
+            dispatched.raise_isolated()
+        self._count_handled(heard)
+
+    async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery, heard: Heard) -> None:
         """Run the listeners if the inbox does not know the publication.
 
         Raises:
             _InboxUnavailable: the inbox can't be asked, or could not remember. Listeners may have run: the inbox undoes what
                 shares its transaction.
         """
+        options = self._options
         publication = rebuilt.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
         failed = False
         try:
-            async with inbox.handling(self._options.group, publication) as is_new:
+            async with inbox.handling(options.group, publication) as is_new:
                 try:
                     if is_new:
-                        await self._options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
+                        dispatched = Received(rebuilt.event, options.listener_timeout)
+                        await dispatch_received(options.dispatcher, rebuilt.name, dispatched)
                 except BaseException:
                     failed = True
                     raise
@@ -266,8 +310,16 @@ class Attempts:
                 raise
             raise _InboxUnavailable from error
         self._run.reports.inbox_outage.answered("handling")
-        self._run.stats.handled += is_new
-        self._run.stats.duplicates += not is_new
+        if is_new:
+            self._count_handled(heard)
+        else:
+            self._run.stats.duplicates += 1
+
+    def _count_handled(self, heard: Heard) -> None:
+        if heard is Heard.ON_PURPOSE:
+            self._run.stats.handled += 1
+        else:
+            self._run.stats.unheard += 1
 
     async def _note_failure(self, queued: QueuedDelivery, delivery: Delivery, error: Exception) -> Exception:
         """Count and report a failed attempt, and choose the delay until the next; return the error.
@@ -279,7 +331,7 @@ class Attempts:
         queued.delay = self._options.backoff.delay(attempt) or 0.0
         if not self._acks.holds(queued.delivery):
             then = "and another consumer has it now"
-        elif attempt >= self._options.max_attempts:
+        elif attempt >= self._options.max_attempts or _is_one_of(error, self._options.give_up_on):
             then = "the last one"
         elif self._run.stopping.is_set():
             then = "left to the group's other consumers"
@@ -287,13 +339,6 @@ class Attempts:
             then = f"again in {queued.delay:.2g} s"
         await self._run.reports.report_failure(delivery, error, attempt=attempt, then=then)
         return error
-
-    def _is_heard(self, name: Any) -> bool:
-        """Return True if a listener other than a bridge hears this name: bridges ignore events that came from outside."""
-        return any(
-            not isinstance(getattr(inspect.unwrap(listener), "__self__", None), Bridge)
-            for listener in self._options.dispatcher.get_listeners(name)
-        )
 
 
 class _SharedLock:
@@ -343,3 +388,10 @@ def _dead_letter_error(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
     except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         return type(error).__name__
+
+
+def _is_one_of(error: Exception, classes: tuple[type[Exception], ...]) -> bool:
+    """Return True if an error is of one of the classes; of a group, if all of its errors are."""
+    if isinstance(error, ExceptionGroup):
+        return bool(classes) and error.split(classes)[1] is None
+    return isinstance(error, classes)

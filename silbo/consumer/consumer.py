@@ -14,18 +14,20 @@ from typing import Any, Final, Self
 from silbo._checks import check_count, check_seconds
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
-from silbo._retry import Backoff, end_tasks, pause, raise_if_cancelled
+from silbo._retry import Backoff, pause
+from silbo._tasks import OwnTasks
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.attempts import Attempts, HandlingOptions
+from silbo.consumer.heard import HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue
 from silbo.consumer.receive import EventRebuilder, Own, check_own
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.consumer.stats import ConsumerStats
-from silbo.dispatch.dispatcher import count_changes
-from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided
+from silbo.dispatch.dispatcher import AsyncEventDispatcher, count_changes
+from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided, StopIncomplete
 from silbo.message import Delivery
 from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver, Subscription
@@ -61,8 +63,12 @@ class Consumer:
 
     A delivery is acknowledged after its listeners ran. If one fails, all run again later, on an event rebuilt from the
     bytes; meanwhile later deliveries of the same key wait, and others go on. After the last attempt the delivery becomes a
-    dead letter; a malformed one becomes a dead letter at once, for it fails every time. The events have their
-    ``event.origin`` and are not bridged again. The consumer waits for a broker that becomes unavailable.
+    dead letter; a malformed one becomes a dead letter at once, for it fails every time. A listener fails its delivery also if
+    the dispatcher isolates it with a callable ``on_error``: the other listeners run, then the delivery counts as failed. The
+    events have their ``event.origin`` and are not bridged again. The consumer waits for a broker that becomes unavailable.
+
+    Each delivery is handled in a context of its own (:mod:`contextvars`), and a cancellation that a listener or hook leaves
+    behind on its task is taken back. A name in ``events`` that nobody hears is a warning in the log when :meth:`run` begins.
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
@@ -72,12 +78,19 @@ class Consumer:
         own: ``"skip"`` or ``"handle"`` messages of this program's own app. Has to be given if the dispatcher bridges the
             app that it consumes.
         concurrency: Deliveries handled side by side, over different keys; those of one key stay in order. With more
-            than 1, a message that has a listener and no key is malformed.
+            than 1, each name in ``events`` needs a key, and a message that has a listener and no key is malformed.
+        listener_timeout: Seconds that each listener may run that has no ``timeout`` of its own; then it is cancelled, and the
+            attempt has failed with a :class:`~silbo.errors.ListenerTimeout`. Needs one of silbo's dispatchers.
         max_attempts: Attempts of one delivery, by all consumers of its group taken together. A delivery that kills its
             process may be attempted once more: its first attempt is not counted.
+        give_up_on: Errors that trying again can't help: the delivery becomes a dead letter at once. Of a group of errors all
+            have to be among them.
         backoff: Delays between two attempts; 0.5 to 30 seconds by default.
         inbox: Remembers the publications that the group has handled, so that a repeated one has no second effect.
-        drain: Seconds in which a stop finishes the deliveries in hand; then listeners that still run are cancelled.
+        drain: Seconds in which a stop finishes the deliveries in hand; then listeners that still run are cancelled. One that
+            does not end then is left behind after 5 more, and :meth:`run` raises a :class:`~silbo.errors.StopIncomplete`.
+        slow_after: Seconds after which a listener or hook that still runs is a warning in the log, with its file and line, and
+            counted in ``stats.slow``. The warning comes again each time that the time has doubled. None for no warning.
         on_error: ``(error, delivery)``, sync or async: gets the errors of listeners, malformed messages, and each
             :class:`~silbo.errors.Gap` with None; without it they are logged.
 
@@ -93,10 +106,13 @@ class Consumer:
         events: Iterable[EventName[Any]] = (),
         own: Own | None = None,
         concurrency: int = 1,
+        listener_timeout: float | None = None,
         max_attempts: int = 5,
+        give_up_on: Sequence[type[Exception]] = (),
         backoff: Backoff = LISTENER_RETRY,
         inbox: Inbox | None = None,
         drain: float = 10.0,
+        slow_after: float | None = 10.0,
         on_error: ErrorHook | None = None,
     ) -> None:
         for given, method in ((dispatcher, "adispatch"), (subscription, "open")):
@@ -114,22 +130,35 @@ class Consumer:
             raise TypeError(f"inbox is an Inbox, as RedisInbox(client) or SQLAlchemyInbox(sessions), not {inbox!r}")
         concurrency = check_count("concurrency", concurrency)
         max_attempts = check_count("max_attempts", max_attempts)
+        if listener_timeout is not None:
+            check_seconds("listener_timeout", listener_timeout)
+            if not isinstance(dispatcher, AsyncEventDispatcher):
+                raise TypeError(f"listener_timeout needs one of silbo's dispatchers, and {dispatcher!r} is none")
+        rebuilder = EventRebuilder(events, app=subscription.app, own=own)
+        if concurrency > 1:
+            _check_keys(rebuilder.names)
         self.stats: Final = ConsumerStats()
         self._subscription = subscription
         self._own = own
         self._concurrency = concurrency
         self._drain = check_seconds("drain", drain, zero=True)
+        self._slow_after = None if slow_after is None else check_seconds("slow_after", slow_after)
         self._options = HandlingOptions(
             dispatcher=dispatcher,
-            rebuilder=EventRebuilder(events, app=subscription.app, own=own),
+            heard=HeardNames(dispatcher),
+            rebuilder=rebuilder,
+            listener_timeout=listener_timeout,
             max_attempts=max_attempts,
+            give_up_on=_check_errors(give_up_on),
             backoff=backoff,
             needs_keys=concurrency > 1,
             inbox=inbox,
             group=subscription.name,
         )
-        reports = DeliveryReports(on_error, logger, group=subscription.name, max_attempts=max_attempts)
-        self._run_state = RunState(reports, self.stats)
+        stopping = asyncio.Event()
+        tasks = OwnTasks("consumer", stopping=stopping, on_failure=self.stop, stats=self.stats)
+        reports = DeliveryReports(on_error, logger, tasks=tasks, group=subscription.name, max_attempts=max_attempts)
+        self._run_state = RunState(tasks=tasks, reports=reports, stats=self.stats, stopping=stopping)
         self._queue = KeyedQueue()
         self._ahead = max(AHEAD, 2 * concurrency)
         self._entered = False
@@ -166,6 +195,7 @@ class Consumer:
     ) -> None:
         self._binding.check("__aexit__")
         self.stop()
+        self._run_state.tasks.refuse_circle("the end of the `async with`")
         try:
             if self._running is not None:
                 if isinstance(error, asyncio.CancelledError):
@@ -209,14 +239,15 @@ class Consumer:
 
         Raises:
             OwnMessagesUndecided: the dispatcher bridges the same app, and ``own`` is not given.
-            RuntimeError: the consumer has run already, or could not be entered; or, as LoopConflict, it was entered in another
-                event loop.
+            StopIncomplete: a listener did not end when it was cancelled, and was left behind.
+            RuntimeError: the consumer has run already, or could not be entered; or one of its tasks ended before the stop; or, as
+                LoopConflict, it was entered in another event loop.
         """
         self._binding.check("run")
         if self._running is not None or (self._entered and self._receiver is None):
             raise RuntimeError("a consumer runs once; make another")
         self._binding.enter("run")
-        self._running = asyncio.current_task()
+        self._running = self._run_state.tasks.runner = asyncio.current_task()
         was_entered = self._entered
         self._entered = True
         try:
@@ -235,9 +266,9 @@ class Consumer:
         opening = asyncio.create_task(self._open_when_answered())
         try:
             await self._opened.wait()
-            await end_tasks([opening], GRACE)
+            await self._run_state.tasks.end([opening], GRACE)
         finally:
-            await end_tasks([opening], 0)
+            await self._run_state.tasks.end([opening], 0)
         if not opening.cancelled():
             opening.result()
 
@@ -261,26 +292,34 @@ class Consumer:
         run = self._run_state
         acks = Acknowledgements(receiver, run)
         attempts = Attempts(self._options, receiver=receiver, queue=self._queue, acks=acks, run=run)
+        tasks = run.tasks
+        if unheard := self._options.heard.find_unheard(self._options.rebuilder.names):
+            run.reports.report_unheard(unheard)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read(receiver, acks))
-                working = [tasks.create_task(attempts.work()) for _ in range(self._concurrency)]
-                keeping = tasks.create_task(acks.run_keeping())
-                acknowledging = tasks.create_task(acks.run_acknowledging())
-                await run.stopping.wait()
-                await end_tasks([reading], GRACE)  # a read takes longer only if the broker does not answer
-                self._queue.close(self._concurrency)
-                await end_tasks(working, self._drain_until - monotonic())
-                keeping.cancel()
-                acks.close()
-                await end_tasks([acknowledging], GRACE)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            reading = tasks.start(self._read(receiver, acks))
+            working = [tasks.start(attempts.work()) for _ in range(self._concurrency)]
+            if receiver.keep_every is not None:
+                _ = tasks.start(acks.run_keeping(receiver.keep_every))
+            if self._slow_after is not None:
+                _ = tasks.start(tasks.watch(self._slow_after, run.reports.report_slow))
+            acknowledging = tasks.start(acks.run_acknowledging())
+            await run.stopping.wait()
+            tasks.raise_error()
+            await tasks.end([reading], GRACE)  # a read takes longer only if the broker does not answer
+            self._queue.close(self._concurrency)
+            await tasks.end(working, self._drain_until - monotonic())
+            acks.close()
+            await tasks.end([acknowledging], GRACE)
+            await tasks.end_all()
+            tasks.raise_error()
         finally:
             self.stop()
             try:
+                await tasks.end_all()
                 await acks.finish(GRACE)
             finally:
+                if isinstance(tasks.error, StopIncomplete):
+                    run.reports.log.write("ended early", tasks.error, level=logging.ERROR)
                 run.reports.log.flush()
                 self._ended.set()
 
@@ -294,7 +333,7 @@ class Consumer:
         run = self._run_state
         outages = 0
         while not run.stopping.is_set():
-            raise_if_cancelled()
+            run.tasks.check_cancelled()
             room = min(self._ahead - len(self._queue), UNACKED - len(acks))
             if (
                 room <= 0 or len(self._queue) > self._ahead // 2
@@ -312,6 +351,7 @@ class Consumer:
                 continue
             outages = 0
             acks.doubt(asked_at)
+            self._options.heard.refresh()
             self._check_bridges()
             await self._accept(items, acks)
 
@@ -354,3 +394,30 @@ class Consumer:
             if any(bridge.publisher.app == app for bridge in find_bridges(dispatcher)):
                 raise OwnMessagesUndecided(app)
             self._changes_checked = changes
+
+
+def _check_keys(names: Iterable[EventName[Any]]) -> None:
+    """Refuse names without a key.
+
+    Raises:
+        ValueError: with the names, and what to write.
+    """
+    keyless = [str(name) for name in names if name.key is None]
+    if keyless:
+        raise ValueError(
+            f"with concurrency each name in events= needs a key, which says whose order is kept: {', '.join(keyless)} "
+            f'{"has" if len(keyless) == 1 else "have"} none. Write EventName({keyless[0]!r}, ..., key="order_id"), or '
+            "concurrency=1"
+        )
+
+
+def _check_errors(give_up_on: object) -> tuple[type[Exception], ...]:
+    """Return the errors of ``give_up_on``.
+
+    Raises:
+        TypeError: it is no sequence of classes of exceptions.
+    """
+    classes: tuple[Any, ...] = tuple(give_up_on) if isinstance(give_up_on, Sequence) else (None,)
+    if not all(isinstance(cls, type) and issubclass(cls, Exception) for cls in classes):
+        raise TypeError(f"give_up_on is a tuple of classes of exceptions, as (ValueError,), not {give_up_on!r}")
+    return classes

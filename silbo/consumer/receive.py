@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
+from silbo.dispatch.received import Received, dispatch_received
 from silbo.errors import MessageInvalid, OwnMessagesUndecided
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
@@ -75,6 +76,11 @@ class EventRebuilder:
             if name.cls is not None:
                 check_class(name.cls)
                 self._by_class.setdefault(name.cls.__name__, name)
+
+    @property
+    def names(self) -> Collection[EventName[Any]]:
+        """The names that have a class."""
+        return self._by_name.values()
 
     def rebuild(
         self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
@@ -162,7 +168,7 @@ async def receive(
         MessageInvalid: the bytes are not a message, or don't fit the event's class. Not safe to retry: it fails again.
         OwnMessagesUndecided: the message is this program's own, and ``own`` is not given.
         TypeError: ``raw`` is neither bytes nor str, as a dict that another library has decoded already.
-        Exception: whatever a listener raised.
+        Exception: whatever a listener raised, also one that the dispatcher isolates.
     """
     check_own(own)
     if raw is None:
@@ -178,7 +184,7 @@ async def receive(
             raise OwnMessagesUndecided(origin.app)
         return None
     rebuilt = EventRebuilder(events, app="", own="handle").rebuild(delivery, message, skips_own_instance=False)
-    return None if rebuilt is None else await dispatcher.adispatch(rebuilt.name, rebuilt.event)
+    return None if rebuilt is None else await dispatch_received(dispatcher, rebuilt.name, Received(rebuilt.event))
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:

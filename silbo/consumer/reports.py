@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
+from silbo._tasks import HostCode, OwnTasks
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid
 from silbo.message import Delivery
 
@@ -22,8 +24,10 @@ class DeliveryReports:
         storing_outage: Times in which the broker refuses to store failed attempts and dead letters.
     """
 
-    def __init__(self, hook: ErrorHook | None, logger: logging.Logger, *, group: str, max_attempts: int) -> None:
-        self._report = ErrorReporter(hook, logger)
+    def __init__(
+        self, hook: ErrorHook | None, logger: logging.Logger, *, tasks: OwnTasks, group: str, max_attempts: int
+    ) -> None:
+        self._report = ErrorReporter(hook, logger, isolate=tasks.isolate)
         self._group = group
         self._max_attempts = max_attempts
         self.log: Final = self._report.log
@@ -71,6 +75,25 @@ class DeliveryReports:
         extra = self._extra(delivery, name) | {"attempts": attempts}
         self.log.write("dead letter", given_up, level=logging.ERROR, **extra)
         await self._report.call_hook(given_up, delivery)
+
+    def report_slow(self, code: HostCode[Any], seconds: float) -> None:
+        """Log that a listener or hook has run for a long time."""
+        where = code.place()
+        extra: dict[str, Any] = {"place": where, "seconds": round(seconds, 1), "group": self._group}
+        about = ""
+        if isinstance(code.about, Delivery):
+            name = _readable_name(code.about)
+            about = f"{self._describe(code.about, name)}: "
+            extra |= self._extra(code.about, name)
+        self.log.write("%s%s still runs after %.3g s: %s", None, about, code.what, seconds, where, **extra)
+
+    def report_unheard(self, names: Mapping[str, str | None]) -> None:
+        """Log the names in ``events`` that nobody hears, each with a similar name that somebody does hear."""
+        described = (
+            f"{name!r}" + (f" (a listener hears {similar!r})" * bool(similar)) for name, similar in names.items()
+        )
+        text = "nobody hears %s of events=: such messages are acknowledged as unheard; is a listener's name misspelt?"
+        self.log.write(text, None, ", ".join(described), event_names=list(names), group=self._group)
 
     def _describe(self, delivery: Delivery, name: str) -> str:
         what = name or "a message"

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from silbo._retry import Backoff, pause, raise_if_cancelled
+from silbo._retry import Backoff, pause
+from silbo._tasks import OwnTasks
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerRefused, BrokerUnavailable
@@ -29,15 +30,17 @@ class RunState:
     """State that the tasks of one consumer share.
 
     Attributes:
+        tasks: The tasks themselves.
         reports: Reports on deliveries and outages.
         stats: Counts.
         stopping: Set by the consumer's ``stop()``.
         has_room: Set whenever a delivery has left, so that reading may go on.
     """
 
+    tasks: OwnTasks
     reports: DeliveryReports
-    stats: ConsumerStats = field(default_factory=ConsumerStats)
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    stats: ConsumerStats
+    stopping: asyncio.Event
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until_answered(self, caller: str, call: Callable[[], Awaitable[_T]]) -> _T:
@@ -53,7 +56,7 @@ class RunState:
         """
         outages = 0
         while True:
-            raise_if_cancelled()
+            self.tasks.check_cancelled()
             try:
                 with self.reports.broker_outage.watched(caller):
                     return await call()

@@ -15,6 +15,8 @@ class ConsumerStats:
         received: Deliveries, each counted once however often it is tried.
         claimed: Received deliveries that had been given out before: to a consumer that is gone, or to this one.
         handled: Deliveries whose listeners all ran.
+        unheard: Deliveries that no listener is meant for: acknowledged, and not among those handled. A listener for ``**`` is
+            meant for all names if the dispatcher has only such listeners; beside others it would hide that a name is misspelt.
         failed: Attempts in which a listener failed.
         retried: Attempts after a failed one.
         malformed: Deliveries that are not a message, don't fit their event class, or have no key where one is needed.
@@ -23,11 +25,13 @@ class ConsumerStats:
         skipped: Unwanted messages of this program's own app.
         lost: Deliveries that another consumer took over while they waited here or were in work.
         gaps: Reports that messages may have been missed.
+        slow: Listeners and hooks that run now, and have run for longer than ``slow_after``.
     """
 
     received: int = 0
     claimed: int = 0
     handled: int = 0
+    unheard: int = 0
     failed: int = 0
     retried: int = 0
     malformed: int = 0
@@ -36,3 +40,4 @@ class ConsumerStats:
     skipped: int = 0
     lost: int = 0
     gaps: int = 0
+    slow: int = 0

@@ -13,7 +13,8 @@ from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
-from silbo.dispatch.running import WrappedListener, run_dispatch, run_listeners
+from silbo.dispatch.received import listener_timeout
+from silbo.dispatch.running import WrappedListener, limit_listeners, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
@@ -21,7 +22,7 @@ from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, w
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
-__all__ = ["AsyncEventDispatcher", "count_changes"]
+__all__ = ["AsyncEventDispatcher", "count_changes", "is_heard"]
 
 _L = TypeVar("_L", bound=Listener | HandlerClass)
 _OVERRIDABLE = ("get_listeners", "_adispatch")
@@ -222,13 +223,18 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
                 self._ready.clear()
         outer = begin_dispatch(event, name, self)
         try:
+            timeout = listener_timeout(event)
             if self._observers:
                 run_all = partial(run_dispatch, self._adispatch, self._listeners.container)
                 listeners = tuple(listeners)  # a host's get_listeners may give an iterator
                 heard = self._listeners.is_heard(name, listeners)
+                if timeout is not None:
+                    listeners = limit_listeners(listeners, timeout)
                 dispatch = Dispatch(name=name, event=event, listeners=listeners, heard=heard)
                 await observe_dispatch(self._observers, dispatch, run_all)
             else:
+                if timeout is not None:
+                    listeners = limit_listeners(listeners, timeout)
                 await run_dispatch(self._adispatch, self._listeners.container, listeners, event)
         finally:
             end_dispatch(event, outer)
@@ -314,6 +320,17 @@ def count_changes(dispatcher: Any) -> int | None:
         return None
     registry: ListenerRegistry = dispatcher._listeners  # noqa: SLF001  # of this very class
     return registry.changes
+
+
+def is_heard(dispatcher: object, name: Hashable, listeners: Iterable[Listener]) -> bool:
+    """Return True if one of the listeners of a name is meant for the name, as :class:`~silbo.Dispatch` says it.
+
+    Of a foreign dispatcher every listener is taken to be.
+    """
+    registry = getattr(dispatcher, "_listeners", None)
+    return (
+        registry.is_heard(name, listeners) if isinstance(registry, ListenerRegistry) else any(True for _ in listeners)
+    )
 
 
 def _new_event(name: object) -> Any:

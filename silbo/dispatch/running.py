@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import partial, update_wrapper
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
+from silbo.dispatch.received import note_isolated
 from silbo.errors import ListenerTimeout
 from silbo.event import collected_errors
 from silbo.work.unit_of_work import call_within_units, unit_of_work
@@ -17,7 +20,7 @@ from silbo.work.unit_of_work import call_within_units, unit_of_work
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = ["ConfiguredListener", "WrappedListener", "run_dispatch", "run_listeners"]
+__all__ = ["ConfiguredListener", "WrappedListener", "limit_listeners", "run_dispatch", "run_listeners"]
 
 Observe: TypeAlias = Callable[[Listener, Any], Awaitable[None]]
 """A callable ``(run, event)`` that awaits ``run(event)``."""
@@ -80,6 +83,7 @@ class ConfiguredListener(WrappedListener):
         self._options = options
         self._policy = policy
         self._unregister = unregister
+        self._registered: ConfiguredListener | None = None  # of a copy with a time limit: shares its ``spent``
 
     async def __call__(self, event: Any, *, listener: Listener | None = None, observe: Observe | None = None) -> None:
         """Run the target, or another listener in its place, under the options.
@@ -92,9 +96,10 @@ class ConfiguredListener(WrappedListener):
         """
         target = self.target if listener is None else listener
         if self._options.once:
-            if self.spent:
+            registered = self._registered or self
+            if registered.spent:
                 return
-            self.spent = True
+            registered.spent = True
             self._unregister()
         try:
             if observe is None:
@@ -105,6 +110,14 @@ class ConfiguredListener(WrappedListener):
             if self._policy == "raise":
                 raise
             await self._apply_policy(error, event)
+
+    def limited(self, timeout: float) -> ConfiguredListener:
+        """Return this listener with a time limit in seconds, unless it has one."""
+        if self._options.timeout is not None:
+            return self
+        limited = copy(self)
+        vars(limited).update(_registered=self, _options=replace(self._options, timeout=timeout))
+        return limited
 
     async def _run(self, listener: Listener, event: Any) -> None:
         limit = self._options.timeout
@@ -126,10 +139,26 @@ class ConfiguredListener(WrappedListener):
             answer = self._policy(error, event, self.__wrapped__)
             if inspect.isawaitable(answer):
                 await answer
+            note_isolated(error, event)
         elif (collected := collected_errors(event)) is not None:
             collected.append(error)
         else:  # run by hand, outside of a dispatch
             raise error
+
+
+def limit_listeners(listeners: Iterable[Listener], timeout: float) -> tuple[Listener, ...]:
+    """Return listeners of which each has a time limit, its own or this one, in seconds."""
+    options = Options(timeout=timeout)
+    return tuple(
+        listener.limited(timeout)
+        if isinstance(listener, ConfiguredListener)
+        else ConfiguredListener(listener, options, "raise", rank=None, unregister=_keep_registered)
+        for listener in listeners
+    )
+
+
+def _keep_registered() -> None:
+    """Do nothing, as the listener runs more than once."""
 
 
 async def run_dispatch(

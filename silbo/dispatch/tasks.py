@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
+from silbo.dispatch.received import received
 from silbo.errors import DispatcherClosed, LoopConflict
 
 __all__ = ["BackgroundTasks"]
@@ -198,4 +199,6 @@ async def _run(work: Coroutine[Any, Any, _T]) -> _T:
     assert task is not None
     alive = (ancestor for ancestor in _lineage.get() if not ancestor.done())  # a long chain must not keep all its tasks
     _lineage.set((*alive, task))  # the task's own context: no other task sees it
+    if received.get() is not None:
+        received.set(None)  # what is spawned is no part of the delivery in which it was spawned
     return await work

@@ -12,9 +12,16 @@ from silbo._checks import check_moment, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
-from silbo.errors import MessageRefused
+from silbo.errors import CircularWait, MessageRefused
 from silbo.message import Message, instance
-from silbo.outbox.relay import Relay, RelayStats, check_store_and_publisher, close_publisher_and_store, finish_task
+from silbo.outbox.relay import (
+    Relay,
+    RelayStats,
+    check_store_and_publisher,
+    close_publisher_and_store,
+    finish_task,
+    log_failure,
+)
 from silbo.outbox.rows import LEASE, OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 from silbo.protocols import Promises, Publisher
 
@@ -134,16 +141,24 @@ class Outbox(AsyncCloseable):
             if isinstance(self._store, SessionStore):
                 self._store.on_commit = self._relay.wake
             self._relaying = asyncio.get_running_loop().create_task(self._relay.run())
+            self._relaying.add_done_callback(log_failure)
         return self
 
     async def aclose(self) -> None:
         """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice.
 
         Raises:
+            CircularWait: a hook of this outbox makes the call, and nothing is closed; the relay stops all the same.
             LoopConflict: it was entered in another event loop, which still runs; it stays open.
         """
         self._binding.enter("aclose")
         self._open = False
+        if self._relay is not None:
+            try:
+                self._relay.refuse_circle("aclose()")
+            except CircularWait:
+                self._relay.stop()
+                raise
         try:
             await self._idle.wait()  # the relay must not end before the messages that are just being stored
             if self._relay is not None and self._relaying is not None:

@@ -14,7 +14,8 @@ from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook, ErrorReporter, Outage
-from silbo._retry import Backoff, pause, raise_if_cancelled
+from silbo._retry import Backoff, pause
+from silbo._tasks import HostCode, OwnTasks
 from silbo.errors import (
     BrokerUnavailable,
     DeliveryUnknown,
@@ -22,13 +23,21 @@ from silbo.errors import (
     LeadLost,
     MessageInvalid,
     MessageRefused,
+    StopIncomplete,
     StoreUnavailable,
 )
 from silbo.message import Message
 from silbo.outbox.rows import LEASE, Lead, OutboxStore, Row, UnreadableMessage
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
-__all__ = ["Relay", "RelayStats", "check_store_and_publisher", "close_publisher_and_store", "finish_task"]
+__all__ = [
+    "Relay",
+    "RelayStats",
+    "check_store_and_publisher",
+    "close_publisher_and_store",
+    "finish_task",
+    "log_failure",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +56,8 @@ FORGET_EVERY: Final = 5.0
 """Seconds between two deletions of rows that were sent long ago."""
 OUTAGE_RETRY: Final = Backoff(initial=0.1, cap=2.0)
 """Delays between two tries of a broker or a store that is unavailable."""
+SLOW_AFTER: Final = 10.0
+"""Seconds after which an error hook that still runs is a warning in the log: its partition waits for it."""
 _STORE_METHODS: Final = ("open", "add", "take", "settle", "status")
 """The methods by which a store is recognised. Its properties may raise while it is closed, so they are not looked at."""
 
@@ -61,6 +72,7 @@ class RelayStats:
         dead: Messages that were refused for good.
         postponed: Batches that failed and were tried again.
         fenced: Times that the broker refused this relay as an old leader.
+        slow: Error hooks that run now, and have run for longer than 10 seconds.
     """
 
     sent: int = 0
@@ -68,6 +80,7 @@ class RelayStats:
     dead: int = 0
     postponed: int = 0
     fenced: int = 0
+    slow: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +144,12 @@ class Relay(AsyncCloseable):
         self._lease = check_seconds("lease", lease)
         self._drain = check_seconds("drain", drain, zero=True)
         self._owner = uuid4().hex
-        self._report = ErrorReporter(on_error, logger)
+        self._stopping = asyncio.Event()
+        self._tasks = OwnTasks("relay", stopping=self._stopping, on_failure=self.stop, stats=self.stats)
+        self._report = ErrorReporter(on_error, logger, isolate=self._tasks.isolate)
         self._broker_outage = Outage(logger, "broker")
         self._store_outage = Outage(logger, "outbox store")
         self._relay_outage = Outage(logger, "relay", "failed")
-        self._stopping = asyncio.Event()
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
         self._begun = False
         self._running: asyncio.Task[Any] | None = None
@@ -160,10 +174,12 @@ class Relay(AsyncCloseable):
         """Stop, and close the store and the broker when :meth:`run` has ended. May be called twice.
 
         Raises:
+            CircularWait: a hook of this relay makes the call, and nothing is closed; the relay stops all the same.
             LoopConflict: it runs in another event loop; it goes on.
         """
         self._binding.enter("aclose")
         self.stop()
+        self.refuse_circle("aclose()")
         try:
             if self._running is not None:
                 await finish_task(self._running)
@@ -180,33 +196,55 @@ class Relay(AsyncCloseable):
         self._stopping.set()
         self.wake()
 
+    def refuse_circle(self, call: str) -> None:
+        """Refuse a call that waits for the end of :meth:`run`, if a hook of this relay makes it.
+
+        Raises:
+            CircularWait: one does.
+        """
+        self._tasks.refuse_circle(call)
+
     async def run(self) -> None:
         """Send until :meth:`stop`. A cancellation leaves at once; the batch under way is sent again, and is not doubled.
 
         Raises:
-            RuntimeError: it has run before; or, as LoopConflict, it was entered in another event loop.
+            StopIncomplete: a hook did not end when it was cancelled, and was left behind.
+            RuntimeError: it has run before, or one of its tasks ended before the stop; or, as LoopConflict, it was entered in
+                another event loop.
         """
         self._binding.check("run")
         if self._begun:
             raise RuntimeError("a relay runs once; make another")
         self._begun = True
         self._binding.enter("run")
-        self._running = asyncio.current_task()
+        tasks = self._tasks
+        self._running = tasks.runner = asyncio.current_task()
         self._wake_events = [asyncio.Event() for _ in range(self._store.partitions)]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                partitions = [
-                    tasks.create_task(self._serve_partition(number, woken))
-                    for number, woken in enumerate(self._wake_events)
-                ]
-                forgetting = tasks.create_task(self._forget_sent_rows())
-                await self._stopping.wait()
-                await asyncio.wait(partitions, timeout=self._drain)
-                for task in [*partitions, forgetting]:
-                    task.cancel()
+            partitions = [
+                tasks.start(self._serve_partition(number, woken)) for number, woken in enumerate(self._wake_events)
+            ]
+            _ = tasks.start(self._forget_sent_rows())
+            _ = tasks.start(tasks.watch(SLOW_AFTER, self._report_slow))
+            await self._stopping.wait()
+            tasks.raise_error()
+            await tasks.end(partitions, self._drain)
+            await tasks.end_all()
+            tasks.raise_error()
         finally:
-            self._running = None
-            self._report.log.flush()
+            self.stop()
+            try:
+                await tasks.end_all()
+            finally:
+                if isinstance(tasks.error, StopIncomplete):
+                    self._report.log.write("ended early", tasks.error, level=logging.ERROR)
+                self._running = None
+                self._report.log.flush()
+
+    def _report_slow(self, code: HostCode[Any], seconds: float) -> None:
+        text = "%s still runs after %.3g s, and its partition waits: %s"
+        where = code.place()
+        self._report.log.write(text, None, code.what, seconds, where, place=where, seconds=round(seconds, 1))
 
     # -- one partition --------------------------------------------------------------------------------------
 
@@ -216,7 +254,7 @@ class Relay(AsyncCloseable):
         failures = 0
         stands_by = False
         while True:  # once at least: waiting messages are sent even if the stop came first
-            raise_if_cancelled()
+            self._tasks.check_cancelled()
             wait: float | None = min(STANDBY, self._lease / 3)
             try:
                 lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
@@ -253,7 +291,7 @@ class Relay(AsyncCloseable):
         owes_attempt = False  # rows were postponed; a stop waits for their next attempt
         try:
             while True:
-                raise_if_cancelled()
+                self._tasks.check_cancelled()
                 if now() >= renew_at:
                     # If that fails, so does the next step, with LeadLost.
                     await self._store.lead(lead.partition, self._owner, lease=self._lease)
@@ -353,10 +391,10 @@ class Relay(AsyncCloseable):
 
     async def _forget_sent_rows(self) -> None:
         while not self._stopping.is_set():
-            raise_if_cancelled()
+            self._tasks.check_cancelled()
             try:
                 while await self._store.forget(retain=self._retain):
-                    raise_if_cancelled()
+                    self._tasks.check_cancelled()
                 self._store_outage.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve_partition
                 await self._report.report_outage(self._store_outage, "forget", error)
@@ -407,6 +445,12 @@ async def finish_task(running: asyncio.Task[Any]) -> None:
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+def log_failure(running: asyncio.Task[None]) -> None:
+    """Log that a relay has ended with an error: nothing is sent any more."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        logger.error("relay ended: stored messages wait for another relay", exc_info=error)
 
 
 async def close_publisher_and_store(publisher: Publisher, store: OutboxStore) -> None:

@@ -162,23 +162,6 @@ async def test_failed_delivery_is_tried_again_on_a_fresh_event_while_later_ones_
     assert await left_over(broker) == []
 
 
-async def test_failure_that_the_dispatcher_isolates_is_no_failure_here(broker: MemoryBroker) -> None:
-    d = AsyncEventDispatcher(on_error=lambda error, event, listener: None)
-
-    @d.listen("user.joined")
-    async def fail(event: Any) -> None:
-        raise ValueError("isolated")
-
-    heard = Heard()
-    d.add_subscriber(heard)
-    consumer = Consumer(d, broker.group("billing", start="new"))
-    async with Running(consumer):
-        await broker.publish(joined(1))
-        await heard.until(1)
-    assert (consumer.stats.handled, consumer.stats.failed) == (1, 0)
-    assert await left_over(broker) == []
-
-
 async def test_what_failed_to_the_end_comes_again_to_the_next_consumer(
     broker: MemoryBroker, d: AsyncEventDispatcher
 ) -> None:

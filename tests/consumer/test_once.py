@@ -141,7 +141,7 @@ async def test_inbox_is_not_asked_about_what_nobody_listens_to(d: AsyncEventDisp
     consumer = Consumer(only, subscription, events=[USER_JOINED], inbox=inbox)
     async with Running(consumer):
         await subscription.until_acked(1)
-    assert (consumer.stats.handled, inbox.seen) == (1, set())
+    assert (consumer.stats.handled, consumer.stats.unheard, inbox.seen) == (0, 1, set())
 
 
 async def test_message_that_names_no_publication_is_known_by_its_entry(d: AsyncEventDispatcher, heard: Heard) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from silbo._retry import Backoff, pause, raise_if_cancelled
+from silbo._retry import Backoff, pause
 
 
 def test_delays_grow_by_the_factor_up_to_the_cap() -> None:
@@ -68,27 +68,3 @@ async def test_pause_ends_after_its_time() -> None:
     before = loop.time()
     await pause(0.02, asyncio.Event())
     assert 0.015 <= loop.time() - before < 5
-
-
-async def test_swallowed_cancellation_is_met_at_the_next_turn() -> None:
-    """As ``asyncio.wait_for`` may do on 3.11: without this, a loop would run on for ever."""
-    turns = 0
-    begun = asyncio.Event()
-
-    async def loop() -> None:
-        nonlocal turns
-        while True:
-            raise_if_cancelled()
-            turns += 1
-            begun.set()
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                pass
-
-    task = asyncio.create_task(loop())
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
-    assert turns == 1

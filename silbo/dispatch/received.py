@@ -1,0 +1,88 @@
+"""The dispatch of an event that was received: a failure of one of its listeners fails it, whatever policy isolates the listener."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Final, NoReturn
+
+from silbo._whistle import IAsyncEventDispatcher
+from silbo.event import Event, set_mark
+
+__all__ = ["Received", "dispatch_received", "listener_timeout", "note_isolated", "received"]
+
+
+class Received:
+    """An event that was received, in its dispatch.
+
+    Attributes:
+        event: The event.
+        timeout: Seconds that each listener may run that has no limit of its own; None for no limit.
+        isolated: Errors of listeners that went to a callable policy; None if there are none.
+    """
+
+    __slots__ = ("event", "isolated", "timeout")
+
+    def __init__(self, event: object, timeout: float | None = None) -> None:
+        self.event = event
+        self.timeout = timeout
+        self.isolated: list[Exception] | None = None
+        if timeout is not None and isinstance(event, Event):
+            set_mark(event, "__silbo_direct__", False)  # adispatch then leaves the event to _dispatch
+
+    def raise_isolated(self) -> NoReturn:
+        """Raise the one isolated error, or all of them.
+
+        Raises:
+            ExceptionGroup: There are several.
+            Exception: The one.
+        """
+        errors = self.isolated or []
+        if len(errors) == 1:
+            raise errors[0]
+        raise ExceptionGroup(f"{len(errors)} listeners of {getattr(self.event, 'name', '')!r} failed", errors)
+
+
+received: Final[ContextVar[Received | None]] = ContextVar("silbo_received", default=None)
+"""The received event whose dispatch this code runs in. Events that its listeners dispatch are not received."""
+
+
+async def dispatch_received(dispatcher: IAsyncEventDispatcher, name: Any, dispatched: Received) -> Any:
+    """Dispatch an event that was received. All listeners run that their dispatcher isolates, then their errors are raised.
+
+    Args:
+        dispatcher: Any dispatcher; the errors that a foreign one isolates are not known.
+        name: The name.
+        dispatched: The event.
+
+    Returns:
+        The event.
+
+    Raises:
+        ExceptionGroup: Several errors were isolated, or one was and another ended the dispatch.
+        Exception: The one error.
+    """
+    token = received.set(dispatched)
+    try:
+        await dispatcher.adispatch(name, dispatched.event)
+    except Exception as error:
+        if not dispatched.isolated:
+            raise
+        dispatched.isolated.append(error)
+    finally:
+        received.reset(token)
+    if dispatched.isolated:
+        dispatched.raise_isolated()
+    return dispatched.event
+
+
+def note_isolated(error: Exception, event: object) -> None:
+    """Note the error of a listener that a callable policy has handled, if the event is a received one."""
+    dispatched = received.get()
+    if dispatched is not None and dispatched.event is event:
+        dispatched.isolated = [*(dispatched.isolated or ()), error]
+
+
+def listener_timeout(event: object) -> float | None:
+    """Return the seconds that each listener of a received event may run; None for no limit."""
+    dispatched = received.get()
+    return dispatched.timeout if dispatched is not None and dispatched.event is event else None
