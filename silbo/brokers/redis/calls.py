@@ -117,12 +117,16 @@ class CallConnection:
         client: The program's client.
         timeout: Seconds in which a call is answered, the wait for earlier calls included.
         owner: The name of the class that the user has made, for errors.
+        is_patient: True if a reply may be large: the time begins anew as long as bytes of it come.
     """
 
-    def __init__(self, client: Redis, timeout: float, *, owner: str = "CallConnection") -> None:
+    def __init__(
+        self, client: Redis, timeout: float, *, owner: str = "CallConnection", is_patient: bool = False
+    ) -> None:
         self.server: Final = describe_server(client)
         self._client = client
         self._timeout = check_seconds("timeout", timeout)
+        self._is_patient = is_patient
         self._no_answer = f"{self.server} has not answered within {timeout:g} s"
         self._binding = LoopBinding(owner, is_busy=lambda: self._lock.locked(), forget=self._forget)
         self._idle: Connection | None = None
@@ -160,8 +164,13 @@ class CallConnection:
             connection = await self._connect(until)
             trouble = ""
             try:
-                async with asyncio.timeout_at(until):
-                    await run_calls(connection, calls)
+                async with asyncio.timeout_at(until) as limit:
+                    if self._is_patient:
+                        connection.watch_progress()
+                        with connection.extending(limit, self._timeout):
+                            await run_calls(connection, calls)
+                    else:
+                        await run_calls(connection, calls)
             except Lost as error:
                 trouble = f"the connection to {self.server} broke: {error}"
             except TimeoutError:

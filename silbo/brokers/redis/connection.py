@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -154,6 +154,7 @@ class Connection:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._transport: asyncio.WriteTransport | None = None
+        self._progress: _Progress | None = None
 
     async def open(self) -> None:
         """Connect, and wait for the answer to a PING: see :func:`connect`."""
@@ -215,6 +216,33 @@ class Connection:
         except (RedisError, OSError) as error:
             raise _find_refusal(error) or Lost(str(error) or repr(error)) from error
 
+    @property
+    def heard_at(self) -> float:
+        """The loop's time when bytes came last, if the progress is watched; else minus infinity."""
+        return float("-inf") if self._progress is None else self._progress.heard_at
+
+    def watch_progress(self) -> None:
+        """Note from now on when bytes come: a large reply over a slow link is under way for long."""
+        if self._progress is None and self._transport is not None:
+            protocol = self._transport.get_protocol()
+            assert isinstance(protocol, asyncio.Protocol)
+            self._progress = _Progress(protocol)
+            self._transport.set_protocol(self._progress)
+
+    @contextmanager
+    def extending(self, limit: asyncio.Timeout, seconds: float) -> Generator[None]:
+        """Inside of the ``with``, let the limit end about so many seconds after the last bytes, if the progress is watched."""
+        progress = self._progress
+        if progress is None:
+            yield
+            return
+        progress.limit = limit
+        progress.seconds = seconds
+        try:
+            yield
+        finally:
+            progress.limit = None
+
     async def has_unread(self) -> bool:
         """Return True if there is something to read or the server has closed the connection.
 
@@ -244,6 +272,44 @@ class Connection:
     def _current_transport(self) -> asyncio.WriteTransport | None:
         writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)  # redis-py offers no abort
         return None if writer is None else writer.transport
+
+
+class _Progress(asyncio.Protocol):
+    """Stands before a connection's protocol, and notes when bytes come.
+
+    Attributes:
+        heard_at: The loop's time when bytes came last.
+        limit: The time limit that bytes extend; None if there is none.
+        seconds: The seconds by which they extend it.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+        self._time = asyncio.get_running_loop().time
+        self.heard_at = float("-inf")
+        self.limit: asyncio.Timeout | None = None
+        self.seconds = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+        now = self.heard_at = self._time()
+        if (limit := self.limit) is not None and not limit.expired():
+            ends_at = limit.when()
+            # A tenth late at most: to move a timer with each small reply would cost more than the reply.
+            if ends_at is not None and now + 0.9 * self.seconds > ends_at:
+                limit.reschedule(now + self.seconds)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
 
 
 def _find_refusal(error: BaseException) -> Refused | None:

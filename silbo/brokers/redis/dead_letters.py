@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
+from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import PURGE, RETRY
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.errors import BrokerUnavailable
@@ -24,7 +26,7 @@ __all__ = ["DeadLetter", "DeadLetters", "Retried"]
 
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 PAGE: Final = 100
-"""Dead letters are read in pages of 100."""
+"""Dead letters are read in pages of at most 100."""
 RETRY_AT_ONCE: Final = 20
 """A call retries at most 20 dead letters: each may have 1 MiB, and Redis does nothing else meanwhile."""
 PURGE_AT_ONCE: Final = 100
@@ -113,7 +115,7 @@ class DeadLetters(AsyncCloseable):
         prefix: The broker's prefix, the first part of every key.
         stream: The stream's address.
         format: The format of the broker that sent the messages.
-        timeout: Seconds in which each step is answered.
+        timeout: Seconds in which each step is answered. A large answer may take longer, as long as it makes progress.
     """
 
     def __init__(
@@ -125,7 +127,8 @@ class DeadLetters(AsyncCloseable):
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
     ) -> None:
-        self._connection = CallConnection(check_client(client), timeout, owner="DeadLetters")
+        self._connection = CallConnection(check_client(client), timeout, owner="DeadLetters", is_patient=True)
+        self._size = ReadSize()
         self._stream = build_stream_key(stream, check_address(prefix, "a prefix")).encode()
         self._key = self._stream + b":dead"
         self._format = format
@@ -254,7 +257,14 @@ class DeadLetters(AsyncCloseable):
         self, group: str | None, after: str | None = None, last: bytes = b"+"
     ) -> AsyncIterator[Sequence[DeadLetter]]:
         begin = b"-" if after is None else b"(" + _check_ids([after])[0]
-        while rows := await self._connection.run_command(b"XRANGE", self._key, begin, last, b"COUNT", b"%d" % PAGE):
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_at = loop.time()
+            count = b"%d" % self._size.count(PAGE)
+            rows = await self._connection.run_command(b"XRANGE", self._key, begin, last, b"COUNT", count)
+            if not rows:
+                return
+            self._size.note(len(rows), sum(len(text) for row in rows for text in row[1]), loop.time() - asked_at)
             letters = [_parse_letter(row, self._format) for row in rows]
             yield [letter for letter in letters if group in (None, letter.group)]
             begin = b"(" + rows[-1][0]
@@ -270,9 +280,14 @@ class DeadLetters(AsyncCloseable):
         if last is None:  # letters that die again meanwhile are left alone
             newest = await self._connection.run_command(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1")
             last = bytes(newest[0][0]) if newest else b"-"
+        waiting: list[bytes] = []
         async for page in self._pages(group, last=last):
-            for at in range(0, len(page), step):
-                yield [letter.id.encode() for letter in page[at : at + step]]
+            waiting += [letter.id.encode() for letter in page]
+            while len(waiting) >= step:
+                yield waiting[:step]
+                del waiting[:step]
+        if waiting:
+            yield waiting
 
     async def _retry(self, ids: Sequence[bytes], *, everybody: bool) -> Any:
         anew = b"1" if everybody else b""

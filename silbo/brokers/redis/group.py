@@ -20,6 +20,7 @@ from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
+from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
@@ -141,6 +142,7 @@ class StreamReceiver:
             for key in group.keys
         }
         self._connection: Connection | None = None
+        self._size = ReadSize()
         self._read_lock = asyncio.Lock()
         self._ready: deque[Delivery | Gap] = deque()
         self._reread_after: dict[bytes, bytes] = {}  # streams whose pending entries are read again: the last id read
@@ -221,11 +223,12 @@ class StreamReceiver:
         if self._closed:
             raise BrokerUnavailable("the subscription is closed")
         try:
-            async with asyncio.timeout(BLOCK + self._timeout):
+            async with asyncio.timeout(BLOCK + self._timeout) as limit:
                 if self._connection is None:
                     await self._connect()
                 assert self._connection is not None
-                yield self._connection
+                with self._connection.extending(limit, BLOCK + self._timeout):
+                    yield self._connection
         except (Lost, Refused, TimeoutError) as error:
             trouble = find_trouble(self._description.client) if self._connection is None else ""
             await self._drop()
@@ -240,6 +243,7 @@ class StreamReceiver:
             await asyncio.sleep(RECONNECT.delay(self._failures) or 0)
         self._failures += 1
         self._connection = await connect(self._description.client)
+        self._connection.watch_progress()
         self._failures = 0
         self._reread_after = dict.fromkeys(self._upkeep, b"0")
         for upkeep in self._upkeep.values():
@@ -262,8 +266,9 @@ class StreamReceiver:
                 calls = self._signs.calls()
                 await run_calls(connection, calls)
                 self._signs.note(calls)
-            while self._reread_after and not await self._read_again(connection, limit):
-                pass
+            size = 0
+            while self._reread_after and (not self._has_deliveries() or self._has_room(limit, size)):
+                size += await self._read_again(connection, limit - len(self._ready))
             for key, upkeep in self._upkeep.items():
                 if not self._ready:
                     await self._claim(connection, key, upkeep, limit)
@@ -275,15 +280,22 @@ class StreamReceiver:
                 raise
             await self._recreate(connection)
 
-    async def _read_again(self, connection: Connection, limit: int) -> bool:
-        """Read a page of one stream's entries that this consumer was given before; True if a delivery is ready."""
+    def _has_deliveries(self) -> bool:
+        return any(isinstance(item, Delivery) for item in self._ready)
+
+    def _has_room(self, limit: int, size: int) -> bool:
+        """Return True if a read of at most so many items may go on, after so many bytes."""
+        return len(self._ready) < limit and self._size.has_room(size)
+
+    async def _read_again(self, connection: Connection, limit: int) -> int:
+        """Read a page of one stream's entries that this consumer was given before; return its size in bytes."""
         key, after = next(iter(self._reread_after.items()))
         asked_at = asyncio.get_running_loop().time()
-        reply = await self._xreadgroup(connection, limit, b"STREAMS", key, after)
+        reply = await self._xreadgroup(connection, self._size.count(max(1, limit)), b"STREAMS", key, after)
         entries: list[Any] = reply[0][1] if reply else []
         if not entries:
             del self._reread_after[key]
-            return False
+            return 0
         address = key.decode()
         attempts_key = build_attempts_key(key, self._group)
         # Trimmed or deleted; unless it is in hand, nobody can get the message any more.
@@ -295,51 +307,77 @@ class StreamReceiver:
         self._reread_after[key] = entries[-1][0]
         if existing := [entry for entry in entries if entry[1] is not None]:
             attempts = await connection.execute(b"HMGET", attempts_key, *[entry_id for entry_id, _ in existing])
-            self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
-        return any(isinstance(item, Delivery) for item in self._ready)
+            return self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
+        return 0
 
     async def _claim(self, connection: Connection, key: bytes, upkeep: GroupUpkeep, limit: int) -> None:
         """Claim entries of silent consumers, and look after the group, as far as it is time to."""
-        asked_at = asyncio.get_running_loop().time()
-        entries, attempts, gone = await upkeep.claim(connection, limit)
-        if gone:
-            self._report_gone(key.decode(), gone)
-        if entries:
-            self._add_ready(key, entries, asked_at, attempts)
+        size = 0
+        while self._has_room(limit, size):
+            asked_at = asyncio.get_running_loop().time()
+            count = self._size.count(limit - len(self._ready))
+            entries, attempts, gone = await upkeep.claim(connection, count)
+            if gone:
+                self._report_gone(key.decode(), gone)
+            if entries:
+                size += self._add_ready(key, entries, asked_at, attempts)
+            elif not gone:
+                break
         await upkeep.remove_silent_consumers(connection)
         if gap := await upkeep.find_gap(connection, self._last_given.get(key, "0")):
             self._ready.append(gap)
 
     def _report_gone(self, address: str, many: int) -> None:
-        """Add a gap for deleted entries, or add their number to the gap of the page before."""
-        if self._ready and isinstance(last := self._ready[-1], Gap) and last.address == address and last.count:
-            many += last.count
-            self._ready.pop()
-        self._ready.append(Gap(address, "deleted from the stream before they were handled", count=many))
+        """Put a gap for deleted entries in front, or add their number to the gap of a page before."""
+        if self._ready and isinstance(first := self._ready[0], Gap) and first.address == address and first.count:
+            many += first.count
+            self._ready.popleft()
+        self._ready.appendleft(Gap(address, "deleted from the stream before they were handled", count=many))
 
     async def _read_new(self, connection: Connection, limit: int) -> None:
-        block = b"%d" % max(1, int(self._block * 1000))
+        block = [b"BLOCK", b"%d" % max(1, int(self._block * 1000))]
         keys = list(self._upkeep)
-        asked_at = asyncio.get_running_loop().time()
-        reply = await self._xreadgroup(connection, limit, b"BLOCK", block, b"STREAMS", *keys, *[b">"] * len(keys))
-        given = dict(reply or ())
-        for key, upkeep in self._upkeep.items():
-            entries = given.get(key, [])
-            if len(entries) < limit:
-                upkeep.note_all_given()
-            if entries:
-                self._last_given[key] = entries[-1][0].decode()
-                self._add_ready(key, entries, asked_at)
-            elif not given:
-                upkeep.note_idle(self._last_given.get(key, "0"))
+        streams = [b"STREAMS", *keys, *[b">"] * len(keys)]
+        size = 0
+        while True:
+            room = limit - len(self._ready)
+            asked_at = asyncio.get_running_loop().time()
+            count = self._size.count(room, len(keys))
+            reply = await self._xreadgroup(connection, count, *block, *streams)
+            given = dict(reply or ())
+            has_more = False
+            for key, upkeep in self._upkeep.items():
+                entries = given.get(key, [])
+                if len(entries) < count:
+                    upkeep.note_all_given()
+                else:
+                    has_more = True
+                if entries:
+                    self._last_given[key] = entries[-1][0].decode()
+                    size += self._add_ready(key, entries, asked_at)
+                elif not given and block:
+                    upkeep.note_idle(self._last_given.get(key, "0"))
+            # It asked for few, of unknown or of larger entries, and they were small: what there is now fits as well.
+            if not has_more or count >= room or not self._has_room(limit, size):
+                return
+            block = []
 
     async def _xreadgroup(self, connection: Connection, limit: int, *rest: bytes) -> Any:
         return await connection.execute(
             b"XREADGROUP", b"GROUP", self._group, self._consumer, b"COUNT", b"%d" % limit, *rest
         )
 
-    def _add_ready(self, key: bytes, entries: list[Any], asked_at: float, attempts: Sequence[int] = ()) -> None:
-        """Make deliveries of entries; with the attempts counted of each if they were given out before."""
+    def _add_ready(self, key: bytes, entries: list[Any], asked_at: float, attempts: Sequence[int] = ()) -> int:
+        """Make deliveries of entries, and return their size in bytes.
+
+        Args:
+            key: The stream's key.
+            entries: Of a reply.
+            asked_at: The loop's time when the read was sent.
+            attempts: The attempts counted of each if they were given out before.
+        """
+        size = sum([len(text) for _, fields in entries for text in fields])
+        self._size.note(len(entries), size, asyncio.get_running_loop().time() - asked_at)
         address, form = key.decode(), self._description.format
         numbers = [2 + counted for counted in attempts] or [1] * len(entries)
         for (entry_id, fields), attempt in zip(entries, numbers, strict=True):
@@ -347,6 +385,7 @@ class StreamReceiver:
             delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
             if self._in_hand.add(delivery, asked_at):
                 self._ready.append(delivery)
+        return size
 
     # -- groups ---------------------------------------------------------------------------------------------
 

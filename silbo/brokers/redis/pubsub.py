@@ -229,9 +229,11 @@ class _PubSubReceiver:
             BrokerUnavailable: Redis did not confirm in time, or refused.
         """
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
                 self._connection = await connect(self._client)
-                await self._subscribe(self._connection)
+                self._connection.watch_progress()
+                with self._connection.extending(limit, self._timeout):
+                    await self._subscribe(self._connection)
         except (Lost, Refused, TimeoutError) as error:
             await self._drop()
             why = str(error) or find_trouble(self._client) or f"no answer within {self._timeout:g} s"
@@ -286,6 +288,9 @@ class _PubSubReceiver:
         """Read one reply within ``wait`` seconds; True if there was one."""
         reply = await connection.read(wait)
         now = asyncio.get_running_loop().time()
+        if connection.heard_at > self._heard_at:  # also a part of a large message
+            self._heard_at = connection.heard_at
+            self._pinged_at = None
         if reply is not None:
             self._heard_at = now
             self._pinged_at = None
