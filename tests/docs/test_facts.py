@@ -14,7 +14,7 @@ from typing import Any
 from chaos.batteries import BATTERIES
 from silbo import Consumer, Outbox, Quota, Relay, bridge
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, sender
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.names import MAX_NAME_LENGTH
@@ -72,6 +72,7 @@ CONSTANTS = {
     "dead letters": in_hand.DEAD_FOR / 1000,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "unacknowledged deliveries": consumer.UNACKED,
+    "the messages of one read of a Streams consumer, or one page of dead letters": read_size.READ_BYTES,
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
     "characters of an event name": MAX_NAME_LENGTH,
