@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import silbo
+from tests.support.source import parse_source
 
 PACKAGE = Path(silbo.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
 
 def imported(module: Path) -> Iterator[str]:
     """Top-level packages that a file imports anywhere, inside functions and under TYPE_CHECKING too."""
-    tree = ast.parse(module.read_text())
+    tree = parse_source(module.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             # Every type checker brings typing_extensions; at run time it is not there.

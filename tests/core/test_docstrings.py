@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.source import parse_source
+
 SILBO = Path(__file__).parents[2] / "silbo"
 RIDDLES = frozenset({"What", "Whether", "How", "Where", "Who", "That", "Those", "Which"})
 """The first words of docstrings that describe a thing in place of naming it."""
@@ -30,7 +32,7 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_the_docstrings_of_every_place_are_found() -> None:
     code = '"""m"""\nX = 1\n"""x"""\nif X:\n  Y: int = 1\n  "y"\nclass C:\n  "c"\n  a: int\n  "a"\n  def f(self):\n    "f"\n    "no"\n'
-    assert [text for _, text in docstrings(ast.parse(code))] == ["m", "x", "y", "c", "a", "f"]
+    assert [text for _, text in docstrings(parse_source(code))] == ["m", "x", "y", "c", "a", "f"]
 
 
 def test_at_most_one_docstring_of_a_hundred_is_a_riddle() -> None:
@@ -38,7 +40,7 @@ def test_at_most_one_docstring_of_a_hundred_is_a_riddle() -> None:
     found = [
         (f"{path.relative_to(SILBO.parent)}:{line}", text)
         for path in sorted(SILBO.rglob("*.py"))
-        for line, text in docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        for line, text in docstrings(parse_source(path.read_text(encoding="utf-8")))
     ]
     riddles = [f"{place}: {text.splitlines()[0]}" for place, text in found if text.split()[0].strip(",:;.") in RIDDLES]
     assert len(found) > 900

@@ -23,6 +23,7 @@ from silbo.stores.sqlite import connection
 from silbo.wire import encode
 from silbo.work import unit_of_work
 from tests.support.redis_streams import ACL
+from tests.support.source import parse_source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,7 +171,7 @@ TOLD_BY = {
 def logged(module: str) -> tuple[set[str], set[str]]:
     """The levels and the fields of what a module logs, as its text has them."""
     levels, fields = set[str](), set[str]()
-    for node in ast.walk(ast.parse(ROOT.joinpath(f"silbo/{module}.py").read_text())):
+    for node in ast.walk(parse_source(ROOT.joinpath(f"silbo/{module}.py").read_text())):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "logging" and node.attr.isupper():
             levels.add(node.attr)
         elif isinstance(node, ast.Dict):  # extra={...}

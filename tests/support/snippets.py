@@ -36,6 +36,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from tests.support.logging_state import logging_as_it_was
+from tests.support.source import parse_source
 
 SECONDS = 30.0
 """For one program, or one awaited line of a background program."""
@@ -177,7 +178,7 @@ class Page:
             self._compare(snippet, said.getvalue())
 
     async def _inline(self, snippet: Snippet, code: str) -> None:
-        tree = ast.increment_lineno(ast.parse(code), snippet.line)  # a traceback shows the page's own lines
+        tree = ast.increment_lineno(parse_source(code), snippet.line)  # a traceback shows the page's own lines
         compiled = compile(tree, str(self._path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         result = eval(compiled, self._module.__dict__)  # exec() would drop the coroutine
         if inspect.iscoroutine(result):
