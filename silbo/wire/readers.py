@@ -213,7 +213,7 @@ def _read_union(readers: list[Reader], value: Any) -> Any:
     for reader in readers:
         try:
             candidate = reader(value)
-            if to_json_value(candidate) == value:
+            if _is_same(to_json_value(candidate), value):
                 return candidate
             taken.append(candidate)
         except Exception as error:  # noqa: BLE001  # also the host's constructors
@@ -221,6 +221,19 @@ def _read_union(readers: list[Reader], value: Any) -> Any:
     if taken:
         return taken[0]
     raise ValueError(f"fits none of {len(readers)} types: {'; '.join(errors)}")
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return True if two JSON values are written alike: unlike for Python, 1 is neither 1.0 nor true."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other) and _number_of(one) is _number_of(other)
+
+
+def _number_of(json: Any) -> type | None:
+    return next((kind for kind in (bool, int, float) if isinstance(json, kind)), None)
 
 
 # -- containers ---------------------------------------------------------------------------------------------
