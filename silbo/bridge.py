@@ -26,7 +26,7 @@ from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, LoopConflict, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
-from silbo.names import EventName, Key, compile_pattern, is_too_long
+from silbo.names import EventName, Key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import deferred_sends
@@ -270,9 +270,10 @@ class Bridge(AsyncCloseable):
         to, key = (route.to, route.key) if route else (None, None)
         if kind is None and (route is None or (kind := route.kind) is None):
             return None
-        version = 1
         if isinstance(name, EventName):
             key, version = name.key if key is None else key, name.version
+        else:
+            version = version_of(type(event), name)
         if key is not None:
             key = routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)

@@ -47,6 +47,7 @@ __all__ = [
     "StoreInvalid",
     "StoreUnavailable",
     "Unresolvable",
+    "VersionTooNew",
 ]
 
 
@@ -505,6 +506,27 @@ class MessageInvalid(SilboError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+@dataclass(eq=False)
+class VersionTooNew(SilboError, ValueError):
+    """A received message is of a newer version than this program knows. A newer program can handle it.
+
+    Attributes:
+        name: The name of the event.
+        version: The version of the message.
+        known: The newest version in ``events=``.
+    """
+
+    name: str
+    version: int
+    known: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r}: the message has version {self.version}, and this program knows no newer one than {self.known}; "
+            "deploy the program that knows it"
+        )
 
 
 @dataclass(eq=False)

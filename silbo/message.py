@@ -6,17 +6,40 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
 from uuid import uuid4
+
+from silbo.errors import MessageInvalid
 
 __all__ = ["Delivery", "Format", "Message", "Origin", "instance", "new_publication"]
 
 
-class Origin(NamedTuple):
-    """The sender of a message: the name of a program, and the id of one process of it."""
+VERSION_DIGITS: Final = 18
+"""The most digits of a version."""
 
+
+class _Sender(NamedTuple):
     app: str
     instance: str
+
+
+class Origin(_Sender):
+    """The sender of a message: the name of a program, and the id of one process of it. A pair of the two.
+
+    Attributes:
+        app: The name of the program.
+        instance: The id of the process.
+        version: The version of the payload that it sent, before any ``upcast``. Not a part of the pair.
+    """
+
+    version: int = 1
+
+    def __new__(cls, app: str, instance: str, version: int = 1) -> Self:
+        """Make the pair."""
+        self = tuple.__new__(cls, (app, instance))
+        if version != 1:
+            self.version = version
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +72,28 @@ class Message:
         return self.headers.get("key")
 
     @property
+    def version(self) -> int:
+        """The version of the payload; 1 if the message does not tell.
+
+        Raises:
+            MessageInvalid: the header is not a whole number, 1 or more.
+        """
+        text = self.headers.get("version", "1")
+        if text == "1":
+            return 1
+        if text.isascii() and text.isdigit() and len(text) <= VERSION_DIGITS and (version := int(text)):
+            return version
+        raise MessageInvalid(f"{text!r:.40} is not a version: 1, 2, 3 and so on", field="headers.version")
+
+    @property
     def origin(self) -> Origin | None:
-        """The sender; None before a broker has sent the message, and in formats without headers."""
+        """The sender; None before a broker has sent the message, and in formats without headers.
+
+        Raises:
+            MessageInvalid: the version is none.
+        """
         app = self.headers.get("app")
-        return None if app is None else Origin(app, self.headers.get("instance", ""))
+        return None if app is None else Origin(app, self.headers.get("instance", ""), self.version)
 
 
 class Format(Protocol):

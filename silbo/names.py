@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from silbo.errors import NameInvalid
+from silbo.message import VERSION_DIGITS
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -32,6 +35,7 @@ __all__ = [
     "EventName",
     "Key",
     "Name",
+    "Upcast",
     "check_name",
     "check_name_or_pattern",
     "claim_own_name",
@@ -41,6 +45,7 @@ __all__ = [
     "is_pattern",
     "is_too_long",
     "name_of",
+    "version_of",
     "warn_if_deprecated",
 ]
 
@@ -49,6 +54,9 @@ Key: TypeAlias = "str | Callable[[Any], object]"
 
 Name: TypeAlias = "str | int | float | bytes | tuple[object, ...] | frozenset[object] | Enum | type[object]"
 """The types that a name may have besides :class:`EventName`; at run time any hashable is a name."""
+
+Upcast: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
+"""A function that makes the payload of the next version of one version's payload: a dict of plain JSON values."""
 
 MAX_NAME_LENGTH: Final = 1_000
 """Most characters of a name or pattern: names come from outside, and are kept in caches."""
@@ -65,6 +73,7 @@ if TYPE_CHECKING:
         cls: type[E] | None
         key: Key | None
         version: int
+        upcast: Mapping[int, Upcast]
         description: str
         deprecated: str | None
 
@@ -75,6 +84,7 @@ if TYPE_CHECKING:
             *,
             key: Key | None = None,
             version: int = 1,
+            upcast: Mapping[int, Upcast] | None = None,
             description: str = "",
             deprecated: str | None = None,
         ) -> None: ...
@@ -92,7 +102,12 @@ else:
             cls: The class of its events; a consumer rebuilds messages of this name as this class. The class knows its names
                 for as long as they are alive, so names that are made for a tenant or a request are freed.
             key: The routing key: the name of an attribute, or a function of the event. Events with one key keep their order.
-            version: The version of the payload; a header of each message.
+            version: The version of the payload, from 1; a header of each message. A consumer with this name in ``events=``
+                leaves messages of newer versions to the others of its group.
+            upcast: Functions by version, ``{1: add_currency}``: each takes a payload of its version, a dict that it may change,
+                and returns that of the next. A consumer rebuilds older messages through them, step by step. From the
+                lowest version to the one before ``version`` none may be missing. Without ``upcast`` older payloads are
+                rebuilt as they are.
             description: For people.
             deprecated: The replacement, as text. With it, registering a listener and dispatching give a
                 ``DeprecationWarning``.
@@ -100,12 +115,15 @@ else:
         Raises:
             NameInvalid: the name has a ``*`` or is too long; or handlers are bound to the class already, under the name of
                 the class.
-            TypeError: The name is not a text, or ``cls`` is not a class.
+            TypeError: The name is not a text, ``cls`` is not a class, ``version`` is no whole number, or something in ``upcast``
+                is not a function of one payload.
+            ValueError: ``version`` is less than 1 or has more than 18 digits, or ``upcast`` has a hole or a version that is not
+                before ``version``.
         """
 
-        __slots__ = ("__weakref__", "cls", "deprecated", "description", "key", "version")
+        __slots__ = ("__weakref__", "cls", "deprecated", "description", "key", "upcast", "version")
 
-        def __new__(own, name, cls=None, *, key=None, version=1, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
+        def __new__(own, name, cls=None, *, key=None, version=1, upcast=None, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
             if not isinstance(name, str):
                 raise TypeError(f"an EventName is made of a text, as 'user.joined', not of {name!r}")
             if is_pattern(name):
@@ -116,7 +134,8 @@ else:
             self = super().__new__(own, str.__str__(name))  # of a member of a str enum, its value
             self.cls = cls
             self.key = key
-            self.version = version
+            self.version = _check_version(name, version)
+            self.upcast = _NO_UPCAST if upcast is None else _check_upcast(name, version, upcast)
             self.description = description
             self.deprecated = deprecated
             if cls is not None:
@@ -128,6 +147,7 @@ else:
 
         def __reduce__(self):
             options = {slot: getattr(self, slot) for slot in self.__slots__ if slot != "__weakref__"}
+            options["upcast"] = dict(self.upcast)  # the read-only view of it can't be pickled
             return partial(EventName, str(self), **options), ()
 
 
@@ -158,11 +178,9 @@ class _LiveNames:
         return list(self._by_text)
 
     def find(self, text: str) -> Any:
-        """Return the oldest of the equal names with this text; None if there is none."""
-        for weak in list(self._by_text.get(text, {}).values()):
-            if (name := weak()) is not None:
-                return name
-        return None
+        """Return the newest version of the equal names with this text, the oldest name of it; None if there is none."""
+        alive = [name for weak in list(self._by_text.get(text, {}).values()) if (name := weak()) is not None]
+        return max(alive, key=lambda name: name.version, default=None)
 
     def _remove(self, text: str, key: int, _: object) -> None:
         equal = self._by_text.get(text, {})
@@ -236,6 +254,63 @@ def name_of(event: object) -> Any:
 def has_name(cls: type, name: str) -> bool:
     """Return True if events of a class have this name: it is one of the class's EventNames, or the name of the class."""
     return cls.__name__ == name or any(_names_of(one).find(name) is not None for one in (cls, generic_class(cls)))
+
+
+def version_of(cls: type, name: str) -> int:
+    """Return the version of the payloads of a class under a name: that of its newest EventName; 1 if it has none."""
+    names = vars(cls).get(_NAMES)
+    found = None if names is None else names.find(name)
+    version: int = 1 if found is None else found.version
+    return version
+
+
+# -- versions -----------------------------------------------------------------------------------------------
+
+_NO_UPCAST: Final[Mapping[int, Upcast]] = MappingProxyType({})
+
+
+def _check_version(name: object, version: object) -> int:
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise TypeError(f"the version of {str(name)!r} is a whole number, not {version!r}")
+    if not 1 <= version < 10**VERSION_DIGITS:
+        raise ValueError(f"the version of {str(name)!r} is 1 or more, with at most {VERSION_DIGITS} digits")
+    return version
+
+
+def _check_upcast(name: object, version: int, upcast: object) -> Mapping[int, Upcast]:
+    """Return a read-only copy of an upcast without a hole, in ascending order."""
+    if not isinstance(upcast, Mapping):
+        raise TypeError(
+            f"upcast of {str(name)!r} is a dict of functions by version, as {{1: add_currency}}, not {upcast!r}"
+        )
+    for before, step in upcast.items():
+        if isinstance(before, bool) or not isinstance(before, int):
+            raise TypeError(f"upcast of {str(name)!r}: {before!r} is not a version, which is a whole number")
+        if not 1 <= before < version:
+            raise ValueError(
+                f"upcast of {str(name)!r}: {before} is not a version before {version}; the function of a version makes "
+                "payloads of the next"
+            )
+        if not _takes_one_payload(step):
+            raise TypeError(f"upcast of {str(name)!r}: {step!r} is not a plain function of one payload")
+    missing = sorted(set(range(min(upcast, default=version), version)) - upcast.keys())
+    if missing:
+        raise ValueError(f"upcast of {str(name)!r} has a hole: no function for version {missing[0]}")
+    return MappingProxyType({before: upcast[before] for before in sorted(upcast)})
+
+
+def _takes_one_payload(step: object) -> bool:
+    if not callable(step) or inspect.iscoroutinefunction(step) or inspect.isasyncgenfunction(step):
+        return False
+    if inspect.iscoroutinefunction(type(step).__call__):
+        return False
+    try:
+        inspect.signature(step).bind({})
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function that does not tell
+        return True
+    return True
 
 
 # -- checks and patterns ------------------------------------------------------------------------------------

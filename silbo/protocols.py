@@ -158,6 +158,20 @@ class Receiver(Protocol):
         """
         ...
 
+    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
+        """Let the group's other consumers take these deliveries over now, and not this one; :meth:`keep` ends that.
+
+        Until another consumer takes one it stays in hand here, and can be buried.
+
+        Returns:
+            For each delivery the seconds since a consumer of the group first offered it, remembered for a day; None if
+            another consumer has taken it over, or it is done.
+
+        Raises:
+            BrokerUnavailable: some may be offered; safe to repeat.
+        """
+        ...
+
     async def count(self, delivery: Delivery) -> int:
         """Count one attempt of a delivery durably: an attempt that failed, or that a redelivery begins.
 

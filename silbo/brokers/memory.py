@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from time import monotonic
 from typing import Final, Literal, NamedTuple
 
 from silbo._checks import check_address
@@ -295,13 +296,13 @@ class _MemoryReceiver:
         """See :class:`~silbo.protocols.Receiver`."""
         self._binding.enter("group")
         backlog = self._backlog
-        await backlog.wait_for_message()
-        items: list[Delivery | Gap] = []
+        await backlog.wait_for_message(self)
+        items: list[Delivery | Gap] = [*backlog.take_offered(self, limit)]
         if backlog.dropped:
             reason = "the group fell behind, and its oldest messages were dropped"
             items.append(Gap(backlog.group, reason, count=backlog.dropped))
             backlog.dropped = 0
-        for _ in range(min(limit, len(backlog.waiting))):
+        for _ in range(min(limit - len(items), len(backlog.waiting))):
             delivery = backlog.waiting.popleft()
             backlog.pending[delivery.id] = delivery, self
             items.append(delivery)
@@ -313,11 +314,20 @@ class _MemoryReceiver:
         for delivery in deliveries:
             self._backlog.pending.pop(delivery.id, None)
             self._backlog.attempts.pop(delivery.id, None)
+            self._backlog.offers.pop(delivery.id, None)
         self._make_room()
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        return [delivery for delivery in deliveries if not self._has_pending(delivery)]
+        kept = [delivery for delivery in deliveries if self._has_pending(delivery)]
+        for delivery in kept:
+            self._backlog.end_offer(delivery)
+        return [delivery for delivery in deliveries if delivery not in kept]
+
+    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.enter("group")
+        return [self._backlog.offer(delivery, self) if self._has_pending(delivery) else None for delivery in deliveries]
 
     async def count(self, delivery: Delivery) -> int:
         """See :class:`~silbo.protocols.Receiver`."""
@@ -342,6 +352,21 @@ class _MemoryReceiver:
         return holder is self
 
 
+@dataclass(slots=True, eq=False)
+class _Offer:
+    """A delivery that its holder leaves to the group's other consumers.
+
+    Attributes:
+        since: The time, by ``monotonic()``, of the first offer.
+        refused_by: The receivers that have offered it, so that it does not go to and fro.
+        is_open: True if another receiver may take it.
+    """
+
+    since: float
+    refused_by: set[_MemoryReceiver]
+    is_open: bool
+
+
 class _Backlog:
     """The messages that a group has not acknowledged.
 
@@ -349,6 +374,7 @@ class _Backlog:
         waiting: Deliveries that no consumer has, oldest first.
         pending: Deliveries that a consumer has in hand, by the delivery's id, each with the consumer's receiver.
         attempts: Attempts counted so far, by the delivery's id.
+        offers: Deliveries that were left to other consumers, by the delivery's id, until they are acknowledged.
         dropped: The number of messages dropped since a consumer last got a Gap.
     """
 
@@ -358,6 +384,7 @@ class _Backlog:
         self.waiting: deque[Delivery] = deque()
         self.pending: dict[str, tuple[Delivery, _MemoryReceiver]] = {}
         self.attempts: dict[str, int] = {}
+        self.offers: dict[str, _Offer] = {}
         self.dropped = 0
         self._sleepers: set[asyncio.Future[None]] = set()
 
@@ -377,6 +404,7 @@ class _Backlog:
         returned = [delivery for delivery, holder in self.pending.values() if holder is receiver]
         for delivery in returned:
             del self.pending[delivery.id]
+            self.end_offer(delivery)
         again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
         self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
         self._wake()
@@ -390,9 +418,37 @@ class _Backlog:
         """Forget those that wait for a message, in an event loop that has ended."""
         self._sleepers.clear()
 
-    async def wait_for_message(self) -> None:
-        """Return when there is a message or a gap, or after half a second."""
-        if self.waiting or self.dropped:
+    def offer(self, delivery: Delivery, receiver: _MemoryReceiver) -> float:
+        """Let other receivers take a pending delivery; return the seconds since the first offer."""
+        offer = self.offers.setdefault(delivery.id, _Offer(since=monotonic(), refused_by=set(), is_open=False))
+        offer.refused_by.add(receiver)
+        if not offer.is_open:
+            offer.is_open = True
+            self._wake()
+        return monotonic() - offer.since
+
+    def end_offer(self, delivery: Delivery) -> None:
+        """Let nobody take a delivery any more."""
+        if delivery.id in self.offers:
+            self.offers[delivery.id].is_open = False
+
+    def take_offered(self, receiver: _MemoryReceiver, limit: int) -> list[Delivery]:
+        """Give a receiver the deliveries that others offer, the oldest first."""
+        ids = [entry_id for entry_id, offer in self.offers.items() if self._may_take(offer, receiver)]
+        taken: list[Delivery] = []
+        for entry_id in sorted(ids, key=int)[:limit]:
+            delivery = replace(self.pending[entry_id][0], attempt=2 + self.attempts.get(entry_id, 0))
+            self.pending[entry_id] = delivery, receiver
+            self.end_offer(delivery)
+            taken.append(delivery)
+        return taken
+
+    def _may_take(self, offer: _Offer, receiver: _MemoryReceiver) -> bool:
+        return offer.is_open and receiver not in offer.refused_by
+
+    async def wait_for_message(self, receiver: _MemoryReceiver) -> None:
+        """Return when there is a message for a receiver or a gap, or after half a second."""
+        if self.waiting or self.dropped or any(self._may_take(offer, receiver) for offer in self.offers.values()):
             return
         woken = asyncio.get_running_loop().create_future()
         self._sleepers.add(woken)

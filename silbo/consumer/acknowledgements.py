@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Final
@@ -70,6 +71,48 @@ class Acknowledgements:
             del self._in_hand[place]
             self._finished.discard(place)
             self._run.has_room.set()
+
+    # -- offer ----------------------------------------------------------------------------------------------
+
+    async def offer(self, deliveries: Sequence[Delivery]) -> float | None:
+        """Let the group's other consumers take over deliveries that are in hand here; remove those that one has taken.
+
+        Args:
+            deliveries: The first is waited for by the others.
+
+        Returns:
+            Seconds since the first was offered to the group for the first time; None if another consumer has taken it.
+
+        Raises:
+            BrokerUnavailable: they are not in work here; safe to repeat.
+        """
+        for delivery in deliveries:
+            self.stop_keeping(delivery)
+        with self._run.reports.broker_outage.watched("offer"):
+            offered = await self._receiver.offer(*deliveries)
+        for delivery, seconds in zip(deliveries, offered, strict=True):
+            if seconds is None:
+                self.remove(delivery)
+        return offered[0]
+
+    async def take_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Keep deliveries in hand that were offered; remove those that another consumer has taken meanwhile.
+
+        Raises:
+            Stopped: the consumer is stopped, and the broker did not answer; they are removed.
+        """
+        held = [delivery for delivery in deliveries if self.holds(delivery)]
+        if not held:
+            return
+        lost: Collection[Delivery] = held
+        try:
+            async with self._keeping:
+                lost = await self._run.until_answered("keep", lambda: self._receiver.keep(*held))
+        finally:
+            for delivery in held:
+                self._finished.discard((delivery.address, delivery.id))
+            for delivery in lost:
+                self.remove(delivery)
 
     # -- keep -----------------------------------------------------------------------------------------------
 

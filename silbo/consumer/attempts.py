@@ -15,7 +15,14 @@ from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.receive import EventRebuilder, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
 from silbo.dispatch.received import Received, dispatch_received, received
-from silbo.errors import BrokerRefused, BrokerUnavailable, LoopConflict, MessageInvalid, StoreUnavailable
+from silbo.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    LoopConflict,
+    MessageInvalid,
+    StoreUnavailable,
+    VersionTooNew,
+)
 from silbo.message import Delivery, Message
 from silbo.protocols import Inbox, Receiver
 
@@ -25,6 +32,8 @@ INBOX_RETRY: Final = 1.0
 """Seconds between two attempts of a delivery while the inbox is unavailable."""
 STORING_RETRY: Final = Backoff(initial=0.5, cap=10.0)
 """Delays between two attempts to store how a delivery has failed, while the broker refuses that."""
+OFFER_RETRY: Final = 1.0
+"""Seconds between two looks at a delivery that was left to others, if the broker has no interval of its own."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
 
@@ -44,6 +53,8 @@ class HandlingOptions:
         needs_keys: A message that somebody listens to is malformed without a key.
         inbox: Remembers publications; None if they are not remembered.
         group: The name of the group that the inbox remembers them for.
+        newer_version_wait: Seconds in which the group's other consumers may take over a message of a version that this one
+            does not know.
     """
 
     dispatcher: IAsyncEventDispatcher
@@ -56,6 +67,7 @@ class HandlingOptions:
     needs_keys: bool
     inbox: Inbox | None
     group: str
+    newer_version_wait: float
 
 
 class _InboxUnavailable(Exception):
@@ -129,6 +141,8 @@ class Attempts:
             BrokerRefused: the broker does not store that or how the attempt failed; to be called again after a while.
         """
         delivery = queued.delivery
+        if queued.too_new is not None:
+            return await self._leave_to_others(queued, queued.too_new)
         if queued.refusals:
             if queued.burial is not None:
                 await self._bury(queued, *queued.burial)
@@ -153,6 +167,35 @@ class Attempts:
             self._acks.acknowledge(delivery)
             return None
         return await self._retry_or_bury(queued, error)
+
+    async def _leave_to_others(self, queued: QueuedDelivery, error: VersionTooNew) -> float | None:
+        """Leave a message of an unknown version, and those of its key behind it, to the group's other consumers.
+
+        Return the seconds until the next look; None if another consumer has it by now, or it is given up.
+        """
+        delivery = queued.delivery
+        first, queued.tries = not queued.tries, 1
+        self._run.stats.newer += first
+        if not delivery.id:
+            await self._run.reports.report_too_new(delivery, error)
+            return None
+        if not self._acks.holds(delivery):
+            return None
+        wait = self._options.newer_version_wait
+        if first:
+            self._run.reports.note_left(delivery, error, wait)
+        behind = [other for other in self._queue.list_behind(queued) if self._acks.holds(other)]
+        again = self._receiver.keep_every or OFFER_RETRY
+        try:
+            offered_for = await self._acks.offer([delivery, *behind])
+        except BrokerUnavailable:  # or it refuses, as a full Redis does: other keys go on
+            return again
+        if offered_for is not None and offered_for < wait:
+            return min(again, wait - offered_for)
+        if offered_for is not None:
+            await self._bury(queued, error, 0)
+        await self._acks.take_back(behind)
+        return None
 
     async def _count_start(self, queued: QueuedDelivery) -> bool:
         """Count the attempt of a suspect right before it begins. False if the delivery is given up instead."""

@@ -46,6 +46,8 @@ SMALL: Final = 16_384
 """Bytes of a message up to which it is kept decoded in the queue. A larger one is decoded again for its first attempt."""
 LISTENER_RETRY: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 """Delays between two attempts of a delivery whose listeners fail."""
+LONGEST_WAIT: Final = 86_400.0
+"""The longest ``newer_version_wait``, in seconds."""
 BRIDGES_CHECKED_EVERY: Final = 1.0
 """Seconds between two looks for a new bridge on a dispatcher that does not tell when its listeners change."""
 
@@ -87,6 +89,9 @@ class Consumer:
             have to be among them.
         backoff: Delays between two attempts; 0.5 to 30 seconds by default.
         inbox: Remembers the publications that the group has handled, so that a repeated one has no second effect.
+        newer_version_wait: Seconds for which a message of a newer version than ``events`` has is left to the group's other
+            consumers, at most a day; meanwhile its key waits. Then it becomes a dead letter. Give it more than a rolling
+            deploy takes.
         drain: Seconds in which a stop finishes the deliveries in hand; then listeners that still run are cancelled. One that
             does not end then is left behind after 5 more, and :meth:`run` raises a :class:`~silbo.errors.StopIncomplete`.
         slow_after: Seconds after which a listener or hook that still runs is a warning in the log, with its file and line, and
@@ -111,6 +116,7 @@ class Consumer:
         give_up_on: Sequence[type[Exception]] = (),
         backoff: Backoff = LISTENER_RETRY,
         inbox: Inbox | None = None,
+        newer_version_wait: float = 300.0,
         drain: float = 10.0,
         slow_after: float | None = 10.0,
         on_error: ErrorHook | None = None,
@@ -130,6 +136,11 @@ class Consumer:
             raise TypeError(f"inbox is an Inbox, as RedisInbox(client) or SQLAlchemyInbox(sessions), not {inbox!r}")
         concurrency = check_count("concurrency", concurrency)
         max_attempts = check_count("max_attempts", max_attempts)
+        if check_seconds("newer_version_wait", newer_version_wait, zero=True) > LONGEST_WAIT:
+            raise ValueError(
+                f"newer_version_wait is at most a day, {LONGEST_WAIT:g} seconds: brokers remember no longer since when a "
+                f"message is waited for; not {newer_version_wait!r}"
+            )
         if listener_timeout is not None:
             check_seconds("listener_timeout", listener_timeout)
             if not isinstance(dispatcher, AsyncEventDispatcher):
@@ -154,6 +165,7 @@ class Consumer:
             needs_keys=concurrency > 1,
             inbox=inbox,
             group=subscription.name,
+            newer_version_wait=newer_version_wait,
         )
         stopping = asyncio.Event()
         tasks = OwnTasks("consumer", stopping=stopping, on_failure=self.stop, stats=self.stats)
@@ -353,9 +365,9 @@ class Consumer:
             acks.doubt(asked_at)
             self._options.heard.refresh()
             self._check_bridges()
-            await self._accept(items, acks)
+            await self._accept(items, acks, receiver)
 
-    async def _accept(self, items: Sequence[Delivery | Gap], acks: Acknowledgements) -> None:
+    async def _accept(self, items: Sequence[Delivery | Gap], acks: Acknowledgements, receiver: Receiver) -> None:
         for item in items:
             if isinstance(item, Gap):
                 self.stats.gaps += 1
@@ -363,16 +375,18 @@ class Consumer:
             elif acks.add(item):
                 self.stats.received += 1
                 self.stats.claimed += item.attempt > 1
-                self._put(item)
+                self._put(item, receiver)
 
-    def _put(self, delivery: Delivery) -> None:
+    def _put(self, delivery: Delivery, receiver: Receiver) -> None:
+        rebuilder = self._options.rebuilder
         try:
             message = delivery.message()
+            too_new = rebuilder.find_too_new(delivery, message, skips_own_instance=receiver.skips_own_instance)
         except MessageInvalid:  # reported when the delivery is attempted
             self._queue.put(delivery, None, None)
         else:
-            key = self._options.rebuilder.routing_key(delivery, message)
-            self._queue.put(delivery, message if len(delivery.raw) <= SMALL else None, key)
+            key = rebuilder.routing_key(delivery, message)
+            self._queue.put(delivery, message if len(delivery.raw) <= SMALL else None, key, too_new)
 
     def _check_bridges(self) -> None:
         """Refuse a dispatcher that bridges the consumed app if ``own`` is not given.

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf
 
+from silbo.errors import VersionTooNew
 from silbo.message import Delivery, Message
 
 __all__ = ["KeyedQueue", "QueuedDelivery"]
@@ -21,6 +22,7 @@ class QueuedDelivery:
         delivery: As it was received.
         message: The decoded message, for the first attempt only: listeners may change it. None if it is not kept.
         key: The routing key; None if the delivery waits for no other.
+        too_new: The error if the message is of a newer version than this consumer knows.
         tries: Attempts made by this consumer.
         attempts: Attempts counted by the broker, as far as known.
         is_counted: True if the next attempt is among ``attempts`` already.
@@ -34,6 +36,7 @@ class QueuedDelivery:
     delivery: Delivery
     message: Message | None
     key: str | None
+    too_new: VersionTooNew | None = None
     tries: int = 0
     attempts: int = 0
     is_counted: bool = False
@@ -62,17 +65,20 @@ class KeyedQueue:
     def __len__(self) -> int:
         return self._length
 
-    def put(self, delivery: Delivery, message: Message | None, key: str | None) -> None:
+    def put(
+        self, delivery: Delivery, message: Message | None, key: str | None, too_new: VersionTooNew | None = None
+    ) -> None:
         """Add a delivery behind all others of its key.
 
         Args:
             delivery: The delivery.
             message: Its message, if it is decoded already.
             key: Its routing key; None if it has none.
+            too_new: The error if this consumer does not know its version.
         """
         self._arrived += 1
         self._length += 1
-        queued = QueuedDelivery(order=self._arrived, delivery=delivery, message=message, key=key)
+        queued = QueuedDelivery(order=self._arrived, delivery=delivery, message=message, key=key, too_new=too_new)
         if key is not None:
             if key in self._behind:
                 behind = self._behind[key]
@@ -106,6 +112,11 @@ class KeyedQueue:
         if queued.key is not None:
             self._held_keys.add(queued.key)
         self._parked[queued] = asyncio.get_running_loop().call_later(delay, self._resume, queued)
+
+    def list_behind(self, queued: QueuedDelivery) -> list[Delivery]:
+        """Return the deliveries of the same key that wait for this one, in their order."""
+        behind = None if queued.key is None else self._behind[queued.key]
+        return [other.delivery for other in behind or ()]
 
     def end_retries(self) -> None:
         """Give out no delivery again: neither those parked now nor those parked later."""

@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
 from silbo.dispatch.received import Received, dispatch_received
-from silbo.errors import MessageInvalid, OwnMessagesUndecided
+from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
-from silbo.names import MAX_NAME_LENGTH, EventName, is_pattern, is_too_long
+from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern, is_too_long
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.formats import JSON
 
@@ -54,7 +54,7 @@ class EventRebuilder:
     Raises:
         TypeError: one of the events is no EventName.
         ClassUnreadable: events of one of the classes can't be rebuilt.
-        ValueError: one comes twice, with different classes.
+        ValueError: one version of one comes twice, with different classes or upcasts.
     """
 
     def __init__(self, events: Iterable[EventName[Any]], *, app: str, own: Own | None) -> None:
@@ -63,7 +63,7 @@ class EventRebuilder:
             raise TypeError(f"events is a list of EventName constants: [{given!r}]")
         self._app = app
         self._own = own
-        self._by_name: dict[str, EventName[Any]] = {}
+        self._by_name: dict[str, _KnownVersions] = {}
         self._by_class: dict[str, EventName[Any]] = {}
         for name in events:
             if not isinstance(name, EventName):
@@ -71,16 +71,17 @@ class EventRebuilder:
                     f"events takes EventName constants, not {name!r}: they say which class a name's events are; "
                     "without one an event arrives with its payload, and needs no mention here"
                 )
-            if self._by_name.setdefault(str(name), name).cls is not name.cls:
-                raise ValueError(f"events has {str(name)!r} twice, with different classes")
+            self._by_name.setdefault(str(name), _KnownVersions()).add(name)
             if name.cls is not None:
                 check_class(name.cls)
-                self._by_class.setdefault(name.cls.__name__, name)
+                same = self._by_class.setdefault(name.cls.__name__, name)
+                if str(same) == str(name) and same.version < name.version:
+                    self._by_class[name.cls.__name__] = name
 
     @property
     def names(self) -> Collection[EventName[Any]]:
-        """The names that have a class."""
-        return self._by_name.values()
+        """The names that have a class, in all their versions."""
+        return [name for known in self._by_name.values() for name in known.names]
 
     def rebuild(
         self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
@@ -94,16 +95,50 @@ class EventRebuilder:
 
         Raises:
             MessageInvalid: the delivery is not a message, or does not fit the event's class.
+            VersionTooNew: the message is of a newer version than the names of ``events``.
             Exception: whatever a class of the host's raises when an event is made of it.
         """
         message = message or delivery.message()
-        origin = message.origin or Origin("", "")  # the event came from outside, even if the message has no origin
-        if origin.app == self._app and (self._own == "skip" or (skips_own_instance and origin.instance == instance())):
+        # The event came from outside, even if the message has no origin.
+        origin = message.origin or Origin("", "", message.version)
+        if self._is_unwanted(origin, skips_own_instance=skips_own_instance):
             return None
-        name, cls = self._resolve(message, delivery.format.names)
-        event = to_event(message, cls)
+        name, cls, steps = self._resolve(message, delivery.format.names, origin.version)
+        if delivery.format.names == "class" and cls is not None:  # the class says which version it is
+            origin = Origin(origin.app, origin.instance, name.version)
+        try:
+            event = to_event(message, cls, steps)
+        except MessageInvalid as error:
+            if cls is None or steps or origin.version == name.version:
+                raise
+            problem = (
+                f"{error.problem} (the message has version {origin.version}, and {cls.__qualname__} is version "
+                f"{name.version} without an upcast)"
+            )
+            raise MessageInvalid(problem, field=error.field) from error.__cause__
         set_mark(event, "origin", origin)
         return RebuiltEvent(name, event, message)
+
+    def find_too_new(self, delivery: Delivery, message: Message, *, skips_own_instance: bool) -> VersionTooNew | None:
+        """Return the error that :meth:`rebuild` raises for a message of a newer version than ``events`` has; else None.
+
+        Raises:
+            MessageInvalid: the message's version is none.
+        """
+        version = message.version
+        if version == 1 or delivery.format.names == "class":
+            return None
+        known = self._by_name.get(message.message_name)
+        if known is None or version <= known.newest:
+            return None
+        if self._is_unwanted(message.origin or Origin("", ""), skips_own_instance=skips_own_instance):
+            return None
+        return VersionTooNew(message.message_name, version, known.newest)
+
+    def _is_unwanted(self, origin: Origin, *, skips_own_instance: bool) -> bool:
+        return origin.app == self._app and (
+            self._own == "skip" or (skips_own_instance and origin.instance == instance())
+        )
 
     def routing_key(self, delivery: Delivery, message: Message) -> str | None:
         """Return the message's routing key, or else the key that its name gives it here.
@@ -114,27 +149,94 @@ class EventRebuilder:
         if message.key is not None or not self._by_name:
             return message.key
         try:
-            name, cls = self._resolve(message, delivery.format.names)
+            name, cls, steps = self._resolve(message, delivery.format.names, message.version)
             if not isinstance(name, EventName) or name.key is None:
                 return None
-            event = to_event(message, cls)
+            event = to_event(message, cls, steps)
             # Without a class the key is looked up in the payload.
             return routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
         except Exception:  # noqa: BLE001  # of the message or the host's class: reported when the delivery is attempted
             return None
 
-    def _resolve(self, message: Message, names: Literal["event", "class"]) -> tuple[Any, type | None]:
-        known = self._by_name if names == "event" else self._by_class
-        name = known.get(message.message_name)
-        if name is not None:
-            return name, name.cls
+    def _resolve(
+        self, message: Message, names: Literal["event", "class"], version: int
+    ) -> tuple[Any, type | None, Sequence[tuple[int, Upcast]]]:
+        """Return the name to dispatch under, the class, and the upcast functions that older payloads pass through."""
+        if names == "class":
+            name = self._by_class.get(message.message_name)
+            if name is not None:
+                return name, name.cls, ()
+        elif (known := self._by_name.get(message.message_name)) is not None:
+            name, steps = known.find(version)
+            return name, name.cls, steps
         if is_pattern(message.message_name):
             raise MessageInvalid("a name with '*' can't be dispatched", field="message_name")
         if is_too_long(message.message_name):  # from a format of the host's own: silbo's refuse it
             raise MessageInvalid(
                 f"{len(message.message_name)} characters, more than {MAX_NAME_LENGTH}", field="message_name"
             )
-        return message.message_name, None
+        return message.message_name, None, ()
+
+
+class _KnownVersions:
+    """The versions of one event name that ``events=`` has.
+
+    Attributes:
+        newest: The highest of them.
+    """
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self._by_version: dict[int, EventName[Any]] = {}
+        self._found: dict[int, tuple[EventName[Any], Sequence[tuple[int, Upcast]]]] = {}
+
+    def add(self, name: EventName[Any]) -> None:
+        """Add a version.
+
+        Raises:
+            ValueError: it is there already, with another class or upcast.
+        """
+        same = self._by_version.setdefault(name.version, name)
+        for what, one, other in (("classes", same.cls, name.cls), ("upcasts", same.upcast, name.upcast)):
+            if one != other:
+                raise ValueError(
+                    f"events has version {name.version} of {str(name)!r} twice, with different {what}; give each payload "
+                    "a version of its own"
+                )
+        self.newest = max(self.newest, name.version)
+        self._found = {version: (known, ()) for version, known in self._by_version.items()}
+
+    @property
+    def names(self) -> Collection[EventName[Any]]:
+        """The names, one for each version."""
+        return self._by_version.values()
+
+    def find(self, version: int) -> tuple[EventName[Any], Sequence[tuple[int, Upcast]]]:
+        """Return the name whose class events of a version are rebuilt as, and the upcast functions in between.
+
+        That is the name of this version; else the next newer one whose ``upcast`` begins early enough; else the next newer
+        one without an ``upcast``.
+
+        Raises:
+            VersionTooNew: there is no newer one.
+            MessageInvalid: the ``upcast`` of all newer ones begins later.
+        """
+        found = self._found.get(version)
+        if found is not None:
+            return found
+        newer = [name for known, name in sorted(self._by_version.items()) if known > version]
+        if not newer:
+            name = self._by_version[self.newest]
+            raise VersionTooNew(str(name), version, self.newest)
+        for name in newer:
+            if version in name.upcast:
+                steps = tuple((before, step) for before, step in name.upcast.items() if before >= version)
+                return name, steps
+        for name in newer:
+            if not name.upcast:
+                return name, ()
+        oldest = min(min(name.upcast) for name in newer)
+        raise MessageInvalid(f"version {version} is too old: upcast begins with {oldest}", field="headers.version")
 
 
 async def receive(
@@ -166,6 +268,8 @@ async def receive(
 
     Raises:
         MessageInvalid: the bytes are not a message, or don't fit the event's class. Not safe to retry: it fails again.
+        VersionTooNew: the message is of a newer version than ``events`` has. Leave it with the broker: once the newer program
+            is deployed, it can handle it.
         OwnMessagesUndecided: the message is this program's own, and ``own`` is not given.
         TypeError: ``raw`` is neither bytes nor str, as a dict that another library has decoded already.
         Exception: whatever a listener raised, also one that the dispatcher isolates.

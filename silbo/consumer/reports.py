@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
 from silbo._tasks import HostCode, OwnTasks
-from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid
+from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, VersionTooNew
 from silbo.message import Delivery
 
 __all__ = ["DeliveryReports"]
@@ -47,6 +47,27 @@ class DeliveryReports:
         name = _readable_name(delivery)
         extra = self._extra(delivery, name)
         await self._report("%s: malformed", error, delivery, self._describe(delivery, name), **extra)
+
+    async def report_too_new(self, delivery: Delivery, error: VersionTooNew) -> None:
+        """Report a message of an unknown version that no other consumer can be left, for the broker keeps no messages."""
+        name = _readable_name(delivery)
+        described = self._describe(delivery, name)
+        await self._report("%s: not handled", error, delivery, described, **self._extra(delivery, name))
+
+    def note_left(self, delivery: Delivery, error: VersionTooNew, wait: float) -> None:
+        """Log that a message of an unknown version is left to the others of the group. No hook gets it: it is no failure."""
+        name = _readable_name(delivery)
+        extra = self._extra(delivery, name) | {"version": error.version, "known": error.known}
+        self.log.write(
+            "%s has version %d, and this consumer knows no newer one than %d: left to the group's others for %g s",
+            None,
+            self._describe(delivery, name),
+            error.version,
+            error.known,
+            wait,
+            level=logging.WARNING,
+            **extra,
+        )
 
     async def report_failure(self, delivery: Delivery, error: Exception, *, attempt: int, then: str) -> None:
         """Report an attempt in which a listener failed.

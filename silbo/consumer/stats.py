@@ -20,7 +20,9 @@ class ConsumerStats:
         failed: Attempts in which a listener failed.
         retried: Attempts after a failed one.
         malformed: Deliveries that are not a message, don't fit their event class, or have no key where one is needed.
-        dead: Deliveries that became dead letters, after their last attempt or because they are malformed.
+        newer: Deliveries of a newer version than this consumer knows: left to the group's others, or reported.
+        dead: Deliveries that became dead letters, after their last attempt, because they are malformed, or because no consumer
+            of the group knew their version in time.
         duplicates: Deliveries that were handled before, as the inbox says: no listener ran.
         skipped: Unwanted messages of this program's own app.
         lost: Deliveries that another consumer took over while they waited here or were in work.
@@ -35,6 +37,7 @@ class ConsumerStats:
     failed: int = 0
     retried: int = 0
     malformed: int = 0
+    newer: int = 0
     dead: int = 0
     duplicates: int = 0
     skipped: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -11,9 +11,11 @@ from uuid import UUID
 
 import msgspec
 
+from silbo._reports import describe_error
 from silbo.errors import ClassUnreadable, MessageInvalid
 from silbo.event import ENVELOPE
 from silbo.message import Message
+from silbo.names import Upcast
 from silbo.wire.encode import EVENT_CLASSES, format_time
 from silbo.wire.faults import MSGSPEC_ERRORS, explain_refusal, to_message_invalid
 from silbo.wire.fields import EventFields, event_fields, is_root_model, once_per_class
@@ -23,25 +25,29 @@ from silbo.wire.readers import Constructor, FieldReader, Reader, model_steps, ob
 __all__ = ["check_class", "to_event"]
 
 
-def to_event(message: Message, cls: type | None) -> Any:
+def to_event(message: Message, cls: type | None, steps: Sequence[tuple[int, Upcast]] = ()) -> Any:
     """Return a new event made of a message; they share no mutable value.
 
     Args:
         message: A decoded message.
         cls: The class of the event, rebuilt from its annotations through its constructor. None gives a
             :class:`~silbo.NotificationEvent` or :class:`~silbo.ECSTEvent` with the ``payload`` as a dict.
+        steps: Upcast functions, each with the version that it takes, in the order in which they are called.
 
     Returns:
         The event, with the message's id and time as ``event_id`` and ``event_timestamp``.
 
     Raises:
-        MessageInvalid: the payload doesn't fit the class; the error names the field.
+        MessageInvalid: the payload doesn't fit the class, and the error names the field; or a step failed, and the error names
+            its version and function.
     """
     try:
         payload: dict[str, Any] = msgspec.to_builtins(dict(message.payload))
     except (TypeError, *MSGSPEC_ERRORS) as error:
         raise to_message_invalid(error, under="payload") from None
     identity = _read_identity(message, payload)
+    if steps:
+        payload = _upcast(payload, steps)
     if cls is not None:
         return _rebuild(cls, payload, identity)
     kind = EVENT_CLASSES.get(message.message_type)
@@ -68,6 +74,23 @@ def _read_identity(message: Message, payload: dict[str, Any]) -> dict[str, Any]:
             raise to_message_invalid(error, under="payload.event_timestamp") from None
         identity["event_timestamp"] = msgspec.convert(payload["event_timestamp"], datetime)
     return identity
+
+
+def _upcast(payload: dict[str, Any], steps: Sequence[tuple[int, Upcast]]) -> dict[str, Any]:
+    """Return the payload that the steps make. The event's id and time stay as they were sent."""
+    kept = {name: payload[name] for name in _IDENTITY_TYPES if name in payload}
+    for version, step in steps:
+        name = getattr(step, "__qualname__", None) or repr(step)
+        try:
+            result: object = step(payload)
+        except Exception as error:  # the host's function
+            problem = f"upcast from version {version}: {name} raised {describe_error(error)}"
+            raise MessageInvalid(problem, field="payload") from error
+        if not isinstance(result, dict):
+            problem = f"upcast from version {version}: {name} returned {type(result).__qualname__}, not a dict"
+            raise MessageInvalid(problem, field="payload")
+        payload = result
+    return payload | kept
 
 
 # -- objects of a class -------------------------------------------------------------------------------------

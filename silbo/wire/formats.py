@@ -218,6 +218,9 @@ class CloudEventsFormat(_ByEventName):
             for attribute, value in record.items()
             if isinstance(value, str) and (attribute in _HEADER_OF or attribute not in _NOT_HEADERS)
         }
+        version = record.get("silboversion")
+        if type(version) is int:  # from a producer that is not silbo: CloudEvents has integers
+            headers["version"] = str(version)
         return Message(event.silbokind, event.type, event.id, payload, headers)
 
 

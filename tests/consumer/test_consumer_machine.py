@@ -172,11 +172,11 @@ class Process:
         put = self.consumer._queue.put
         count = 0
 
-        def arrive(delivery: Delivery, message: Message | None, key: str | None) -> None:
+        def arrive(delivery: Delivery, *how: Any) -> None:
             nonlocal count
             count += 1
             self._arrived[delivery.message().payload["number"]] = count
-            put(delivery, message, key)
+            put(delivery, *how)
 
         self.consumer._queue.put = arrive  # type: ignore[method-assign]
         self.running = asyncio.create_task(self.consumer.run())

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace, on
 from silbo.bridge import Routes
 from silbo.errors import NameInvalid
-from silbo.names import MAX_NAME_LENGTH, compile_pattern, has_name, is_pattern, name_of
+from silbo.names import MAX_NAME_LENGTH, compile_pattern, has_name, is_pattern, name_of, version_of
 
 
 class Joined(Event):
@@ -308,11 +308,11 @@ def test_a_name_that_was_made_twice_lives_as_long_as_one_of_them() -> None:
     class Seen(Event):
         pass
 
-    first, second = EventName("seen", Seen, version=1), EventName("seen", Seen, version=2)
+    first, second = EventName("seen", Seen), EventName("seen", Seen)
     assert name_of(Seen) is first
     del first
     assert name_of(Seen) is second
-    third = EventName("seen", Seen, version=3)
+    third = EventName("seen", Seen)
     del second
     assert name_of(Seen) is third
     del third
@@ -351,3 +351,96 @@ def test_names_of_equal_classes_are_their_own() -> None:
     del Sub, name
     gc.collect()
     assert weak() is None
+
+
+# -- versions -----------------------------------------------------------------------------------------------
+
+
+def add(payload: dict[str, Any]) -> dict[str, Any]:
+    return payload | {"added": True}
+
+
+async def later(payload: dict[str, Any]) -> dict[str, Any]:
+    return payload
+
+
+class Later:
+    async def __call__(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return payload
+
+
+def test_upcast_is_kept_in_order_and_is_nobodys_to_change() -> None:
+    """A copy: what the host does to its dict afterwards has not been checked."""
+    given: dict[int, Any] = {2: dict, 1: add}  # a class is a function of one payload, too
+    name = EventName("x", Joined, version=3, upcast=given)
+    given[7] = None
+    assert dict(name.upcast) == {1: add, 2: dict} and list(name.upcast) == [1, 2]
+    with pytest.raises(TypeError):
+        name.upcast[1] = dict  # type: ignore[index]
+    assert dict(EventName("x", Joined, version=3, upcast={2: add}).upcast) == {2: add}  # it may begin late
+    for none in ({}, None):
+        assert not EventName("x", Joined, version=3, upcast=none).upcast
+    again = pickle.loads(pickle.dumps(name))
+    assert dict(again.upcast) == dict(name.upcast) and again.version == 3
+    assert dict(copy.copy(name).upcast) == dict(name.upcast)
+
+
+@pytest.mark.parametrize(
+    ("upcast", "text"),
+    [
+        ({1: add}, "'x' has a hole: no function for version 2"),
+        ({1: add, 2: add, 4: add}, "4 is not a version before 4"),
+        ({1: add, 3: add}, "'x' has a hole: no function for version 2"),
+        ({0: add, 1: add, 2: add, 3: add}, "0 is not a version before 4"),
+        ({-1: add}, "-1 is not a version before 4"),
+        ({9: add}, "9 is not a version before 4"),
+    ],
+)
+def test_upcast_with_a_hole_or_a_key_out_of_range_is_refused(upcast: Any, text: str) -> None:
+    """When the name is made, and not by the first old message."""
+    with pytest.raises(ValueError, match=re.escape(text)):
+        EventName("x", Joined, version=4, upcast=upcast)
+
+
+@pytest.mark.parametrize(
+    "upcast",
+    [
+        [add],
+        add,
+        {"1": add},
+        {True: add},
+        {1.0: add},
+        {1: "add"},
+        {1: None},
+        {1: lambda *_, payload: payload},
+        {1: lambda payload, more: payload},
+        {1: lambda: None},
+        {1: later},
+        {1: Later()},
+    ],
+)
+def test_upcast_that_is_no_dict_of_functions_of_one_payload_is_refused(upcast: Any) -> None:
+    """An async function would return a coroutine for a payload."""
+    with pytest.raises(TypeError, match="upcast of 'x'"):
+        EventName("x", Joined, version=2, upcast=upcast)
+
+
+@pytest.mark.parametrize(
+    ("version", "error"), [("2", TypeError), (True, TypeError), (1.0, TypeError), (0, ValueError), (10**18, ValueError)]
+)
+def test_version_is_a_whole_number_from_1(version: Any, error: type[Exception]) -> None:
+    """It is compared on the other side."""
+    with pytest.raises(error, match="the version of 'x'"):
+        EventName("x", Joined, version=version)
+    assert EventName("x", Joined, version=10**18 - 1).version == 10**18 - 1
+
+
+def test_name_of_a_class_with_two_versions_is_the_newest() -> None:
+    """A mediator dispatches under it, and objects of the class are as it is now."""
+
+    class Changed(Event):
+        pass
+
+    names = [EventName("c", Changed, version=2), EventName("c", Changed), EventName("c", Changed, version=2)]
+    assert name_of(Changed) is names[0]
+    assert (version_of(Changed, "c"), version_of(Changed, "d"), version_of(Event, "c")) == (2, 1, 1)

@@ -157,6 +157,9 @@ class Scripted:
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         return ()
 
+    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
+        return [None] * len(deliveries)
+
     async def count(self, delivery: Delivery) -> int:
         self.attempts[delivery.id] += 1
         return self.attempts[delivery.id]

@@ -21,7 +21,7 @@ from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.read_size import ReadSize
-from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, TIDY
+from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, OFFER, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Delivery, Format, instance
@@ -176,6 +176,10 @@ class StreamReceiver:
             self._signs.note(calls)
         return taken_over
 
+    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
+        """See :class:`~silbo.protocols.Receiver`."""
+        return await self._in_hand.offer(deliveries)
+
     async def count(self, delivery: Delivery) -> int:
         """See :class:`~silbo.protocols.Receiver`; a call that is repeated after an error counts once."""
         return await self._in_hand.count(delivery)
@@ -307,7 +311,9 @@ class StreamReceiver:
         self._reread_after[key] = entries[-1][0]
         if existing := [entry for entry in entries if entry[1] is not None]:
             attempts = await connection.execute(b"HMGET", attempts_key, *[entry_id for entry_id, _ in existing])
-            return self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
+            size = self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
+            await self._offer_again(connection, key, existing)
+            return size
         return 0
 
     async def _claim(self, connection: Connection, key: bytes, upkeep: GroupUpkeep, limit: int) -> None:
@@ -321,11 +327,18 @@ class StreamReceiver:
                 self._report_gone(key.decode(), gone)
             if entries:
                 size += self._add_ready(key, entries, asked_at, attempts)
+                await self._offer_again(connection, key, entries)
             elif not gone:
                 break
         await upkeep.remove_silent_consumers(connection)
         if gap := await upkeep.find_gap(connection, self._last_given.get(key, "0")):
             self._ready.append(gap)
+
+    async def _offer_again(self, connection: Connection, key: bytes, entries: list[Any]) -> None:
+        """Leave to the others what this consumer offers them: that it was read or claimed made it look like work."""
+        if offered := self._in_hand.find_offered(key, [entry_id for entry_id, _ in entries]):
+            keys, arguments = self._in_hand.offer_arguments(key, offered)
+            await run_script(connection, OFFER, keys, *arguments)
 
     def _report_gone(self, address: str, many: int) -> None:
         """Put a gap for deleted entries in front, or add their number to the gap of a page before."""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
-from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE
+from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE, OFFER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import BrokerRefused, BrokerUnavailable
 from silbo.message import Delivery
@@ -20,6 +20,8 @@ KEPT_AT_ONCE: Final = 100
 """A call keeps at most 100 deliveries: Redis does nothing else meanwhile."""
 ATTEMPTS_FOR: Final = 7 * 24 * 3600 * 1000
 """A group's attempts are forgotten 7 days (in milliseconds) after the last count."""
+OFFERED_FOR: Final = 24 * 3600 * 1000
+"""The time of the first offer of an entry is forgotten after a day (in milliseconds)."""
 DEAD_FOR: Final = 30 * 24 * 3600 * 1000
 """Dead letters are kept for 30 days (in milliseconds)."""
 
@@ -35,6 +37,11 @@ def build_attempts_key(key: bytes, group: bytes) -> bytes:
 def build_given_key(key: bytes) -> bytes:
     """Return the key of the hash that notes the entries that each group of a stream was given: an id and a number."""
     return b"%b:given" % key
+
+
+def _build_offered_key(key: bytes, group: bytes) -> bytes:
+    """Return the key of the sorted set of a stream's entries that one group's consumers have offered, by the first time."""
+    return b"%b:offered:%b" % (key, group)
 
 
 class DeliveriesInHand:
@@ -63,6 +70,7 @@ class DeliveriesInHand:
         self._confirmed_at: dict[_Entry, float] = {}  # the loop's time when it surely was this consumer's
         self._attempts: dict[_Entry, int] = {}  # known before a count whose reply has not come
         self._removed: set[_Entry] = set()  # since the last read began
+        self._offered: set[_Entry] = set()  # to the group's other consumers
 
     def __contains__(self, entry: _Entry) -> bool:
         return entry in self._confirmed_at
@@ -75,10 +83,10 @@ class DeliveriesInHand:
         """Add a delivery of the reply to a read that was sent at this loop's time.
 
         False if it was removed meanwhile: over two connections, a read may overtake an acknowledgement and yet have its
-        reply come later.
+        reply come later. False also for one that is offered to others: its consumer has it.
         """
         entry = delivery.address, delivery.id
-        if entry in self._removed:
+        if entry in self._removed or entry in self._offered:
             return False
         self._confirmed_at[entry] = asked_at
         return True
@@ -89,6 +97,7 @@ class DeliveriesInHand:
             entry = delivery.address, delivery.id
             self._confirmed_at.pop(entry, None)
             self._removed.add(entry)
+            self._offered.discard(entry)
             if self._attempts:
                 self._attempts.pop(entry, None)
 
@@ -111,9 +120,44 @@ class DeliveriesInHand:
         others = [entry for entry in entries if self._confirmed_at.get(entry, limit) <= limit]
         lost = await self._keep(recent, b"1") | await self._keep(others, b"")
         self._confirmed_at.update(dict.fromkeys(entries, now))
+        self._offered.difference_update(entries)
         taken_over = [delivery for delivery in deliveries if _entry_of(delivery) in lost]
         self.remove(taken_over)
         return taken_over
+
+    async def offer(self, deliveries: Sequence[Delivery]) -> list[float | None]:
+        """Let other consumers claim deliveries at once; return the seconds since each was first offered, by Redis's clock.
+
+        None for those that another consumer has claimed, or done.
+        """
+        entries = [_entry_of(delivery) for delivery in deliveries]
+        for entry in entries:
+            self._offered.add(entry)
+            self._confirmed_at[entry] = float("-inf")  # from now on anybody may have it
+        pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
+        batches = [batch for page in pages for batch in _group_by_key(page).items()]
+        written = [self.offer_arguments(key, ids) for key, ids in batches]
+        calls = [ScriptCall.of(OFFER, keys, *arguments) for keys, arguments in written]
+        replies = await self._run("offer deliveries at", calls)
+        offered_for = {
+            (key.decode(), entry_id.decode()): milliseconds / 1000
+            for (key, ids), reply in zip(batches, replies, strict=True)
+            for entry_id, milliseconds in zip(ids, reply, strict=True)
+            if milliseconds >= 0
+        }
+        self.remove(delivery for delivery in deliveries if _entry_of(delivery) not in offered_for)
+        return [offered_for.get(entry) for entry in entries]
+
+    def find_offered(self, key: bytes, ids: Iterable[bytes]) -> list[bytes]:
+        """Return those of a stream's ids that are offered to other consumers."""
+        address = key.decode()
+        return [entry_id for entry_id in ids if (address, entry_id.decode()) in self._offered]
+
+    def offer_arguments(self, key: bytes, ids: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Return the keys and the arguments of the script OFFER for entries of a stream."""
+        keys = [key, _build_offered_key(key, self._group)]
+        after = b"%d" % (self._claim_after * 1000)
+        return keys, [self._group, self._consumer, after, b"%d" % OFFERED_FOR, *ids]
 
     async def take_back(self, key: bytes) -> None:
         """Put all entries of a stream into this consumer's hand again, in a group that was made anew."""
@@ -146,7 +190,7 @@ class DeliveriesInHand:
     async def bury(self, delivery: Delivery, error: str, attempts: int) -> bool:
         """Make a delivery a dead letter and acknowledge it; False if it is another consumer's, or acknowledged."""
         key = delivery.address.encode()
-        keys = [key, build_attempts_key(key, self._group), key + b":dead"]
+        keys = [key, build_attempts_key(key, self._group), key + b":dead", _build_offered_key(key, self._group)]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
         (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)

@@ -208,6 +208,9 @@ class _PubSubReceiver:
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         return ()
 
+    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
+        return [None] * len(deliveries)
+
     async def count(self, delivery: Delivery) -> int:
         return delivery.attempt
 

@@ -19,6 +19,7 @@ __all__ = [
     "KEEP",
     "LEAVE",
     "LOOK",
+    "OFFER",
     "PUBLISH",
     "PURGE",
     "REMEMBER",
@@ -311,6 +312,30 @@ Key: the stream. Arguments: group, consumer, 1 to take back what nobody has in h
 another consumer has taken over, or has done.
 """
 
+# An entry counts as idle for long enough, and stays its consumer's until another claims it.
+OFFER: Final = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[4]))
+local offered = {}
+for i = 5, #ARGV do
+  local id, age = ARGV[i], -1
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
+    redis.call('ZADD', KEYS[2], 'NX', string.format('%.0f', now), id)
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[3], 'JUSTID')
+    age = math.max(0, now - tonumber(redis.call('ZSCORE', KEYS[2], id)))
+  end
+  offered[#offered + 1] = age
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return offered
+""")
+"""Lets other consumers claim entries at once that a consumer has in hand.
+
+Keys: the stream, the offered. Arguments: group, consumer, milliseconds after which others claim, milliseconds to keep the offered,
+then ids. Reply: for each id the milliseconds since it was first offered; -1 if the consumer does not have it.
+"""
+
 # JUSTID, because on Redis 6.2 an entry that is deleted from the stream comes without its id otherwise. Redis 7 leaves it
 # out and lists it apart.
 CLAIM: Final = Script("""
@@ -359,12 +384,13 @@ redis.call('XADD', KEYS[3], 'MINID', '~', string.format('%.0f', math.max(0, time
   'app', ARGV[8], 'consumer', ARGV[2], 'time', string.format('%.0f', time))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('HDEL', KEYS[2], ARGV[3])
+redis.call('ZADD', KEYS[4], 'XX', 0, ARGV[3])
 return 1
 """)
 """Makes an entry a dead letter, and acknowledges it.
 
-Keys: the stream, the attempts, the dead letters. Arguments: group, consumer, id, milliseconds to keep dead letters, message,
-error, attempts, app. Reply: 0 if the consumer does not have the entry in hand, else 1.
+Keys: the stream, the attempts, the dead letters, the offered: a dead letter that is retried is offered anew. Arguments: group,
+consumer, id, milliseconds to keep dead letters, message, error, attempts, app. Reply: 0 if the consumer does not have the entry in hand, else 1.
 """
 
 # XGROUP CREATE is refused above maxmemory, also for a group that exists: so that is looked at first. Redis 7 can't know how
