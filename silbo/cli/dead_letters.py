@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from silbo.brokers.redis import DeadLetter, DeadLetters
+from silbo.brokers.redis.dead_letters import is_letter_id
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.cli.arguments import (
     FORMATS,
@@ -123,6 +123,9 @@ async def show_letter(options: argparse.Namespace) -> int:
             print_line(f"{name:9} {format_time(letter.time)}")
         elif name == "message" and value:
             print_line(json.dumps(value, indent=2))
+        elif name == "fields":
+            for field, text in letter.fields.items():
+                print_line(f"{'field':9} {escape_controls(field)}: {escape_controls(text)}")
         elif value is not None:
             print_line(f"{name:9} {escape_controls(str(value))}")
     return 0
@@ -135,14 +138,20 @@ def _to_fields(letter: DeadLetter) -> dict[str, Any]:
         "group": letter.group,
         "stream": letter.stream,
         "entry": letter.entry,
-        "error": letter.error,
+        "error": _describe_error(letter),
         "attempts": letter.attempts,
         "app": letter.app,
         "consumer": letter.consumer,
         "time": letter.time,
         "message": message and message_to_fields(message),
         "raw": None if message else letter.raw.decode(errors="backslashreplace"),
+        "fields": dict(letter.fields) or None,
     }
+
+
+def _describe_error(letter: DeadLetter) -> str:
+    """Return the letter's error; for an entry that another program wrote, that fact."""
+    return f"no dead letter of silbo's: it has the fields {', '.join(letter.fields)}" if letter.fields else letter.error
 
 
 def _decode_message(letter: DeadLetter) -> Message | None:
@@ -157,7 +166,7 @@ def _to_cells(letter: DeadLetter) -> Sequence[object]:
     """Return the values of COLUMNS."""
     message = _decode_message(letter)
     name = message.message_name if message else None
-    return letter.id, letter.group, name, format_time(letter.time), letter.attempts, letter.error
+    return letter.id, letter.group, name, format_time(letter.time), letter.attempts, _describe_error(letter)
 
 
 LIST = """\
@@ -194,8 +203,6 @@ examples:
   silbo dead purge --before 30d --yes
   silbo dead purge --group billing --before 7d
 """
-
-_is_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
 
 
 def add_commands(commands: Commands) -> None:
@@ -246,7 +253,7 @@ def _add_stream_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_id(text: str) -> str:
-    if _is_id(text):
+    if is_letter_id(text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter, as 1700000000000-0")
 

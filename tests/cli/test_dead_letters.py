@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -230,3 +231,28 @@ async def test_redis_that_is_away_is_an_error_of_one_line() -> None:
         done = await silbo("dead", "list", env={"SILBO_REDIS_URL": url})
         assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
         assert name in done.err and "can't be reached" in done.err and "sent" not in done.err
+
+
+async def test_entry_of_another_program_is_listed_shown_and_purged(dead: Dead) -> None:
+    """As what it is; control characters in it do not reach the terminal, and the others are listed as ever."""
+    (own,) = await dead.bury("billing", 1)
+    added: Any = await dead.redis.xadd(f"{dead.stream}:dead", {"hello": "wor\x1bld", "time": "9" * 20})
+    foreign = added.decode()
+    listed, as_json, shown, retried = [
+        await dead(*arguments)
+        for arguments in (
+            ("list",),
+            ("list", "--json"),
+            ("show", foreign),
+            ("retry", foreign),
+        )
+    ]
+    assert own in listed.out
+    assert "no dead letter of silbo's" in " ".join(listed.out.split())
+    rows = [json.loads(line) for line in as_json.out.splitlines()]
+    assert [row["id"] for row in rows] == [own, foreign]
+    assert [row["fields"] for row in rows] == [None, {"hello": "wor\x1bld", "time": "9" * 20}]
+    assert "field     hello: wor\\x1bld" in shown.out
+    assert (retried.code, "it was not written by silbo" in retried.err) == (1, True)
+    assert (await dead("purge", foreign, "--yes")).code == 0
+    assert await dead.ids() == [own]

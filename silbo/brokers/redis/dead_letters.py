@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
@@ -22,9 +23,15 @@ from silbo.errors import BrokerUnavailable
 from silbo.message import Format, Message
 from silbo.wire.formats import JSON
 
-__all__ = ["DeadLetter", "DeadLetters", "Retried"]
+__all__ = ["DeadLetter", "DeadLetters", "Retried", "is_letter_id"]
 
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_TIME: Final = datetime(9999, 12, 30, tzinfo=UTC)
+"""The time of an entry whose id lies beyond what a datetime can hold, with a day to spare for time zones."""
+LARGEST_ID: Final = (1 << 64) - 1
+"""The largest milliseconds and the largest number in the id of an entry."""
+DIGITS: Final = 18
+"""A number with more digits was not written by silbo."""
 PAGE: Final = 100
 """Dead letters are read in pages of at most 100."""
 RETRY_AT_ONCE: Final = 20
@@ -37,7 +44,7 @@ _FAILURES: Final = {
     b"missing": "there is no such dead letter",
     b"foreign": "it was not written by silbo: it names no group and no entry",
 }
-_is_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
+_match_id = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII).fullmatch
 
 Progress: TypeAlias = Callable[[int], object]
 """``(done)`` is called after each step with the number of dead letters done so far."""
@@ -58,6 +65,8 @@ class DeadLetter:
         consumer: The name of that consumer.
         time: The time when it gave up, by Redis's clock: aware, UTC.
         raw: The message as it came.
+        fields: All fields of an entry that another program wrote, as text; empty for silbo's own dead letters. Such an entry
+            can be read and deleted, and not be given back: it names no group or no entry.
     """
 
     id: str
@@ -71,6 +80,7 @@ class DeadLetter:
     time: datetime
     raw: bytes
     format: Format = field(default=JSON, repr=False, compare=False)
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def message(self) -> Message:
         """Return the message, decoded.
@@ -257,6 +267,8 @@ class DeadLetters(AsyncCloseable):
         self, group: str | None, after: str | None = None, last: bytes = b"+"
     ) -> AsyncIterator[Sequence[DeadLetter]]:
         begin = b"-" if after is None else b"(" + _check_ids([after])[0]
+        if after is not None and _is_last(begin):
+            return
         loop = asyncio.get_running_loop()
         while True:
             asked_at = loop.time()
@@ -268,6 +280,8 @@ class DeadLetters(AsyncCloseable):
             letters = [_parse_letter(row, self._format) for row in rows]
             yield [letter for letter in letters if group in (None, letter.group)]
             begin = b"(" + rows[-1][0]
+            if _is_last(begin):
+                return
 
     async def _steps(
         self, ids: Collection[str] | None, group: str | None, step: int, last: bytes | None = None
@@ -306,18 +320,28 @@ class DeadLetters(AsyncCloseable):
             yield await self._connection.run_command(b"XDEL", self._key, *step)
 
 
+def is_letter_id(text: str) -> bool:
+    """Return True if a text can be the id of a dead letter, as ``1700000000000-0``."""
+    return (found := _match_id(text)) is not None and all(int(part) <= LARGEST_ID for part in found.groups())
+
+
+def _is_last(begin: bytes) -> bool:
+    """Return True if no id can come after this excluded one: Redis refuses it as a beginning."""
+    return begin == b"(%d-%d" % (LARGEST_ID, LARGEST_ID)
+
+
 def _check_ids(ids: Collection[str]) -> Sequence[bytes]:
     """Return the ids as bytes, each once."""
     if isinstance(ids, str):
         raise TypeError(f"ids is a list: [{ids!r}]")
     for letter in ids:
-        if not _is_id(letter):
+        if not is_letter_id(letter):
             raise ValueError(f"{letter!r} is not the id of a dead letter, as '1700000000000-0'")
     return [letter.encode() for letter in dict.fromkeys(ids)]
 
 
 def _parse_letter(row: Any, format: Format) -> DeadLetter:  # noqa: A002  # the word of every broker
-    """Return a row of Redis's reply as a dead letter; an entry that another program wrote has empty fields."""
+    """Return a row of Redis's reply as a dead letter; what an entry of another program lacks is empty."""
     letter_id, flat = row[0].decode(), row[1]
     fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -325,9 +349,13 @@ def _parse_letter(row: Any, format: Format) -> DeadLetter:  # noqa: A002  # the 
         return fields.get(name, b"").decode(errors="replace")
 
     def number(name: bytes, default: int) -> int:
-        return int(fields[name]) if fields.get(name, b"").isdigit() else default
+        value = fields.get(name, b"")
+        return int(value) if value.isdigit() and len(value) <= DIGITS else default
 
-    died = number(b"time", int(letter_id.partition("-")[0]))
+    def readable(value: bytes) -> str:
+        return value.decode(errors="backslashreplace")
+
+    is_own = b"message" in fields and text(b"group") != "" and is_letter_id(text(b"id"))
     return DeadLetter(
         id=letter_id,
         group=text(b"group"),
@@ -337,7 +365,17 @@ def _parse_letter(row: Any, format: Format) -> DeadLetter:  # noqa: A002  # the 
         attempts=number(b"attempts", 0),
         app=text(b"app"),
         consumer=text(b"consumer"),
-        time=UNIX_EPOCH + timedelta(milliseconds=died),
+        time=_to_time(number(b"time", -1), int(letter_id.partition("-")[0])),
         raw=fields.get(b"message", b""),
         format=format,
+        fields={} if is_own else {readable(name): readable(value) for name, value in fields.items()},
     )
+
+
+def _to_time(written: int, added: int) -> datetime:
+    """Return the written time, or the one at which the entry was added if that is none; in milliseconds since 1970."""
+    for milliseconds in (written, added):
+        if milliseconds >= 0:
+            with suppress(OverflowError):
+                return min(LAST_TIME, UNIX_EPOCH + timedelta(milliseconds=milliseconds))
+    return LAST_TIME

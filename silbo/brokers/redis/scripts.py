@@ -203,12 +203,17 @@ No key. Arguments: channel and message, again and again. Reply: what failed.
 # takes over another's.
 RETRY: Final = Script("""
 local outcomes = {}
+local function fits(part) return #part < 20 or (#part == 20 and part <= '18446744073709551615') end
+local function is_id(text)
+  local ms, sequence = string.match(text, '^(%d+)%-(%d+)$')
+  return ms and fits(ms) and fits(sequence)
+end
 local function retry(id)
   local found = redis.call('XRANGE', KEYS[2], id, id)[1]
   if not found then return 'missing' end
   local letter = {}
   for i = 1, #found[2], 2 do letter[found[2][i]] = found[2][i + 1] end
-  if not (letter.group and letter.message and string.match(letter.id or '', '^%d+%-%d+$')) then return 'foreign' end
+  if not (letter.group and letter.message and is_id(letter.id or '')) then return 'foreign' end
   local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
   if type(forgotten) == 'table' then return {err = plain(forgotten.err)} end
   local claimed = redis.pcall(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from redis.asyncio import Redis
@@ -370,3 +370,51 @@ async def test_another_stream_and_prefix(admin: Redis) -> None:
     async with DeadLetters(admin, prefix="shop", stream="orders") as dead:
         assert (await dead.retry()).returned == 1
     assert (await admin.xpending("shop:{orders}", "billing"))["pending"] == 1
+
+
+# -- entries of other programs ------------------------------------------------------------------------------
+
+FOREIGN: dict[str, tuple[str, dict[str, str | bytes]]] = {
+    "a time of 20 digits": ("*", {"time": "9" * 20, "group": "g"}),
+    "a time beyond the year 9999": ("*", {"time": "9" * 18, "group": "g"}),
+    "attempts of 5,000 digits": ("*", {"attempts": "9" * 5000, "group": "g", "message": "x"}),
+    "attempts that int() refuses": ("*", {"attempts": "²".encode("latin-1"), "time": "-1"}),
+    "an entry that is no id": ("*", {"group": "billing", "message": "x", "id": "1-1-1"}),
+    "an entry beyond 64 bits": ("*", {"group": "billing", "message": "x", "id": f"{'9' * 20}-1"}),
+    "an entry of 5,000 digits": ("*", {"group": "billing", "message": "x", "id": f"{'9' * 5000}-1"}),
+    "no field of ours": ("*", {"hello": "world"}),
+    "bytes": ("*", {b"\xff\x00".decode("latin-1"): b"\xfe\xff", "group": b"\xff"}),
+    "the highest id of all": ("18446744073709551615-18446744073709551615", {"a": "b"}),
+}
+
+
+@pytest.mark.every_redis
+@pytest.mark.parametrize("what", FOREIGN)
+async def test_entry_of_another_program_is_shown_and_the_others_too(what: str, admin: Redis, dead: DeadLetters) -> None:
+    """By list, get, count, retry and purge: as what it is, and without harm to the others."""
+    (own,) = await bury(admin, 1)
+    entry_id, fields = FOREIGN[what]
+    foreign_id = (await admin.xadd(DEAD, fields, id=entry_id)).decode()  # type: ignore[arg-type]
+    letters = await dead.list()
+    assert [letter.id for letter in letters] == [own, foreign_id]
+    assert [bool(letter.fields) for letter in letters] == [False, True]
+    assert set(letters[1].fields) == {(name.encode().decode(errors="backslashreplace")) for name in fields}
+    assert letters[1].time.astimezone(timezone(timedelta(hours=14))).year <= 9999
+    assert await dead.get(foreign_id) == letters[1]
+    assert await dead.count() == 2
+    assert [letter.id for letter in await dead.list(group=letters[1].group)][-1:] == [foreign_id]
+    retried = await dead.retry()
+    assert retried.returned == 1
+    assert retried.failed == {foreign_id: "it was not written by silbo: it names no group and no entry"}
+    assert await dead.purge([foreign_id]) == 1
+    assert await dead.count() == 0
+
+
+async def test_id_beyond_64_bits_is_no_id(dead: DeadLetters) -> None:
+    """Redis would refuse it, and that would look like an outage."""
+    for wrong in ("18446744073709551616-0", "1-18446744073709551616", f"{'9' * 5000}-1", "\u0661-0"):
+        with pytest.raises(ValueError, match="is not the id of a dead letter"):
+            await dead.get(wrong)
+    highest = "18446744073709551615-18446744073709551615"
+    assert await dead.get(highest) is None
+    assert await dead.list(after=highest) == []
