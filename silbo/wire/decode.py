@@ -162,6 +162,8 @@ def _make_reader(cls: type) -> _ClassReader:
         reader = FieldReader(object_fields(cls, fields.names), {})
     except TypeError as error:
         raise ClassUnreadable(cls, str(error)) from None
+    except RecursionError:
+        raise ClassUnreadable(cls, "an annotation contains itself in ever new forms") from None
     return _ClassReader(fields.names, reader.read, Constructor(cls, fields.names))
 
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Protocol,
+    TypeVar,
+    TypeVarTuple,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-__all__ = ["find_hints", "find_init_hints", "resolve_alias", "resolve_variable"]
+__all__ = ["find_hints", "find_init_hints", "is_alias", "resolve_alias", "resolve_variable"]
 
 
 def find_hints(cls: type, arguments: Sequence[Any] = ()) -> dict[str, Any]:
@@ -58,14 +70,33 @@ def _bind_parameters(cls: type, arguments: Sequence[Any]) -> dict[type, dict[Any
 
     def visit(cls: type, arguments: Sequence[Any]) -> None:
         if arguments or cls not in bound:
-            bound[cls] = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+            bound[cls] = _pair(getattr(cls, "__parameters__", ()), arguments)
         for base in vars(cls).get("__orig_bases__", cls.__bases__):
             origin: Any = get_origin(base) or base
             if isinstance(origin, type) and origin not in (object, Generic, Protocol):
-                visit(origin, [_substitute(argument, bound[cls]) for argument in get_args(base)])
+                visit(origin, _substitute_all(get_args(base), bound[cls]))
 
     visit(cls, arguments)
     return bound
+
+
+def _pair(parameters: Sequence[Any], arguments: Sequence[Any]) -> dict[Any, Any]:
+    """Return the argument of each type parameter; of a ``TypeVarTuple``, the tuple of its arguments."""
+    many = next((index for index, parameter in enumerate(parameters) if isinstance(parameter, TypeVarTuple)), None)
+    if many is not None and arguments:
+        end = len(arguments) - (len(parameters) - many - 1)
+        arguments = [*arguments[:many], tuple(arguments[many:end]), *arguments[end:]]
+    return dict(zip(parameters, arguments, strict=False))
+
+
+def _substitute_all(hints: Sequence[Any], bound: Mapping[Any, Any]) -> list[Any]:
+    found: list[Any] = []
+    for hint in hints:
+        if get_origin(hint) is Unpack and isinstance(get_args(hint)[0], TypeVarTuple):
+            found += bound.get(get_args(hint)[0], (hint,))
+        else:
+            found.append(_substitute(hint, bound))
+    return found
 
 
 def _substitute(hint: Any, bound: Mapping[Any, Any]) -> Any:
@@ -74,7 +105,18 @@ def _substitute(hint: Any, bound: Mapping[Any, Any]) -> Any:
     parameters = getattr(hint, "__parameters__", ())
     if not bound or not parameters or get_origin(hint) is None:  # a generic class without arguments keeps its own
         return hint
-    return hint[tuple(bound.get(parameter, parameter) for parameter in parameters)]
+    arguments: list[Any] = []
+    for parameter in parameters:
+        if isinstance(parameter, TypeVarTuple):
+            arguments += bound.get(parameter, (Unpack[parameter],))
+        else:
+            arguments.append(bound.get(parameter, parameter))
+    return hint[tuple(arguments)]
+
+
+def is_alias(hint: Any) -> bool:
+    """Return True for ``type X = ...`` and its ``X[int]``: only such an alias can name itself."""
+    return "TypeAliasType" in (type(hint).__name__, type(get_origin(hint)).__name__)
 
 
 def resolve_alias(hint: Any) -> Any:
@@ -86,7 +128,7 @@ def resolve_alias(hint: Any) -> Any:
         elif type(hint).__name__ == "TypeAliasType":
             hint = hint.__value__
         elif type(origin).__name__ == "TypeAliasType":
-            hint = _substitute(origin.__value__, dict(zip(origin.__type_params__, get_args(hint), strict=False)))
+            hint = _substitute(origin.__value__, _pair(origin.__type_params__, get_args(hint)))
         elif str(origin) in ("typing.Final", "typing.Required", "typing.NotRequired", "typing.ReadOnly"):
             hint = get_args(hint)[0]
         else:

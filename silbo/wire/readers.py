@@ -18,7 +18,7 @@ from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, Unpack, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -27,15 +27,15 @@ from silbo.errors import MessageInvalid
 from silbo.wire.encode import Unwritable, to_json_value
 from silbo.wire.faults import explain_refusal, to_message_invalid
 from silbo.wire.fields import has_serializer, is_root_model, wire_names
-from silbo.wire.hints import find_hints, resolve_alias, resolve_variable
+from silbo.wire.hints import find_hints, is_alias, resolve_alias, resolve_variable
 from silbo.wire.shapes import find_overlap
 
 __all__ = ["Constructor", "FieldReader", "Reader", "model_steps", "object_fields", "place_error"]
 
 Reader = Callable[[Any], Any]
 """Converts a JSON value; raises an error if it does not fit."""
-Seen = dict[Any, "_ObjectReader"]
-"""The readers of classes that are being made, by annotation: a class may contain itself."""
+Seen = dict[Any, "_ObjectReader | _AliasReader"]
+"""The readers of classes and aliases that are being made, by annotation: each may contain itself."""
 
 _AS_IT_IS: Final = frozenset({Any, object, None, NoneType, str, int, float, bool, msgspec.UnsetType})
 _SCALARS: Final = frozenset({bytes, bytearray, memoryview, UUID, datetime, date, time, timedelta, Decimal})
@@ -69,6 +69,8 @@ def find_reader(hint: Any, seen: Seen) -> Reader | None:
     """
     if isinstance(hint, TypeVar):
         return _read_with(resolve_variable(hint), seen)
+    if is_alias(hint):
+        return _alias_reader(hint, seen)
     if (real := resolve_alias(hint)) is not hint:
         return _read_with(real, seen)
     if hint in _AS_IT_IS or hint in _SCALARS:
@@ -108,6 +110,27 @@ def _unreadable(hint: Any) -> TypeError:
 
 def _read_with(hint: Any, seen: Seen) -> Reader:
     return find_reader(hint, seen) or _read_by_msgspec(hint)
+
+
+class _AliasReader:
+    """The reader of an alias that names itself, ``type Tree = dict[str, Tree] | int``, where it does."""
+
+    contains_itself = False
+    read: Reader
+
+    def __call__(self, value: Any) -> Any:
+        return self.read(value)
+
+
+def _alias_reader(hint: Any, seen: Seen) -> Reader:
+    if hint in seen:
+        return seen[hint]
+    reader = seen[hint] = _AliasReader()
+    try:
+        reader.read = _read_with(resolve_alias(hint), seen)
+    finally:
+        del seen[hint]
+    return reader.read
 
 
 def _read_by_msgspec(hint: Any) -> Reader:
@@ -263,6 +286,8 @@ def _read_items(value: Any, reader_at: Callable[[int], Reader]) -> list[Any]:
 def _tuple_reader(hint: Any, arguments: tuple[Any, ...], seen: Seen) -> Reader | None:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return _list_reader(hint, tuple, arguments[:1], seen)
+    if any(get_origin(argument) is Unpack or getattr(argument, "__unpacked__", False) for argument in arguments):
+        raise _unreadable(hint)
     found = [find_reader(argument, seen) for argument in arguments]
     if all(reader is None for reader in found):
         return None if _is_supported(hint) else _refuse(hint)
@@ -280,6 +305,8 @@ def _mapping_reader(hint: Any, arguments: tuple[Any, ...], seen: Seen) -> Reader
     if not arguments:
         return None
     key, item = arguments
+    if (real := resolve_alias(key)) is not key:
+        return _read_with((get_origin(hint) or dict)[real, item], seen)
     keys: Any = dict[key, Any]  # type: ignore[valid-type]  # a type of the host's
     if find_reader(key, seen) is not None or not _is_key(key) or not _is_supported(keys):
         raise TypeError(f"keys of {hint!r} can't be read from JSON")
@@ -449,6 +476,8 @@ def _find_parameters(cls: type) -> tuple[list[_Parameter] | None, bool]:
 
     The parameters are None if they can't be known.
     """
+    if issubclass(cls, msgspec.Struct):  # its own signature would resolve its annotations anew
+        return _struct_parameters(cls), False
     try:
         signature = inspect.signature(cls)
     except (ValueError, TypeError):
@@ -474,6 +503,15 @@ def _find_parameters(cls: type) -> tuple[list[_Parameter] | None, bool]:
             parameter._replace(by_position=not _is_keyword_only(chain, parameter.name)) for parameter in parameters
         ]
     return parameters, len(chain) > 1
+
+
+def _struct_parameters(cls: type[msgspec.Struct]) -> list[_Parameter]:
+    fields, defaults = cls.__struct_fields__, cls.__struct_defaults__
+    given = (msgspec.NODEFAULT,) * (len(fields) - len(defaults)) + defaults
+    return [
+        _Parameter(name, name, by_position=False, required=default is msgspec.NODEFAULT)
+        for name, default in zip(fields, given, strict=True)
+    ]
 
 
 def _has(signature: inspect.Signature, *kinds: Any) -> bool:
@@ -671,7 +709,11 @@ def _field_step(cls: Any, name: str, hint: Any, seen: Seen) -> Reader:
     try:
         reader = _read_with(hint, seen)
     except TypeError as error:
-        if _holds_objects(hint):
+        if (
+            _holds_objects(hint)
+            or isinstance(hint, TypeVar)
+            or (get_args(hint) and getattr(hint, "__parameters__", ()))
+        ):
             raise TypeError(f"{name}: {error}") from None
         return lambda value: value  # a type of pydantic's own
     if _holds_objects(hint):
@@ -686,11 +728,15 @@ def _field_step(cls: Any, name: str, hint: Any, seen: Seen) -> Reader:
     return read
 
 
-def _holds_objects(hint: Any) -> bool:
+def _holds_objects(hint: Any, aliases: frozenset[Any] = frozenset()) -> bool:
     """Return True if an annotation contains a type that pydantic does not read from plain JSON values.
 
     Those are bytes, members of an enum in a ``Literal``, and classes whose names on the wire pydantic does not know.
     """
+    if hint in aliases:
+        return False
+    if is_alias(hint):
+        return _holds_objects(resolve_alias(hint), aliases | {hint})
     hint = resolve_alias(hint)
     if isinstance(hint, type) and not get_args(hint):
         return (
@@ -701,6 +747,6 @@ def _holds_objects(hint: Any) -> bool:
     origin = get_origin(hint)
     if origin is Literal:
         return any(isinstance(value, Enum) for value in get_args(hint))
-    return any(_holds_objects(inner) for inner in get_args(hint)) or (
+    return any(_holds_objects(inner, aliases) for inner in get_args(hint)) or (
         isinstance(origin, type) and wire_names(origin)[0] != "plain"
     )

@@ -16,7 +16,7 @@ from msgspec import UnsetType
 
 from silbo.wire.encode import to_json_value
 from silbo.wire.fields import wire_names
-from silbo.wire.hints import find_hints, resolve_alias, resolve_variable
+from silbo.wire.hints import find_hints, is_alias, resolve_alias, resolve_variable
 
 __all__ = ["find_overlap"]
 
@@ -37,8 +37,12 @@ def find_overlap(members: tuple[Any, ...]) -> tuple[Any, Any] | None:
     return None
 
 
-def _is_json(hint: Any) -> bool:
+def _is_json(hint: Any, aliases: frozenset[Any] = frozenset()) -> bool:
     """Return True if the values of an annotation are JSON values themselves, so that reading changes nothing."""
+    if hint in aliases:
+        return True
+    if is_alias(hint):
+        return _is_json(resolve_alias(hint), aliases | {hint})
     hint = resolve_alias(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (Any, object, None, NoneType, str, int, float, bool, list, dict):
@@ -46,10 +50,10 @@ def _is_json(hint: Any) -> bool:
     if origin is Literal:
         return all(type(value) in (str, int, bool, NoneType) for value in arguments)
     if origin is Annotated:
-        return _is_json(arguments[0])
+        return _is_json(arguments[0], aliases)
     if origin is dict:
-        return arguments[0] is str and _is_json(arguments[1])
-    return origin in (list, Union, UnionType) and all(map(_is_json, arguments))
+        return arguments[0] is str and _is_json(arguments[1], aliases)
+    return origin in (list, Union, UnionType) and all(_is_json(argument, aliases) for argument in arguments)
 
 
 def _overlap(one: Any, other: Any, depth: int) -> bool:

@@ -9,7 +9,7 @@ import weakref
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NewType, TypeVar, TypeVarTuple
 from uuid import UUID
 
 import attrs
@@ -351,6 +351,42 @@ class Swapped(Changed[U, T], Generic[T, U]):
 @dataclass
 class DateChanged(Swapped[date, UUID]):
     pass
+
+
+Many = TypeVarTuple("Many")
+Number = NewType("Number", int)
+
+
+@dataclass
+class Spread(ECSTEvent, Generic[T, *Many, U]):
+    row: tuple[*Many]
+    ends: dict[Number, tuple[T, U]]
+
+
+class Half(Spread[int, date, *Many, UUID]): ...
+
+
+class Fixed(Half[UUID]): ...
+
+
+class OpenModel(ECSTEvent, pydantic.BaseModel, Generic[T]):
+    items: list[T]
+
+
+def test_many_type_parameters_at_once_are_resolved_through_the_bases() -> None:
+    """And the key of a dict may be a NewType."""
+    values: dict[str, Any] = {"row": (date(2026, 1, 2), UUID(int=1)), "ends": {Number(1): (2, UUID(int=3))}}
+    event = Fixed(**values)
+    found = to_event(JSON.decode(JSON.encode(to_message(event, name="x", kind="ecst"), ORIGIN)), Fixed)
+    assert (found.row, found.ends) == (event.row, event.ends)
+
+
+@pytest.mark.parametrize("cls", [Half, OpenModel])
+def test_type_parameters_that_no_class_fixes_are_refused(cls: type) -> None:
+    """A value would come back as its JSON, in silence; pydantic takes it."""
+    with pytest.raises(ClassUnreadable):
+        check_class(cls)
+    check_class(OpenModel[UUID])
 
 
 def test_type_parameters_are_resolved_through_the_bases() -> None:
