@@ -25,6 +25,7 @@ from silbo.brokers._sender import OutgoingMessage
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisInbox, RedisPubSub, RedisStreams
 from silbo.errors import BrokerUnavailable, LoopConflict, StoreUnavailable
+from silbo.message import Delivery
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
 from silbo.stores.memory import MemoryStore
@@ -153,6 +154,33 @@ def bridge_queue(where: Where) -> Made:
 
 
 @asynccontextmanager
+async def redis_group(where: Where) -> AsyncGenerator[Use]:
+    broker = RedisStreams(Redis.from_url(where.url), app="web", prefix=where.prefix)
+    receiver = await broker.group("g", start="new").open()
+    yield lambda: receiver.receive(1)
+    await receiver.aclose()
+
+
+@asynccontextmanager
+async def redis_acknowledgements(where: Where) -> AsyncGenerator[Use]:
+    broker = RedisStreams(Redis.from_url(where.url), app="web", prefix=where.prefix)
+    await broker.publish(message(1))
+    receiver = await broker.group("g", start="oldest").open()
+    items = await receiver.receive(1)
+    (delivery,) = [item for item in items if isinstance(item, Delivery)]
+    yield lambda: receiver.count(delivery)
+    await receiver.aclose()
+    await broker.aclose()
+
+
+@asynccontextmanager
+async def redis_subscription(where: Where) -> AsyncGenerator[Use]:
+    receiver = await RedisPubSub(Redis.from_url(where.url), app="web", prefix=where.prefix).subscribe().open()
+    yield lambda: receiver.receive(1)
+    await receiver.aclose()
+
+
+@asynccontextmanager
 async def memory_group(where: Where) -> AsyncGenerator[Use]:
     broker = MemoryBroker()
     receiver = await broker.group("g", start="oldest").open()
@@ -220,7 +248,18 @@ NEED_NO_OPENING = [
     bridged,
     bridge_queue,
 ]
-ARE_OPENED = [memory_group, sqlite, sqlite_status, sqlalchemy, sqlalchemy_inbox, outbox, outbox_status]
+ARE_OPENED = [
+    redis_group,
+    redis_acknowledgements,
+    redis_subscription,
+    memory_group,
+    sqlite,
+    sqlite_status,
+    sqlalchemy,
+    sqlalchemy_inbox,
+    outbox,
+    outbox_status,
+]
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from silbo._loops import LoopBinding
 from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
@@ -120,7 +121,7 @@ class StreamReceiver:
         self._consumer = who if group.consumer is None else group.consumer.encode()
         self.keep_every: float | None = group.claim_after / 3
         self._in_hand = DeliveriesInHand(
-            CallConnection(group.client, group.timeout),
+            CallConnection(group.client, group.timeout, owner="StreamGroup"),
             self._group,
             self._consumer,
             group.app,
@@ -150,11 +151,13 @@ class StreamReceiver:
         self._failures = 0  # to connect, one after another
         self._recreated_at = float("-inf")
         self._closed = False
+        self._binding = LoopBinding("StreamGroup")
 
     # -- the protocol ---------------------------------------------------------------------------------------
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.check("receive")
         async with self._read_lock:
             if not self._ready:
                 async with self._connected("read from") as connection:
@@ -208,6 +211,7 @@ class StreamReceiver:
 
     async def open(self) -> None:
         """Connect, and make the groups that do not exist: see :meth:`StreamGroup.open`."""
+        self._binding.enter("open")
         start = self._description.start
         async with self._read_lock, self._connected("open a group at") as connection:
             for key in self._upkeep:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo._retry import Backoff
 from silbo.brokers.redis.connection import (
     Connection,
@@ -181,9 +182,11 @@ class _PubSubReceiver:
         self._heard_at = 0.0  # by the loop's clock
         self._pinged_at: float | None = None  # while there is no answer to the PING
         self._closed = False
+        self._binding = LoopBinding("PubSubSubscription")
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
+        self._binding.check("receive")
         if self._closed:
             raise BrokerUnavailable("the subscription is closed")
         if self._connection is None:
@@ -231,6 +234,7 @@ class _PubSubReceiver:
         Raises:
             BrokerUnavailable: Redis did not confirm in time, or refused.
         """
+        self._binding.enter("open")
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 self._connection = await connect(self._client)
