@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import random
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -33,6 +33,7 @@ class Settings:
         slow_one_in: How many of them are.
         effects: A database in which a second group with an inbox has its effects; empty for no such group.
         flaky: One event in so many fails at its first attempt.
+        strays: One event in so many has its listener do to its task what no listener should.
     """
 
     url: str
@@ -45,7 +46,42 @@ class Settings:
     slow: float = 0.0
     slow_one_in: int = 1
     flaky: int = 0
+    strays: int = 0
     effects: str = ""
+
+
+def _cancel_own_task() -> None:
+    task = asyncio.current_task()
+    assert task
+    task.cancel()
+
+
+async def _time_out() -> None:
+    """As async_timeout before 4.0.3 does: the task is cancelled, the cancellation caught, and never taken back."""
+    task = asyncio.current_task()
+    assert task
+    timer = asyncio.get_running_loop().call_later(0.001, task.cancel)
+    try:
+        await asyncio.sleep(3600.0)
+    except asyncio.CancelledError:
+        pass
+    finally:
+        timer.cancel()
+
+
+async def _swallow() -> None:
+    """As code that catches too much."""
+    for _ in range(3):
+        _cancel_own_task()
+        try:
+            await asyncio.sleep(0)
+        except BaseException:  # noqa: BLE001
+            pass
+
+
+BEFORE: Final = {"old time limit": _time_out, "swallowed cancellations": _swallow}
+STRAYS: Final = (*BEFORE, "its own cancellation", "cancelled by others")
+"""What a listener does to its task; the event is handled all the same."""
 
 
 class Listener:
@@ -55,6 +91,7 @@ class Listener:
         self._settings = settings
         self.ledger = Ledger(Path(settings.ledger))
         self._failed: Counter[tuple[str, int]] = Counter()
+        self.strays: Counter[str] = Counter()
 
     async def __call__(self, event: Counted) -> None:
         if event.fate == "kills":
@@ -67,7 +104,21 @@ class Listener:
             self._failed[event.lane, event.number] += 1
             if self._failed[event.lane, event.number] == 1:
                 raise ValueError("it fails at first")
+        stray = STRAYS[self.strays.total() % len(STRAYS)] if self._is_stray(event) else None
+        if stray in BEFORE:
+            self.strays[stray] += 1
+            await BEFORE[stray]()
+        elif stray == "cancelled by others" and not self._failed[event.lane, event.number]:
+            self._failed[event.lane, event.number] += 1
+            self.strays[stray] += 1
+            raise asyncio.CancelledError
         await self.ledger.write(f"{event.lane} {event.number} {event.event_id}")
+        if stray == "its own cancellation":
+            self.strays[stray] += 1
+            _cancel_own_task()  # and not one await afterwards
+
+    def _is_stray(self, event: Counted) -> bool:
+        return bool(self._settings.strays) and event.number % self._settings.strays == 0
 
 
 async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
@@ -116,7 +167,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
             consumer.stop()
         await asyncio.gather(*running)
     await listener.ledger.close()
-    return asdict(consumers[0].stats) | {"errors": errors}
+    return asdict(consumers[0].stats) | {"errors": errors, "strays": listener.strays}
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ MUTANTS: Final = [
     Mutant(
         "the heartbeat",
         "patience",
-        "silbo/consumer/acknowledgements.py",
-        "while self._keep_every is not None:",
-        "while False:",
+        "silbo/consumer/consumer.py",
+        "if receiver.keep_every is not None:",
+        "if False:",
     ),
     Mutant(
         "the inbox",
@@ -91,6 +91,13 @@ MUTANTS: Final = [
         "silbo/stores/sqlalchemy/inbox.py",
         ".rowcount == 1",
         ".rowcount < 2",
+    ),
+    Mutant(
+        "the taking back of cancellations",
+        "strays",
+        "silbo/_tasks.py",
+        "            yield from self._end_cancelled(task, error)\n",
+        "            pass\n",
     ),
     Mutant(
         "the refusal of a second loop",
@@ -124,7 +131,7 @@ MUTANTS: Final = [
         "the telling apart of refused data and an outage",
         "data",
         "silbo/stores/sqlalchemy/inbox.py",
-        'if step == "enter" and _is_refusal_of_data(error):',
+        'if step == "enter" and is_refusal_of_data(error):',
         "if False:",
     ),
     Mutant(

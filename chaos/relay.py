@@ -26,6 +26,8 @@ class Settings:
     ledger: str
     lease: float = 1.0
     timeout: float = 5.0
+    strays: bool = False
+    """Whether the hook for errors leaves a cancellation on the task that calls it."""
 
 
 async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
@@ -33,6 +35,8 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
 
     async def report(error: Exception, what: Any) -> None:
         await ledger.write(type(error).__name__)
+        if settings.strays and (task := asyncio.current_task()):
+            task.cancel()  # and not one await afterwards
 
     async with Redis.from_url(settings.url) as client:
         streams = RedisStreams(client, app=APP, timeout=settings.timeout)

@@ -231,6 +231,9 @@ class Inbox(Protocol):
 
         Entering gives True if the publication is new, and False if the group has handled it: then run no listener. Leaving
         without an error stores the publication as handled; leaving with an error does not.
+
+        Raises:
+            MessageInvalid: On entering: this publication can never be stored. The delivery becomes a dead letter at once.
         """
         ...
 

@@ -20,6 +20,7 @@ from chaos.batteries.poison import poison
 from chaos.batteries.replies import replies
 from chaos.batteries.restarts import restarts
 from chaos.batteries.storm import storm
+from chaos.batteries.strays import strays
 from chaos.stage import Stage
 
 __all__ = ["BATTERIES", "Battery"]
@@ -77,6 +78,11 @@ BATTERIES: Final[dict[str, Battery]] = {
         "listeners that are slow, and fail at first",
         cores=0.5,
         short={"events": 128, "concurrency": 32, "slow": 1.5},
+    ),
+    "strays": Battery(
+        strays,
+        "listeners and hooks that cancel the tasks that run them",
+        short={"events": 400, "outages": 2},
     ),
     "loops": Battery(loops, "one broker and one outbox in several event loops", short={"each": 3, "calls": 20}),
     "data": Battery(

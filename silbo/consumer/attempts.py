@@ -333,6 +333,7 @@ class Attempts:
         """Run the listeners if the inbox does not know the publication.
 
         Raises:
+            _Malformed: the inbox can never remember this publication.
             _InboxUnavailable: the inbox can't be asked, or could not remember. Listeners may have run: the inbox undoes what
                 shares its transaction.
         """
@@ -348,9 +349,11 @@ class Attempts:
                 except BaseException:
                     failed = True
                     raise
-        except (BrokerUnavailable, StoreUnavailable, LoopConflict) as error:
+        except (BrokerUnavailable, StoreUnavailable, LoopConflict, MessageInvalid) as error:
             if failed:  # a listener raised it
                 raise
+            if isinstance(error, MessageInvalid):
+                raise _Malformed(error) from error
             raise _InboxUnavailable from error
         self._run.reports.inbox_outage.answered("handling")
         if is_new:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
         pytest.param("restarts", marks=pytest.mark.long),
         "data",
         "loops",
+        "strays",
         "fence",
         "poison",
         "patience",

@@ -11,7 +11,7 @@ import pytest
 
 from silbo import AsyncEventDispatcher, Bridge
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import StoreUnavailable
+from silbo.errors import MessageInvalid, StoreUnavailable
 from silbo.message import Delivery, Origin
 from silbo.protocols import Inbox
 from silbo.wire.encode import to_message
@@ -129,6 +129,45 @@ async def test_inbox_that_can_not_remember_costs_no_attempt(d: AsyncEventDispatc
             await subscription.until_acked(2)
     assert (consumer.stats.handled, consumer.stats.dead) == (2, 0)
     assert errors == ["the listener's own"]
+
+
+async def test_publication_that_the_inbox_can_never_remember_is_a_dead_letter_at_once(
+    d: AsyncEventDispatcher, heard: Heard
+) -> None:
+    """Trying again helps as little as with other data that can't be read; a listener's own MessageInvalid is a failure."""
+
+    class Refuses(Memory):
+        asked = 0
+
+        @asynccontextmanager
+        async def handling(self, group: str, publication: str) -> AsyncIterator[bool]:
+            self.asked += 1
+            if self.asked == 1:
+                raise MessageInvalid("refused")
+            async with super().handling(group, publication) as new:
+                yield new
+
+    errors: list[Any] = []
+
+    @d.listen("user.joined", priority=1)
+    async def fail_once(event: UserJoined) -> None:
+        if "the listener's own" not in errors:
+            raise MessageInvalid("the listener's own")
+
+    subscription = Scripted([delivery(1, key="a"), delivery(2, key="a")])
+    consumer = Consumer(
+        d,
+        subscription,
+        events=[USER_JOINED],
+        inbox=Refuses(),
+        on_error=lambda error, what: errors.append(str(error)),
+    )
+    async with Running(consumer):
+        await subscription.until_acked(2)
+    assert set(heard.ids) == {2}
+    stats = consumer.stats
+    assert (stats.malformed, stats.failed, stats.handled, stats.dead) == (1, 1, 1, 1)
+    assert errors[0] == "refused" and errors[-1] == "the listener's own"
 
 
 async def test_inbox_is_not_asked_about_what_nobody_listens_to(d: AsyncEventDispatcher, heard: Heard) -> None:

@@ -106,6 +106,7 @@ class TestInbox(InboxBehaviour):
                 await asyncio.sleep(0.005)
             consumer.stop()
         assert (heard, consumer.stats.dead) == ([1], 1)
+        assert (consumer.stats.malformed, consumer.stats.failed) == (1, 0)  # given up at once
 
 
 class TestOtherEncoding:
