@@ -134,7 +134,7 @@ async def test_listener_may_start_a_task_that_waits_for_the_end(broker: MemoryBr
 
 
 async def test_listener_may_close_its_dispatcher(broker: MemoryBroker) -> None:
-    """What waits for spawned dispatches only is no circle."""
+    """A listener that waits for spawned dispatches only is in no circle."""
 
     async def close(consumer: Consumer, running: asyncio.Task[None]) -> None:
         dispatcher: Any = consumer._options.dispatcher

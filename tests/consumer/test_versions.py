@@ -230,7 +230,7 @@ def test_one_version_twice_is_refused_if_the_two_differ() -> None:
 
 
 async def test_unwanted_message_of_ones_own_is_skipped_whatever_its_version() -> None:
-    """What is not wanted is left to nobody."""
+    """An unwanted message is left to nobody."""
     dispatcher = AsyncEventDispatcher()
     assert await receive(dispatcher, raw(paid(1, 3)), events=[V1], own="skip", app="shop") is None
 
@@ -548,7 +548,7 @@ async def test_two_consumers_that_do_not_know_a_version_do_not_pass_it_to_and_fr
 
 
 async def test_what_is_taken_back_is_not_given_to_others() -> None:
-    """What waited behind a message that is gone is handled here, and by nobody else."""
+    """A message that waited behind one that is gone is handled here, and by nobody else."""
     broker = MemoryBroker("shop")
     await begin(broker)
     group = broker.group("billing", start="new")

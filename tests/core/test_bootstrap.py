@@ -245,7 +245,7 @@ async def test_one_that_failed_leaves_nothing_behind(
 
 
 def test_a_mistake_is_found_before_anything_is_called() -> None:
-    """What starts is not started for nothing."""
+    """No hook has run by then."""
     container, called = of_rodi(), list[object]()
     bootstrap(container)
     with pytest.raises(DispatcherConflict):

@@ -85,7 +85,7 @@ def d() -> AsyncEventDispatcher:
 
 
 async def sent(wire: Receiver, many: int) -> list[Message]:
-    """What has arrived, with a last message behind it: so an unwanted one can't be late."""
+    """Return the messages that have arrived, with a last one behind them: so an unwanted one can't be late."""
     messages: list[Message] = []
     while len(messages) < many:
         got = await wire.receive(1000)
@@ -226,7 +226,7 @@ async def test_stopped_event_does_not_leave(d: AsyncEventDispatcher, broker: Mem
 async def test_event_whose_dispatch_failed_does_not_leave(
     policy: Any, event: Any, broker: MemoryBroker, wire: Receiver
 ) -> None:
-    """What did not happen here is not told elsewhere. The same event leaves once it succeeds."""
+    """An event that did not happen here is not told elsewhere. The same event leaves once it succeeds."""
     d = AsyncEventDispatcher(on_error=policy)
     d.add_subscriber(Bridge(broker, routes=[Route("**", kind="ecst")]))
 
@@ -300,7 +300,7 @@ async def test_nested_dispatches_leave_each_under_its_name(
 
 
 async def test_snapshot_is_taken_before_the_first_await() -> None:
-    """What happens to the event while the broker is slow does not change what was dispatched."""
+    """A change of the event while the broker is slow does not change the message."""
     broker = Slow()
     d = AsyncEventDispatcher()
     d.add_subscriber(Bridge(broker))
@@ -453,7 +453,7 @@ async def test_without_a_hook_lost_messages_give_one_line_a_second(
 
 
 def test_program_that_ends_before_its_bridge_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """What was never sent is not lost without a word."""
+    """A message that was never sent is not lost without a word."""
 
     async def program() -> None:
         d = AsyncEventDispatcher()

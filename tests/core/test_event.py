@@ -1,4 +1,4 @@
-"""What events carry of themselves: ids, times, kinds."""
+"""The parts that events carry of themselves: ids, times, kinds."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ async def test_a_second_running_loop_gets_an_error_at_once(make: Any, where: Whe
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the connection of the loop before
 @pytest.mark.parametrize("make", NEED_NO_OPENING)
 def test_loops_may_follow_one_another(make: Callable[[Where], Made], where: Where) -> None:
-    """What needs no opening works in the next loop when the one before is closed."""
+    """A broker that needs no opening works in the next loop when the one before is closed."""
     made = make(where)
     asyncio.run(limited(made.use()))
 

@@ -68,7 +68,7 @@ def test_an_event_name_of_an_enums_member_is_its_value() -> None:
 
 @pytest.mark.parametrize("observers", [(), (Trace(),)])
 async def test_none_is_not_a_name(observers: Any) -> None:
-    """Where one name is meant, None would mean all of them; the event keeps its marks."""
+    """None would mean all names where one name is meant; the event keeps its marks."""
     d: Any = AsyncEventDispatcher(observers=observers)
     listener, event = AsyncMock(), Event()
     d.add_listener("x", listener)
@@ -249,7 +249,7 @@ async def test_patterns_and_names_share_one_running_order() -> None:
 
 
 async def test_a_pattern_added_later_hears_names_already_dispatched() -> None:
-    """What is cached by name is looked up anew after every change."""
+    """Listeners that are cached by name are looked up anew after every change."""
     d = AsyncEventDispatcher()
     first, second = AsyncMock(), AsyncMock()
     await d.adispatch("user.joined", Event())
@@ -320,7 +320,7 @@ def test_a_name_that_was_made_twice_lives_as_long_as_one_of_them() -> None:
 
 
 def test_a_class_with_many_names_copies_and_shows_few() -> None:
-    """What a class holds of its names is extended, never made anew; an error names some of them."""
+    """A class extends the record of its names, and never makes it anew; an error names some of them."""
 
     class Seen(Event):
         pass

@@ -134,7 +134,7 @@ def test_outage_that_nobody_foresaw_has_its_traceback(caplog: Any) -> None:
 
 
 def test_watched_call_is_noticed_by_how_it_ends(caplog: Any) -> None:
-    """What is no outage is none of its business."""
+    """An error that is no outage is none of its business."""
     outage = Outage(logger, "store")
     with pytest.raises(StoreUnavailable), outage.watched("add"):
         raise StoreUnavailable("full")

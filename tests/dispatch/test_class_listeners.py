@@ -380,7 +380,7 @@ async def test_a_context_kept_by_hand_never_gives_the_closed_scope(
 
 
 async def test_a_task_has_its_own_while_the_dispatch_runs(d: AsyncEventDispatcher, container: SimpleContainer) -> None:
-    """What is scoped is rarely safe to use from two tasks at once."""
+    """A scoped object is rarely safe to use from two tasks at once."""
     d.add_listener("x", Hears)
     inner = [Ping(), Ping()]
 

@@ -1,4 +1,4 @@
-"""What a dispatcher does beside its callers: spawn, drain, wait_for, aclose."""
+"""The work of a dispatcher beside its callers: spawn, drain, wait_for, aclose."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ async def test_wait_for_times_out_and_can_be_cancelled() -> None:
 
 
 async def test_a_stopped_event_is_not_what_was_waited_for() -> None:
-    """Who stops an event keeps it from everyone behind."""
+    """A listener that stops an event keeps it from everyone behind."""
     d = AsyncEventDispatcher()
 
     @d.listen("x")
@@ -390,7 +390,7 @@ async def test_a_drain_that_would_wait_for_another_running_loop_is_refused_at_on
 
 
 async def test_spawned_dispatches_of_two_loops_run_each_in_its_own() -> None:
-    """What another loop has finished, or left behind, holds up no drain."""
+    """Dispatches that another loop has finished, or left behind, hold up no drain."""
     d = AsyncEventDispatcher()
     loops: list[Any] = []
 

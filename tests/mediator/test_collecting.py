@@ -371,7 +371,7 @@ async def test_side_by_side_handlers_with_lists_of_their_own_lose_none() -> None
 
 @pytest.mark.parametrize("fails", [(True, False), (False, True), (True, True)], ids=["first", "last", "both"])
 async def test_side_by_side_a_failure_drops_nothing_of_the_other_in_silence(fails: tuple[bool, bool]) -> None:
-    """Where the error policy lets the others go on: it hears of each that lost its events."""
+    """An error policy that lets the others go on hears of each that lost its events."""
     errors: list[BaseException] = []
     room = Room(max_concurrent_event_handlers=2, on_error=lambda error, *_: errors.append(error))
     both = asyncio.Barrier(2)

@@ -1,4 +1,4 @@
-"""What counts as the ``events`` of a handler, and what is said of what can't be."""
+"""The ``events`` of a handler: the shapes that count, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def test_an_attribute_that_is_another_sequence_is_refused_too() -> None:
 async def test_what_is_no_event_is_an_error_that_names_the_handler(
     wrong: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where it was collected; and nothing of that handler is dispatched, now or later."""
+    """The error is raised where it was collected; and nothing of that handler is dispatched, now or later."""
     world, one = World(), DoHandler()
     world.container.factories[DoHandler] = lambda: one
     with pytest.raises(

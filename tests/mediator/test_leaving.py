@@ -1,4 +1,4 @@
-"""What leaves the process leaves when the command has succeeded: in order, or not at all."""
+"""Messages leave the process when the command has succeeded: in order, or not at all."""
 
 from __future__ import annotations
 

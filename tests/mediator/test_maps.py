@@ -1,4 +1,4 @@
-"""What is bound to what."""
+"""The maps of requests and events to their handlers."""
 
 from __future__ import annotations
 

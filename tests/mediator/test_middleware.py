@@ -97,7 +97,7 @@ async def test_it_may_change_the_request_and_answer_in_the_handlers_place() -> N
 
 
 async def test_it_may_try_again() -> None:
-    """What the first try collected is gone, whether the handler failed or one of its events."""
+    """The events that the first try collected are gone, whether the handler failed or one of its events."""
 
     async def twice(request: Do, handle: Any) -> Any:
         try:
@@ -247,7 +247,7 @@ async def test_one_that_does_not_await_the_handler_is_an_error() -> None:
 
 
 async def test_logging_tells_what_and_how_long_but_not_what_is_in_it(caplog: pytest.LogCaptureFixture) -> None:
-    """What failed as a warning; a cancellation is no failure."""
+    """A failure is logged as a warning; a cancellation is no failure."""
     caplog.set_level(logging.DEBUG)
     world = World(middlewares=[LoggingMiddleware()])
     await world.send(Local("secret"))

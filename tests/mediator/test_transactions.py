@@ -86,7 +86,7 @@ async def test_a_retry_goes_outside_of_the_transaction(engine: AsyncEngine, outs
 
 
 async def test_a_command_in_a_savepoint_that_fails_and_is_caught_sends_nothing(engine: AsyncEngine) -> None:
-    """What the one around it has stored, before and after, is sent."""
+    """The messages that the outer transaction has stored, before and after, are sent."""
     world = World(middlewares=[Nested(engine)])
 
     async def fail() -> None:

@@ -27,7 +27,7 @@ LEFT_OUT: Final = "left out: "
 
 
 def look(server: str) -> str:
-    """Where it is, or what to install, after `LEFT_OUT`."""
+    """Return the place of the server, or what to install, after `LEFT_OUT`."""
     try:
         return str(SERVERS[server]())
     except (PostgresNotFound, RabbitMQNotFound) as error:

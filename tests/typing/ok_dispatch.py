@@ -1,4 +1,4 @@
-"""What a user writes with plain strings and with event names type-checks. Read by mypy and pyright, never run."""
+"""Programs with plain strings and with event names type-check. Read by mypy and pyright, never run."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_every_class_of_every_kind_comes_back_equal(style: Any, bases: tuple[typ
     + [(style, whistle.AsyncEventDispatcher) for style in STYLES if "frozen" not in style and style != "pydantic"],
 )
 async def test_a_dispatch_leaves_nothing_in_the_payload(style: str, dispatcher: Any) -> None:
-    """What the envelope carries, and what a host keeps under a private name, stays in the process."""
+    """The marks of the envelope, and attributes with a private name, stay in the process."""
     event = STYLES[style](ECSTEvent)(**SAMPLE)
     before = payload_of(event)
     event.__dict__["_private"] = object()
@@ -230,7 +230,7 @@ def test_the_payload_begins_with_id_and_time_then_fields_in_declared_order() -> 
 
 
 def test_a_message_is_a_snapshot() -> None:
-    """What a listener changes later, however deep, does not reach what is on its way."""
+    """A listener's later changes, however deep, do not reach a message that is on its way."""
     event = Joined(5, [["a"]])
     sent = to_message(event, name=JOINED, kind="notification")
     before = copy.deepcopy(sent.payload)

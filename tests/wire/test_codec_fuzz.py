@@ -224,7 +224,7 @@ def test_only_message_invalid_comes_out_of_mutated_messages(name: str, part: int
 
 
 def check(message: Message) -> None:
-    """What decode lets through has the types that everybody after it counts on."""
+    """A decoded message has the types that everybody after it counts on."""
     texts = (
         message.message_type,
         message.message_name,

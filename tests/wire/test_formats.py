@@ -41,7 +41,7 @@ def message(**payload: Any) -> Message:
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    """What JSON writes of a message; a change to None leaves the key out."""
+    """Return what JSON writes of a message; a change to None leaves the key out."""
     whole = json.loads(JSON.encode(message(user_id=123), ORIGIN)) | changes
     return {key: value for key, value in whole.items() if value is not None}
 

@@ -53,13 +53,13 @@ async def restart(own_redis: RedisServer, admin: Redis) -> None:
 
 
 async def forget_count(admin: Redis) -> None:
-    """What Redis 7.0 shows after a restart: the place of the group, and a number from long ago."""
+    """Make Redis show what 7.0 shows after a restart: the place of the group, and a number from long ago."""
     (group,) = await admin.xinfo_groups(KEY)
     await admin.execute_command("XGROUP", "SETID", KEY, "billing", group["last-delivered-id"], "ENTRIESREAD", 0)
 
 
 async def idle(receiver: Receiver, times: int = 3) -> list[Gap | Delivery]:
-    """What comes while nothing is published, over several reads."""
+    """Return the deliveries that come while nothing is published, over several reads."""
     return [item for _ in range(times) for item in await receiver.receive(10)]
 
 

@@ -132,7 +132,7 @@ async def test_what_is_kept_again_is_offered_no_more(streams: RedisStreams, admi
 
 
 async def test_lost_connection_brings_no_offered_delivery_again(streams: RedisStreams, admin: Redis) -> None:
-    """What was pending is read again; its consumer has it still, and others may take it."""
+    """Pending messages are read again; their consumer has them still, and others may take them."""
     group = streams.group("billing", start="new", claim_after=LONG)
     async with opened(group) as one:
         await streams.publish(*map(message, range(2)))

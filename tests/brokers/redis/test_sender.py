@@ -121,7 +121,7 @@ async def test_queue_that_is_given_up_answers_everybody() -> None:
 
 
 async def test_no_room_in_time_is_told() -> None:
-    """What takes messages fails those that wait and are late, and gives room to those that are not."""
+    """The task that takes messages fails the waiting publishes that are late, and gives room to the others."""
     queue = SendQueue(BatchScript(ADD, arguments_each=1))
     enter(queue, *[1] * QUEUE_MESSAGES)
     late, early = (asyncio.ensure_future(queue.wait_for_room(1, 1, deadline)) for deadline in (1, 3))
