@@ -55,7 +55,7 @@ class OwnTasks:
         self.error: BaseException | None = None
         self.runner: asyncio.Task[Any] | None = None
         self.stats: Final = stats
-        self.host_code: Final[dict[HostCode[Any], None]] = {}  # that runs now, oldest first
+        self.host_code: Final[dict[asyncio.Task[Any], HostCode[Any] | None]] = {}  # that runs now, by its task
         self._stopping = stopping
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -97,7 +97,7 @@ class OwnTasks:
         task = asyncio.current_task()
         if task in self._ending:
             raise asyncio.CancelledError
-        if task is not None:
+        if task is not None and task.cancelling():
             _take_back(task)
 
     async def end(self, tasks: Collection[asyncio.Task[Any]], within: float) -> None:
@@ -134,15 +134,19 @@ class OwnTasks:
                 cancelled = error
                 late = {task for task in late if not task.done()}
         if late and self.error is None:
-            self.error = StopIncomplete(self.owner, ENDS_WITHIN, tuple(code.place() for code in self.host_code))
+            self.error = StopIncomplete(self.owner, ENDS_WITHIN, tuple(code.place() for code in self._running_code()))
         if in_circle:
             while runner.cancelling() > requests:
                 runner.uncancel()
         elif cancelled is not None:
             raise cancelled
 
+    def _running_code(self) -> list[HostCode[Any]]:
+        return [code for code in self.host_code.values() if code is not None]
+
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self.host_code.pop(task, None)
         error: BaseException | None = None
         if not task.cancelled():
             error = task.exception()
@@ -178,8 +182,9 @@ class OwnTasks:
             await asyncio.sleep(after / LOOKS)
             self.check_cancelled()
             now = monotonic()
-            first_seen = {code: first_seen.get(code, now) for code in self.host_code}
-            report_at = {code: report_at.get(code, after) for code in self.host_code}
+            running = self._running_code()
+            first_seen = {code: first_seen.get(code, now) for code in running}
+            report_at = {code: report_at.get(code, after) for code in running}
             for code, since in first_seen.items():
                 if now - since >= report_at[code]:
                     report_at[code] *= 2
@@ -213,8 +218,8 @@ class HostCode(Generic[_T]):
         task = asyncio.current_task()
         assert task is not None
         run = copy_context().run
-        send, throw = self._coroutine.send, self._coroutine.throw
-        tasks.host_code[self] = None
+        send = self._coroutine.send
+        tasks.host_code[task] = self
         result: Any = None
         error: BaseException | None = None
         try:
@@ -228,7 +233,7 @@ class HostCode(Generic[_T]):
                         raise CircularWait(tasks.owner, "run()")
                     answer = yield awaited
                 except BaseException as thrown:  # noqa: BLE001  # the coroutine decides
-                    awaited = run(throw, thrown)
+                    awaited = run(self._coroutine.throw, thrown)
                 else:
                     awaited = run(send, answer)
         except StopIteration as ended:
@@ -238,7 +243,7 @@ class HostCode(Generic[_T]):
         except BaseException as raised:  # noqa: BLE001  # raised again below
             error = raised
         finally:
-            del tasks.host_code[self]
+            tasks.host_code[task] = None
             if self.is_slow:
                 tasks.stats.slow -= 1
         if task.cancelling() or getattr(task, "_must_cancel", False) or (error is not None and _is_cancellation(error)):

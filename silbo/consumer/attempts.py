@@ -108,6 +108,9 @@ class Attempts:
 
     async def work(self) -> None:
         """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
+        received.set(
+            Received(None, self._options.listener_timeout)
+        )  # the contexts of its deliveries are copies of this one
         while True:
             try:
                 queued = await self._queue.get()
@@ -316,9 +319,10 @@ class Attempts:
         if heard and options.inbox is not None:  # without a listener nothing is remembered
             await self._dispatch_once(options.inbox, rebuilt, delivery, heard)
             return
-        # As dispatch_received() does, without a further coroutine. This context is the delivery's, so nothing is reset.
-        dispatched = Received(rebuilt.event, options.listener_timeout)
-        received.set(dispatched)
+        # As dispatch_received() does, without a further coroutine, and with the worker's own object.
+        dispatched = received.get()
+        assert dispatched is not None
+        dispatched.begin(rebuilt.event)
         try:
             await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
         except Exception as error:

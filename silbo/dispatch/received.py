@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.event import Event, set_mark
 
-__all__ = ["Received", "dispatch_received", "listener_timeout", "note_isolated", "received"]
+__all__ = ["Received", "dispatch_received", "listener_timeout", "received"]
 
 
 class Received:
@@ -23,10 +23,14 @@ class Received:
     __slots__ = ("event", "isolated", "timeout")
 
     def __init__(self, event: object, timeout: float | None = None) -> None:
-        self.event = event
         self.timeout = timeout
+        self.begin(event)
+
+    def begin(self, event: object) -> None:
+        """Take the next event, if the one before is done."""
+        self.event = event
         self.isolated: list[Exception] | None = None
-        if timeout is not None and isinstance(event, Event):
+        if self.timeout is not None and isinstance(event, Event):
             set_mark(event, "__silbo_direct__", False)  # adispatch then leaves the event to _dispatch
 
     def raise_isolated(self) -> NoReturn:
@@ -73,13 +77,6 @@ async def dispatch_received(dispatcher: IAsyncEventDispatcher, name: Any, dispat
     if dispatched.isolated:
         dispatched.raise_isolated()
     return dispatched.event
-
-
-def note_isolated(error: Exception, event: object) -> None:
-    """Note the error of a listener that a callable policy has handled, if the event is a received one."""
-    dispatched = received.get()
-    if dispatched is not None and dispatched.event is event:
-        dispatched.isolated = [*(dispatched.isolated or ()), error]
 
 
 def listener_timeout(event: object) -> float | None:

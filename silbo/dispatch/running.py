@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
-from silbo.dispatch.received import note_isolated
+from silbo.dispatch.received import received
 from silbo.errors import ListenerTimeout
 from silbo.event import collected_errors
 from silbo.work.unit_of_work import call_within_units, unit_of_work
@@ -68,6 +68,8 @@ class ConfiguredListener(WrappedListener):
         spent: True when a ``once`` listener has run.
     """
 
+    _registered: ConfiguredListener | None = None  # on a copy with a time limit: shares its ``spent``
+
     def __init__(
         self, target: Listener, options: Options, policy: ErrorPolicy, *, rank: object, unregister: Callable[[], None]
     ) -> None:
@@ -83,7 +85,6 @@ class ConfiguredListener(WrappedListener):
         self._options = options
         self._policy = policy
         self._unregister = unregister
-        self._registered: ConfiguredListener | None = None  # of a copy with a time limit: shares its ``spent``
 
     async def __call__(self, event: Any, *, listener: Listener | None = None, observe: Observe | None = None) -> None:
         """Run the target, or another listener in its place, under the options.
@@ -96,7 +97,7 @@ class ConfiguredListener(WrappedListener):
         """
         target = self.target if listener is None else listener
         if self._options.once:
-            registered = self._registered or self
+            registered = self if self._registered is None else self._registered
             if registered.spent:
                 return
             registered.spent = True
@@ -139,7 +140,9 @@ class ConfiguredListener(WrappedListener):
             answer = self._policy(error, event, self.__wrapped__)
             if inspect.isawaitable(answer):
                 await answer
-            note_isolated(error, event)
+            dispatched = received.get()
+            if dispatched is not None and dispatched.event is event:  # it fails its delivery all the same
+                dispatched.isolated = [*(dispatched.isolated or ()), error]
         elif (collected := collected_errors(event)) is not None:
             collected.append(error)
         else:  # run by hand, outside of a dispatch

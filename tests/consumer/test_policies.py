@@ -12,22 +12,18 @@ from typing import Any
 import pytest
 
 import silbo
-from silbo import AsyncEventDispatcher, Event, EventName, receive
+from silbo import AsyncEventDispatcher, Event, receive
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import ListenerTimeout
 from silbo.message import Origin
 from silbo.wire.formats import JSON
 from tests.support.consumer import (
     USER_JOINED,
     Consumer,
-    Heard,
     Running,
     Scripted,
     UserJoined,
-    UserLeft,
     delivery,
     joined,
-    left_over,
 )
 
 
@@ -213,7 +209,7 @@ def test_page_says_of_every_policy_that_the_delivery_is_tried_again() -> None:
     assert set(cells.values()) == {"has failed: tried again"}
 
 
-# -- give_up_on and listener_timeout ------------------------------------------------------------------------
+# -- give_up_on ------------------------------------------------------------------------
 
 
 class NoSuchOrder(LookupError):
@@ -256,59 +252,6 @@ async def test_isolated_errors_can_t_be_helped_either() -> None:
     assert (consumer.stats.failed, consumer.stats.dead) == (1, 1)
 
 
-async def hang(event: Any) -> None:
-    await asyncio.Event().wait()
-
-
-class Hanging:
-    async def __call__(self, event: Any) -> None:
-        await asyncio.Event().wait()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"concurrent": True}, {"once": True}, {"on_error": ignore}, {"on_error": "collect"}],
-    ids=["none", "concurrent", "once", "isolated", "collected"],
-)
-@pytest.mark.parametrize("observers", [(), (silbo.Trace(),)], ids=["plain", "observed"])
-async def test_listener_timeout_limits_each_listener(options: dict[str, Any], observers: Any) -> None:
-    """Whatever its other options, and whether observers see it or not; the listeners of other dispatches have no limit."""
-    d = AsyncEventDispatcher(observers=observers)
-    d.add_listener("user.joined", hang, **options)
-    consumer, _, errors = await handle(d, listener_timeout=0.01, max_attempts=1)
-    assert (consumer.stats.failed, consumer.stats.dead) == (1, 1)
-    error = errors[0].exceptions[0] if isinstance(errors[0], ExceptionGroup) else errors[0]
-    assert isinstance(error, ListenerTimeout)
-    assert (error.listener, error.timeout) == (hang, 0.01)
-
-
-async def test_listener_s_own_timeout_counts(d: AsyncEventDispatcher, heard: Heard) -> None:
-    """Longer or shorter than the consumer's; and a listener that is quick enough has not failed."""
-
-    async def wait(event: Any) -> None:
-        await asyncio.sleep(0.05)
-
-    d.add_listener("user.joined", wait, timeout=30)
-    consumer, _, errors = await handle(d, listener_timeout=0.01)
-    assert (consumer.stats.handled, errors, heard.ids) == (1, [], [1])
-    d.add_listener("user.joined", hang, timeout=0.02)
-    _, _, errors = await handle(d, listener_timeout=30, max_attempts=1)
-    assert errors[0].timeout == 0.02
-
-
-async def test_once_listener_under_a_limit_runs_once(d: AsyncEventDispatcher) -> None:
-    ran: list[int] = []
-
-    async def listener(event: Any) -> None:
-        ran.append(event.user_id)
-
-    d.add_listener("user.joined", listener, once=True)
-    subscription = Scripted([delivery(1), delivery(2)])
-    async with Running(Consumer(d, subscription, events=[USER_JOINED], listener_timeout=30)):
-        await subscription.until_acked(2)
-    assert ran == [1]
-
-
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -335,114 +278,3 @@ def test_listener_timeout_needs_a_dispatcher_of_silbo_s(broker: MemoryBroker) ->
     foreign: Any = Foreign()
     with pytest.raises(TypeError, match="one of silbo's dispatchers"):
         Consumer(foreign, broker.group("billing", start="new"), listener_timeout=1)
-
-
-# -- names --------------------------------------------------------------------------------------------------
-
-USER_LEFT = EventName("user.left", UserLeft)
-ROUTED = EventName("user.moved", UserJoined)
-
-
-def test_names_without_a_key_are_refused_with_concurrency(broker: MemoryBroker, d: AsyncEventDispatcher) -> None:
-    """Known at the start: else each of their messages would be a dead letter."""
-    group = broker.group("billing", start="new")
-    with pytest.raises(ValueError, match=r"user\.left, user\.moved have none.*key=.*concurrency=1"):
-        Consumer(d, group, events=(name for name in (USER_JOINED, USER_LEFT, ROUTED)), concurrency=2)
-    Consumer(d, group, events=[USER_JOINED, USER_LEFT])
-    Consumer(d, group, events=[USER_JOINED], concurrency=2)
-
-
-async def stats_after(d: AsyncEventDispatcher) -> silbo.consumer.stats.ConsumerStats:
-    subscription = Scripted([delivery(1)])
-    consumer = Consumer(d, subscription, events=[USER_JOINED])
-    async with Running(consumer):
-        await subscription.until_acked(1)
-    assert await left_over(MemoryBroker("other")) == []
-    return consumer.stats
-
-
-@pytest.mark.parametrize("beside", [(), ("user.left",), ("**", "user.left"), ("user.*.x", "**")])
-async def test_name_that_nobody_hears_is_a_warning_and_counted_apart(
-    beside: tuple[str, ...], d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A listener for everything, beside others, would hide a misspelt name; it is acknowledged all the same."""
-    heard = Heard()
-    for name in beside:
-        d.add_listener(name, heard.hear)
-    stats = await stats_after(d)
-    assert (stats.received, stats.handled, stats.unheard) == (1, 0, 1)
-    (record,) = (record for record in caplog.records if "nobody hears" in record.getMessage())
-    assert record.levelname == "WARNING"
-    assert record.__dict__["event_names"] == ["user.joined"]
-
-
-@pytest.mark.parametrize("listened", [("user.joined",), ("user.*", "user.left"), ("**",), ("**.joined",)])
-async def test_name_that_somebody_hears_is_no_warning(
-    listened: tuple[str, ...], d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture
-) -> None:
-    """By its name, by a pattern, or by a program's only listener, for everything."""
-    heard = Heard()
-    for name in listened:
-        d.add_listener(name, heard.hear)
-    stats = await stats_after(d)
-    assert (stats.handled, stats.unheard) == (1, 0)
-    assert "nobody hears" not in caplog.text
-
-
-async def test_warning_names_what_may_be_meant(d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture) -> None:
-    d.add_listener("user.joind", Heard().hear)
-    await stats_after(d)
-    assert "nobody hears 'user.joined' (a listener hears 'user.joind') of events=" in caplog.text
-
-
-async def test_listener_that_comes_later_is_heard_from_then_on(d: AsyncEventDispatcher) -> None:
-    """A plugin may be loaded while the consumer runs, and go again."""
-    first, second = Scripted([delivery(1)]), [delivery(2)]
-    heard = Heard()
-    consumer = Consumer(d, first, events=[USER_JOINED])
-    async with Running(consumer):
-        await first.until_acked(1)
-        registration = d.add_listener("user.joined", heard.hear)
-        first.batches.append(second)
-        await first.until_acked(2)
-        registration.remove()
-        first.batches.append([delivery(3)])
-        await first.until_acked(3)
-    assert (consumer.stats.handled, consumer.stats.unheard) == (1, 2)
-
-
-# -- slow ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("hanging", ["listener", "hook"])
-async def test_listener_that_never_returns_is_told_and_counted(
-    hanging: str, broker: MemoryBroker, d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Which one, of which message, and where; whoever looks at the figures sees it too."""
-    goes_on = asyncio.Event()
-
-    async def listener(event: Any) -> None:
-        if hanging == "hook":
-            raise ValueError("told to the hook")
-        await goes_on.wait()
-
-    async def hook(error: Exception, about: object) -> None:
-        await goes_on.wait()
-
-    d.add_listener("user.joined", listener)
-    consumer = Consumer(
-        d, broker.group("billing", start="new"), events=[USER_JOINED], slow_after=0.05, on_error=hook, max_attempts=1
-    )
-    async with Running(consumer):
-        await broker.publish(joined(1))
-        async with asyncio.timeout(30):
-            while not consumer.stats.slow:
-                await asyncio.sleep(0.01)
-        code = (listener if hanging == "listener" else hook).__code__
-        assert f"{code.co_qualname} ({__file__}:{code.co_firstlineno}), now in line" in caplog.text
-        assert ("user.joined 1 in group billing: a listener still runs" in caplog.text) is (hanging == "listener")
-        assert consumer.stats.slow == 1
-        goes_on.set()
-        async with asyncio.timeout(30):
-            while consumer.stats.slow:
-                await asyncio.sleep(0.01)
