@@ -70,6 +70,7 @@ class DeliveriesInHand:
         self._confirmed_at: dict[_Entry, float] = {}  # the loop's time when it surely was this consumer's
         self._attempts: dict[_Entry, int] = {}  # known before a count whose reply has not come
         self._removed: set[_Entry] = set()  # since the last read began
+        self._leaving: set[_Entry] = set()  # being acknowledged or made a dead letter: perhaps done already
         self._offered: set[_Entry] = set()  # to the group's other consumers
 
     def __contains__(self, entry: _Entry) -> bool:
@@ -103,11 +104,16 @@ class DeliveriesInHand:
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge deliveries, and forget their attempts in the same step."""
+        entries = list(map(_entry_of, deliveries))
         calls = [
             ScriptCall.of(ACK, [key, build_attempts_key(key, self._group)], self._group, *ids)
-            for key, ids in _group_by_key(map(_entry_of, deliveries)).items()
+            for key, ids in _group_by_key(entries).items()
         ]
-        await self._run("acknowledge at", calls)
+        self._leaving.update(entries)
+        try:
+            await self._run("acknowledge at", calls)
+        finally:
+            self._leaving.difference_update(entries)
         self.remove(deliveries)
 
     async def keep(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -119,7 +125,9 @@ class DeliveriesInHand:
         recent = [entry for entry in entries if self._confirmed_at.get(entry, limit) > limit]
         others = [entry for entry in entries if self._confirmed_at.get(entry, limit) <= limit]
         lost = await self._keep(recent, b"1") | await self._keep(others, b"")
-        self._confirmed_at.update(dict.fromkeys(entries, now))
+        for entry in entries:
+            if entry in self._confirmed_at:  # else it was acknowledged meanwhile
+                self._confirmed_at[entry] = now
         self._offered.difference_update(entries)
         taken_over = [delivery for delivery in deliveries if _entry_of(delivery) in lost]
         self.remove(taken_over)
@@ -160,9 +168,14 @@ class DeliveriesInHand:
         return keys, [self._group, self._consumer, after, b"%d" % OFFERED_FOR, *ids]
 
     async def take_back(self, key: bytes) -> None:
-        """Put all entries of a stream into this consumer's hand again, in a group that was made anew."""
+        """Put all entries of a stream into this consumer's hand again, in a group that was made anew.
+
+        Not those that are being acknowledged or buried: if that was done before the group was deleted, they are handled, and
+        would come again.
+        """
         address = key.decode()
-        await self._keep([entry for entry in self._confirmed_at if entry[0] == address], b"1")
+        entries = [entry for entry in self._confirmed_at if entry[0] == address and entry not in self._leaving]
+        await self._keep(entries, b"1")
 
     async def _keep(self, entries: Sequence[_Entry], take_back: bytes) -> set[_Entry]:
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
@@ -193,7 +206,12 @@ class DeliveriesInHand:
         keys = [key, build_attempts_key(key, self._group), key + b":dead", _build_offered_key(key, self._group)]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
-        (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)
+        entry = _entry_of(delivery)
+        self._leaving.add(entry)
+        try:
+            (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)
+        finally:
+            self._leaving.discard(entry)
         self.remove([delivery])
         return bool(buried)
 
