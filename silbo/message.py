@@ -92,8 +92,13 @@ class Message:
         Raises:
             MessageInvalid: the version is none.
         """
-        app = self.headers.get("app")
-        return None if app is None else Origin(app, self.headers.get("instance", ""), self.version)
+        headers = self.headers
+        app = headers.get("app")
+        if app is None:
+            return None
+        if headers.get("version", "1") == "1":
+            return tuple.__new__(Origin, (app, headers.get("instance", "")))  # for speed
+        return Origin(app, headers.get("instance", ""), self.version)
 
 
 class Format(Protocol):

@@ -381,7 +381,9 @@ class Consumer:
         rebuilder = self._options.rebuilder
         try:
             message = delivery.message()
-            too_new = rebuilder.find_too_new(delivery, message, skips_own_instance=receiver.skips_own_instance)
+            too_new = None
+            if message.headers.get("version", "1") != "1":  # everybody knows version 1
+                too_new = rebuilder.find_too_new(delivery, message, skips_own_instance=receiver.skips_own_instance)
         except MessageInvalid:  # reported when the delivery is attempted
             self._queue.put(delivery, None, None)
         else:

@@ -63,7 +63,10 @@ class EventRebuilder:
             raise TypeError(f"events is a list of EventName constants: [{given!r}]")
         self._app = app
         self._own = own
-        self._by_name: dict[str, _KnownVersions] = {}
+        self._by_name: dict[str, EventName[Any]] = {}  # the newest version of each
+        self._versions: dict[
+            str, _KnownVersions
+        ] = {}  # of names with several, or from which older ones were looked for
         self._by_class: dict[str, EventName[Any]] = {}
         for name in events:
             if not isinstance(name, EventName):
@@ -71,17 +74,25 @@ class EventRebuilder:
                     f"events takes EventName constants, not {name!r}: they say which class a name's events are; "
                     "without one an event arrives with its payload, and needs no mention here"
                 )
-            self._by_name.setdefault(str(name), _KnownVersions()).add(name)
+            same = self._by_name.setdefault(str(name), name)
+            if same is not name:
+                self._find_versions(str(name)).add(name)
+                if name.version > same.version:
+                    self._by_name[str(name)] = name
             if name.cls is not None:
                 check_class(name.cls)
                 same = self._by_class.setdefault(name.cls.__name__, name)
-                if str(same) == str(name) and same.version < name.version:
+                if same is not name and str(same) == str(name) and same.version < name.version:
                     self._by_class[name.cls.__name__] = name
 
     @property
     def names(self) -> Collection[EventName[Any]]:
         """The names that have a class, in all their versions."""
-        return [name for known in self._by_name.values() for name in known.names]
+        return [
+            name
+            for text, newest in self._by_name.items()
+            for name in (self._versions[text].names if text in self._versions else (newest,))
+        ]
 
     def rebuild(
         self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
@@ -101,7 +112,7 @@ class EventRebuilder:
         message = message or delivery.message()
         # The event came from outside, even if the message has no origin.
         origin = message.origin or Origin("", "", message.version)
-        if self._is_unwanted(origin, skips_own_instance=skips_own_instance):
+        if origin.app == self._app and self._is_unwanted(origin, skips_own_instance=skips_own_instance):
             return None
         name, cls, steps = self._resolve(message, delivery.format.names, origin.version)
         if delivery.format.names == "class" and cls is not None:  # the class says which version it is
@@ -128,12 +139,12 @@ class EventRebuilder:
         version = message.version
         if version == 1 or delivery.format.names == "class":
             return None
-        known = self._by_name.get(message.message_name)
-        if known is None or version <= known.newest:
+        newest = self._by_name.get(message.message_name)
+        if newest is None or version <= newest.version:
             return None
         if self._is_unwanted(message.origin or Origin("", ""), skips_own_instance=skips_own_instance):
             return None
-        return VersionTooNew(message.message_name, version, known.newest)
+        return VersionTooNew(message.message_name, version, newest.version)
 
     def _is_unwanted(self, origin: Origin, *, skips_own_instance: bool) -> bool:
         return origin.app == self._app and (
@@ -158,6 +169,13 @@ class EventRebuilder:
         except Exception:  # noqa: BLE001  # of the message or the host's class: reported when the delivery is attempted
             return None
 
+    def _find_versions(self, name: str) -> _KnownVersions:
+        known = self._versions.get(name)
+        if known is None:
+            known = self._versions[name] = _KnownVersions()
+            known.add(self._by_name[name])
+        return known
+
     def _resolve(
         self, message: Message, names: Literal["event", "class"], version: int
     ) -> tuple[Any, type | None, Sequence[tuple[int, Upcast]]]:
@@ -166,8 +184,10 @@ class EventRebuilder:
             name = self._by_class.get(message.message_name)
             if name is not None:
                 return name, name.cls, ()
-        elif (known := self._by_name.get(message.message_name)) is not None:
-            name, steps = known.find(version)
+        elif (name := self._by_name.get(message.message_name)) is not None:
+            if name.version == version:
+                return name, name.cls, ()
+            name, steps = self._find_versions(message.message_name).find(version)
             return name, name.cls, steps
         if is_pattern(message.message_name):
             raise MessageInvalid("a name with '*' can't be dispatched", field="message_name")
