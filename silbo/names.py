@@ -61,6 +61,7 @@ Upcast: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
 MAX_NAME_LENGTH: Final = 1_000
 """Most characters of a name or pattern: names come from outside, and are kept in caches."""
 
+_TEXTS: Final = (str, bytes)
 _NAME_SHOWN: Final = 60
 """Characters that an error shows of a name that is too long."""
 
@@ -343,12 +344,13 @@ def check_name_or_pattern(name: object) -> None:
     """
     if name is None:
         raise TypeError("None is not an event name; give a text, as 'user.joined', or any other hashable")
-    _check_length(name)
+    if isinstance(name, _TEXTS) and len(name) > MAX_NAME_LENGTH:
+        _check_length(name)
 
 
 def is_too_long(name: object) -> bool:
     """Return True if a name is a text, or bytes, of more than MAX_NAME_LENGTH."""
-    return isinstance(name, str | bytes) and len(name) > MAX_NAME_LENGTH
+    return isinstance(name, _TEXTS) and len(name) > MAX_NAME_LENGTH
 
 
 def _check_length(name: Any) -> None:

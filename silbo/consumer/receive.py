@@ -15,7 +15,7 @@ from silbo.dispatch.received import Received, dispatch_received
 from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
-from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern, is_too_long
+from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.formats import JSON
 
@@ -191,7 +191,7 @@ class EventRebuilder:
             return name, name.cls, steps
         if is_pattern(message.message_name):
             raise MessageInvalid("a name with '*' can't be dispatched", field="message_name")
-        if is_too_long(message.message_name):  # from a format of the host's own: silbo's refuse it
+        if len(message.message_name) > MAX_NAME_LENGTH:  # from a format of the host's own: silbo's refuse it
             raise MessageInvalid(
                 f"{len(message.message_name)} characters, more than {MAX_NAME_LENGTH}", field="message_name"
             )

@@ -278,7 +278,7 @@ class ListenerRegistry:
     def _discard(self, entry: _Entry) -> None:
         """Remove one entry, and its name when no listener is left under it."""
         entries = self._entries.get(entry.name, [])
-        at = bisect_left(entries, entry.order, key=_order)
+        at = 0 if entries and entries[0] is entry else bisect_left(entries, entry.order, key=_order)
         if at < len(entries) and entries[at] is entry:
             del entries[at]
             if not entries:

@@ -16,7 +16,7 @@ import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
 from silbo.message import Message, Origin
-from silbo.names import MAX_NAME_LENGTH, is_too_long
+from silbo.names import MAX_NAME_LENGTH
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
 from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 
@@ -238,7 +238,7 @@ def to_json(message: Message, record: dict[str, Any]) -> bytes:
         MessageRefused: a value can't be written as JSON, the bytes are more than MAX_SIZE, or the name is too long.
     """
     name = message.message_name
-    if is_too_long(name):
+    if len(name) > MAX_NAME_LENGTH:
         raise MessageRefused(f"{name[:60]}...", f"its name has {len(name)} characters, more than {MAX_NAME_LENGTH}")
     try:
         for value in message.payload.values():
