@@ -30,7 +30,7 @@ __all__ = ["Attempts", "HandlingOptions"]
 
 INBOX_RETRY: Final = 1.0
 """Seconds between two attempts of a delivery while the inbox is unavailable."""
-STORING_RETRY: Final = Backoff(initial=0.5, cap=10.0)
+STORING_RETRY: Final = Backoff(initial=0.5, cap=2.0)
 """Delays between two attempts to store how a delivery has failed, while the broker refuses that."""
 OFFER_RETRY: Final = 1.0
 """Seconds between two looks at a delivery that was left to others, if the broker has no interval of its own."""
