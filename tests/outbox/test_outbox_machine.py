@@ -80,7 +80,8 @@ class InMemory:
         self.store = MemoryStore()
 
     async def copied(self) -> None:
-        self._copy = copy.deepcopy(vars(self.store))
+        stored = {name: value for name, value in vars(self.store).items() if name != "_binding"}  # the loop stays
+        self._copy = copy.deepcopy(stored)
 
     async def restored(self) -> None:
         vars(self.store).update(copy.deepcopy(self._copy))
