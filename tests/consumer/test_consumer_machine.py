@@ -23,6 +23,7 @@ from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
 from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisStreams
+from silbo.brokers.redis.group import StreamReceiver
 from silbo.message import Delivery, Message
 from silbo.protocols import Receiver, Subscription
 from silbo.wire.encode import to_message
@@ -135,13 +136,14 @@ class Crashing:
 
     async def open(self) -> Receiver:
         receiver = await self._subscription.open()
-        if hold := getattr(receiver, "_hold", None):
+        if isinstance(receiver, StreamReceiver):
+            in_hand: Any = receiver._in_hand
 
             async def leave(*keys: Any, **unnamed: Any) -> None:
                 if not self.crashes:
                     await real(*keys, **unnamed)
 
-            real, hold.leave = hold.leave, leave
+            real, in_hand.leave = in_hand.leave, leave
         return receiver
 
 
