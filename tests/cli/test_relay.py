@@ -41,7 +41,7 @@ async def test_it_sends_what_is_stored_and_what_comes(redis: Redis, redis_url: s
         await fill(store, 2)
         await eventually(lambda: _has(redis, prefix, 5))
         told = await stopped(process, signal.SIGINT)
-    assert re.search(r"Z INFO relay stopped sent=5 known=0 dead=0 postponed=0 fenced=0\n$", told), told
+    assert re.search(r"Z INFO relay stopped sent=5 known=0 dead=0 postponed=0 fenced=0 slow=0\n$", told), told
     assert await counts(store) == {"pending": 0, "sending": 0, "sent": 5, "dead": 0}
     status = await silbo("outbox", "status", "--store", store, "--json")
     assert status.object["leads"] == []

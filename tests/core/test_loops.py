@@ -24,7 +24,7 @@ from silbo.brokers._library_broker import LibraryBroker
 from silbo.brokers._sender import OutgoingMessage
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisInbox, RedisPubSub, RedisStreams
-from silbo.errors import BrokerUnavailable, LoopConflict, StoreUnavailable
+from silbo.errors import BrokerUnavailable, LoopConflict
 from silbo.message import Delivery
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
@@ -533,16 +533,6 @@ async def test_a_busy_thread_pool_is_not_blamed_for_an_address_without_a_name(
         with pytest.raises(BrokerUnavailable) as caught:
             await limited(call(client)())
     assert "thread" not in str(caught.value)
-
-
-async def test_a_busy_thread_pool_is_named_where_it_keeps_a_database_away(
-    busy_pool: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("silbo.stores.sqlalchemy.store.TIMEOUT", 0.2)
-    engine = create_async_engine("postgresql+asyncpg://user@localhost:1/shop")
-    with pytest.raises(StoreUnavailable, match=BUSY):
-        await limited(SQLAlchemyStore(engine).open())
-    await engine.dispose()
 
 
 async def test_a_pool_with_a_free_thread_is_not_blamed() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event, select, text
@@ -271,3 +273,23 @@ async def test_cancelled_calls_leave_nothing_behind(
     assert [number for number, times in by_number.items() if times == 1] == [1000, 1001]
     await store.aclose()
     assert mine.pool.checkedout() == 0
+
+
+async def test_busy_thread_pool_is_named_where_it_keeps_the_database_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name needs a thread to be looked up; as in test_loops.py."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    loop = asyncio.get_running_loop()
+    end = threading.Event()
+    engine = create_async_engine("postgresql+asyncpg://user@localhost:1/shop")
+    with ThreadPoolExecutor(2) as pool:
+        loop.set_default_executor(pool)
+        hung = [loop.run_in_executor(None, end.wait) for _ in range(2)]
+        try:
+            with pytest.raises(
+                StoreUnavailable, match="'localhost' can't be looked up: all 2 threads of the event loop's"
+            ):
+                await SQLAlchemyStore(engine).open()
+        finally:
+            end.set()
+        await asyncio.gather(*hung)
+    await engine.dispose()
