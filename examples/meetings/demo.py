@@ -34,7 +34,7 @@ from tools.server import ServerFailed
 HOST, BILLING, BYSTANDER = (f"examples.meetings.{name}" for name in ("host", "billing", "bystander"))
 SECONDS_TO_ARRIVE = 15.0
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HELPERS = ("", ":outbox", ":attempts:billing", ":dead")
+HELPERS = ("", ":outbox", ":attempts:billing", ":offered:billing", ":given", ":live:billing", ":dead")
 """Endings of the keys that silbo keeps beside a stream; each key begins with the stream's key."""
 
 Server = RedisServer | ExternalRedis
