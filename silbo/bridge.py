@@ -107,7 +107,7 @@ class Routes:
         try:
             return self._cache[name]
         except KeyError:
-            found = next((route for pattern, route in self._routes if pattern.fullmatch(f"{name}.")), None)
+            found = next((route for pattern, route in self._routes if pattern.fullmatch(str.__str__(name) + ".")), None)
             if is_too_long(name):  # from a dispatcher of Whistle's own; the format refuses its message
                 return found
             if len(self._cache) >= CACHED_NAMES:

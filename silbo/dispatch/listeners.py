@@ -218,6 +218,10 @@ class ListenerRegistry:
         if name not in self._entries:
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
         self._entries[name][:] = [entry for entry in self._entries[name] if entry.run != listener]
+        if not self._entries[name]:
+            self._patterns.pop(
+                name, None
+            )  # its name stays known, as in Whistle, and nothing is matched with it any more
         self._changed()
 
     def get(self, name: Hashable, /) -> tuple[Listener, ...]:
@@ -268,7 +272,7 @@ class ListenerRegistry:
     def _matching(self, name: Hashable) -> list[_Entry]:
         found = list(self._entries.get(name, ()))
         if self._patterns and isinstance(name, str) and not is_pattern(name):
-            dotted = f"{name}."
+            dotted = str.__str__(name) + "."  # of a member of a str enum, its value
             for entries in tuple(self._patterns.values()):  # another thread may add one
                 if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
                     found += entries

@@ -99,9 +99,14 @@ class Subscribers:
         if not found:
             raise TypeError(f"{type(subscriber).__qualname__} has no method marked with @silbo.on(...)")
         undo: list[Callable[[], None]] = []
-        for name, listener, options in found:
-            registration = dispatcher.add_listener(name, listener, **options)
-            undo.append(partial(undo_registration, dispatcher, name, listener, registration))
+        try:
+            for name, listener, options in found:
+                registration = dispatcher.add_listener(name, listener, **options)
+                undo.append(partial(undo_registration, dispatcher, name, listener, registration))
+        except BaseException:  # all of its listeners, or none
+            for undo_one in undo:
+                undo_one()
+            raise
         self._entries.setdefault(id(subscriber), []).append((subscriber, undo))
 
         def remove() -> None:

@@ -115,7 +115,7 @@ class BackgroundTasks:
                 if where is None or where(event):
                     _settle(heard, partial(heard.set_result, event))
             except Exception as error:  # noqa: BLE001  # raised to the code that waits
-                _settle(heard, partial(heard.set_exception, error))
+                _settle(heard, partial(heard.set_exception, _as_future_error(error)))
 
         registration = dispatcher.add_listener(name, hear, priority=LAST)
         try:
@@ -192,6 +192,15 @@ def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
     else:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle_once)
+
+
+def _as_future_error(error: Exception) -> Exception:
+    """Return an error that a future takes: a RuntimeError in place of a StopIteration, as a coroutine raises it."""
+    if not isinstance(error, StopIteration):
+        return error
+    replaced = RuntimeError("where= raised StopIteration")
+    replaced.__cause__ = error
+    return replaced
 
 
 async def _run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -8,7 +8,9 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    NotRequired,
     Protocol,
+    Required,
     TypeVar,
     TypeVarTuple,
     Union,
@@ -18,7 +20,7 @@ from typing import (
     get_type_hints,
 )
 
-__all__ = ["find_hints", "find_init_hints", "is_alias", "resolve_alias", "resolve_variable"]
+__all__ = ["find_hints", "find_init_hints", "is_alias", "required_keys", "resolve_alias", "resolve_variable"]
 
 
 def find_hints(cls: type, arguments: Sequence[Any] = ()) -> dict[str, Any]:
@@ -32,6 +34,18 @@ def find_hints(cls: type, arguments: Sequence[Any] = ()) -> dict[str, Any]:
         TypeError: an annotation can't be resolved.
     """
     return _collect(cls, arguments, init=False)
+
+
+def required_keys(kind: Any, hints: Mapping[str, Any]) -> set[str]:
+    """Return the keys that a value of a TypedDict has at least.
+
+    Args:
+        kind: The TypedDict. Its own ``__required_keys__`` takes no note of annotations that are strings.
+        hints: Its resolved hints, with ``Required`` and ``NotRequired``.
+    """
+    marks = {name: get_origin(hint) for name, hint in hints.items()}
+    named = {name for name, mark in marks.items() if mark is Required}
+    return named | {name for name in kind.__required_keys__ if marks.get(name) is not NotRequired}
 
 
 def find_init_hints(cls: type) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from silbo.errors import MessageInvalid
 from silbo.wire.encode import Unwritable, to_json_value
 from silbo.wire.faults import explain_refusal, to_message_invalid
 from silbo.wire.fields import has_serializer, is_root_model, wire_names
-from silbo.wire.hints import find_hints, is_alias, resolve_alias, resolve_variable
+from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_variable
 from silbo.wire.shapes import find_overlap
 
 __all__ = ["Constructor", "FieldReader", "Reader", "model_steps", "object_fields", "place_error"]
@@ -330,15 +330,17 @@ def _is_key(hint: Any) -> bool:
 
 
 def _typed_dict_reader(kind: Any, arguments: tuple[Any, ...], seen: Seen) -> Reader | None:
-    hints = {name: resolve_alias(hint) for name, hint in find_hints(kind, arguments).items()}
+    written = find_hints(kind, arguments)
+    hints = {name: resolve_alias(hint) for name, hint in written.items()}
     found = {name: find_reader(hint, seen) for name, hint in hints.items()}
     if not arguments and not any(found.values()) and _is_supported(kind):
         return None
     fields = FieldReader({name: (name, hint) for name, hint in hints.items()}, seen)
+    required = required_keys(kind, written)
 
     def read(value: Any) -> Any:
         values = fields.read(_expect_object(value))
-        for name in kind.__required_keys__:
+        for name in required:
             if name not in values:
                 raise MessageInvalid("missing", field=name)
         return values

@@ -16,7 +16,7 @@ from msgspec import UnsetType
 
 from silbo.wire.encode import to_json_value
 from silbo.wire.fields import wire_names
-from silbo.wire.hints import find_hints, is_alias, resolve_alias, resolve_variable
+from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_variable
 
 __all__ = ["find_overlap"]
 
@@ -107,7 +107,7 @@ def _object_shape(hint: Any, kind: Any, arguments: tuple[Any, ...]) -> tuple[str
     library, names = wire_names(kind)
     if typing.is_typeddict(kind):
         hints = find_hints(kind, arguments)
-        return "object", ({name: hints[name] for name in hints}, set(kind.__required_keys__), False)
+        return "object", ({name: hints[name] for name in hints}, required_keys(kind, hints), False)
     if library == "pydantic":
         if kind.__pydantic_root_model__:
             return _shapes(kind.__pydantic_fields__["root"].annotation)[0]

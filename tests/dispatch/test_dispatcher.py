@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
 import os
 import subprocess
 import sys
@@ -590,3 +591,31 @@ async def test_a_method_replaced_on_the_instance_is_used_and_given_back() -> Non
     assert looked.call_count == 1 and len(log) == 1
     await d.adispatch("x", Ping())
     assert len(log) == 2
+
+
+class Joined(str, enum.Enum):  # noqa: UP042  # the text of a StrEnum's member is its value
+    USER = "user.joined"
+
+
+@pytest.mark.parametrize("pattern", ["user.*", "**", "user.**", "*.joined"])
+async def test_member_of_a_str_enum_is_heard_by_patterns_for_its_value(pattern: str) -> None:
+    """Whichever of the two equal names comes first."""
+    for first, second in ((Joined.USER, "user.joined"), ("user.joined", Joined.USER)):
+        d = AsyncEventDispatcher()
+        d.add_listener(pattern, heard := AsyncMock())
+        assert d.has_listeners(first)
+        await d.adispatch(first)
+        await d.adispatch(second)
+        assert heard.await_count == 2
+
+
+def test_removed_pattern_is_matched_no_more() -> None:
+    """Its name stays known, as in Whistle; each dispatch of a new name would cost more than the last otherwise."""
+    d = AsyncEventDispatcher()
+    for number in range(3):
+        d.add_listener(f"tenant{number}.**", noted := AsyncMock())
+        d.remove_listener(f"tenant{number}.**", noted)
+        d.remove_listener(f"tenant{number}.**", noted)
+    assert not d._listeners._patterns
+    d.add_listener("tenant1.**", again := AsyncMock())
+    assert d.get_listeners("tenant1.x") == (again,)

@@ -268,3 +268,22 @@ def test_describe_takes_listeners_without_code() -> None:
     d.add_listener("x", AsyncMock())
     (row,) = d.describe("x")
     assert row.listener is d.get_listeners("x")[0]
+
+
+async def test_subscriber_that_is_refused_leaves_no_listener_behind() -> None:
+    """Else it would be heard, more often with each try, and could not be removed."""
+
+    class Plugin:
+        @on("a")
+        async def first(self, event: Event) -> None:
+            raise AssertionError("heard")
+
+        @on("b", timeout=0)
+        async def second(self, event: Event) -> None: ...
+
+    d = AsyncEventDispatcher()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="timeout is a number of seconds"):
+            d.add_subscriber(Plugin())
+    assert not d.has_listeners()
+    await d.adispatch("a")

@@ -481,3 +481,19 @@ async def test_drain_looks_at_each_spawned_dispatch_once() -> None:
     finally:
         loop.set_task_factory(None)
     assert looks < 1000
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, TimeoutError, LookupError])
+async def test_error_of_where_goes_to_the_waiter_and_not_to_the_dispatch(error: type[Exception]) -> None:
+    """A future takes no StopIteration, as next() without a default raises it."""
+
+    def where(event: Any) -> bool:
+        raise error
+
+    d = AsyncEventDispatcher()
+    waiting = asyncio.create_task(d.wait_for("x", where=where, timeout=30))
+    await asyncio.sleep(0)
+    await d.adispatch("x", Ping())
+    with pytest.raises(RuntimeError if error is StopIteration else error) as caught:
+        await waiting
+    assert error is not StopIteration or isinstance(caught.value.__cause__, StopIteration)

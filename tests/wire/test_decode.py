@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import gc
 import json
 import weakref
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Generic, NewType, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Generic, NewType, NotRequired, Required, TypedDict, TypeVar, TypeVarTuple
 from uuid import UUID
 
 import attrs
@@ -541,3 +542,38 @@ def test_any_error_of_a_class_inside_of_an_event_is_message_invalid(error: type[
     with pytest.raises(MessageInvalid, match="no") as caught:
         to_event(message(x={"a": 1}), dataclasses.make_dataclass("D", [("x", Strict)]))
     assert caught.value.field == "payload.x"
+
+
+class Perm(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Notes(TypedDict):
+    perm: Perm  # read by silbo; the same without it is read by msgspec
+    note: NotRequired[str]
+
+
+class PlainNotes(TypedDict):
+    number: int
+    note: NotRequired[str]
+
+
+class LooseNotes(TypedDict, total=False):
+    perm: Required[Perm]
+    note: str
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(Notes, {"perm": Perm.READ}), (PlainNotes, {"number": 1}), (LooseNotes, {"perm": Perm.WRITE})],
+)
+def test_keys_of_a_typed_dict_are_required_as_written(kind: Any, value: dict[str, Any]) -> None:
+    """Also where annotations are strings, as in this module."""
+    cls = dataclass(type("Noted", (ECSTEvent,), {"__annotations__": {"row": kind}, "__module__": __name__}))
+    for row in (value, value | {"note": "n"}):
+        message = to_message(cls(row), name="x", kind="ecst")
+        assert to_event(message, cls).row == row
+    lacking = dataclasses.replace(message, payload={**message.payload, "row": {"note": "n"}})
+    with pytest.raises(MessageInvalid, match=next(iter(value))):
+        to_event(lacking, cls)
