@@ -432,7 +432,11 @@ async def test_one_of_two_relays_sends_and_the_other_takes_over_when_it_stops(
         await put(store, 4)
         await wait_until(lambda: second.stats.sent == 1)
     assert await heard.until(4) == [1, 2, 3, 4]
-    assert [epoch for _, epoch, _ in broker.calls] == [1, 1, 2]
+    assert [epoch for _, epoch, sent in broker.calls if sent] == [
+        1,
+        1,
+        2,
+    ]  # one that finds nothing to send asks the broker
 
 
 async def test_relay_takes_over_from_one_that_is_silent(broker: FailingBroker, heard: GroupReader) -> None:

@@ -276,11 +276,12 @@ Key: the group's sorted set. Arguments: the publication's digest, milliseconds t
 # -- groups -------------------------------------------------------------------------------------------------
 
 # In hundreds: Lua's unpack has a limit of some thousands.
+# The attempts are housekeeping: a key that is no hash must not keep the rest from being acknowledged.
 ACK: Final = Script("""
 for first = 2, #ARGV, 100 do
   local last = math.min(first + 99, #ARGV)
   redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
-  redis.call('HDEL', KEYS[2], unpack(ARGV, first, last))
+  redis.pcall('HDEL', KEYS[2], unpack(ARGV, first, last))
 end
 return 1
 """)
@@ -356,7 +357,7 @@ for _, id in ipairs(reply[2]) do
     gone[#gone + 1] = id
   end
 end
-for _, id in ipairs(gone) do redis.call('HDEL', KEYS[2], id) end
+for _, id in ipairs(gone) do redis.pcall('HDEL', KEYS[2], id) end
 return {reply[1], taken, attempts, #gone}
 """)
 """Takes over entries of silent consumers.
@@ -388,8 +389,8 @@ redis.call('XADD', KEYS[3], 'MINID', '~', string.format('%.0f', math.max(0, time
   'message', ARGV[5], 'group', ARGV[1], 'stream', KEYS[1], 'id', ARGV[3], 'error', ARGV[6], 'attempts', ARGV[7],
   'app', ARGV[8], 'consumer', ARGV[2], 'time', string.format('%.0f', time))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-redis.call('HDEL', KEYS[2], ARGV[3])
-redis.call('ZADD', KEYS[4], 'XX', 0, ARGV[3])
+redis.pcall('HDEL', KEYS[2], ARGV[3])
+redis.pcall('ZADD', KEYS[4], 'XX', 0, ARGV[3])
 return 1
 """)
 """Makes an entry a dead letter, and acknowledges it.

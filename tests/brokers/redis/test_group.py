@@ -394,3 +394,18 @@ async def test_frozen_redis_does_not_hold_up_the_closing(own_redis: RedisServer,
     await receiver.aclose()
     assert loop.time() - begin < 1 + TOLERANCE
     own_redis.resume()
+
+
+@pytest.mark.every_redis
+async def test_attempts_in_a_key_of_another_type_keep_nothing_from_being_acknowledged(
+    admin: Redis, streams: RedisStreams
+) -> None:
+    """Of more entries than one command takes. What is counted there is known again when somebody has mended the key."""
+    async with opened(streams.group("billing", start="oldest")) as receiver:
+        await streams.publish(*map(message, range(250)))
+        got = await deliveries(receiver, 250)
+        await admin.set(f"{KEY}:attempts:billing", "not a hash")
+        assert await receiver.bury(got.pop(), error="broken", attempts=1)
+        await receiver.ack(*got)
+        assert (await admin.xpending(KEY, "billing"))["pending"] == 0
+        assert await admin.xlen(f"{KEY}:dead") == 1
