@@ -272,7 +272,8 @@ class ListenerRegistry:
     def _matching(self, name: Hashable) -> list[_Entry]:
         found = list(self._entries.get(name, ()))
         if self._patterns and isinstance(name, str) and not is_pattern(name):
-            dotted = str.__str__(name) + "."  # of a member of a str enum, its value
+            text = name if type(name) is str else str.__str__(name)  # of a member of a str enum, its value
+            dotted = f"{text}."
             for entries in tuple(self._patterns.values()):  # another thread may add one
                 if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
                     found += entries
