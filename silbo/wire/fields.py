@@ -13,6 +13,7 @@ from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker
 
 __all__ = [
     "EventFields",
+    "encoded_fields",
     "event_fields",
     "has_serializer",
     "is_root_model",
@@ -152,15 +153,20 @@ def model_values(model: Any, names: Mapping[str, str], *, with_extras: bool) -> 
     if cls.__pydantic_decorators__.model_serializers:
         return model.model_dump(by_alias=True, round_trip=True, warnings=False)
     serialized = _serialized_fields(cls)
+    encoded = encoded_fields(cls)
     values = {
         wire: inside
         for name, wire in names.items()
         if name not in serialized and (inside := getattr(model, name, UNSET)) is not UNSET
     }
     if serialized:
-        dumped = model.model_dump(include=serialized, by_alias=True, round_trip=True, warnings=False)
         if is_root_model(cls):
-            return dumped
+            return model.model_dump(
+                mode="json" if encoded else "python", by_alias=True, round_trip=True, warnings=False
+            )
+        dumped = model.model_dump(include=serialized - encoded, by_alias=True, round_trip=True, warnings=False)
+        if encoded:
+            dumped |= model.model_dump(mode="json", include=encoded, by_alias=True, round_trip=True, warnings=False)
         values = {wire: values.get(wire, dumped.get(wire, UNSET)) for wire in names.values()}
         values = {wire: inside for wire, inside in values.items() if inside is not UNSET}
     if is_root_model(cls):
@@ -181,13 +187,32 @@ def _serialized_fields(cls: Any) -> frozenset[str]:
         for name, field in cls.__pydantic_fields__.items()
         if any({name, "*"} & {*fields} for fields in decorated)
         or any(map(_is_serializer, field.metadata))
-        or _mentions_serializer(field.annotation)
+        or _mentions(_is_serializer, field.annotation)
+    ) | encoded_fields(cls)
+
+
+@once_per_class
+def encoded_fields(cls: Any) -> frozenset[str]:
+    """Return the fields of a pydantic model whose type has a text of its own: ``Base64Bytes`` and its like, and ``Json``.
+
+    pydantic reads that text only, and makes another value of the decoded one.
+    """
+    return frozenset(
+        name
+        for name, field in cls.__pydantic_fields__.items()
+        if any(map(_is_encoding, field.metadata)) or _mentions(_is_encoding, field.annotation)
     )
 
 
-def _mentions_serializer(hint: Any) -> bool:
-    return any(map(_is_serializer, getattr(hint, "__metadata__", ()))) or any(map(_mentions_serializer, get_args(hint)))
+def _mentions(is_meant: Callable[[object], bool], hint: Any) -> bool:
+    marks = (hint, *getattr(hint, "__metadata__", ()))
+    return any(map(is_meant, marks)) or any(_mentions(is_meant, inner) for inner in get_args(hint))
 
 
 def _is_serializer(item: object) -> bool:
     return type(item).__name__ in ("PlainSerializer", "WrapSerializer")
+
+
+def _is_encoding(item: object) -> bool:
+    marker = item if isinstance(item, type) else type(item)
+    return marker.__module__ == "pydantic.types" and marker.__name__ in ("EncodedBytes", "EncodedStr", "Json")

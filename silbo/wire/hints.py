@@ -18,6 +18,7 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
+    is_typeddict,
 )
 
 __all__ = ["find_hints", "find_init_hints", "is_alias", "required_keys", "resolve_alias", "resolve_variable"]
@@ -61,9 +62,13 @@ def _collect(cls: type, arguments: Sequence[Any], *, init: bool) -> dict[str, An
     bound = _bind_parameters(cls, arguments)
     hints: dict[str, Any] = {}
     try:
-        for base in reversed(cls.__mro__):
+        # A TypedDict has none of its bases in its __mro__, and all of their annotations.
+        bases = tuple(bound) if is_typeddict(cls) else cls.__mro__
+        for base in reversed(bases):
             holder: Any = vars(base).get("__init__") if init else base
             own = inspect.get_annotations(holder) if inspect.isfunction(holder) or isinstance(holder, type) else {}
+            if is_typeddict(base):
+                own = _own_keys(base, own)
             if own:
                 # Type parameters of `class Box[T]`; without them get_type_hints looks into the class first, as it should.
                 scope = {parameter.__name__: parameter for parameter in getattr(base, "__type_params__", ())}
@@ -76,6 +81,14 @@ def _collect(cls: type, arguments: Sequence[Any], *, init: bool) -> dict[str, An
         ) from None
     hints.pop("return", None)
     return {name: hint for name, hint in hints.items() if hint is not ClassVar and get_origin(hint) is not ClassVar}
+
+
+def _own_keys(cls: type, annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the annotations of a TypedDict without those that its bases gave it."""
+    inherited: dict[str, Any] = {}
+    for base in vars(cls).get("__orig_bases__", ()):
+        inherited.update(getattr(get_origin(base) or base, "__annotations__", {}))
+    return {name: hint for name, hint in annotations.items() if inherited.get(name) != hint}
 
 
 def _bind_parameters(cls: type, arguments: Sequence[Any]) -> dict[type, dict[Any, Any]]:

@@ -26,7 +26,7 @@ import msgspec
 from silbo.errors import MessageInvalid
 from silbo.wire.encode import Unwritable, to_json_value
 from silbo.wire.faults import explain_refusal, to_message_invalid
-from silbo.wire.fields import has_serializer, is_root_model, wire_names
+from silbo.wire.fields import encoded_fields, has_serializer, is_root_model, wire_names
 from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_variable
 from silbo.wire.shapes import find_overlap
 
@@ -697,7 +697,7 @@ def _refuse_serializers(cls: Any) -> bool:
 
 def _has_validator(cls: Any, name: str) -> bool:
     decorators = cls.__pydantic_decorators__
-    if decorators.model_validators:
+    if decorators.model_validators or name in encoded_fields(cls):
         return True
     if any({name, "*"} & {*decorator.info.fields} for decorator in decorators.field_validators.values()):
         return True

@@ -21,6 +21,7 @@ import whistle
 
 from silbo.errors import ClassUnreadable, MessageInvalid, MessageRefused
 from silbo.event import ECSTEvent, Event
+from silbo.message import Origin
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
@@ -577,3 +578,59 @@ def test_keys_of_a_typed_dict_are_required_as_written(kind: Any, value: dict[str
     lacking = dataclasses.replace(message, payload={**message.payload, "row": {"note": "n"}})
     with pytest.raises(MessageInvalid, match=next(iter(value))):
         to_event(lacking, cls)
+
+
+class Encoded(ECSTEvent, pydantic.BaseModel):
+    blob: pydantic.Base64Bytes
+    text: pydantic.Base64Str
+    parsed: pydantic.Json
+    numbers: pydantic.Json[list[int]]
+    many: list[pydantic.Base64UrlBytes]
+    maybe: pydantic.Base64Bytes | None = None
+    plain: bytes = b"\xff"
+
+
+@pytest.mark.parametrize("parsed", ["5", 5, [1, "2"], {"a": None}, None, True])
+def test_fields_with_a_text_of_their_own_keep_their_value(parsed: Any) -> None:
+    """pydantic reads their text alone: of the decoded value it would make another one, in silence."""
+    event = Encoded(
+        blob=b"YWJjZA==",
+        text="YWJjZA==",
+        parsed=json.dumps(parsed),
+        numbers="[5]",
+        many=[b"YWJjZA=="],  # type: ignore[list-item]
+        maybe=b"eA==",
+    )
+    assert (event.blob, event.text, event.parsed, event.maybe) == (b"abcd", "abcd", parsed, b"x")
+    check_class(Encoded)
+    again = to_event(JSON.decode(JSON.encode(to_message(event, name="x", kind="ecst"), Origin("a", "i"))), Encoded)
+    assert again == event
+
+
+S = TypeVar("S", bound=object)
+
+
+class Boxed(TypedDict, Generic[S]):
+    item: S
+
+
+class DateBox(Boxed[date]):
+    label: str
+
+
+class BoxOfBoxes(Boxed[list[DateBox]]):
+    label: NotRequired[str]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (DateBox, {"item": date(2020, 1, 1), "label": "a"}),
+        (Boxed[date], {"item": date(2020, 1, 1)}),
+        (BoxOfBoxes, {"item": [{"item": date(2020, 1, 1), "label": "a"}]}),
+    ],
+)
+def test_typed_dict_has_the_parameters_that_it_fixes(kind: Any, value: Any) -> None:
+    """A TypedDict has none of its bases in its ``__mro__``."""
+    cls = dataclass(type("Packed", (ECSTEvent,), {"__annotations__": {"box": kind}, "__module__": __name__}))
+    assert to_event(to_message(cls(value), name="x", kind="ecst"), cls).box == value
