@@ -157,7 +157,9 @@ class DeadLetters(AsyncCloseable):
             if isinstance(error.__cause__, Refused) and "no such key" in str(error.__cause__):
                 return None
             raise
-        return [dict(zip(each[::2], each[1::2], strict=True))[b"name"].decode() for each in found]
+        return [
+            dict(zip(each[::2], each[1::2], strict=True))[b"name"].decode(errors="backslashreplace") for each in found
+        ]
 
     async def list(
         self, *, group: str | None = None, after: str | None = None, limit: int = 100

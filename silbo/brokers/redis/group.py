@@ -22,7 +22,7 @@ from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.read_size import ReadSize
-from silbo.brokers.redis.scripts import ACK, CLAIM, CREATE, LOOK, OFFER, TIDY
+from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Delivery, Format, instance
@@ -314,8 +314,8 @@ class StreamReceiver:
             self._report_gone(address, len(gone))
         self._reread_after[key] = entries[-1][0]
         if existing := [entry for entry in entries if entry[1] is not None]:
-            attempts = await connection.execute(b"HMGET", attempts_key, *[entry_id for entry_id, _ in existing])
-            size = self._add_ready(key, existing, asked_at, [int(counted or 0) for counted in attempts])
+            attempts = await run_script(connection, COUNTS, [attempts_key], *[entry_id for entry_id, _ in existing])
+            size = self._add_ready(key, existing, asked_at, attempts)
             await self._offer_again(connection, key, existing)
             return size
         return 0

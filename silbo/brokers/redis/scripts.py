@@ -15,6 +15,7 @@ __all__ = [
     "BURY",
     "CLAIM",
     "COUNT",
+    "COUNTS",
     "CREATE",
     "KEEP",
     "LEAVE",
@@ -57,6 +58,14 @@ local function mapping(flat)
 end
 """
 
+
+# Attempts are kept in a key that anybody may write: what is no count there, or no hash, is none.
+_COUNT_OF: Final = """
+local function count_of(key, id)
+  local found = redis.pcall('HGET', key, id)
+  return type(found) == 'string' and #found < 10 and string.match(found, '^%d+$') and tonumber(found) or 0
+end
+"""
 
 _FIND_GROUP: Final = """
 local function find_group(key, name)
@@ -344,14 +353,16 @@ then ids. Reply: for each id the milliseconds since it was first offered; -1 if 
 
 # JUSTID, because on Redis 6.2 an entry that is deleted from the stream comes without its id otherwise. Redis 7 leaves it
 # out and lists it apart.
-CLAIM: Final = Script("""
+CLAIM: Final = Script(
+    _COUNT_OF
+    + """
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
 local taken, attempts, gone = {}, {}, reply[3] or {}
 for _, id in ipairs(reply[2]) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
   if entry then
     taken[#taken + 1] = entry
-    attempts[#taken] = tonumber(redis.call('HGET', KEYS[2], id) or 0)
+    attempts[#taken] = count_of(KEYS[2], id)
   else
     redis.call('XACK', KEYS[1], ARGV[1], id)
     gone[#gone + 1] = id
@@ -359,7 +370,8 @@ for _, id in ipairs(reply[2]) do
 end
 for _, id in ipairs(gone) do redis.pcall('HDEL', KEYS[2], id) end
 return {reply[1], taken, attempts, #gone}
-""")
+"""
+)
 """Takes over entries of silent consumers.
 
 Keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, the most at once. Reply: the next cursor,
@@ -367,18 +379,34 @@ entries, the attempts counted of each, and how many other entries were gone from
 """
 
 # The number is set and not added to, so that the call can be repeated.
-COUNT: Final = Script("""
-local known = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
+COUNT: Final = Script(
+    _COUNT_OF
+    + """
+local known = count_of(KEYS[2], ARGV[1])
 if not ARGV[2] then return known end
 if known >= tonumber(ARGV[2]) then return known end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return tonumber(ARGV[2])
-""")
+"""
+)
 """Reads or raises the number of attempts of one entry.
 
 Keys: the stream, the attempts. Arguments: id; to raise it also the new number, and milliseconds to keep all attempts. Reply:
 the number.
+"""
+
+COUNTS: Final = Script(
+    _COUNT_OF
+    + """
+local counts = {}
+for i = 1, #ARGV do counts[i] = count_of(KEYS[1], ARGV[i]) end
+return counts
+"""
+)
+"""Reads the numbers of attempts of entries.
+
+Key: the attempts. Arguments: ids. Reply: a number for each.
 """
 
 BURY: Final = Script("""

@@ -128,6 +128,8 @@ async def test_groups_are_named_and_a_stream_that_is_not_there_has_none(admin: R
     await bury(admin, 1)
     await bury(admin, 2, group="mail")
     assert await dead.groups() == ["billing", "mail"]
+    await admin.xgroup_create(STREAM, b"caf\xe9", "0")  # another program's
+    assert await dead.groups() == ["billing", "caf\\xe9", "mail"]
     await admin.set(STREAM, "no stream")
     with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
         await dead.groups()

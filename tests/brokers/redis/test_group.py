@@ -397,6 +397,30 @@ async def test_frozen_redis_does_not_hold_up_the_closing(own_redis: RedisServer,
 
 
 @pytest.mark.every_redis
+@pytest.mark.parametrize("text", ["three", "1.5", "-1", "", "9" * 5000, "inf", None])
+async def test_attempts_that_are_no_number_are_none(admin: Redis, streams: RedisStreams, text: str | None) -> None:
+    """Whoever reads them: a consumer that comes back to its entries, one that claims them, one that counts. None: no hash."""
+    mine = streams.group("billing", start="oldest", consumer="me", claim_after=0.2)
+    await streams.publish(message(1), message(2))
+    async with opened(mine) as receiver:
+        got = await deliveries(receiver, 2)
+    attempts = f"{KEY}:attempts:billing"
+    if text is None:
+        await admin.set(attempts, "no hash")
+    else:
+        await admin.hset(attempts, mapping={one.id: text for one in got})
+    async with opened(mine) as receiver:
+        assert [(number(one), one.attempt) for one in await deliveries(receiver, 2)] == [(1, 2), (2, 2)]
+    async with opened(streams.group("billing", start="oldest", consumer="other", claim_after=0.2)) as receiver:
+        claimed = await deliveries(receiver, 2)
+        assert [number(one) for one in claimed] == [1, 2]
+        if text is not None:
+            assert await receiver.count(claimed[0]) == 1
+        await receiver.ack(*claimed)
+    assert (await admin.xpending(KEY, "billing"))["pending"] == 0
+
+
+@pytest.mark.every_redis
 async def test_attempts_in_a_key_of_another_type_keep_nothing_from_being_acknowledged(
     admin: Redis, streams: RedisStreams
 ) -> None:
