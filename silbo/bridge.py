@@ -23,7 +23,7 @@ from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
 from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.subscribers import on
-from silbo.errors import BrokerUnavailable, LoopConflict, MessageRefused, RouteConflict
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, LoopConflict, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
 from silbo.names import EventName, Key, compile_pattern, is_too_long, version_of
@@ -214,7 +214,8 @@ class Bridge(AsyncCloseable):
         self._send = self._publish if wait else self._publish_later
         self._hook = on_error
         self._report = ErrorReporter(on_error, logger)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[Any]] = set()  # those under way whose error hook waits in aclose()
         self._binding = LoopBinding("Bridge", is_busy=lambda: bool(self._under_way), forget=self._under_way.clear)
 
     @on("**", priority=LAST)
@@ -249,8 +250,17 @@ class Bridge(AsyncCloseable):
         """
         if self._under_way:
             self._binding.enter("aclose")
-        while others := self._under_way - {asyncio.current_task()}:  # an error hook may call this too
-            await asyncio.wait(others)
+        caller = asyncio.current_task()
+        if caller not in self._under_way:
+            while self._under_way:
+                await asyncio.wait(self._under_way)
+            return
+        self._closing.add(caller)  # an error hook: it does not wait for others that wait here, for they wait for it
+        try:
+            while others := self._under_way - self._closing:
+                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._closing.discard(caller)
 
     def _message(self, event: Any) -> Message | None:
         """Return the message of an event; None if the event stays.
@@ -304,6 +314,12 @@ class Bridge(AsyncCloseable):
     async def _publish(self, message: Message) -> None:
         try:
             await self.publisher.publish(message)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._wait or (task is not None and task.cancelling()):
+                raise
+            error = DeliveryUnknown("its publisher was cancelled, but not by the bridge")
+            await self._report("message not sent", error, message, event_name=message.message_name)
         except Exception as error:
             if self._wait and self._hook is None:
                 raise

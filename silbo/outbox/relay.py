@@ -335,7 +335,7 @@ class Relay(AsyncCloseable):
     async def _send(self, lead: Lead, rows: Sequence[Row], delay: float) -> Outcome | None:
         """Send rows. Return the rows to settle; None if the broker did not answer and they wait at least ``delay`` seconds."""
         try:
-            answer = await self._publish(lead, rows)
+            answer = await self._tasks.isolate(self._publish(lead, rows), "a publisher")
         except (BrokerUnavailable, DeliveryUnknown) as error:
             await self._report.report_outage(self._broker_outage, lead.partition, error)
             if rows:
@@ -372,7 +372,7 @@ class Relay(AsyncCloseable):
         for (sequence, _), answer in zip(messages, answers, strict=True):
             if isinstance(answer, MessageRefused):
                 refused[sequence] = answer
-            elif answer is not None:
+            elif isinstance(answer, BaseException):
                 raise answer
         return Sequenced(refused=refused)
 

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from silbo import LAST, AsyncEventDispatcher, Bridge, DomainEvent, ECSTEvent, Event, EventName, NotificationEvent, Route
 from silbo import bridge as bridge_module
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import BrokerUnavailable, MessageRefused, RouteConflict
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, RouteConflict
 from silbo.event import set_mark
 from silbo.message import Message, Origin
 from silbo.protocols import Receiver
@@ -479,6 +479,37 @@ async def test_error_hook_may_close_the_bridge(d: AsyncEventDispatcher) -> None:
     await d.adispatch("user.joined", UserJoined(1))
     await asyncio.wait_for(bridge.aclose(), 5)
     assert closed == [True]
+
+
+async def test_every_error_hook_may_close_the_bridge(d: AsyncEventDispatcher) -> None:
+    """None waits for another that waits in the same way; a close from outside waits for all of them."""
+    closed: list[bool] = []
+
+    async def close(error: Exception, what: object) -> None:
+        await bridge.aclose()
+        closed.append(True)
+
+    bridge = Bridge(Away(), wait=False, on_error=close)
+    d.add_subscriber(bridge)
+    for _ in range(3):
+        await d.adispatch("user.joined", UserJoined(1))
+    await asyncio.wait_for(bridge.aclose(), 30)
+    assert closed == [True] * 3
+
+
+async def test_publisher_that_is_cancelled_is_told_to_the_hook(d: AsyncEventDispatcher) -> None:
+    """Nobody has cancelled the bridge."""
+
+    class Cancelled(MemoryBroker):
+        async def publish(self, *messages: Message) -> None:
+            raise asyncio.CancelledError
+
+    errors: list[tuple[Exception, object]] = []
+    async with Bridge(Cancelled(), wait=False, on_error=lambda *error: errors.append(error)) as bridge:
+        d.add_subscriber(bridge)
+        await d.adispatch("user.joined", UserJoined(1))
+    ((error, message),) = errors
+    assert isinstance(error, DeliveryUnknown) and isinstance(message, Message)
 
 
 # -- on Whistle's own dispatcher ----------------------------------------------------------------------------

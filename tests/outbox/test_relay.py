@@ -395,6 +395,48 @@ async def test_publisher_without_sequences_is_given_what_is_stored() -> None:
     assert (relay.stats.sent, relay.stats.dead) == (3, 2)
 
 
+async def test_value_that_a_publisher_returns_is_no_error() -> None:
+    """Else what it has published would be published again without an end."""
+
+    class Counting(Plain):
+        async def publish(self, *messages: Message) -> int:  # type: ignore[override]
+            await super().publish(*messages)
+            return len(messages)
+
+    store, plain = await store_of(1, -2, 3), Counting()
+    async with running(store, plain) as relay:
+        await wait_until_sent(store)
+    assert (plain.sent, relay.stats.sent, relay.stats.dead) == ([1, 3], 2, 1)
+
+
+@pytest.mark.parametrize("kind", [Plain, FailingBroker])
+async def test_publisher_that_is_cancelled_does_not_end_the_relay(kind: Any) -> None:
+    """Nobody has cancelled the relay: a library's own future was."""
+
+    class Cancelled(kind):  # type: ignore[misc]
+        times = 2
+
+        async def publish(self, *messages: Message) -> None:
+            self._cancel()
+            await super().publish(*messages)
+
+        async def publish_sequenced(self, *arguments: Any) -> Any:
+            self._cancel()
+            return await super().publish_sequenced(*arguments)
+
+        def _cancel(self) -> None:
+            self.times -= 1
+            if self.times >= 0:
+                raise asyncio.CancelledError
+
+    if kind is Plain:
+        del Cancelled.publish_sequenced
+    store, errors = await store_of(1), []
+    async with running(store, Cancelled(), on_error=lambda error, about: errors.append(str(error))):
+        await wait_until_sent(store)
+    assert errors and set(errors) == {"a publisher was cancelled, but not by its relay"}
+
+
 async def test_publisher_without_sequences_gets_everything_again_that_may_have_failed() -> None:
     """At least once: that is what sequences are for."""
     store, plain = await store_of(1, 2, 3), Plain()
