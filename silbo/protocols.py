@@ -232,8 +232,12 @@ class Inbox(Protocol):
         Entering gives True if the publication is new, and False if the group has handled it: then run no listener. Leaving
         without an error stores the publication as handled; leaving with an error does not.
 
+        An error of its block has to pass; a consumer takes the delivery for failed also if it does not.
+
         Raises:
             MessageInvalid: On entering: this publication can never be stored. The delivery becomes a dead letter at once.
+            BrokerUnavailable, StoreUnavailable: It can't be asked, or can't store: the consumer waits, and no attempt is used up.
+            Exception: On entering, the same. On leaving, the attempt has failed.
         """
         ...
 

@@ -109,7 +109,7 @@ class Attempts:
     async def work(self) -> None:
         """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
         received.set(
-            Received(None, self._options.listener_timeout)
+            Received(None, None, self._options.listener_timeout)
         )  # the contexts of its deliveries are copies of this one
         while True:
             try:
@@ -322,7 +322,7 @@ class Attempts:
         # As dispatch_received() does, without a further coroutine, and with the worker's own object.
         dispatched = received.get()
         assert dispatched is not None
-        dispatched.begin(rebuilt.event)
+        dispatched.begin(rebuilt.event, rebuilt.name)
         try:
             await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
         except Exception as error:
@@ -343,22 +343,32 @@ class Attempts:
         """
         options = self._options
         publication = rebuilt.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
-        failed = False
+        entered = False
+        failure: BaseException | None = None
         try:
             async with inbox.handling(options.group, publication) as is_new:
+                entered = True
                 try:
                     if is_new:
-                        dispatched = Received(rebuilt.event, options.listener_timeout)
-                        await dispatch_received(options.dispatcher, rebuilt.name, dispatched)
-                except BaseException:
-                    failed = True
+                        dispatched = Received(rebuilt.event, rebuilt.name, options.listener_timeout)
+                        await dispatch_received(options.dispatcher, dispatched)
+                except BaseException as error:
+                    failure = error
                     raise
-        except (BrokerUnavailable, StoreUnavailable, LoopConflict, MessageInvalid) as error:
-            if failed:  # a listener raised it
+        except Exception as error:
+            if failure is not None:  # a listener raised it
+                failure = None  # or it would hold itself
                 raise
             if isinstance(error, MessageInvalid):
                 raise _Malformed(error) from error
+            if entered and not isinstance(error, BrokerUnavailable | StoreUnavailable | LoopConflict):
+                raise  # of the transaction that the listeners share with the inbox
             raise _InboxUnavailable from error
+        if failure is not None:  # the inbox has swallowed it
+            try:
+                raise failure
+            finally:
+                failure = None
         self._run.reports.inbox_outage.answered("handling")
         if is_new:
             self._count_handled(heard)

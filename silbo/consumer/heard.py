@@ -44,6 +44,7 @@ class HeardNames:
         self._dispatcher: Any = dispatcher
         self._changes: int | None = None
         self._answers: dict[Hashable, Heard] = {}
+        self._hears_all_only: bool | None = None  # True if all listeners but bridges are for **; None if not known
         self.recent: Final = self._answers.get
 
     def __getitem__(self, name: Any) -> Heard:
@@ -58,6 +59,7 @@ class HeardNames:
         changes = count_changes(self._dispatcher)
         if changes is None or changes != self._changes or len(self._answers) >= CACHED_NAMES:
             self._answers.clear()
+            self._hears_all_only = None
             self._changes = changes
 
     def find_unheard(self, names: Iterable[EventName[Any]]) -> dict[str, str | None]:
@@ -72,7 +74,11 @@ class HeardNames:
         listeners = tuple(self._dispatcher.get_listeners(name))
         if all(map(_is_bridge, listeners)):
             return Heard.BY_NOBODY
-        if is_heard(self._dispatcher, name, listeners) or all(other == "**" for other in self._listened()):
+        if is_heard(self._dispatcher, name, listeners):
+            return Heard.ON_PURPOSE
+        if self._hears_all_only is None:
+            self._hears_all_only = all(other == "**" for other in self._listened())
+        if self._hears_all_only:
             return Heard.ON_PURPOSE
         return Heard.BY_CHANCE
 

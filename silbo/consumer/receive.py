@@ -308,7 +308,7 @@ async def receive(
             raise OwnMessagesUndecided(origin.app)
         return None
     rebuilt = EventRebuilder(events, app="", own="handle").rebuild(delivery, message, skips_own_instance=False)
-    return None if rebuilt is None else await dispatch_received(dispatcher, rebuilt.name, Received(rebuilt.event))
+    return None if rebuilt is None else await dispatch_received(dispatcher, Received(rebuilt.event, rebuilt.name))
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:

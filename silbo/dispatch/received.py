@@ -16,22 +16,28 @@ class Received:
 
     Attributes:
         event: The event.
+        name: The name that it was received under.
         timeout: Seconds that each listener may run that has no limit of its own; None for no limit.
         isolated: Errors of listeners that went to a callable policy; None if there are none.
     """
 
-    __slots__ = ("event", "isolated", "timeout")
+    __slots__ = ("event", "isolated", "name", "timeout")
 
-    def __init__(self, event: object, timeout: float | None = None) -> None:
+    def __init__(self, event: object, name: object, timeout: float | None = None) -> None:
         self.timeout = timeout
-        self.begin(event)
+        self.begin(event, name)
 
-    def begin(self, event: object) -> None:
+    def begin(self, event: object, name: object) -> None:
         """Take the next event, if the one before is done."""
         self.event = event
+        self.name = name
         self.isolated: list[Exception] | None = None
         if self.timeout is not None and isinstance(event, Event):
             set_mark(event, "__silbo_direct__", False)  # adispatch then leaves the event to _dispatch
+
+    def has(self, event: object) -> bool:
+        """Return True in the event's dispatch under its own name: a listener may dispatch it on, under another."""
+        return self.event is event and getattr(event, "name", None) == self.name
 
     def raise_isolated(self) -> NoReturn:
         """Raise the one isolated error, or all of them.
@@ -50,12 +56,11 @@ received: Final[ContextVar[Received | None]] = ContextVar("silbo_received", defa
 """The received event whose dispatch this code runs in. Events that its listeners dispatch are not received."""
 
 
-async def dispatch_received(dispatcher: IAsyncEventDispatcher, name: Any, dispatched: Received) -> Any:
+async def dispatch_received(dispatcher: IAsyncEventDispatcher, dispatched: Received) -> Any:
     """Dispatch an event that was received. All listeners run that their dispatcher isolates, then their errors are raised.
 
     Args:
         dispatcher: Any dispatcher; the errors that a foreign one isolates are not known.
-        name: The name.
         dispatched: The event.
 
     Returns:
@@ -67,7 +72,7 @@ async def dispatch_received(dispatcher: IAsyncEventDispatcher, name: Any, dispat
     """
     token = received.set(dispatched)
     try:
-        await dispatcher.adispatch(name, dispatched.event)
+        await dispatcher.adispatch(dispatched.name, dispatched.event)
     except Exception as error:
         if not dispatched.isolated:
             raise
@@ -82,4 +87,4 @@ async def dispatch_received(dispatcher: IAsyncEventDispatcher, name: Any, dispat
 def listener_timeout(event: object) -> float | None:
     """Return the seconds that each listener of a received event may run; None for no limit."""
     dispatched = received.get()
-    return dispatched.timeout if dispatched is not None and dispatched.event is event else None
+    return dispatched.timeout if dispatched is not None and dispatched.has(event) else None

@@ -141,7 +141,7 @@ class ConfiguredListener(WrappedListener):
             if inspect.isawaitable(answer):
                 await answer
             dispatched = received.get()
-            if dispatched is not None and dispatched.event is event:  # it fails its delivery all the same
+            if dispatched is not None and dispatched.has(event):  # it fails its delivery all the same
                 dispatched.isolated = [*(dispatched.isolated or ()), error]
         elif (collected := collected_errors(event)) is not None:
             collected.append(error)

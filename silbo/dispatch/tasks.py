@@ -130,7 +130,12 @@ class BackgroundTasks:
             undo_registration(dispatcher, name, hear, registration)
 
     async def aclose(self) -> None:
-        """Refuse new tasks and waits, end the pending waits with DispatcherClosed, and wait for the spawned tasks."""
+        """Refuse new tasks and waits, end the pending waits with DispatcherClosed, and wait for the spawned tasks.
+
+        Raises:
+            LoopConflict: Tasks run in another event loop; nothing is closed.
+        """
+        self._tasks_of(asyncio.get_running_loop())
         self._closed = True
         for heard in tuple(self._waits):
             _settle(heard, partial(heard.set_exception, DispatcherClosed()))

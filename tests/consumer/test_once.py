@@ -94,6 +94,65 @@ async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
     assert (consumer.stats.failed, dict(subscription.attempts)) == (0, {})
 
 
+class Swallowing(Memory):
+    """An inbox that forgets to pass an error on."""
+
+    @asynccontextmanager
+    async def handling(self, group: str, publication: str) -> AsyncIterator[bool]:
+        try:
+            yield True
+        except Exception:
+            return
+
+
+async def test_failure_that_the_inbox_swallows_is_a_failure(d: AsyncEventDispatcher) -> None:
+    errors: list[Any] = []
+
+    @d.listen("user.joined")
+    async def fail(event: UserJoined) -> None:
+        raise ValueError("no disk")
+
+    subscription = Scripted([delivery(1)])
+    consumer = Consumer(
+        d,
+        subscription,
+        events=[USER_JOINED],
+        inbox=Swallowing(),
+        max_attempts=2,
+        on_error=lambda error, what: errors.append(error),
+    )
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (consumer.stats.handled, consumer.stats.failed, consumer.stats.dead) == (0, 2, 1)
+    assert "no disk" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("refused"), TimeoutError(), OSError("no route"), RuntimeError("pool")]
+)
+async def test_inbox_that_can_not_be_entered_costs_no_attempt_whatever_it_raises(
+    d: AsyncEventDispatcher, heard: Heard, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database's own errors, of an inbox of the host's."""
+
+    class Refusing(Memory):
+        @asynccontextmanager
+        async def handling(self, group: str, publication: str) -> AsyncIterator[bool]:
+            if self.away:
+                self.away -= 1
+                raise error
+            yield True
+
+    monkeypatch.setattr("silbo.consumer.attempts.INBOX_RETRY", 0.01)
+    inbox = Refusing()
+    inbox.away = 5
+    subscription = Scripted([delivery(1)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=inbox, max_attempts=2)
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    assert (heard.ids, consumer.stats.handled, consumer.stats.failed, consumer.stats.dead) == ([1], 1, 0, 0)
+
+
 async def test_inbox_that_can_not_remember_costs_no_attempt(d: AsyncEventDispatcher, heard: Heard) -> None:
     """Its commit was lost, and the effect with it; what a listener itself finds away is a failure like any other."""
 

@@ -152,6 +152,28 @@ async def test_event_that_a_listener_dispatches_keeps_its_isolation() -> None:
     assert (consumer.stats.handled, errors) == (1, [])
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0])
+async def test_received_event_that_a_listener_dispatches_on_keeps_its_isolation(timeout: float | None) -> None:
+    """Under another name it is another dispatch, although the event is the same; under its own the failure counts."""
+    d = AsyncEventDispatcher(on_error=ignore)
+    ran: list[str] = []
+
+    async def fail(event: Any) -> None:
+        ran.append(event.name)
+        raise ValueError("of the audit")
+
+    async def listener(event: Any) -> None:
+        await d.adispatch("audit", event)
+
+    d.add_listener("audit", fail)
+    d.add_listener("user.joined", listener)
+    consumer, _, errors = await handle(d, listener_timeout=timeout)
+    assert (ran, consumer.stats.handled, errors) == (["audit"], 1, [])
+    d.add_listener("user.joined", fail, priority=1)
+    consumer, _, _ = await handle(d, listener_timeout=timeout)
+    assert (consumer.stats.handled, consumer.stats.failed) == (0, 3)
+
+
 class RememberingInbox:
     def __init__(self) -> None:
         self.kept = 0

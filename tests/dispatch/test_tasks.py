@@ -497,3 +497,25 @@ async def test_error_of_where_goes_to_the_waiter_and_not_to_the_dispatch(error: 
     with pytest.raises(RuntimeError if error is StopIteration else error) as caught:
         await waiting
     assert error is not StopIteration or isinstance(caught.value.__cause__, StopIteration)
+
+
+async def test_close_that_is_refused_in_another_loop_closes_nothing() -> None:
+    """The first loop goes on with what it has spawned and waits for."""
+    d = AsyncEventDispatcher()
+    gate = asyncio.Event()
+
+    @d.listen("x")
+    async def hold(event: Any) -> None:
+        await gate.wait()
+
+    running = d.spawn("x", Ping())
+    waiting = asyncio.create_task(d.wait_for("y", timeout=30))
+    await asyncio.sleep(0)
+    with pytest.raises(LoopConflict):
+        await in_another_loop(d.aclose())
+    gate.set()
+    await running
+    await d.adispatch("y", Ping())
+    assert isinstance(await waiting, Ping)
+    await d.spawn("x", Ping())
+    await d.aclose()
