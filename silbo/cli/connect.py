@@ -41,6 +41,8 @@ async def make_store(url: str | None) -> AsyncGenerator[OutboxStore]:
         raise UsageError("where is the outbox? Give --store, or SILBO_STORE in the environment")
     scheme, has_scheme, _ = url.partition("://")
     if not has_scheme:
+        if _is_torn_url(url):
+            raise UsageError(f"--store is neither a file nor a URL: {STORE_FORM}, or the path of a file")
         yield SQLiteStore(url, create=False)
     elif url.startswith(FILE) and url != FILE:
         yield SQLiteStore(url.removeprefix(FILE), create=False)
@@ -114,6 +116,11 @@ async def _make_database_store(url: str) -> AsyncGenerator[OutboxStore]:
         yield SQLAlchemyStore(engine)
     finally:
         await engine.dispose()
+
+
+def _is_torn_url(text: str) -> bool:
+    """Return True for a URL without its ``//``, which is no path: an error must not show the password in it."""
+    return "@" in text and not Path(text).exists()
 
 
 def _check_exists(file: str) -> None:

@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import silbo
 from silbo.cli import dead_letters, outbox, relay
@@ -31,9 +33,17 @@ exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors show no password of a URL that stands in the wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r":[^\s@]*@", ":***@", message)
+        super().error(re.sub(r"(pass\w*=)[^\s&]*", r"\1***", message, flags=re.IGNORECASE))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="silbo",
         description="Run and look after an outbox, and the dead letters of consumers.",
         epilog=EPILOG,

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo import Outbox
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.sqlalchemy import SQLAlchemyStore
+from silbo.stores.sqlalchemy.urls import describe_url
 from tests.support.command_line import message, relay, silbo, stopped, without
 from tests.support.redis_streams import eventually
 
@@ -86,3 +88,29 @@ async def test_wrong_url_is_one_line_without_a_part_of_the_password(arguments: t
     assert "4711" not in done.err
     assert "secret" not in done.err
     assert "%2F for /" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("outbox", "status", "--store", "postgresql:u:secret@h/x"),
+        ("outbox", "status", "postgresql+asyncpg://u:secret@h/x"),
+        ("dead", "list", "--reddis=redis://:secret@h"),
+        ("dead", "list", "--x", "postgresql+asyncpg://h/x?user=u&password=secret&a=1"),
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+async def test_url_in_a_wrong_place_is_an_error_without_its_password(arguments: tuple[str, ...]) -> None:
+    done = await silbo(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err and "secret" not in done.err
+
+
+async def test_password_that_is_an_option_of_a_database_is_not_shown() -> None:
+    """As drivers take it behind the ``?``; the rest of the URL tells which database is meant."""
+    place = "postgresql+asyncpg://127.0.0.1:1/shop?user=u&password=secret"
+    done = await silbo("outbox", "status", "--store", place, command=without("asyncpg"))
+    assert "secret" not in done.err
+    shown = describe_url(make_url(place))
+    assert "secret" not in shown and "127.0.0.1:1/shop" in shown and "user=u" in shown
+    assert describe_url(make_url("postgresql+asyncpg://u:secret@h/x")) == "postgresql+asyncpg://u:***@h/x"

@@ -29,6 +29,7 @@ from silbo.stores.sqlalchemy.dialect import (
     without_locked_rows,
 )
 from silbo.stores.sqlalchemy.tables import NO_SEQUENCE, message, outbox, partition
+from silbo.stores.sqlalchemy.urls import describe_url
 
 UNSENT: Final = ("pending", "sending")
 
@@ -80,11 +81,11 @@ async def _change_partitions(connection: AsyncConnection, has: int, partitions: 
     now = await read_clock(connection)
     if any(owner is not None and to_utc(until) > now for owner, until in leases):
         problem = f"a relay sends from its {has} partitions; stop the relays before it has {partitions}"
-        raise StoreInvalid(str(connection.engine.url), problem)
+        raise StoreInvalid(describe_url(connection.engine.url), problem)
     waiting = await connection.scalar(select(func.count()).where(is_in_state("pending", "sending", "dead")))
     if waiting:
         problem = f"holds {waiting} messages in {has} partitions; send them all before it has {partitions}"
-        raise StoreInvalid(str(connection.engine.url), problem)
+        raise StoreInvalid(describe_url(connection.engine.url), problem)
     await connection.execute(update(outbox).values(partitions=partitions))
 
 
@@ -117,7 +118,7 @@ async def add(connection: AsyncConnection, messages: Sequence[Packed], partition
     if any(row.has != partitions for row in rows):
         await connection.execute(delete(message).where(message.c.id.in_(ids)))
         problem = f"has {rows[0].has} partitions by now, not {partitions}; open it again"
-        raise StoreInvalid(str(connection.engine.url), problem)
+        raise StoreInvalid(describe_url(connection.engine.url), problem)
     return ids
 
 

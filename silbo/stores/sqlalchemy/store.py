@@ -23,6 +23,7 @@ from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
 from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
+from silbo.stores.sqlalchemy.urls import describe_url
 
 __all__ = ["SQLAlchemyStore"]
 
@@ -56,10 +57,10 @@ class SQLAlchemyStore:
     def __init__(self, engine: AsyncEngine) -> None:
         name = engine.dialect.name
         if name not in ("postgresql", "sqlite"):
-            raise StoreInvalid(str(engine.url), f"an outbox can be in PostgreSQL or SQLite, not in {name}")
+            raise StoreInvalid(describe_url(engine.url), f"an outbox can be in PostgreSQL or SQLite, not in {name}")
         if isinstance(engine.pool, StaticPool):
             problem = "has one connection for everybody, so that each commit is everybody's: use a file"
-            raise StoreInvalid(str(engine.url), problem)
+            raise StoreInvalid(describe_url(engine.url), problem)
         self.id = ""
         self.partitions = 0
         self.on_commit: Callable[[], object] | None = None
@@ -146,7 +147,7 @@ class SQLAlchemyStore:
         ours = self._engine.sync_engine
         if theirs.pool is not ours.pool and theirs.url != ours.url:
             raise ValueError(
-                f"the session writes to {theirs.url}, the outbox stores in {ours.url}: give it a session of its database"
+                f"the session writes to {describe_url(theirs.url)}, the outbox stores in {describe_url(ours.url)}: give it a session of its database"
             )
         return connection
 
@@ -262,7 +263,7 @@ class SQLAlchemyStore:
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise RuntimeError(f"{self._engine.url} is not open: use the outbox in an 'async with'")
+            raise RuntimeError(f"{describe_url(self._engine.url)} is not open: use the outbox in an 'async with'")
 
     async def _with_texts(self, transact: Callable[[Mapping[int, str]], Awaitable[T]], texts: Mapping[int, str]) -> T:
         """Run a transaction that stores texts of errors; in ASCII if the database's encoding lacks a character of them."""
@@ -310,13 +311,13 @@ class SQLAlchemyStore:
             answered = isinstance(error, DBAPIError) and not error.connection_invalidated
             if may_be_unknown and committing and not answered:
                 raise DeliveryUnknown(
-                    f"{self._engine.url}: {_describe(error, self._engine.url.host)}; the commit was not answered"
+                    f"{describe_url(self._engine.url)}: {_describe(error, self._engine.url.host)}; the commit was not answered"
                 ) from error
             unavailable = (DBAPIError, NoConnection, OSError, UnicodeError)
             if connected and not isinstance(error, unavailable):  # while connecting, drivers raise errors of any class
                 raise
             raise StoreUnavailable(
-                f"{self._engine.url}: {_describe(error, self._engine.url.host)}; nothing was stored"
+                f"{describe_url(self._engine.url)}: {_describe(error, self._engine.url.host)}; nothing was stored"
             ) from error
 
 

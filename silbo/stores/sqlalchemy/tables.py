@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from silbo.errors import StoreInvalid
+from silbo.stores.sqlalchemy.urls import describe_url
 
 __all__ = [
     "ADVISORY_LOCKS",
@@ -125,7 +126,7 @@ async def check_tables(connection: AsyncConnection, *tables: Table) -> None:
     """
     problem = await connection.run_sync(_find_problem, tables)
     if problem is not None:
-        raise StoreInvalid(str(connection.engine.url), problem)
+        raise StoreInvalid(describe_url(connection.engine.url), problem)
 
 
 def _find_problem(connection: Connection, tables: tuple[Table, ...]) -> str | None:
