@@ -81,7 +81,7 @@ async def _swallow() -> None:
 
 BEFORE: Final = {"old time limit": _time_out, "swallowed cancellations": _swallow}
 STRAYS: Final = (*BEFORE, "its own cancellation", "cancelled by others")
-"""What a listener does to its task; the event is handled all the same."""
+"""The things that a listener does to its task; the event is handled all the same."""
 
 
 class Listener:

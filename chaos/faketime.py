@@ -21,7 +21,7 @@ def wound(by: str) -> Mapping[str, str] | None:
 
 @cache
 def _library() -> str | None:
-    """What the command `faketime` preloads."""
+    """Return the library that the command `faketime` preloads."""
     program = shutil.which("faketime")
     if program is None:
         return None

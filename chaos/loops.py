@@ -33,7 +33,7 @@ PING: Final = "chaos.ping"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to do.
+    """The work of the threads.
 
     Attributes:
         threads: Beside the main one.
@@ -50,7 +50,7 @@ class Settings:
 
 
 class Host:
-    """What the threads share."""
+    """The objects that the threads share."""
 
     def __init__(self, settings: Settings, streams: RedisStreams, outbox: Outbox) -> None:
         self.settings = settings
@@ -107,7 +107,7 @@ async def go_on(host: Host, ledger: Ledger, lane: str) -> None:
 
 
 async def session(host: Host, name: str) -> None:
-    """What a thread does in one of its loops."""
+    """Run a thread's work in one of its loops."""
     ledger = Ledger(Path(f"{host.settings.ledger}-{name}"))
     for number in range(host.settings.calls):
         for way, dispatcher in host.ways.items():

@@ -27,7 +27,7 @@ class Settings:
     lease: float = 1.0
     timeout: float = 5.0
     strays: bool = False
-    """Whether the hook for errors leaves a cancellation on the task that calls it."""
+    """True if the hook for errors leaves a cancellation on the task that calls it."""
 
 
 async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:

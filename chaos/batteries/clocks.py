@@ -19,7 +19,7 @@ LEASE: Final = 1.0
 WITHIN: Final = 120.0
 """Seconds that a take-over may last on a busy machine: far less than the hour, and than the wait for a wrong time."""
 HOURS: Final = ("+1h", "", "-1h", "+1h", "-1h", "")
-"""How the clock of each relay after the other is wound; empty for one that goes right."""
+"""The faketime setting of each relay, one after the other; empty for a clock that goes right."""
 
 
 async def clocks(stage: Stage, *, rounds: int = 4) -> None:

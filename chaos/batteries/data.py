@@ -36,7 +36,7 @@ DAMAGES: Final = (
     "x'ff' || raw",
     "cast('[]' AS BLOB)",
 )
-"""How a row's message is damaged: a byte is gone, all are 0, nothing is left, it is no UTF-8, it is JSON and no message."""
+"""The damages of a row's message: a byte is gone, all are 0, nothing is left, it is no UTF-8, it is JSON and no message."""
 FOREIGN: Final[tuple[dict[Any, Any], ...]] = (
     {"message": ""},
     {"message": "junk"},
@@ -50,7 +50,7 @@ CREATE TABLE refused (publication TEXT PRIMARY KEY);
 CREATE TRIGGER refuse BEFORE INSERT ON silbo_inbox WHEN NEW.publication IN (SELECT publication FROM refused)
 BEGIN SELECT RAISE(ABORT, 'refused'); END;
 """
-"""What a NUL is to PostgreSQL: SQLite itself refuses no text."""
+"""A text that the test's own rule refuses, as PostgreSQL refuses a NUL: SQLite itself refuses no text."""
 
 
 class Stored(NamedTuple):
@@ -172,7 +172,7 @@ async def _refuse(database: Path, rows: set[Stored]) -> None:
 
 
 async def _list_dead_letters(url: str) -> int:
-    """How many the command line shows, page by page."""
+    """Count the dead letters that the command line shows, page by page."""
     many, last = 0, ""
     while True:
         options = ["--json", "--limit", "1000", *(["--after", last] if last else [])]

@@ -15,7 +15,7 @@ CLAIM_AFTER: Final = 1.0
 SLOW: Final = 2.5
 EACH: Final = 2
 SLOWEST: Final = 16
-"""How much slower it is played at most. Where the machine itself holds up heartbeats for so long that others must take over,
+"""The most that it is slowed down, as a factor. Where the machine itself holds up heartbeats for so long that others must take over,
 nothing is proved by a second effect: then it is played again, slower."""
 
 

@@ -29,7 +29,7 @@ for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 return -1
 """
-"""What Redis 7.0 and 7.2 do by themselves when they replay XREADGROUP."""
+"""Lower a group's count, as Redis 7.0 and 7.2 do when they replay XREADGROUP."""
 
 
 async def restarts(stage: Stage, *, rounds: int = 6, events: int = 1_000) -> None:
@@ -88,7 +88,7 @@ async def _give(stage: Stage, server: RedisServer, name: str, each: int) -> None
 
 
 async def _figures(client: Any) -> str:
-    """What Redis says of the group; empty where it does not count."""
+    """Return what Redis says of the group; nothing if it does not count."""
     stream = await client.xinfo_stream(STREAM)
     [group] = [group for group in await client.xinfo_groups(STREAM) if group["name"].decode() == GROUP]
     if "entries-read" not in group:
@@ -98,7 +98,7 @@ async def _figures(client: Any) -> str:
 
 
 async def _miss(stage: Stage, server: RedisServer) -> None:
-    """Who really missed something is told, once."""
+    """A group that has missed something is told, once."""
     producer = await stage.start(
         "missed", "producer", name="m", url=server.url, ledger=str(stage.ledger("missed")), lanes=LANES, each=1
     )

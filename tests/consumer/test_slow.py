@@ -120,7 +120,7 @@ async def test_listener_timeout_without_a_group_goes_to_the_hook(d: AsyncEventDi
 async def test_listener_that_never_returns_is_told_and_counted(
     hanging: str, broker: MemoryBroker, d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Which one, of which message, and where; whoever looks at the figures sees it too."""
+    """The warning names the listener, the message and the line; the figures show it too."""
     goes_on = asyncio.Event()
 
     async def listener(event: Any) -> None:

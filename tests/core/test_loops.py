@@ -446,7 +446,6 @@ def test_a_loop_that_stands_still_keeps_an_object_while_work_is_under_way(loops:
     assert forgotten == [False]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 async def test_a_forked_process_takes_an_object_over() -> None:
     """Its copy of the parent's loop looks as if it ran."""
     binding = LoopBinding("Thing")

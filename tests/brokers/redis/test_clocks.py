@@ -24,7 +24,7 @@ def wind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 async def test_clock_that_jumps_takes_nothing_from_others_and_leaves_nothing(
     redis: Redis, prefix: str, wind: Callable[[], None]
 ) -> None:
-    """What a healthy consumer has in hand stays its own; what a silent one left is taken over after the usual time."""
+    """A healthy consumer keeps what it has in hand; the entries of a silent one are taken over after the usual time."""
 
     def group(name: str, claim_after: float) -> object:
         streams = RedisStreams(redis, app="shop", prefix=prefix)

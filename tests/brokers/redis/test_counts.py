@@ -30,7 +30,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def counts(admin: Redis) -> bool:
-    """Whether this Redis counts what a group has read."""
+    """Return True if this Redis counts what a group has read."""
     return int((await admin.info("server"))["redis_version"].split(".")[0]) >= 7
 
 

@@ -21,7 +21,7 @@ RETAIN = 0.4
 
 
 async def counts(admin: Redis) -> bool:
-    """Whether this Redis counts what a group has read."""
+    """Return True if this Redis counts what a group has read."""
     return int((await admin.info("server"))["redis_version"].split(".")[0]) >= 7
 
 
