@@ -95,7 +95,7 @@ MUTANTS: Final = [
     Mutant(
         "the taking back of cancellations",
         "strays",
-        "silbo/_tasks.py",
+        "silbo/_host_code.py",
         "            yield from self._end_cancelled(task, error)\n",
         "            pass\n",
     ),

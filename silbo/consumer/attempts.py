@@ -6,15 +6,15 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final
 
+from silbo._host_code import HostCode
 from silbo._retry import Backoff
-from silbo._tasks import HostCode
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.consumer.acknowledgements import Acknowledgements
-from silbo.consumer.heard import Heard, HeardNames
+from silbo.consumer.heard_names import Heard, HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.receive import EventRebuilder, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
-from silbo.dispatch.received import Received, dispatch_received, received
+from silbo.dispatch.received_event import Received, dispatch_received, received
 from silbo.errors import (
     BrokerRefused,
     BrokerUnavailable,

@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from silbo._checks import check_count, check_seconds
+from silbo._host_code import OwnTasks
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook
 from silbo._retry import Backoff, pause
-from silbo._tasks import OwnTasks
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.attempts import Attempts, HandlingOptions
-from silbo.consumer.heard import HeardNames
+from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue
 from silbo.consumer.receive import EventRebuilder, Own, check_own
 from silbo.consumer.reports import DeliveryReports

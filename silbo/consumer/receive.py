@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
-from silbo.dispatch.received import Received, dispatch_received
+from silbo.dispatch.received_event import Received, dispatch_received
 from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance

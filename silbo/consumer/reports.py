@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from silbo._host_code import HostCode, OwnTasks
 from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
-from silbo._tasks import HostCode, OwnTasks
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, VersionTooNew
 from silbo.message import Delivery
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from silbo._host_code import OwnTasks
 from silbo._retry import Backoff, pause
-from silbo._tasks import OwnTasks
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerRefused, BrokerUnavailable

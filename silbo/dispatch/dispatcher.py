@@ -13,7 +13,7 @@ from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
-from silbo.dispatch.received import listener_timeout
+from silbo.dispatch.received_event import listener_timeout
 from silbo.dispatch.running import WrappedListener, limit_listeners, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import BackgroundTasks

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
-from silbo.dispatch.received import received
+from silbo.dispatch.received_event import received
 from silbo.errors import ListenerTimeout
 from silbo.event import collected_errors
 from silbo.work.unit_of_work import call_within_units, unit_of_work

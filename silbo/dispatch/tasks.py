@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
-from silbo.dispatch.received import received
+from silbo.dispatch.received_event import received
 from silbo.errors import DispatcherClosed, LoopConflict
 
 __all__ = ["BackgroundTasks"]

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
+from silbo._host_code import HostCode, OwnTasks
 from silbo._loops import LoopBinding
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause
-from silbo._tasks import HostCode, OwnTasks
 from silbo.errors import (
     BrokerUnavailable,
     DeliveryUnknown,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from silbo import AsyncEventDispatcher, _tasks
+from silbo import AsyncEventDispatcher, _host_code
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import CircularWait, StopIncomplete
 from tests.support.consumer import Consumer, begin, joined, left_over
@@ -81,7 +81,7 @@ async def test_circle_that_can_t_be_seen_ends_soon_after_drain(
     wait: Wait, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation of the listener goes round; the run ends without it, and names it."""
-    monkeypatch.setattr(_tasks, "ENDS_WITHIN", 0.1)
+    monkeypatch.setattr(_host_code, "ENDS_WITHIN", 0.1)
     error, _, _ = await end_in_circle(broker, wait)
     assert isinstance(error, StopIncomplete)
     assert "end_in_circle.<locals>.listener" in str(error)
@@ -108,7 +108,7 @@ async def shield(consumer: Consumer, running: asyncio.Task[None]) -> None:
 async def test_other_waits_for_the_run_end_with_it(
     wait: Wait, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tasks, "ENDS_WITHIN", 0.1)
+    monkeypatch.setattr(_host_code, "ENDS_WITHIN", 0.1)
     _, got, _ = await end_in_circle(broker, wait)
     assert len(got) == 1
     assert len(await left_over(broker)) == 1

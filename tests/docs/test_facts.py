@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.batteries import BATTERIES
-from silbo import Consumer, Outbox, Quota, Relay, _tasks, bridge
+from silbo import Consumer, Outbox, Quota, Relay, _host_code, bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
 from silbo.cli.main import make_parser
@@ -74,7 +74,7 @@ CONSTANTS = {
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "unacknowledged deliveries": consumer.UNACKED,
     "the messages of one read of a Streams consumer, or one page of dead letters": read_size.READ_BYTES,
-    "listeners that a stop has cancelled": _tasks.ENDS_WITHIN,
+    "listeners that a stop has cancelled": _host_code.ENDS_WITHIN,
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
     "characters of an event name": MAX_NAME_LENGTH,

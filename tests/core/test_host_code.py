@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from silbo import _tasks
-from silbo._tasks import HostCode, OwnTasks
+from silbo import _host_code
+from silbo._host_code import HostCode, OwnTasks
 from silbo.errors import CircularWait, StopIncomplete
 
 Code = Callable[[], Awaitable[object]]
@@ -359,7 +359,7 @@ async def test_code_that_does_not_end_is_left_behind_and_named(
     code: Callable[[asyncio.Task[Any]], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it waits for its own end: the stop ends, with an error that says where it hangs."""
-    monkeypatch.setattr(_tasks, "ENDS_WITHIN", 0.1)
+    monkeypatch.setattr(_host_code, "ENDS_WITHIN", 0.1)
     error = await ends_in_a_circle(code)
     assert isinstance(error, StopIncomplete)
     assert "ends_in_a_circle.<locals>.run.<locals>.work.<locals>.host" in str(error)
