@@ -19,10 +19,8 @@ from silbo.wire.formats import JSON
 from tests.support.consumer import (
     USER_JOINED,
     Consumer,
-    Running,
-    Scripted,
     UserJoined,
-    delivery,
+    handle_one,
     joined,
 )
 
@@ -38,19 +36,6 @@ async def ignore_later(error: Exception, event: object, listener: object) -> Non
 POLICIES: list[Any] = ["raise", "collect", ignore, ignore_later]
 
 
-async def handle(dispatcher: Any, **options: Any) -> tuple[Consumer, Scripted, list[Any]]:
-    """Let a consumer handle one delivery to its end."""
-    subscription = Scripted([delivery(1)])
-    errors: list[Any] = []
-    options = {"max_attempts": 3, **options}
-    consumer = Consumer(
-        dispatcher, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(error), **options
-    )
-    async with Running(consumer):
-        await subscription.until_acked(1)
-    return consumer, subscription, errors
-
-
 @pytest.mark.parametrize("binding", [True, False])
 @pytest.mark.parametrize("of_listener", [None, *POLICIES])
 @pytest.mark.parametrize("of_dispatcher", POLICIES)
@@ -64,7 +49,7 @@ async def test_failure_is_a_failed_attempt_under_every_policy(
         raise ConnectionError("database is away")
 
     d.add_listener("user.joined", fail, on_error=of_listener)
-    consumer, subscription, _ = await handle(d)
+    consumer, subscription, _ = await handle_one(d)
     assert (consumer.stats.handled, consumer.stats.failed, consumer.stats.dead) == (0, 3, 1)
     (dead,) = subscription.buried
     assert "database is away" in dead[1] or "1 listeners of" in dead[1]
@@ -89,7 +74,7 @@ async def test_isolation_still_lets_the_other_listeners_run(options: dict[str, A
 
     d.add_listener("user.joined", fail, **options)
     d.add_listener("user.joined", other, concurrent=options.get("concurrent", False), priority=1)
-    consumer, _, _ = await handle(d, max_attempts=2)
+    consumer, _, _ = await handle_one(d, max_attempts=2)
     if "once" in options:
         assert ran == ["fail", "other", "other"]
         assert (consumer.stats.failed, consumer.stats.handled) == (1, 1)
@@ -109,14 +94,14 @@ async def test_all_errors_of_isolated_listeners_are_told() -> None:
         raise KeyError("second")
 
     d.add_listener("user.joined", first)
-    _, _, errors = await handle(d, max_attempts=1)
+    _, _, errors = await handle_one(d, max_attempts=1)
     assert isinstance(errors[0], ValueError)
     d.add_listener("user.joined", second)
-    _, _, errors = await handle(d, max_attempts=1)
+    _, _, errors = await handle_one(d, max_attempts=1)
     assert [type(error) for error in errors[0].exceptions] == [ValueError, KeyError]
     d.remove_listener("user.joined", second)
     d.add_listener("user.joined", second, on_error="raise")
-    _, _, errors = await handle(d, max_attempts=1)
+    _, _, errors = await handle_one(d, max_attempts=1)
     assert [type(error) for error in errors[0].exceptions] == [ValueError, KeyError]
 
 
@@ -127,7 +112,7 @@ async def test_isolated_error_of_an_observed_listener_fails_the_delivery_too() -
         raise ValueError("no")
 
     d.add_listener("user.joined", fail)
-    consumer, _, _ = await handle(d, max_attempts=1)
+    consumer, _, _ = await handle_one(d, max_attempts=1)
     assert (consumer.stats.handled, consumer.stats.dead) == (0, 1)
 
 
@@ -147,7 +132,7 @@ async def test_event_that_a_listener_dispatches_keeps_its_isolation() -> None:
     d.add_listener("invoice.made", fail)
     d.add_listener("user.seen", fail)
     d.add_listener("user.joined", listener)
-    consumer, _, errors = await handle(d)
+    consumer, _, errors = await handle_one(d)
     assert ran == ["invoice.made", "user.seen"]
     assert (consumer.stats.handled, errors) == (1, [])
 
@@ -167,10 +152,10 @@ async def test_received_event_that_a_listener_dispatches_on_keeps_its_isolation(
 
     d.add_listener("audit", fail)
     d.add_listener("user.joined", listener)
-    consumer, _, errors = await handle(d, listener_timeout=timeout)
+    consumer, _, errors = await handle_one(d, listener_timeout=timeout)
     assert (ran, consumer.stats.handled, errors) == (["audit"], 1, [])
     d.add_listener("user.joined", fail, priority=1)
-    consumer, _, _ = await handle(d, listener_timeout=timeout)
+    consumer, _, _ = await handle_one(d, listener_timeout=timeout)
     assert (consumer.stats.handled, consumer.stats.failed) == (0, 3)
 
 
@@ -200,7 +185,7 @@ async def test_inbox_does_not_remember_an_isolated_failure() -> None:
 
     d.add_listener("user.joined", fail_once)
     inbox = RememberingInbox()
-    consumer, _, _ = await handle(d, inbox=inbox)
+    consumer, _, _ = await handle_one(d, inbox=inbox)
     assert (calls, inbox.kept) == (2, 1)
     assert (consumer.stats.failed, consumer.stats.handled, consumer.stats.duplicates) == (1, 1, 0)
 
@@ -257,7 +242,7 @@ async def test_error_that_trying_again_can_t_help_is_a_dead_letter_at_once(
         raise error
 
     d.add_listener("user.joined", fail)
-    consumer, subscription, _ = await handle(d, give_up_on=(LookupError,))
+    consumer, subscription, _ = await handle_one(d, give_up_on=(LookupError,))
     assert (consumer.stats.failed, consumer.stats.dead) == (attempts, 1)
     assert [number for _, _, number in subscription.buried] == [attempts]
 
@@ -270,7 +255,7 @@ async def test_isolated_errors_can_t_be_helped_either() -> None:
 
     d.add_listener("user.joined", fail)
     d.add_listener("user.joined", fail)
-    consumer, _, _ = await handle(d, give_up_on=[LookupError])
+    consumer, _, _ = await handle_one(d, give_up_on=[LookupError])
     assert (consumer.stats.failed, consumer.stats.dead) == (1, 1)
 
 

@@ -18,25 +18,13 @@ from tests.support.consumer import (
     Running,
     Scripted,
     delivery,
+    handle_one,
     joined,
 )
 
 
 def ignore(error: Exception, event: object, listener: object) -> None:
     """A policy that says nothing."""
-
-
-async def handle(dispatcher: Any, **options: Any) -> tuple[Consumer, Scripted, list[Any]]:
-    """Let a consumer handle one delivery to its end."""
-    subscription = Scripted([delivery(1)])
-    errors: list[Any] = []
-    options = {"max_attempts": 3, **options}
-    consumer = Consumer(
-        dispatcher, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(error), **options
-    )
-    async with Running(consumer):
-        await subscription.until_acked(1)
-    return consumer, subscription, errors
 
 
 async def hang(event: Any) -> None:
@@ -58,7 +46,7 @@ async def test_listener_timeout_limits_each_listener(options: dict[str, Any], ob
     """Whatever its other options, and whether observers see it or not; the listeners of other dispatches have no limit."""
     d = AsyncEventDispatcher(observers=observers)
     d.add_listener("user.joined", hang, **options)
-    consumer, _, errors = await handle(d, listener_timeout=0.01, max_attempts=1)
+    consumer, _, errors = await handle_one(d, listener_timeout=0.01, max_attempts=1)
     assert (consumer.stats.failed, consumer.stats.dead) == (1, 1)
     error = errors[0].exceptions[0] if isinstance(errors[0], ExceptionGroup) else errors[0]
     assert isinstance(error, ListenerTimeout)
@@ -72,10 +60,10 @@ async def test_listener_s_own_timeout_counts(d: AsyncEventDispatcher, heard: Hea
         await asyncio.sleep(0.05)
 
     d.add_listener("user.joined", wait, timeout=30)
-    consumer, _, errors = await handle(d, listener_timeout=0.01)
+    consumer, _, errors = await handle_one(d, listener_timeout=0.01)
     assert (consumer.stats.handled, errors, heard.ids) == (1, [], [1])
     d.add_listener("user.joined", hang, timeout=0.02)
-    _, _, errors = await handle(d, listener_timeout=30, max_attempts=1)
+    _, _, errors = await handle_one(d, listener_timeout=30, max_attempts=1)
     assert errors[0].timeout == 0.02
 
 

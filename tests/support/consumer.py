@@ -184,3 +184,16 @@ def delivery(
 ) -> Delivery:
     encoded = JSON.encode(joined(number, key=key), Origin("other", "elsewhere"))
     return Delivery(encoded if raw is None else raw, "events", JSON, str(number) if kept else "", attempt)
+
+
+async def handle_one(dispatcher: Any, **options: Any) -> tuple[Consumer, Scripted, list[Any]]:
+    """Let a consumer handle one delivery to its end."""
+    subscription = Scripted([delivery(1)])
+    errors: list[Any] = []
+    options = {"max_attempts": 3, **options}
+    consumer = Consumer(
+        dispatcher, subscription, events=[USER_JOINED], on_error=lambda error, what: errors.append(error), **options
+    )
+    async with Running(consumer):
+        await subscription.until_acked(1)
+    return consumer, subscription, errors
