@@ -349,6 +349,6 @@ def unpack(raw: bytes | str) -> Message:
     try:
         message: Any = _decode(raw)
     # A byte that is no UTF-8 is a UnicodeError before msgspec 0.23.
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError) as error:
         return UnreadableMessage("", "(unreadable)", "", {}, problem=str(error))
     return message  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ import pytest
 
 from silbo.errors import LoopConflict, OutboxFull, StoreInvalid, StoreUnavailable
 from silbo.message import Message
-from silbo.outbox.rows import Quota, pack
+from silbo.outbox.rows import Quota, UnreadableMessage, pack
 from silbo.stores.sqlite import SQLiteStore, schema
 from tests.support.store_conformance import (
     FAR,
@@ -44,6 +44,16 @@ class TestSQLiteStore(Conformance):
 
     async def damage(self, store: SQLiteStore, row: int, raw: bytes) -> None:
         change(store.path, f"UPDATE message SET raw = x'{raw.hex()}' WHERE id = {row}")
+
+    @pytest.mark.parametrize("value", ["12345", "1.5", "'[]'", "''"])
+    async def test_message_of_another_type_is_unreadable(self, store: SQLiteStore, value: str) -> None:
+        """SQLite keeps whatever a program writes into a column; the row can be put aside like a damaged one."""
+        await store.add(packed(1, 2), PLENTY)
+        first, second = await store.rows("pending")
+        change(store.path, f"UPDATE message SET raw = {value} WHERE id = {first.id}")
+        damaged, other = await store.rows("pending")
+        assert isinstance(damaged.message, UnreadableMessage) and damaged.message.problem
+        assert (damaged.id, other.message) == (first.id, second.message)
 
     async def move_times(self, store: SQLiteStore, ahead: timedelta) -> None:
         more = int(ahead.total_seconds() * 1e6)
