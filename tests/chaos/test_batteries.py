@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
         "strays",
         "fence",
         "poison",
-        "patience",
+        pytest.param("patience", marks=pytest.mark.long),
         "freeze",
     ],
 )
