@@ -171,7 +171,7 @@ class Stage:
     def redis(self, *, port: bool = False, binary: Binary | None = None) -> RedisServer:
         """A server that has everything on the disk before it answers."""
         server: RedisServer = self._ends.enter_context(RedisServer(appendonly="always", port=port, binary=binary))
-        self.done.setdefault("Redis", server.binary.version)
+        self.done.setdefault("server", f"{server.binary.product} {server.binary.version}")
         return server
 
     async def proxy(self, server: RedisServer, rule: Rule | None = None) -> Proxy:

