@@ -121,10 +121,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         return register
 
     def remove_listener(self, name: Any, listener: Listener | HandlerClass, /) -> None:
-        """Remove every registration of a listener for a name, compared by ``==``.
+        """Remove every registration of a listener for a name, compared by ``==``; there may be none.
 
         Raises:
-            ValueError: No listener was ever registered for this name.
+            ValueError: No listener was ever registered for this name. A dispatcher that has had more than 1,024 names whose
+                registrations are all gone (``once``, ``registration.remove()``) can't tell, and ignores unknown names.
         """
         self._listeners.remove(name, listener)
 

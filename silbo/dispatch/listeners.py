@@ -28,6 +28,8 @@ __all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "
 CACHED_NAMES: Final = 1024
 """Most names whose listeners are kept ready, each of a limited length. A program may make new names without end, so a full
 cache is emptied."""
+FORGOTTEN_NAMES: Final = 1024
+"""Most names remembered that have no registration any more. After that, no name is said to have never been known."""
 
 
 class _Edge(float):
@@ -167,8 +169,9 @@ class ListenerRegistry:
         self.container = container
         self.changes = 0
         self._on_change = on_change
-        self._entries: dict[Hashable, list[_Entry]] = {}  # a name once known stays, as in Whistle
+        self._entries: dict[Hashable, list[_Entry]] = {}
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
+        self._forgotten: set[int] | None = set()  # hashes of names that left _entries; None if there were too many
         self._numbers = count()
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
@@ -216,6 +219,9 @@ class ListenerRegistry:
             ValueError: No listener was ever registered under this name.
         """
         if name not in self._entries:
+            forgotten = self._forgotten
+            if forgotten is None or hash(name) in forgotten:
+                return
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
         self._entries[name][:] = [entry for entry in self._entries[name] if entry.run != listener]
         if not self._entries[name]:
@@ -289,7 +295,16 @@ class ListenerRegistry:
             if not entries:
                 del self._entries[entry.name]
                 self._patterns.pop(entry.name, None)
+                self._forget(entry.name)
             self._changed()
+
+    def _forget(self, name: Hashable) -> None:
+        """Note that a name was known. Names may be made for each request, so only so many are noted, by their hashes."""
+        forgotten = self._forgotten
+        if forgotten is not None:
+            forgotten.add(hash(name))
+            if len(forgotten) > FORGOTTEN_NAMES:
+                self._forgotten = None
 
     def _changed(self) -> None:
         self.changes += 1

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from functools import partial
 from typing import Any
 from unittest.mock import AsyncMock, patch
@@ -287,6 +288,33 @@ async def test_has_listeners_is_false_again_after_the_last_removal() -> None:
         d.remove_listener("y", listener)
     d.add_listener("**", listener)
     assert d.has_listeners() and d.has_listeners("anything") and d.get_listeners("anything") == (listener,)
+
+
+async def test_name_stays_known_after_its_last_listener_has_run_once_or_was_removed() -> None:
+    """Whoever cleans up with remove_listener need not know if the listener has run."""
+    d = AsyncEventDispatcher()
+    d.add_listener("x", once := AsyncMock(), once=True)
+    await d.adispatch("x")
+    d.remove_listener("x", once)
+    d.add_listener("y.*", listener := AsyncMock()).remove()
+    d.remove_listener("y.*", listener)
+    assert d.get_listeners() == {}
+    with pytest.raises(ValueError, match="no listener was ever registered"):
+        d.remove_listener("z", listener)
+
+
+async def test_names_made_for_requests_are_forgotten_and_their_removal_stays_silent() -> None:
+    """A bounded memory can't say of a name that it was never known, once it has forgotten some."""
+    d = AsyncEventDispatcher()
+    for number in range(3_000):
+        d.add_listener(f"request.{number}", listener := AsyncMock()).remove()
+    tracemalloc.start()
+    for number in range(3_000, 6_000):
+        d.add_listener(f"request.{number}", listener).remove()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 50_000
+    d.remove_listener("request.0", listener)
 
 
 FROZEN = [
