@@ -1,0 +1,54 @@
+"""The listener that holds an event loop: policy listeners mark it, the thread of a watchdog reads the mark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["OnLoop"]
+
+
+def _do_nothing(_listener: Any, _coroutine: Any, _began: float, _took: float) -> None: ...
+
+
+class OnLoop:
+    """The listener that holds an event loop now.
+
+    A policy listener marks each step of its coroutine, from one wait to the next::
+
+        coroutine, listener = on_loop.coroutine, on_loop.listener
+        started = perf_counter()
+        on_loop.coroutine = own_coroutine
+        on_loop.listener = self
+        on_loop.since = started
+        try:
+            ...  # the step, in which other listeners may mark theirs
+        finally:
+            now = perf_counter()
+            on_loop.coroutine = coroutine
+            on_loop.listener = listener
+            on_loop.since = now
+
+    Nothing is called between the three stores, so no other thread sees one of them without the others. Every change sets
+    ``since``: a coroutine that is marked and stands on the stack of a thread has held its loop at least since then. That is
+    true also if the loops of several threads share the object, which then shows the last change of any of them.
+
+    Attributes:
+        coroutine: The coroutine whose step runs, the innermost; None between the steps.
+        listener: The policy listener that runs it. Its ``owner.name`` is the plugin, its ``__wrapped__`` the listener.
+        since: The time of the last change, on the clock of ``perf_counter``.
+        charged: Seconds that plugins have held the loop inside of the step that runs.
+        slow_after: Seconds; infinity if nobody watches.
+        on_slow: Called with ``(listener, coroutine, began, took)`` when a step has ended that took ``slow_after`` seconds or
+            longer. ``took`` leaves out the listeners inside of it.
+    """
+
+    __slots__ = ("charged", "coroutine", "listener", "on_slow", "since", "slow_after")
+
+    def __init__(self) -> None:
+        self.coroutine: Any = None
+        self.listener: Any = None
+        self.since = 0.0
+        self.charged = 0.0
+        self.slow_after = float("inf")
+        self.on_slow: Callable[[Any, Any, float, float], None] = _do_nothing
