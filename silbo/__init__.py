@@ -23,6 +23,7 @@ from silbo.names import EventName, name_of
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
+from silbo.plugins.plugin import Plugin
 from silbo.protocols import Publisher, Subscription
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "Observer",
     "Origin",
     "Outbox",
+    "Plugin",
     "Publisher",
     "Quota",
     "Registration",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from silbo.errors import AddressInvalid, MissingExtra
@@ -19,6 +20,7 @@ __all__ = [
     "check_seconds",
     "describe_object",
     "require_extra",
+    "suggest_name",
 ]
 
 T = TypeVar("T")
@@ -127,3 +129,11 @@ def describe_object(thing: object) -> str:
     """
     cls = thing if isinstance(thing, type) else type(thing)
     return repr(thing) if thing is cls or cls.__module__ == "builtins" else f"a {cls.__module__}.{cls.__qualname__}"
+
+
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name: the known name that is most like it, else all known names."""
+    names = list(known)
+    if near := get_close_matches(name, names, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(map(repr, names))}" if names else ""

@@ -38,6 +38,11 @@ __all__ = [
     "NotAnEvent",
     "OutboxFull",
     "OwnMessagesUndecided",
+    "PluginConflict",
+    "PluginError",
+    "PluginInvalid",
+    "PluginMissing",
+    "PluginSettingsInvalid",
     "PublishError",
     "RequestUnbound",
     "RouteConflict",
@@ -356,6 +361,61 @@ class StopIncomplete(SilboError, RuntimeError):
             f"behind: it catches its cancellation, or waits for run() of the {self.owner} that runs it, which is a circle. "
             "Call stop() and return"
         )
+
+
+# -- plugins ------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class PluginError(SilboError):
+    """The base of the errors about one plugin.
+
+    Attributes:
+        plugin: The name of the plugin.
+        problem: The fault, and what to do.
+    """
+
+    plugin: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r}: {self.problem}"
+
+
+class PluginInvalid(PluginError, TypeError):
+    """An object is no plugin, states what no plugin can state, or can't be imported (``__cause__`` is the error)."""
+
+
+class PluginMissing(PluginError, LookupError):
+    """A plugin that was named is not there."""
+
+
+@dataclass(eq=False)
+class PluginConflict(PluginError, ValueError):
+    """A plugin can't be loaded in this host, or beside another plugin: a wrong version, a name given twice, a circle.
+
+    Attributes:
+        circle: The names of a circle, the first one again at the end; else empty.
+    """
+
+    _: KW_ONLY
+    circle: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class PluginSettingsInvalid(PluginError, ValueError):
+    """The settings of a plugin have an unknown key, a wrong type or a missing field.
+
+    Attributes:
+        key: The setting at fault, as ``retry.pause``; None if the fault is in no single setting.
+    """
+
+    _: KW_ONLY
+    key: str | None = None
+
+    def __str__(self) -> str:
+        place = "settings" if self.key is None else f"setting {self.key!r}"
+        return f"plugin {self.plugin!r}, {place}: {self.problem}"
 
 
 # -- the way out --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.options import Listener, ListenerOptions
     from silbo.names import EventName, Name
 
-__all__ = ["Subscribers", "on"]
+__all__ = ["Subscribers", "is_subscriber", "on"]
 
 _MARK = "__silbo_on__"
 _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
@@ -63,6 +63,13 @@ def _marks(attribute: object) -> tuple[tuple[Any, ListenerOptions], ...]:
         marks = inspect.getattr_static(layer, _MARK, ())
         found += [mark for mark in marks if not any(mark is other for other in found)]  # functools.wraps copies marks
     return tuple(found)
+
+
+def is_subscriber(candidate: object) -> bool:
+    """Return True if a class or object has a method marked with ``@on``. Runs no code of it."""
+    cls = candidate if isinstance(candidate, type) else type(candidate)
+    attributes = {attribute: None for base in cls.__mro__ for attribute in base.__dict__}
+    return any(_marks(inspect.getattr_static(cls, attribute)) for attribute in attributes)
 
 
 def _find_listeners(subscriber: object) -> Iterator[tuple[Any, Listener, ListenerOptions]]:
