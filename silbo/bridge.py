@@ -26,7 +26,7 @@ from silbo.dispatch.subscribers import on
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, LoopConflict, MessageRefused, RouteConflict
 from silbo.event import collected_errors, kind_of
 from silbo.message import Message, Origin
-from silbo.names import EventName, Key, compile_pattern, is_too_long, version_of
+from silbo.names import EventName, Key, check_key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import deferred_sends
@@ -57,6 +57,7 @@ class Route:
 
     Raises:
         AddressInvalid: ``to`` is not an address.
+        KeyUnknown: the pattern is an EventName whose class has no attribute ``key``.
         NameInvalid: the pattern has a ``*`` that is not a whole segment.
         TypeError: the pattern is not a text.
         ValueError: there is no such kind.
@@ -76,6 +77,8 @@ class Route:
             raise ValueError(f'kind is "notification", "ecst" or None, not {self.kind!r}')
         if self.to is not None:
             check_address(self.to)
+        if isinstance(self.pattern, EventName):
+            check_key(self.pattern, self.pattern.cls, self.key)
 
 
 class Routes:

@@ -28,6 +28,7 @@ __all__ = [
     "FollowUpsExceeded",
     "Gap",
     "HandlerShared",
+    "KeyUnknown",
     "LeadLost",
     "ListenerTimeout",
     "LoopConflict",
@@ -91,6 +92,32 @@ class NameInvalid(SilboError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.name!r}: {self.problem}"
+
+
+@dataclass(eq=False)
+class KeyUnknown(SilboError, ValueError):
+    """The routing key of a name or route is no attribute of its event class.
+
+    Attributes:
+        name: The event name.
+        cls: The event class.
+        key: The text that is no attribute.
+        similar: A similar attribute; None if there is none.
+        fields: The declared fields of the class.
+    """
+
+    name: str
+    cls: type
+    key: str
+    _: KW_ONLY
+    similar: str | None
+    fields: tuple[str, ...]
+
+    def __str__(self) -> str:
+        hint = (
+            f"did you mean {self.similar!r}?" if self.similar else f"its fields are {', '.join(self.fields) or 'none'}"
+        )
+        return f"{self.name!r}: {self.cls.__qualname__} has no attribute {self.key!r} for the routing key; {hint}"
 
 
 @dataclass(eq=False)

@@ -8,13 +8,15 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from enum import Enum
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from silbo.errors import NameInvalid
+from silbo.errors import KeyUnknown, NameInvalid
+from silbo.event import declared_fields
 from silbo.message import VERSION_DIGITS
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "Key",
     "Name",
     "Upcast",
+    "check_key",
     "check_name",
     "check_name_or_pattern",
     "claim_own_name",
@@ -114,6 +117,8 @@ else:
                 ``DeprecationWarning``.
 
         Raises:
+            KeyUnknown: ``key`` is a text, the class declares its fields (a dataclass, attrs class, Struct or pydantic model), and
+                it has no such attribute.
             NameInvalid: the name has a ``*`` or is too long; or handlers are bound to the class already, under the name of
                 the class.
             TypeError: The name is not a text, ``cls`` is not a class, ``version`` is no whole number, or something in ``upcast``
@@ -132,6 +137,7 @@ else:
             _check_length(name)
             if cls is not None and not isinstance(cls, type):
                 raise TypeError(f"an EventName's cls is an event class, not {cls!r}")
+            check_key(name, cls, key)
             self = super().__new__(own, str.__str__(name))  # of a member of a str enum, its value
             self.cls = cls
             self.key = key
@@ -263,6 +269,46 @@ def version_of(cls: type, name: str) -> int:
     found = None if names is None else names.find(name)
     version: int = 1 if found is None else found.version
     return version
+
+
+# -- routing keys -------------------------------------------------------------------------------------------
+
+
+def check_key(name: str, cls: type | None, key: object) -> None:
+    """Refuse a routing key that names no attribute of an event class, as far as its attributes are known.
+
+    Raises:
+        KeyUnknown: the class has no such attribute.
+    """
+    if cls is None or not isinstance(key, str):
+        return
+    fields = declared_fields(cls)
+    if fields is None or key in fields or any(_may_have(base, key) for base in cls.__mro__):
+        return
+    written = {one for base in cls.__mro__[:-1] for one in vars(base) if not one.startswith("_")}
+    similar = get_close_matches(key, [*fields, *sorted(written)], 1)
+    raise KeyUnknown(str(name), cls, key, similar=similar[0] if similar else None, fields=fields)
+
+
+def _may_have(base: Any, attribute: str) -> bool:
+    """Return True if objects of a class may have an attribute that is no field, because of this base of the class."""
+    own = vars(base)
+    try:
+        annotations = inspect.get_annotations(base)
+    except NameError:  # Python 3.14 evaluates them, and one names a class that does not exist yet
+        return True
+    if attribute in own or attribute in annotations or attribute in own.get("__private_attributes__", ()):
+        return True
+    config = own.get("model_config")
+    if isinstance(config, dict) and config.get("extra") == "allow":
+        return True
+    is_hosts = base is not object and not base.__module__.startswith("pydantic.")
+    if is_hosts and ("__getattr__" in own or "__getattribute__" in own):
+        return True
+    # Set by one of its methods, as __post_init__.
+    methods = (getattr(value, "__func__", value) for value in own.values())
+    codes = (method.__code__ for method in methods if inspect.isfunction(method))
+    return any(attribute in code.co_names or attribute in code.co_consts for code in codes)
 
 
 # -- versions -----------------------------------------------------------------------------------------------

@@ -120,12 +120,17 @@ async def test_format_without_headers_has_keys_all_the_same(d: AsyncEventDispatc
 
 
 @pytest.mark.parametrize(
-    "key", ["nothing_like_it", lambda event: 1 / 0, lambda event: None], ids=["missing", "bug", "None"]
+    "name",
+    [
+        EventName("user.moved", key="nothing_like_it"),
+        EventName("user.moved", Moved, key=lambda event: 1 / 0),
+        EventName("user.moved", Moved, key=lambda event: None),
+    ],
+    ids=["missing", "bug", "None"],
 )
-async def test_name_that_gives_no_key_leaves_it_without_one(d: AsyncEventDispatcher, heard: Heard, key: Any) -> None:
+async def test_name_that_gives_no_key_leaves_it_without_one(d: AsyncEventDispatcher, heard: Heard, name: Any) -> None:
     """And the error says what to do."""
     subscription = Scripted([moved(1, Area.NORTH)])
-    name = EventName("user.moved", Moved, key=key)
     errors: list[str] = []
     consumer = Consumer(
         d, subscription, events=[name], concurrency=2, on_error=lambda error, what: errors.append(str(error))

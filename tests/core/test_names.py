@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import pickle
 import re
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import AsyncMock
 from weakref import ref
 
+import attrs
+import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silbo import AsyncEventDispatcher, Event, EventName, Route, Trace, on
+from silbo import AsyncEventDispatcher, ECSTEvent, Event, EventName, Route, Trace, on
 from silbo.bridge import Routes
-from silbo.errors import NameInvalid
+from silbo.errors import KeyUnknown, NameInvalid
 from silbo.names import MAX_NAME_LENGTH, compile_pattern, has_name, is_pattern, name_of, version_of
 
 
@@ -444,3 +448,95 @@ def test_name_of_a_class_with_two_versions_is_the_newest() -> None:
     names = [EventName("c", Changed, version=2), EventName("c", Changed), EventName("c", Changed, version=2)]
     assert name_of(Changed) is names[0]
     assert (version_of(Changed, "c"), version_of(Changed, "d"), version_of(Event, "c")) == (2, 1, 1)
+
+
+# -- routing keys -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Ordered(ECSTEvent):
+    order: int
+    amount: int = 0
+
+    note: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self.region = "north"
+
+    @property
+    def tenant(self) -> int:
+        return self.order // 100
+
+    def describe(self) -> str:
+        return "an order"
+
+
+class Cleared(Ordered):
+    """Not decorated: it has the fields of its base."""
+
+    area: str
+
+
+@attrs.define
+class OrderedAttrs(Event):
+    order: int
+
+
+class OrderedStruct(msgspec.Struct):
+    order: int
+
+
+class OrderedModel(pydantic.BaseModel):
+    order: int
+    _secret = pydantic.PrivateAttr(0)
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def tenant(self) -> int:
+        return 1
+
+
+class OrderedOpen(pydantic.BaseModel, extra="allow"):
+    order: int
+
+
+@dataclasses.dataclass
+class OrderedLazy(Event):
+    order: int
+
+    def __getattr__(self, name: str) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("cls", [Ordered, Cleared, OrderedAttrs, OrderedStruct, OrderedModel])
+def test_misspelt_key_is_refused_with_the_attribute_that_may_be_meant(cls: Any) -> None:
+    """It would be found out by dead letters, or by a refused dispatch."""
+    with pytest.raises(
+        KeyUnknown, match=r"'order.paid': \w+ has no attribute 'ordr'.*; did you mean 'order'\?"
+    ) as caught:
+        EventName("order.paid", cls, key="ordr")
+    assert (caught.value.cls, caught.value.key, caught.value.similar) == (cls, "ordr", "order")
+    with pytest.raises(KeyUnknown, match=r"its fields are order"):
+        EventName("order.paid", cls, key="zzz")
+    with pytest.raises(KeyUnknown, match="did you mean 'order'"):
+        Route(EventName("order.paid", cls), key="odrer")
+
+
+@pytest.mark.parametrize(
+    ("cls", "key"),
+    [
+        *((Ordered, key) for key in ("order", "tenant", "describe", "region", "note", "event_id", "name")),
+        (Cleared, "area"),
+        (OrderedModel, "tenant"),
+        (OrderedModel, "_secret"),
+        (OrderedOpen, "anything"),
+        (OrderedLazy, "anything"),
+        (Joined, "anything"),
+        (Ordered, lambda event: event.ordr),
+        (None, "anything"),
+    ],
+)
+def test_key_that_an_object_may_have_is_taken(cls: Any, key: Any) -> None:
+    """Fields, properties, methods, what a method sets, and everything of a class whose attributes can't be known."""
+    assert EventName("order.paid", cls, key=key).key is key
+    Route(EventName("order.paid", cls), key=key)
