@@ -221,6 +221,11 @@ class Bridge(AsyncCloseable):
         self._closing: set[asyncio.Task[Any]] = set()  # those under way whose error hook waits in aclose()
         self._binding = LoopBinding("Bridge", is_busy=lambda: bool(self._under_way), forget=self._under_way.clear)
 
+    @property
+    def under_way(self) -> int:
+        """The number of messages under way with ``wait=False``."""
+        return len(self._under_way)
+
     @on("**", priority=LAST)
     async def forward(self, event: Any) -> None:
         """Send an event if it leaves.

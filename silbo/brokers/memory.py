@@ -11,7 +11,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from time import monotonic
 from typing import Final, Literal, NamedTuple
 
 from silbo._checks import check_address
@@ -357,7 +356,7 @@ class _Offer:
     """A delivery that its holder leaves to the group's other consumers.
 
     Attributes:
-        since: The time, by ``monotonic()``, of the first offer.
+        since: The time, by the loop's clock, of the first offer.
         refused_by: The receivers that have offered it, so that it does not go to and fro.
         is_open: True if another receiver may take it.
     """
@@ -420,12 +419,13 @@ class _Backlog:
 
     def offer(self, delivery: Delivery, receiver: _MemoryReceiver) -> float:
         """Let other receivers take a pending delivery; return the seconds since the first offer."""
-        offer = self.offers.setdefault(delivery.id, _Offer(since=monotonic(), refused_by=set(), is_open=False))
+        now = asyncio.get_running_loop().time()
+        offer = self.offers.setdefault(delivery.id, _Offer(since=now, refused_by=set(), is_open=False))
         offer.refused_by.add(receiver)
         if not offer.is_open:
             offer.is_open = True
             self._wake()
-        return monotonic() - offer.since
+        return now - offer.since
 
     def end_offer(self, delivery: Delivery) -> None:
         """Let nobody take a delivery any more."""

@@ -169,7 +169,14 @@ class Consumer:
         )
         stopping = asyncio.Event()
         tasks = OwnTasks("consumer", stopping=stopping, on_failure=self.stop, stats=self.stats)
-        reports = DeliveryReports(on_error, logger, tasks=tasks, group=subscription.name, max_attempts=max_attempts)
+        reports = DeliveryReports(
+            on_error,
+            logger,
+            dispatcher=dispatcher,
+            tasks=tasks,
+            group=subscription.name,
+            max_attempts=max_attempts,
+        )
         self._run_state = RunState(tasks=tasks, reports=reports, stats=self.stats, stopping=stopping)
         self._queue = KeyedQueue()
         self._ahead = max(AHEAD, 2 * concurrency)
@@ -181,6 +188,11 @@ class Consumer:
         self._drain_until = inf
         self._changes_checked: float | None = None  # of the dispatcher's listeners
         self._binding = LoopBinding("Consumer")
+
+    @property
+    def in_hand(self) -> int:
+        """The number of deliveries that wait for their turn or are in work; not those that wait for another attempt."""
+        return len(self._queue)
 
     # -- lifecycle ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from silbo._host_code import HostCode, OwnTasks
 from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
+from silbo._whistle import IAsyncEventDispatcher
+from silbo.dispatch.observers import observe_dead_letter
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, VersionTooNew
 from silbo.message import Delivery
 
@@ -25,9 +27,17 @@ class DeliveryReports:
     """
 
     def __init__(
-        self, hook: ErrorHook | None, logger: logging.Logger, *, tasks: OwnTasks, group: str, max_attempts: int
+        self,
+        hook: ErrorHook | None,
+        logger: logging.Logger,
+        *,
+        dispatcher: IAsyncEventDispatcher,
+        tasks: OwnTasks,
+        group: str,
+        max_attempts: int,
     ) -> None:
         self._report = ErrorReporter(hook, logger, isolate=tasks.isolate)
+        self._dispatcher = dispatcher
         self._group = group
         self._max_attempts = max_attempts
         self.log: Final = self._report.log
@@ -89,12 +99,16 @@ class DeliveryReports:
         await self._report("%s: attempt %d of %d failed, %s", error, delivery, *values, **extra)
 
     async def report_dead_letter(self, delivery: Delivery, error: BaseException, attempts: int) -> None:
-        """Report a dead letter. It is logged even if there is a hook: nothing will try this delivery again."""
+        """Report a dead letter. It is logged even if there is a hook: nothing will try this delivery again.
+
+        The observers of the dispatcher hear of it before the hook does.
+        """
         name = _readable_name(delivery)
         given_up = DeliveryGivenUp(name, delivery.id, self._group, attempts, describe_error(error))
         given_up.__cause__ = error
         extra = self._extra(delivery, name) | {"attempts": attempts}
         self.log.write("dead letter", given_up, level=logging.ERROR, **extra)
+        observe_dead_letter(self._dispatcher, delivery, given_up)
         await self._report.call_hook(given_up, delivery)
 
     def report_slow(self, code: HostCode[Any], seconds: float) -> None:

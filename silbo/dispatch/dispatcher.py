@@ -163,6 +163,25 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """
         self._subscribers.remove(subscriber)
 
+    def observe(self, observer: Observer, /) -> Registration:
+        """Call an observer around every dispatch that begins from now on, after those given before.
+
+        Returns:
+            The registration; its ``remove()`` ends the observation, with the next dispatch.
+
+        Raises:
+            TypeError: The object is no observer.
+        """
+        check_observers([observer])
+        self._observers = (*self._observers, observer)
+        self._ready.clear()
+
+        def remove() -> None:
+            self._observers = tuple(other for other in self._observers if other is not observer)
+            self._ready.clear()
+
+        return Registration(remove)
+
     # -- dispatch -------------------------------------------------------------------------------------------
 
     @overridable_async

@@ -6,14 +6,19 @@ import logging
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
-__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dispatch"]
+if TYPE_CHECKING:
+    from silbo.errors import DeliveryGivenUp
+    from silbo.message import Delivery
+
+__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dead_letter", "observe_dispatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +74,8 @@ class Call:
 class Observer(Protocol):
     """An object that is called around every dispatch and listener, in the dispatching task. Its errors are only logged.
 
-    Its methods are sync: nobody would await them.
+    Its methods are sync: nobody would await them. A method ``after_dead_letter(delivery, error)``, if there is one, is called
+    with each delivery that a consumer of the dispatcher has given up, and its :class:`~silbo.errors.DeliveryGivenUp`.
     """
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
@@ -118,6 +124,12 @@ async def observe_dispatch(
         await run(observed, dispatch.event)
 
 
+def observe_dead_letter(dispatcher: object, delivery: Delivery, error: DeliveryGivenUp) -> None:
+    """Call the observers of a dispatcher that have a method for it with a delivery that was given up."""
+    observers: Sequence[Any] = getattr(dispatcher, "_observers", ())
+    _notify([each for each in observers if hasattr(each, "after_dead_letter")], "after_dead_letter", delivery, error)
+
+
 class _ObservedListener(WrappedListener):
     """A listener under observation. Observers see each error before the listener's policy decides about it.
 
@@ -127,6 +139,7 @@ class _ObservedListener(WrappedListener):
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._configured = listener if isinstance(listener, ConfiguredListener) else None
         self._target = listener
+        self._replacement: Listener | None = None
         if isinstance(listener, WrappedListener):
             self.concurrent = listener.concurrent
             self.rank = listener.rank
@@ -138,9 +151,15 @@ class _ObservedListener(WrappedListener):
 
     async def __call__(self, event: Any) -> None:
         if self._configured is None:
-            await self._observe(self._target, event)
+            await self._observe(self._replacement or self._target, event)
         else:
-            await self._configured(event, observe=self._observe)
+            await self._configured(event, listener=self._replacement, observe=self._observe)
+
+    def replaced_by(self, replacement: Listener) -> _ObservedListener:
+        """Return a copy that runs another listener in place of this one, under its options."""
+        replaced = copy(self)
+        vars(replaced)["_replacement"] = replacement
+        return replaced
 
     async def _observe(self, run: Listener, event: Any) -> None:
         call = Call(dispatch=self._dispatch, listener=self.__wrapped__)
@@ -169,9 +188,9 @@ def _observing(observers: Sequence[Observer], what: str, span: Dispatch | Call, 
         _notify(observers, f"after_{what}", span)
 
 
-def _notify(observers: Sequence[Observer], hook: str, span: Dispatch | Call) -> None:
+def _notify(observers: Sequence[Observer], hook: str, *about: object) -> None:
     for observer in observers:
         try:
-            getattr(observer, hook)(span)
+            getattr(observer, hook)(*about)
         except Exception:
             logger.exception("observer failed", extra={"observer": repr(observer), "hook": hook})

@@ -40,6 +40,9 @@ class BackgroundTasks:
         self._waits: set[asyncio.Future[Any]] = set()
         self._closed = False
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Start a task. An error is logged, and raised to the code that awaits the task.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.observers import Call, Dispatch, Outcome
     from silbo.dispatch.options import Listener
 
-__all__ = ["Trace", "Traced"]
+__all__ = ["Trace", "Traced", "find_not_called"]
 
 REMEMBERED: Final = 10_000
 """Most unheard names, and most called listeners, that a trace counts: a program can make new ones without end."""
@@ -86,25 +86,30 @@ class Trace:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Remember a dispatch, with the listeners that were called and not called."""
         calls = self._open.pop(dispatch)
-        called = Counter(id(call.listener) for call in calls)
-        left: list[Listener] = []
-        for listener in dispatch.listeners:
-            if called[key := id(_unwrapped(listener))]:
-                called[key] -= 1
-            else:
-                left.append(listener)
-        why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
         self.dispatches.append(
             Traced(
                 name=dispatch.name,
                 outcome=dispatch.outcome,
                 duration=dispatch.duration,
                 called=tuple((call.listener, call.outcome) for call in calls),
-                not_called=tuple((_unwrapped(one), why or _left_out(one)) for one in left),
+                not_called=find_not_called(dispatch, calls),
             )
         )
         if not dispatch.heard and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
+
+
+def find_not_called(dispatch: Dispatch, calls: Iterable[Call]) -> tuple[tuple[Listener, str], ...]:
+    """Return the listeners of an ended dispatch that these calls leave out, each with the reason: see :class:`Traced`."""
+    called = Counter(id(call.listener) for call in calls)
+    left: list[Listener] = []
+    for listener in dispatch.listeners:
+        if called[key := id(_unwrapped(listener))]:
+            called[key] -= 1
+        else:
+            left.append(listener)
+    why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
+    return tuple((_unwrapped(listener), why or _left_out(listener)) for listener in left)
 
 
 def _unwrapped(listener: Listener) -> Listener:

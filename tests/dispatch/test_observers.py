@@ -12,7 +12,9 @@ import pytest
 
 from silbo import AsyncEventDispatcher, Bridge, Call, Dispatch, Event, Trace
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import ListenerTimeout
+from silbo.errors import DeliveryGivenUp, ListenerTimeout
+from silbo.message import Delivery
+from tests.support.consumer import handle_one
 
 
 class Ping(Event):
@@ -376,3 +378,53 @@ async def test_a_listener_that_only_a_hosts_get_listeners_gives_counts_as_hearin
     d.add_listener("**", AsyncMock())
     await d.adispatch("x", Ping())
     assert trace.unheard == {} and extra.await_count == 1
+
+
+async def test_a_dispatcher_in_use_can_be_observed_for_a_while() -> None:
+    """Also by names whose listeners were kept ready, and twice at once; then it is as it was."""
+    d, before = AsyncEventDispatcher(), Recorder()
+    d.add_listener("x", AsyncMock())
+    await d.adispatch("x", Ping())
+    seen = d.observe(before)
+    again = d.observe(other := Recorder())
+    await d.adispatch("x", Ping())
+    seen.remove()
+    seen.remove()
+    await d.adispatch("x", Ping())
+    again.remove()
+    await d.adispatch("x", Ping())
+    assert (len(before.log), len(other.log)) == (4, 8)
+    assert d._observers == ()
+    await d.adispatch("x", Ping())
+    assert d._ready, "adispatch does not run its listeners directly again"
+
+
+async def test_a_dispatch_keeps_the_observers_that_it_began_with() -> None:
+    d, seen = AsyncEventDispatcher(), Recorder()
+
+    @d.listen("x")
+    async def observe(_: Event) -> None:
+        d.observe(seen)
+
+    await d.adispatch("x")
+    assert seen.log == []
+
+
+def test_an_object_that_is_no_observer_is_refused_later_too() -> None:
+    with pytest.raises(TypeError, match="no observer"):
+        AsyncEventDispatcher().observe(object())  # type: ignore[arg-type]
+
+
+async def test_an_observer_hears_of_dead_letters_if_it_has_a_method_for_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Before the hook does, whatever the hook does; an observer without the method is not asked."""
+
+    class Undertaker(Recorder):
+        def after_dead_letter(self, delivery: Delivery, error: DeliveryGivenUp) -> None:
+            self.dead = delivery.id, error.name, error.group, error.attempts, error.problem
+
+    d = AsyncEventDispatcher(observers=[Recorder(), seen := Undertaker()])
+    d.add_listener("user.joined", AsyncMock(side_effect=LookupError("no such plan")))
+    _, subscription, _ = await handle_one(d, max_attempts=1)
+    assert seen.dead == ("1", "user.joined", "billing", 1, "LookupError: no such plan")
+    assert subscription.buried == [("1", "LookupError: no such plan", 1)]
+    assert "observer failed" not in caplog.text
