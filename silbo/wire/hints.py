@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
+from types import UnionType
 from typing import (
+    Annotated,
     Any,
     ClassVar,
     Generic,
+    LiteralString,
     NotRequired,
     Protocol,
     Required,
+    Self,
     TypeVar,
     TypeVarTuple,
     Union,
@@ -21,11 +26,19 @@ from typing import (
     is_typeddict,
 )
 
-__all__ = ["find_hints", "find_init_hints", "is_alias", "required_keys", "resolve_alias", "resolve_variable"]
+__all__ = [
+    "find_hints",
+    "find_init_hints",
+    "is_alias",
+    "required_keys",
+    "resolve_alias",
+    "resolve_self",
+    "resolve_variable",
+]
 
 
 def find_hints(cls: type, arguments: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return the annotations of a class and its bases; type parameters are replaced as the bases fix them.
+    """Return the annotations of a class and its bases; type parameters are replaced as the bases fix them, ``Self`` by the class.
 
     Args:
         cls: Any class.
@@ -80,7 +93,14 @@ def _collect(cls: type, arguments: Sequence[Any], *, init: bool) -> dict[str, An
             "top of its module, neither inside of a function nor under TYPE_CHECKING"
         ) from None
     hints.pop("return", None)
-    return {name: hint for name, hint in hints.items() if hint is not ClassVar and get_origin(hint) is not ClassVar}
+    own_type: Any = cls
+    if arguments:
+        own_type = own_type[tuple(arguments)]
+    return {
+        name: resolve_self(hint, own_type)
+        for name, hint in hints.items()
+        if hint is not ClassVar and get_origin(hint) is not ClassVar
+    }
 
 
 def _own_keys(cls: type, annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,19 +161,41 @@ def _substitute(hint: Any, bound: Mapping[Any, Any]) -> Any:
     return hint[tuple(arguments)]
 
 
+def resolve_self(hint: Any, cls: Any) -> Any:
+    """Return an annotation of a class with the class, or the class with its type arguments, in the place of ``Self``."""
+    if hint is Self:
+        return cls
+    origin, arguments = get_origin(hint), get_args(hint)
+    resolved = [resolve_self(argument, cls) for argument in arguments]
+    if all(map(operator.is_, resolved, arguments)):
+        return hint
+    first, *others = resolved
+    if origin is Annotated:
+        return Annotated[(first, *hint.__metadata__)]
+    if origin is UnionType:
+        return Union[tuple(resolved)]  # noqa: UP007  # of a tuple
+    return origin[tuple(resolved) if others else first]
+
+
 def is_alias(hint: Any) -> bool:
     """Return True for ``type X = ...`` and its ``X[int]``: only such an alias can name itself."""
     return "TypeAliasType" in (type(hint).__name__, type(get_origin(hint)).__name__)
 
 
 def resolve_alias(hint: Any) -> Any:
-    """Return the annotation that a ``NewType``, ``type X = ...`` or ``Final[...]`` stands for; others as they are."""
+    """Return the annotation that a ``NewType``, ``type X = ...`` or ``Final[...]`` stands for; others as they are.
+
+    pydantic's ``JsonValue`` stands for any JSON value, ``LiteralString`` for a text.
+    """
     while True:
         origin = get_origin(hint)
         if (supertype := getattr(hint, "__supertype__", None)) is not None:
             hint = supertype
+        elif hint is LiteralString:
+            return str
         elif type(hint).__name__ == "TypeAliasType":
-            hint = hint.__value__
+            is_json_value = (hint.__module__, hint.__name__) == ("pydantic.types", "JsonValue")
+            hint = Any if is_json_value else hint.__value__
         elif type(origin).__name__ == "TypeAliasType":
             hint = _substitute(origin.__value__, _pair(origin.__type_params__, get_args(hint)))
         elif str(origin) in ("typing.Final", "typing.Required", "typing.NotRequired", "typing.ReadOnly"):

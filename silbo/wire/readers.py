@@ -18,7 +18,7 @@ from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, Unpack, get_args, get_origin
+from typing import Annotated, Any, Final, ForwardRef, Literal, TypeVar, Union, Unpack, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -27,7 +27,7 @@ from silbo.errors import MessageInvalid
 from silbo.wire.encode import Unwritable, to_json_value
 from silbo.wire.faults import explain_refusal, to_message_invalid
 from silbo.wire.fields import encoded_fields, has_serializer, is_root_model, wire_names
-from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_variable
+from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_self, resolve_variable
 from silbo.wire.shapes import find_overlap
 
 __all__ = ["Constructor", "FieldReader", "Reader", "model_steps", "object_fields", "place_error"]
@@ -105,6 +105,12 @@ def find_reader(hint: Any, seen: Seen) -> Reader | None:
 
 
 def _unreadable(hint: Any) -> TypeError:
+    if isinstance(hint, ForwardRef):
+        name = hint.__forward_arg__
+        return TypeError(
+            f"its annotation names {name!r}, which can't be resolved here; write an alias that names itself as "
+            f"TypeAliasType({name!r}, ...), or Any for any JSON value"
+        )
     return TypeError(f"its annotation {hint!r} can't be read from JSON")
 
 
@@ -644,7 +650,7 @@ def model_steps(cls: Any, names: Mapping[str, str], seen: Seen) -> tuple[Reader,
             raise TypeError(f"{name}: it is required, and exclude=True holds it back")
     if _refuse_serializers(cls):
         return (lambda value: value), cls.model_validate
-    readers = {name: _field_step(cls, name, models[name].annotation, seen) for name in names}
+    readers = {name: _field_step(cls, name, resolve_self(models[name].annotation, cls), seen) for name in names}
     if is_root_model(cls):
         return readers["root"], cls.model_validate
     keys = {name: _validation_key(cls, name) for name in names}

@@ -10,7 +10,21 @@ import weakref
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Generic, NewType, NotRequired, Required, TypedDict, TypeVar, TypeVarTuple
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    LiteralString,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Required,
+    Self,
+    TypedDict,
+    TypeVar,
+    TypeVarTuple,
+    Union,
+)
 from uuid import UUID
 
 import attrs
@@ -634,3 +648,118 @@ def test_typed_dict_has_the_parameters_that_it_fixes(kind: Any, value: Any) -> N
     """A TypedDict has none of its bases in its ``__mro__``."""
     cls = dataclass(type("Packed", (ECSTEvent,), {"__annotations__": {"box": kind}, "__module__": __name__}))
     assert to_event(to_message(cls(value), name="x", kind="ecst"), cls).box == value
+
+
+@dataclass
+class Node(ECSTEvent):
+    value: bytes
+    parent: Self | None = None
+    children: list[Self] = field(default_factory=list)
+    named: dict[str, Annotated[Self, "a note"]] = field(default_factory=dict)
+
+
+@dataclass
+class Leaf(Node):
+    at: date | None = None
+
+
+@dataclass
+class Cell(Generic[S]):
+    item: S
+    after: Self | None = None
+
+
+@dataclass
+class Cells(ECSTEvent):
+    first: Cell[date]
+    node: Node
+
+
+@attrs.define
+class AttrsNode(Event):
+    value: bytes
+    after: Self | None = None
+
+
+class StructNode(msgspec.Struct):
+    value: bytes
+    after: Self | None = None
+
+
+class ModelNode(pydantic.BaseModel):
+    value: bytes
+    after: Self | None = None
+
+
+class ModelLeaf(ModelNode):
+    at: date | None = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Node(b"\xff", Node(b"a"), [Node(b"b", Node(b"c"))], {"d": Node(b"d")}),
+        Leaf(b"\xff", Leaf(b"a", at=date(2024, 1, 1)), [Leaf(b"b")]),
+        Cells(Cell(date(2024, 1, 1), Cell(date(2024, 1, 2))), Node(b"a", Node(b"\xff"))),
+        AttrsNode(b"\xff", AttrsNode(b"\xfe")),
+        StructNode(b"\xff", StructNode(b"\xfe")),
+        ModelNode(value=b"\xff", after=ModelNode(value=b"\xfe")),
+        ModelLeaf(value=b"\xff", after=ModelLeaf(value=b"\xfe", at=date(2024, 1, 1))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_self_is_the_class_that_is_rebuilt(value: Any) -> None:
+    """Also of a class that has the annotation from its base, and inside of another class."""
+    check_class(type(value))
+    assert to_event(wire(value), type(value)) == value
+    holder: Any = dataclasses.make_dataclass("Holder", [("x", type(value))])
+    assert to_event(wire(holder(value)), holder) == holder(value)
+
+
+class Keyed(TypedDict):
+    value: pydantic.JsonValue
+
+
+class Numbered(NamedTuple):
+    value: pydantic.JsonValue
+
+
+class Modelled(pydantic.BaseModel):
+    value: pydantic.JsonValue
+
+
+@pytest.mark.parametrize("value", [None, 1, 1.5, True, "a", [1, [None, "2024-01-01"]], {"a": {"b": [{}]}}])
+def test_json_value_is_any_json(value: Any) -> None:
+    json_value = pydantic.JsonValue
+    hints: tuple[tuple[Any, Any], ...] = (
+        (json_value, value),
+        (list[json_value], [value]),
+        (dict[str, json_value], {"k": value}),
+        (json_value | None, value),
+        (Keyed, {"value": value}),
+        (Numbered, Numbered(value)),
+        (Modelled, Modelled(value=value)),
+    )
+    for hint, whole in hints:
+        cls = dataclasses.make_dataclass("D", [("x", hint)])
+        check_class(cls)
+        read = to_event(wire(cls(whole)), cls).x
+        assert (read, repr(read)) == (whole, repr(whole))
+    with pytest.raises(ClassUnreadable, match="JSON can't tell"):
+        check_class(dataclasses.make_dataclass("D", [("x", json_value | bytes)]))
+
+
+def test_literal_string_is_a_text() -> None:
+    cls = dataclasses.make_dataclass("D", [("x", LiteralString)])
+    assert to_event(wire(cls("a")), cls) == cls("a")
+
+
+Endless = Union[int, list["Endless"]]  # noqa: UP007  # | takes no text
+
+
+def test_alias_in_the_old_form_that_names_itself_is_refused_with_what_to_write() -> None:
+    cls = dataclasses.make_dataclass("D", [("x", Endless)], namespace={"__module__": __name__})
+    with pytest.raises(
+        ClassUnreadable, match=r"x: its annotation names 'Endless'.*TypeAliasType\('Endless', ...\), or Any"
+    ):
+        check_class(cls)
