@@ -13,7 +13,7 @@ from silbo.dispatch.observers import Call, Dispatch, Observer
 from silbo.dispatch.subscribers import on
 from silbo.dispatch.trace import Trace
 from silbo.errors import SilboError
-from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent
+from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent, Refusal
 from silbo.mediator.maps import EventMap, RequestMap
 from silbo.mediator.mediator import Mediator
 from silbo.mediator.middleware import LoggingMiddleware, Middleware
@@ -24,6 +24,7 @@ from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
 from silbo.plugins.plugin import Plugin
+from silbo.policy import Budget, Policy
 from silbo.protocols import Publisher, Subscription
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "AsyncEventDispatcher",
     "Backoff",
     "Bridge",
+    "Budget",
     "Call",
     "Consumer",
     "Delivery",
@@ -55,8 +57,10 @@ __all__ = [
     "Origin",
     "Outbox",
     "Plugin",
+    "Policy",
     "Publisher",
     "Quota",
+    "Refusal",
     "Registration",
     "Relay",
     "Request",

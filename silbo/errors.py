@@ -41,9 +41,12 @@ __all__ = [
     "OwnMessagesUndecided",
     "PluginConflict",
     "PluginError",
+    "PluginForbidden",
     "PluginInvalid",
     "PluginMissing",
+    "PluginOff",
     "PluginSettingsInvalid",
+    "PluginUnloaded",
     "PublishError",
     "RequestUnbound",
     "RouteConflict",
@@ -443,6 +446,21 @@ class PluginSettingsInvalid(PluginError, ValueError):
     def __str__(self) -> str:
         place = "settings" if self.key is None else f"setting {self.key!r}"
         return f"plugin {self.plugin!r}, {place}: {self.problem}"
+
+
+class PluginOff(PluginError, RuntimeError):
+    """A listener was left out: its plugin is switched off, for the reason that ``problem`` gives."""
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} is switched off: {self.problem}"
+
+
+class PluginUnloaded(PluginError, RuntimeError):
+    """A plugin was unloaded: its listener was cancelled, or its ``wait_for`` ended, or it was used after that."""
+
+
+class PluginForbidden(PluginError):
+    """A plugin asked for something through its view of the dispatcher that only the host may do."""
 
 
 # -- the way out --------------------------------------------------------------------------------------------

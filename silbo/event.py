@@ -31,6 +31,7 @@ __all__ = [
     "ECSTEvent",
     "Event",
     "NotificationEvent",
+    "Refusal",
     "begin_dispatch",
     "check_fields",
     "collected_errors",
@@ -45,7 +46,7 @@ __all__ = [
 
 Kind = Literal["domain", "notification", "ecst"]
 """The kinds of event: domain events stay in the process, notification and ECST events leave it."""
-ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin"})
+ENVELOPE: Final = frozenset({"name", "dispatcher", "propagation_stopped", "origin", "refusal"})
 """The attributes that belong to the envelope; a payload field can't have one of these names."""
 
 _T = TypeVar("_T")
@@ -69,6 +70,35 @@ def pass_class_keywords(cls: type, keywords: Mapping[str, Any], init_subclass: C
         raise TypeError(f"{cls.__qualname__} takes no class keywords: put @dataclass({given}) above it") from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Refusal:
+    """The reason why a policy has stopped an event; ``propagation_stopped`` is then this object.
+
+    Attributes:
+        plugin: The plugin that failed, or that is switched off; None for a listener of the host.
+        listener: The listener that failed, or that was left out.
+        error: The error: of the listener, a ListenerTimeout, or a PluginOff.
+    """
+
+    plugin: str | None
+    listener: object
+    error: Exception
+
+    def __str__(self) -> str:
+        cause = f"{type(self.error).__name__}: {self.error}"
+        return cause if self.plugin is None else f"plugin {self.plugin!r}: {cause}"
+
+
+class _RefusalOf:
+    """The attribute ``refusal`` of an event: without a value of its own, so that no dispatch has to reset it."""
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return None
+        stopped = instance.propagation_stopped
+        return stopped if isinstance(stopped, Refusal) else None
+
+
 class Event(WhistleEvent):
     """A plain event: it stays in the process unless a :class:`~silbo.Route` gives it a kind.
 
@@ -77,6 +107,7 @@ class Event(WhistleEvent):
         dispatcher: The dispatcher of the last dispatch.
         propagation_stopped: True if a listener has stopped the last dispatch; the next dispatch sets it to False.
         origin: The app and instance that sent the event, if a consumer dispatched it; else None.
+        refusal: The reason why the policy of the name has stopped the last dispatch; else None.
 
     The same object may be dispatched again, also from inside its own dispatch. Two *concurrent* dispatches of one object are
     unsupported: they would overwrite each other's marks.
@@ -84,11 +115,13 @@ class Event(WhistleEvent):
 
     if TYPE_CHECKING:
         origin: Origin | None
+        refusal: Refusal | None
         __silbo_direct__: type[Event] | None
         __silbo_outward__: bool
         __silbo_errors__: list[Exception] | None
     else:  # no annotations at run time: pydantic would make fields of them
         origin = None
+        refusal = _RefusalOf()
         # On a class: the class, if assignment sets a mark as writing into __dict__ does. On an object: None during a dispatch.
         __silbo_direct__ = None
         __silbo_outward__ = False  # True: it has an id and a time, set when its first dispatch starts

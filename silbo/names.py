@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from silbo.errors import KeyUnknown, NameInvalid
 from silbo.event import declared_fields
 from silbo.message import VERSION_DIGITS
+from silbo.policy import Policy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         upcast: Mapping[int, Upcast]
         description: str
         deprecated: str | None
+        policy: Policy | None
 
         def __init__(
             self,
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
             upcast: Mapping[int, Upcast] | None = None,
             description: str = "",
             deprecated: str | None = None,
+            policy: Policy | None = None,
         ) -> None: ...
 
 else:
@@ -115,6 +118,8 @@ else:
             description: For people.
             deprecated: The replacement, as text. With it, registering a listener and dispatching give a
                 ``DeprecationWarning``.
+            policy: The limits of its listeners, and the effect of their failures. Declare the name (``names=`` of the
+                dispatcher), so that it also holds where a plain string is dispatched.
 
         Raises:
             KeyUnknown: ``key`` is a text, the class declares its fields (a dataclass, attrs class, Struct or pydantic model), and
@@ -127,9 +132,11 @@ else:
                 before ``version``.
         """
 
-        __slots__ = ("__weakref__", "cls", "deprecated", "description", "key", "upcast", "version")
+        __slots__ = ("__weakref__", "cls", "deprecated", "description", "key", "policy", "upcast", "version")
 
-        def __new__(own, name, cls=None, *, key=None, version=1, upcast=None, description="", deprecated=None):  # noqa: D102  # the docstring of the class says it
+        def __new__(  # noqa: D102  # the docstring of the class says it
+            own, name, cls=None, *, key=None, version=1, upcast=None, description="", deprecated=None, policy=None
+        ):
             if not isinstance(name, str):
                 raise TypeError(f"an EventName is made of a text, as 'user.joined', not of {name!r}")
             if is_pattern(name):
@@ -145,6 +152,7 @@ else:
             self.upcast = _NO_UPCAST if upcast is None else _check_upcast(name, version, upcast)
             self.description = description
             self.deprecated = deprecated
+            self.policy = _check_policy(policy)
             if cls is not None:
                 _add_name(cls, self)
             return self
@@ -309,6 +317,12 @@ def _may_have(base: Any, attribute: str) -> bool:
     methods = (getattr(value, "__func__", value) for value in own.values())
     codes = (method.__code__ for method in methods if inspect.isfunction(method))
     return any(attribute in code.co_names or attribute in code.co_consts for code in codes)
+
+
+def _check_policy(policy: object) -> Policy | None:
+    if policy is None or (isinstance(policy, Policy) and policy.budget is None):
+        return policy
+    raise TypeError(f"the policy of a name is a silbo.Policy without a budget, which plugins have, not {policy!r}")
 
 
 # -- versions -----------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-# Wheels only. A package that a file in requirements/ excepts (`--no-binary`) is built by the setuptools of the lock.
-LOCKED = ("--require-hashes", "--no-deps", "--only-binary=:all:", "--no-build-isolation")
+LOCKED = ("--require-hashes", "--no-deps", "--only-binary=:all:")
 
 
 def main(folder: str, part: str) -> "str | None":

@@ -97,6 +97,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             NameInvalid: The name has a ``*`` that is not a whole segment.
         """
         warn_if_deprecated(name)
+        if isinstance(name, EventName) and name.policy is not None:
+            self._listeners.set_policy(name)
         return self._listeners.add(
             name,
             listener,
@@ -234,6 +236,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
             )
         check_name(name)
+        if isinstance(name, EventName) and name.policy is not None:
+            self._listeners.set_policy(name)
         prepare_event(event)
         changes = self._listeners.changes
         listeners = self.get_listeners(name)

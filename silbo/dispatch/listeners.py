@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -15,12 +17,19 @@ from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from silbo.dispatch.class_listeners import ClassListener, HandlerClass, handling_method
+from silbo.dispatch.class_listeners import ClassListener, HandlerClass
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
+from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.running import ConfiguredListener
+from silbo.dispatch.source import find_source
+from silbo.errors import NameInvalid
 from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long
+from silbo.policy import combine_policies
 
 if TYPE_CHECKING:
+    from silbo.dispatch.owner import Owner
+    from silbo.names import EventName
+    from silbo.policy import Policy
     from silbo.protocols import Container
 
 __all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "undo_registration"]
@@ -85,6 +94,8 @@ class _Entry:
     Attributes:
         order: Rank of the priority, then number of the registration.
         run: The callable that a dispatch calls: the listener, or a wrapper of it.
+        owner: The plugin that has added the listener; None if the host has.
+        variants: The callables for names with a policy of their own, by that policy.
     """
 
     name: Hashable
@@ -93,7 +104,15 @@ class _Entry:
     options: Options
     order: tuple[Any, int]
     run: Listener
-    pattern: re.Pattern[str] | None = field(default=None)
+    pattern: re.Pattern[str] | None = None
+    owner: Owner | None = None
+    variants: dict[Policy, Listener] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[Any, float, int]:
+        """The order of a listener of a plugin: within its priority, its plugin's place comes first."""
+        rank, number = self.order
+        return rank, number if self.owner is None else self.owner.place, number
 
 
 class Registration:
@@ -133,7 +152,7 @@ class ListenerRow:
         name: The name or pattern of the registration.
         listener: The listener that was given: a callable or a class.
         priority: Lower runs first.
-        plugin: The module that defines the listener.
+        plugin: The plugin that has added the listener; else the module that defines it.
         defined_at: ``file:line`` of its code; empty if it has none.
         options: The options that have an effect and differ from the defaults.
     """
@@ -173,6 +192,8 @@ class ListenerRegistry:
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
         self._forgotten: set[int] | None = set()  # hashes of names that left _entries; None if there were too many
         self._numbers = count()
+        self._policies: dict[Hashable, Policy] = {}  # of names
+        self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
 
@@ -201,9 +222,12 @@ class ListenerRegistry:
             order=(rank, next(self._numbers)),
             run=run,
             pattern=pattern,
+            owner=getattr(self._adding, "owner", None),
         )
         policy = self._policy if options.on_error is None else options.on_error
-        if policy != "raise" or options.once or options.timeout is not None or options.concurrent:
+        if entry.owner is not None:
+            entry.run = self._under_policy(entry, entry.owner.policy)
+        elif policy != "raise" or options.once or options.timeout is not None or options.concurrent:
             unregister = partial(self._discard, entry)
             entry.run = ConfiguredListener(run, options, policy, rank=rank, unregister=unregister)
         insort(self._entries.setdefault(name, []), entry, key=_order)
@@ -212,8 +236,47 @@ class ListenerRegistry:
         self._changed()
         return Registration(partial(self._discard, entry))
 
-    def remove(self, name: Hashable, listener: Listener | HandlerClass, /) -> None:
+    @contextmanager
+    def adding_for(self, owner: Owner) -> Generator[None]:
+        """Let the listeners that this thread adds within the block belong to a plugin."""
+        around = getattr(self._adding, "owner", None)
+        self._adding.owner = owner
+        try:
+            yield
+        finally:
+            self._adding.owner = around
+
+    def next_place(self) -> float:
+        """Return the place of a plugin that is loaded now, among the listeners of one priority."""
+        return next(self._numbers)
+
+    def set_policy(self, name: EventName[Any]) -> None:
+        """Let the policy of a name hold for its dispatches, whoever dispatches it.
+
+        Raises:
+            NameInvalid: The name has another policy already.
+        """
+        policy = name.policy
+        if policy is None:
+            return
+        known = self._policies.get(text := str(name))
+        if known is None:
+            self._policies[text] = policy
+            self._changed()
+        elif known != policy:
+            raise NameInvalid(text, f"its policy is {known} already, and can't be {policy} too")
+
+    def refresh(self) -> None:
+        """Look up all listeners anew: a plugin has another place, or runs or ends."""
+        self._changed()
+
+    def remove(self, name: Hashable, listener: Listener | HandlerClass, /, *, owner: Owner | None = None) -> None:
         """Remove every registration of a listener under a name, compared by ``==``. There may be none.
+
+        Args:
+            name: The name.
+            listener: The listener.
+            owner: A plugin, of which alone the registrations are removed.
 
         Raises:
             ValueError: No listener was ever registered under this name.
@@ -223,7 +286,11 @@ class ListenerRegistry:
             if forgotten is None or hash(name) in forgotten:
                 return
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
-        self._entries[name][:] = [entry for entry in self._entries[name] if entry.run != listener]
+        self._entries[name][:] = [
+            entry
+            for entry in self._entries[name]
+            if entry.run != listener or (owner is not None and entry.owner is not owner)
+        ]
         if not self._entries[name]:
             self._patterns.pop(
                 name, None
@@ -238,7 +305,9 @@ class ListenerRegistry:
             if is_too_long(name):
                 return ()  # nothing is registered for it, and it can't be dispatched
             changes = self.changes
-            found = tuple(entry.run for entry in self._matching(name))
+            policy = self._policies.get(name)
+            entries = self._matching(name)
+            found = tuple([entry.run if policy is None else self._variant(entry, policy) for entry in entries])
             if len(self._cache) >= CACHED_NAMES:
                 self._cache.clear()
             self._cache[name] = found
@@ -257,14 +326,25 @@ class ListenerRegistry:
         """
         bystanders = self._bystanders.get(name)
         if bystanders is None:
-            entries = self._matching(name)
-            bystanders = frozenset(id(entry.run) for entry in entries) - {
-                id(entry.run) for entry in entries if entry.name != "**" and not _is_bridge(entry.listener)
+            meant = [(run, entry) for run, entry in zip(self.get(name), self._matching(name), strict=False)]
+            bystanders = frozenset(id(run) for run, _ in meant) - {
+                id(run) for run, entry in meant if entry.name != "**" and not _is_bridge(entry.listener)
             }
             if len(self._bystanders) >= CACHED_NAMES:
                 self._bystanders.clear()
             self._bystanders[name] = bystanders
         return any(id(listener) not in bystanders for listener in listeners)
+
+    def entries_of(self, owner: Owner) -> list[ListenerRow]:
+        """Return the listeners of a plugin."""
+        return [_row(entry) for entry in chain.from_iterable(self._entries.values()) if entry.owner is owner]
+
+    def remove_all(self, owner: Owner) -> None:
+        """Remove every listener of a plugin."""
+        for entries in tuple(self._entries.values()):
+            for entry in tuple(entries):
+                if entry.owner is owner:
+                    self._discard(entry)
 
     def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
         """Yield each known name or pattern with what :meth:`get` returns for it."""
@@ -284,7 +364,35 @@ class ListenerRegistry:
                 if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
                     found += entries
             found.sort(key=_order)
+        if any(entry.owner is not None for entry in found):
+            found = sorted([entry for entry in found if entry.owner is None or entry.owner.is_active], key=_place)
         return found
+
+    def _variant(self, entry: _Entry, policy: Policy) -> Listener:
+        """Return the callable of an entry for a name with a policy. The bridge is under none."""
+        if _is_bridge(entry.listener):
+            return entry.run
+        run = entry.variants.get(policy)
+        if run is None:
+            own = None if entry.owner is None else entry.owner.policy
+            run = entry.variants[policy] = self._under_policy(entry, combine_policies(policy, own))
+        return run
+
+    def _under_policy(self, entry: _Entry, policy: Policy | None) -> PolicyListener:
+        run = entry.run
+        under = PolicyListener(
+            run.target if isinstance(run, ConfiguredListener) else run,
+            entry.options,
+            self._policy if entry.options.on_error is None else entry.options.on_error,
+            rank=entry.order[0],
+            unregister=partial(self._discard, entry),
+            owner=entry.owner,
+            policy=policy,
+            report=self._policy if callable(self._policy) else None,
+        )
+        if isinstance(run, ConfiguredListener):
+            under.share_runs(run)
+        return under
 
     def _discard(self, entry: _Entry) -> None:
         """Remove one entry, and its name when no listener is left under it."""
@@ -328,17 +436,12 @@ def _order(entry: _Entry) -> tuple[Any, int]:
     return entry.order
 
 
+def _place(entry: _Entry) -> tuple[Any, float, int]:
+    return entry.place
+
+
 def _row(entry: _Entry) -> ListenerRow:
-    source = entry.listener
-    while isinstance(source, partial):
-        source = source.func
-    if isinstance(source, type):
-        code = inspect.unwrap(getattr(source, handling_method(source)))
-    else:
-        source = code = inspect.unwrap(source)
-        if not hasattr(code, "__code__"):
-            source = code = inspect.unwrap(getattr(type(code), "__call__", code))  # noqa: B004
-    where = getattr(code, "__code__", None)
+    source = find_source(entry.listener)
     chosen = {
         option: value
         for option in ("once", "timeout", "concurrent", "on_error")
@@ -348,7 +451,7 @@ def _row(entry: _Entry) -> ListenerRow:
         name=entry.name,
         listener=entry.listener,
         priority=entry.priority,
-        plugin=getattr(source, "__module__", None) or "",
-        defined_at=f"{where.co_filename}:{where.co_firstlineno}" if where is not None else "",
+        plugin=source.module if entry.owner is None else entry.owner.name,
+        defined_at=source.place,
         options=chosen,
     )

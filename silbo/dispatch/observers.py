@@ -58,6 +58,7 @@ class Call:
     Attributes:
         dispatch: The dispatch of the call.
         listener: The listener as it was registered.
+        plugin: The plugin that has added it; empty for the host's.
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
         error: The error that the listener raised, also if the dispatch went on; None if there was none.
@@ -68,6 +69,7 @@ class Call:
     duration: float = 0.0
     outcome: Outcome = "running"
     error: BaseException | None = None
+    plugin: str = ""
 
 
 @runtime_checkable
@@ -162,7 +164,9 @@ class _ObservedListener(WrappedListener):
         return replaced
 
     async def _observe(self, run: Listener, event: Any) -> None:
-        call = Call(dispatch=self._dispatch, listener=self.__wrapped__)
+        owner = getattr(self._target, "owner", None)
+        plugin = "" if owner is None else owner.name
+        call = Call(dispatch=self._dispatch, listener=self.__wrapped__, plugin=plugin)
         with _observing(self._observers, "listener", call, event):
             await run(event)
 

@@ -16,7 +16,7 @@ class OnLoop:
 
     A policy listener marks each step of its coroutine, from one wait to the next::
 
-        coroutine, listener = on_loop.coroutine, on_loop.listener
+        coroutine, listener, since = on_loop.coroutine, on_loop.listener, on_loop.since
         started = perf_counter()
         on_loop.coroutine = own_coroutine
         on_loop.listener = self
@@ -27,28 +27,27 @@ class OnLoop:
             now = perf_counter()
             on_loop.coroutine = coroutine
             on_loop.listener = listener
-            on_loop.since = now
+            on_loop.since = since + now - started
 
-    Nothing is called between the three stores, so no other thread sees one of them without the others. Every change sets
-    ``since``: a coroutine that is marked and stands on the stack of a thread has held its loop at least since then. That is
-    true also if the loops of several threads share the object, which then shows the last change of any of them.
+    So ``since`` leaves out the listeners that have run inside of the step: a coroutine that is marked and stands on the stack
+    of a thread has held its loop itself for at least that long. If the loops of several threads share the object, it shows the
+    last change of any of them.
 
     Attributes:
         coroutine: The coroutine whose step runs, the innermost; None between the steps.
         listener: The policy listener that runs it. Its ``owner.name`` is the plugin, its ``__wrapped__`` the listener.
-        since: The time of the last change, on the clock of ``perf_counter``.
-        charged: Seconds that plugins have held the loop inside of the step that runs.
+        since: The time when it began to hold the loop, later by the time of the listeners inside of it; on the clock of
+            ``perf_counter``.
         slow_after: Seconds; infinity if nobody watches.
         on_slow: Called with ``(listener, coroutine, began, took)`` when a step has ended that took ``slow_after`` seconds or
             longer. ``took`` leaves out the listeners inside of it.
     """
 
-    __slots__ = ("charged", "coroutine", "listener", "on_slow", "since", "slow_after")
+    __slots__ = ("coroutine", "listener", "on_slow", "since", "slow_after")
 
     def __init__(self) -> None:
         self.coroutine: Any = None
         self.listener: Any = None
         self.since = 0.0
-        self.charged = 0.0
         self.slow_after = float("inf")
         self.on_slow: Callable[[Any, Any, float, float], None] = _do_nothing

@@ -20,7 +20,15 @@ from silbo.work.unit_of_work import call_within_units, unit_of_work
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = ["ConfiguredListener", "WrappedListener", "limit_listeners", "run_dispatch", "run_listeners"]
+__all__ = [
+    "ConfiguredListener",
+    "Observe",
+    "WrappedListener",
+    "fail_delivery",
+    "limit_listeners",
+    "run_dispatch",
+    "run_listeners",
+]
 
 Observe: TypeAlias = Callable[[Listener, Any], Awaitable[None]]
 """A callable ``(run, event)`` that awaits ``run(event)``."""
@@ -66,9 +74,11 @@ class ConfiguredListener(WrappedListener):
     Attributes:
         target: The callable that is run: the listener, or the wrapper of a listener class.
         spent: True when a ``once`` listener has run.
+        was_long: True if it was reported that the listener runs for long.
     """
 
-    _registered: ConfiguredListener | None = None  # on a copy with a time limit: shares its ``spent``
+    was_long: bool = False
+    _registered: ConfiguredListener | None = None  # on a copy with another limit: shares its ``spent``
 
     def __init__(
         self, target: Listener, options: Options, policy: ErrorPolicy, *, rank: object, unregister: Callable[[], None]
@@ -96,12 +106,8 @@ class ConfiguredListener(WrappedListener):
                 :class:`~silbo.errors.ListenerTimeout`; and an error that the policy handles, as that error.
         """
         target = self.target if listener is None else listener
-        if self._options.once:
-            registered = self if self._registered is None else self._registered
-            if registered.spent:
-                return
-            registered.spent = True
-            self._unregister()
+        if self._options.once and not self.begin_once():
+            return
         try:
             if observe is None:
                 await self._run(target, event)
@@ -112,12 +118,25 @@ class ConfiguredListener(WrappedListener):
                 raise
             await self._apply_policy(error, event)
 
+    def registered(self) -> ConfiguredListener:
+        """Return the listener as it was registered, of which this may be a copy under other limits."""
+        return self if self._registered is None else self._registered
+
+    def begin_once(self) -> bool:
+        """Begin the only run of a ``once`` listener, and unregister it. True if it had not run before."""
+        registered = self.registered()
+        if registered.spent:
+            return False
+        registered.spent = True
+        self._unregister()
+        return True
+
     def limited(self, timeout: float) -> ConfiguredListener:
         """Return this listener with a time limit in seconds, unless it has one."""
         if self._options.timeout is not None:
             return self
         limited = copy(self)
-        vars(limited).update(_registered=self, _options=replace(self._options, timeout=timeout))
+        vars(limited).update(_registered=self.registered(), _options=replace(self._options, timeout=timeout))
         return limited
 
     async def _run(self, listener: Listener, event: Any) -> None:
@@ -140,13 +159,18 @@ class ConfiguredListener(WrappedListener):
             answer = self._policy(error, event, self.__wrapped__)
             if inspect.isawaitable(answer):
                 await answer
-            dispatched = received.get()
-            if dispatched is not None and dispatched.has(event):  # it fails its delivery all the same
-                dispatched.isolated = [*(dispatched.isolated or ()), error]
+            fail_delivery(error, event)
         elif (collected := collected_errors(event)) is not None:
             collected.append(error)
         else:  # run by hand, outside of a dispatch
             raise error
+
+
+def fail_delivery(error: Exception, event: Any) -> None:
+    """Let an error that the dispatch does not raise fail the delivery, if the event was received."""
+    dispatched = received.get()
+    if dispatched is not None and dispatched.has(event):
+        dispatched.isolated = [*(dispatched.isolated or ()), error]
 
 
 def limit_listeners(listeners: Iterable[Listener], timeout: float) -> tuple[Listener, ...]:

@@ -37,7 +37,7 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining: Counter[asyncio.Task[Any]] = Counter()
         self._drains_changed: set[asyncio.Future[None]] = set()
-        self._waits: set[asyncio.Future[Any]] = set()
+        self._waits: dict[asyncio.Future[Any], Any] = {}  # each with the dispatcher, or the view of it, that waits
         self._closed = False
 
     def __len__(self) -> int:
@@ -108,8 +108,8 @@ class BackgroundTasks:
         if self._closed:
             raise DispatcherClosed
         heard: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._waits.add(heard)
-        heard.add_done_callback(self._waits.discard)
+        self._waits[heard] = dispatcher
+        heard.add_done_callback(self._forget_wait)
 
         async def hear(event: _T) -> None:
             if heard.done():
@@ -131,6 +131,12 @@ class BackgroundTasks:
         finally:
             heard.cancel()
             undo_registration(dispatcher, name, hear, registration)
+
+    def end_waits(self, dispatcher: Any, error: Exception) -> None:
+        """End the waits of one view of the dispatcher with an error."""
+        for heard, waiting in tuple(self._waits.items()):
+            if waiting is dispatcher:
+                _settle(heard, partial(heard.set_exception, error))
 
     async def aclose(self) -> None:
         """Refuse new tasks and waits, end the pending waits with DispatcherClosed, and wait for the spawned tasks.
@@ -157,6 +163,9 @@ class BackgroundTasks:
             elif other.is_running():
                 raise LoopConflict("drain()", loop, other)
         return own
+
+    def _forget_wait(self, heard: asyncio.Future[Any]) -> None:
+        self._waits.pop(heard, None)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -1,0 +1,213 @@
+"""The owner of listeners: a plugin, as the dispatches of its listeners see it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+
+from silbo.dispatch.source import describe_listener
+from silbo.policy import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import FrameType
+
+    from silbo.dispatch.on_loop import OnLoop
+    from silbo.dispatch.options import Listener
+    from silbo.policy import Policy
+
+__all__ = ["Owner", "Report", "Run"]
+
+Kind: TypeAlias = Literal["failed", "long", "switched off", "switched on"]
+
+
+class Report(Protocol):
+    """A function that tells the host about a plugin."""
+
+    def __call__(self, kind: Kind, text: str, /, *, listener: Listener | None, error: Exception | None) -> None:
+        """Tell the kind of event, a text, and the listener and error, if there are any."""
+        ...
+
+
+class Run:
+    """A run of a listener that waits for something.
+
+    Attributes:
+        listener: The listener.
+        coroutine: The coroutine of the listener.
+        is_expired: True if the owner has ended the run.
+    """
+
+    __slots__ = ("_limit", "_loop", "coroutine", "is_expired", "listener")
+
+    def __init__(self, listener: Listener, coroutine: Coroutine[Any, Any, object], limit: asyncio.Timeout) -> None:
+        self.listener: Final = listener
+        self.coroutine: Final = coroutine
+        self.is_expired = False
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+
+    def expire(self) -> None:
+        """Cancel the run as if its time were over; from any thread."""
+        self.is_expired = True
+
+        def end() -> None:
+            with suppress(RuntimeError):  # it has ended meanwhile
+                self._limit.reschedule(self._loop.time())
+
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(end)
+
+    def describe(self) -> str:
+        """Return the name of the listener, with its file and line."""
+        return describe_listener(self.listener)
+
+    def is_around(self) -> bool:
+        """Return True if the code that calls this is a part of the run."""
+        frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the call stack
+        own = getattr(self.coroutine, "cr_frame", None)
+        while frame is not None:
+            if frame is own:
+                return True
+            frame = frame.f_back
+        return False
+
+
+class Owner:
+    """A plugin in one of its generations.
+
+    Attributes:
+        name: The name of the plugin.
+        policy: The policy of the host for this plugin; None for none.
+        place: The place of its listeners among others of the same priority, as a number of registration.
+        is_active: True if its listeners run; False for a generation that has not begun, or that has ended.
+        off: The reason why the plugin is switched off; empty if it is on.
+        off_until: The time on the monotonic clock when it is switched on again.
+        on_loop: Marks the listener that holds the event loop.
+        held: Seconds for which its listeners have held the event loop, since they were last checked.
+        held_limit: Seconds after which they are checked.
+        report: Tells the host.
+        runs: The runs of its listeners that wait for something.
+        threads: The thread pool of its ``in_thread`` listeners; None before the first.
+    """
+
+    def __init__(self, name: str, *, policy: Policy | None, place: float, on_loop: OnLoop, report: Report) -> None:
+        self.name: Final = name
+        self.policy: Final = policy
+        self.place = place
+        self.is_active = True
+        self.off = ""
+        self.off_until = 0.0
+        self.on_loop: Final = on_loop
+        self.budget: Final = Budget() if policy is None or policy.budget is None else policy.budget
+        self.held = 0.0
+        self.held_limit: Final = min(on_loop.slow_after, self.budget.loop_time or float("inf"))
+        self.report: Final = report
+        self.runs: Final[set[Run]] = set()
+        self.threads: Any = None
+        self._held_since = 0.0
+        self._failures: deque[float] = deque()
+        self._ended: set[asyncio.Future[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<plugin {self.name!r}>"
+
+    # -- on and off -----------------------------------------------------------------------------------------
+
+    def switch_off(self, reason: str, *, pause: float | None = None) -> None:
+        """Run none of its listeners from now on, or for ``pause`` seconds."""
+        self.off = reason
+        self.off_until = float("inf") if pause is None else monotonic() + pause
+        self.report("switched off", reason, listener=None, error=None)
+
+    def switch_on(self) -> None:
+        """Run its listeners again, with a new budget."""
+        if self.off:
+            self.off = ""
+            self.held = 0.0
+            self._failures.clear()
+            self.report("switched on", "its listeners run again", listener=None, error=None)
+
+    def is_off(self) -> bool:
+        """Return True if the plugin is switched off; switch it on if its pause is over."""
+        if self.off and monotonic() >= self.off_until:
+            self.switch_on()
+        return bool(self.off)
+
+    # -- the budget -----------------------------------------------------------------------------------------
+
+    def check_held(self, listener: Listener, coroutine: object, took: float, now: float) -> None:
+        """Check the time for which its listeners have held the event loop.
+
+        Args:
+            listener: The last one.
+            coroutine: Its coroutine.
+            took: Its seconds.
+            now: The time on the clock of ``perf_counter``.
+        """
+        if took >= self.on_loop.slow_after:
+            self.on_loop.on_slow(listener, coroutine, now - took, took)
+        most = self.budget.loop_time
+        if most is None or self.held >= most:
+            held, since = self.held, self._held_since
+            self.held = 0.0
+            self._held_since = now
+            if most is not None and (now - since <= 1.0 or took >= most) and not self.off:
+                self.switch_off(
+                    f"its listeners held the event loop for {held:.3g} s within a second; its budget is {most:g} s",
+                    pause=self.budget.pause,
+                )
+
+    def count_failure(self) -> None:
+        """Count a failed run."""
+        most = self.budget.failures
+        if most is None:
+            return
+        now = monotonic()
+        self._failures.append(now)
+        while self._failures[0] < now - self.budget.window:
+            self._failures.popleft()
+        if len(self._failures) > most and not self.off:
+            self.switch_off(
+                f"{len(self._failures)} of its runs failed within {self.budget.window:g} s; its budget is {most}",
+                pause=self.budget.pause,
+            )
+
+    # -- runs -----------------------------------------------------------------------------------------------
+
+    def begin_run(self, run: Run) -> None:
+        """Take up a run that waits for something."""
+        self.runs.add(run)
+
+    def end_run(self, run: Run) -> None:
+        """Forget a run."""
+        self.runs.discard(run)
+        for ended in tuple(self._ended):
+            with suppress(RuntimeError):  # its loop is closed
+                ended.get_loop().call_soon_threadsafe(_wake, ended)
+
+    async def wait_for_runs(self, timeout: float) -> list[Run]:
+        """Wait until none of its listeners runs, but for those around this call; return those that still do after ``timeout`` seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        around = {run for run in self.runs if run.is_around()}
+        while left := self.runs - around:
+            ended: asyncio.Future[None] = loop.create_future()
+            self._ended.add(ended)
+            try:
+                async with asyncio.timeout_at(until):
+                    await ended
+            except TimeoutError:
+                return sorted(left & self.runs, key=id)
+            finally:
+                self._ended.discard(ended)
+        return []
+
+
+def _wake(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
