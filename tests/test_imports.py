@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "containers/dishka": {"dishka"},
     "containers/di": {"di"},
     "containers/dependency_injector": {"dependency_injector"},
-    "plugins": {"packaging"},
+    "plugins": {"msgspec", "packaging"},
     "stores/sqlalchemy": {"sqlalchemy"},
     "testing": set(),
     "": {"whistle"},
