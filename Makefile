@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -50,6 +50,9 @@ test-oldest: $(VENV)-oldest/.oldest ## the suite with the oldest releases that p
 
 test-services: $(VENV)/.services ## PostgreSQL and RabbitMQ, which pip can't bring: runs what it has servers for, says what it left out
 	$(RUN) -m pytest tests/services --timeout=240 $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
+
+test-harp: $(VENV)/.test .venv/harp/.harp ## a plugin of the HARP proxy on silbo's dispatcher; needs a Python 3.13, and finds pyenv's
+	$(RUN) -m pytest tests/examples/test_harp_plugin.py -m harp $(ARGS)
 
 check: $(VENV)/.check ## everything that needs no test: lint, types, imports, wheel, bench-check; all of it, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint types imports wheel bench-check
@@ -111,3 +114,7 @@ $(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/
 
 $(VENV)-oldest/.oldest: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/*.txt)
 	@$(PYTHON) tools/make_venv.py $(VENV)-oldest oldest
+
+# HARP runs on Python 3.13 alone, and pins some of what silbo's tests use.
+.venv/harp/.harp: pyproject.toml setup.cfg tools/make_venv.py tools/find_python.py requirements/harp.txt requirements/build.txt
+	@python=$$($(PYTHON) tools/find_python.py 3.13) && "$$python" tools/make_venv.py .venv/harp harp

@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-LOCKED = ("--require-hashes", "--no-deps", "--only-binary=:all:")
+# Wheels only. A package that a file in requirements/ excepts (`--no-binary`) is built by the setuptools of the lock.
+LOCKED = ("--require-hashes", "--no-deps", "--only-binary=:all:", "--no-build-isolation")
 
 
 def main(folder: str, part: str) -> "str | None":
