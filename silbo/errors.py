@@ -37,6 +37,7 @@ __all__ = [
     "MissingExtra",
     "NameInvalid",
     "NotAnEvent",
+    "NotSettled",
     "OutboxFull",
     "OwnMessagesUndecided",
     "PluginConflict",
@@ -166,6 +167,22 @@ class ListenerTimeout(SilboError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.listener!r} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
+
+
+@dataclass(eq=False)
+class NotSettled(SilboError, TimeoutError):
+    """Something still runs in a test that waits for its end, as ``silbo_events.settle()`` does.
+
+    Attributes:
+        within: Seconds of real time after which it was given up.
+        running: Words for each thing that runs.
+    """
+
+    within: float
+    running: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"not settled within {self.within:g} s; still running:" + "".join(f"\n  {one}" for one in self.running)
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from tools.redis_binary import WHEELS, Binary, RedisNotFound, find_binaries, find_binary
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
+pytest_plugins = ["pytester", "silbo_pytest"]  # the second also where silbo was installed before it had an entry point
 pytest.register_assert_rewrite("tests.support")
 
 SESSION = f"{os.getpid()}-{uuid.uuid4().hex}"

@@ -21,11 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 IMPORT = """
-import importlib.metadata, pathlib, silbo
+import importlib.metadata, importlib.util, pathlib, silbo
 assert importlib.metadata.version("silbo") == silbo.__version__
 assert (pathlib.Path(silbo.__file__).parent / "py.typed").exists()
 for name in silbo.__all__:
     getattr(silbo, name)
+(plugin,) = importlib.metadata.entry_points(group="pytest11", name="silbo_pytest")
+assert importlib.util.find_spec(plugin.value)
 print("installed and imported:", silbo.__file__)
 """
 
@@ -58,10 +60,13 @@ def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
         names = set(archive.namelist())
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
         metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
-    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "silbo").rglob("*.py")} | {"silbo/py.typed"}
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "silbo").rglob("*.py")} | {
+        "silbo/py.typed",
+        "silbo_pytest.py",
+    }
     if missing := (wanted - names) | (wanted - packed):
         return f"not in sdist or wheel: {sorted(missing)}"
-    if stray := {name for name in names if not name.startswith(("silbo/", f"{info}/"))}:
+    if stray := {name for name in names if not name.startswith(("silbo/", "silbo_pytest.py", f"{info}/"))}:
         return f"strays in the wheel: {sorted(stray)}"
     if not any(name.endswith("/LICENSE") for name in names) or metadata["License-Expression"] != project["license"]:
         return "the wheel lacks its license"

@@ -190,6 +190,11 @@ class Consumer:
         self._binding = LoopBinding("Consumer")
 
     @property
+    def dispatcher(self) -> IAsyncEventDispatcher:
+        """The dispatcher that runs the listeners."""
+        return self._options.dispatcher
+
+    @property
     def in_hand(self) -> int:
         """The number of deliveries that wait for their turn or are in work; not those that wait for another attempt."""
         return len(self._queue)

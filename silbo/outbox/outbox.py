@@ -120,6 +120,11 @@ class Outbox(AsyncCloseable):
         return isinstance(self._store, SessionStore) and self._store.in_session
 
     @property
+    def is_relaying(self) -> bool:
+        """True if stored messages are sent from here: the outbox is entered, and its relay runs."""
+        return self._open and self._relaying is not None and not self._relaying.done()
+
+    @property
     def stats(self) -> RelayStats | None:
         """The relay's counts; None without a relay."""
         return self._relay.stats if self._relay else None
