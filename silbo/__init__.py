@@ -23,6 +23,7 @@ from silbo.names import EventName, name_of
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
+from silbo.plugins.entry_points import FoundPlugin, find_plugins
 from silbo.plugins.plugin import Plugin
 from silbo.policy import Budget, Policy
 from silbo.protocols import Publisher, Subscription
@@ -46,6 +47,7 @@ __all__ = [
     "EventHandler",
     "EventMap",
     "EventName",
+    "FoundPlugin",
     "IAsyncEventDispatcher",
     "ListenerRow",
     "LoggingMiddleware",
@@ -73,6 +75,7 @@ __all__ = [
     "Trace",
     "bootstrap",
     "errors",
+    "find_plugins",
     "name_of",
     "on",
     "receive",
