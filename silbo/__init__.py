@@ -25,6 +25,9 @@ from silbo.outbox.relay import Relay
 from silbo.outbox.rows import Quota
 from silbo.plugins.entry_points import FoundPlugin, find_plugins
 from silbo.plugins.plugin import Plugin
+from silbo.plugins.plugins import PluginReport, PluginRow, Plugins
+from silbo.plugins.scope import PluginScope
+from silbo.plugins.view import PluginView
 from silbo.policy import Budget, Policy
 from silbo.protocols import Publisher, Subscription
 
@@ -59,6 +62,11 @@ __all__ = [
     "Origin",
     "Outbox",
     "Plugin",
+    "PluginReport",
+    "PluginRow",
+    "PluginScope",
+    "PluginView",
+    "Plugins",
     "Policy",
     "Publisher",
     "Quota",

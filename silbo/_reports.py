@@ -27,7 +27,15 @@ from silbo.errors import (
     StopIncomplete,
 )
 
-__all__ = ["ErrorHook", "ErrorReporter", "Outage", "RateLimitedLog", "describe_error"]
+__all__ = [
+    "ErrorHook",
+    "ErrorReporter",
+    "Outage",
+    "RateLimitedLog",
+    "describe_error",
+    "describe_plugins",
+    "note_plugin",
+]
 
 ErrorHook: TypeAlias = Callable[[Exception, Any], object]
 """Called with ``(error, about)``, sync or async. ``about`` is the message or delivery at fault, or None."""
@@ -38,6 +46,7 @@ OUTAGE_EVERY: Final = 60.0
 """Seconds between two log records about the same outage."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error's text that are logged."""
+_PLUGIN_NOTE: Final = "raised in plugin "
 _FORESEEN: Final = (PublishError, MessageInvalid, DeliveryGivenUp, Gap, Fenced, LeadLost, StopIncomplete)
 """Errors whose text says everything: they are logged without type and traceback."""
 
@@ -48,7 +57,32 @@ def describe_error(error: BaseException) -> str:
         text = " ".join(str(error).split())[:ERROR_LENGTH]
     except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         text = "(it has no text)"
-    return text if isinstance(error, _FORESEEN) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    described = text if isinstance(error, _FORESEEN) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return described + describe_plugins(error)
+
+
+def note_plugin(error: BaseException, plugin: str, place: str) -> None:
+    """Add a note to an error that names the plugin in whose listener it was raised; a plugin is named once.
+
+    Args:
+        error: The error.
+        plugin: The name of the plugin.
+        place: The listener, with its file and line.
+    """
+    note = f"{_PLUGIN_NOTE}{plugin!r} by {place}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def describe_plugins(error: BaseException) -> str:
+    """Return the plugins that raised an error, or an error within a group, in brackets; empty if none did."""
+    errors = [error]
+    notes: dict[str, None] = {}
+    for one in errors:
+        if isinstance(one, BaseExceptionGroup):
+            errors += one.exceptions
+        notes.update(dict.fromkeys(note for note in getattr(one, "__notes__", ()) if note.startswith(_PLUGIN_NOTE)))
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 class _RateLimit:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from silbo._host_code import HostCode
+from silbo._reports import describe_plugins
 from silbo._retry import Backoff
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.consumer.acknowledgements import Acknowledgements
@@ -445,7 +446,7 @@ class _SharedLock:
 def _dead_letter_error(error: BaseException) -> str:
     """Return an error's type and text for its dead letter; the type alone if its text can't be made."""
     try:
-        return f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+        return f"{type(error).__name__}: {error}"[:ERROR_LENGTH] + describe_plugins(error)[:ERROR_LENGTH]
     except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         return type(error).__name__
 

@@ -27,12 +27,22 @@ from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_t
 from silbo.policy import combine_policies
 
 if TYPE_CHECKING:
+    from silbo.dispatch.dispatcher import AsyncEventDispatcher
     from silbo.dispatch.owner import Owner
     from silbo.names import EventName
     from silbo.policy import Policy
     from silbo.protocols import Container
 
-__all__ = ["FIRST", "LAST", "ListenerRegistry", "ListenerRow", "Registration", "container_of", "undo_registration"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "ListenerRegistry",
+    "ListenerRow",
+    "Registration",
+    "container_of",
+    "registry_of",
+    "undo_registration",
+]
 
 CACHED_NAMES: Final = 1024
 """Most names whose listeners are kept ready, each of a limited length. A program may make new names without end, so a full
@@ -339,6 +349,11 @@ class ListenerRegistry:
         """Return the listeners of a plugin."""
         return [_row(entry) for entry in chain.from_iterable(self._entries.values()) if entry.owner is owner]
 
+    def rows_of_package(self, package: str) -> list[ListenerRow]:
+        """Return the listeners that belong to no plugin, and that a package, or one of its modules, defines."""
+        rows = [_row(entry) for entry in chain.from_iterable(self._entries.values()) if entry.owner is None]
+        return [row for row in rows if row.plugin.partition(".")[0] == package]
+
     def remove_all(self, owner: Owner) -> None:
         """Remove every listener of a plugin."""
         for entries in tuple(self._entries.values()):
@@ -419,6 +434,11 @@ class ListenerRegistry:
         self._cache.clear()
         self._bystanders.clear()
         self._on_change()
+
+
+def registry_of(dispatcher: AsyncEventDispatcher) -> ListenerRegistry:
+    """Return the registry of a dispatcher."""
+    return dispatcher._listeners  # noqa: SLF001  # for this package alone
 
 
 def container_of(dispatcher: object) -> Container | None:

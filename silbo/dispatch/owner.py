@@ -90,6 +90,7 @@ class Owner:
         on_loop: Marks the listener that holds the event loop.
         held: Seconds for which its listeners have held the event loop, since they were last checked.
         held_limit: Seconds after which they are checked.
+        failures: The number of their runs that failed.
         report: Tells the host.
         runs: The runs of its listeners that wait for something.
         threads: The thread pool of its ``in_thread`` listeners; None before the first.
@@ -109,6 +110,7 @@ class Owner:
         self.report: Final = report
         self.runs: Final[set[Run]] = set()
         self.threads: Any = None
+        self.failures = 0
         self._held_since = 0.0
         self._failures: deque[float] = deque()
         self._ended: set[asyncio.Future[None]] = set()
@@ -164,6 +166,7 @@ class Owner:
 
     def count_failure(self) -> None:
         """Count a failed run."""
+        self.failures += 1
         most = self.budget.failures
         if most is None:
             return

@@ -12,6 +12,7 @@ from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from silbo._reports import note_plugin
 from silbo.dispatch.event_state import State, has_slots, keep_state, put_back
 from silbo.dispatch.on_loop import OnLoop
 from silbo.dispatch.options import ErrorPolicy, Listener, Options
@@ -239,7 +240,7 @@ class PolicyListener(ConfiguredListener):
     def _count_failure(self, error: Exception) -> None:
         owner = self.owner
         if owner is not None:
-            _add_note(error, f"raised in plugin {owner.name!r} by {describe_listener(self.__wrapped__)}")
+            note_plugin(error, owner.name, describe_listener(self.__wrapped__))
             owner.count_failure()
 
     async def _handle(self, error: Exception, event: Any, state: State | None) -> None:
@@ -309,8 +310,3 @@ class _Rest:
 def as_coroutine(awaitable: Any) -> Any:
     """Return an object with ``send`` and ``throw`` that runs an awaitable."""
     return awaitable if hasattr(awaitable, "throw") else awaitable.__await__()
-
-
-def _add_note(error: Exception, note: str) -> None:
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)

@@ -9,14 +9,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
 from silbo.dispatch.received_event import received
 from silbo.errors import DispatcherClosed, LoopConflict
 
-__all__ = ["BackgroundTasks"]
+if TYPE_CHECKING:
+    from silbo.dispatch.dispatcher import AsyncEventDispatcher
+
+__all__ = ["BackgroundTasks", "background_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +174,11 @@ class BackgroundTasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("spawned dispatch failed", exc_info=error)
+
+
+def background_of(dispatcher: AsyncEventDispatcher) -> BackgroundTasks:
+    """Return the background tasks of a dispatcher."""
+    return dispatcher._background  # noqa: SLF001  # for this package alone
 
 
 async def _wait_for_all(tasks: set[asyncio.Task[Any]], changed: asyncio.Future[None]) -> None:

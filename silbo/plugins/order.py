@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from heapq import heapify, heappop, heappush
 
 from silbo._checks import require_extra, suggest_name
 from silbo.errors import PluginConflict, PluginInvalid, PluginMissing
 from silbo.plugins.plugin import NAME, Plugin
 
-__all__ = ["load_order", "running_order"]
+__all__ = ["load_order", "required_names", "running_order"]
 
 
 def load_order(plugins: Iterable[Plugin], *, host_version: str | None = None) -> list[Plugin]:
@@ -83,16 +82,22 @@ def _sort(earlier: Mapping[str, Iterable[str]], problem: str, *, backwards: bool
         start = found.index(min(found, key=place.__getitem__))
         circle = (*found[start:], *found[: start + 1])
         raise PluginConflict(circle[0], f"{problem} in a circle: {' -> '.join(circle)}", circle=circle) from None
-    order: list[str] = []
-    ready = [place[name] for name in sorter.get_ready()]
-    heapify(ready)
-    while ready:
-        name = names[heappop(ready)]
-        order.append(name)
-        sorter.done(name)
-        for free in sorter.get_ready():
-            heappush(ready, place[free])
-    return order
+    order: dict[str, None] = {}
+
+    def place_after_earlier(name: str) -> None:
+        if name not in order:
+            for other in sorted(earlier[name], key=place.__getitem__):
+                place_after_earlier(other)
+            order[name] = None
+
+    for name in names:
+        place_after_earlier(name)
+    return list(order)
+
+
+def required_names(plugin: Plugin) -> list[str]:
+    """Return the names of the plugins that a plugin requires."""
+    return [re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0] for requirement in plugin.requires]
 
 
 def _check_requirements(plugin: Plugin, by_name: Mapping[str, Plugin]) -> list[str]:

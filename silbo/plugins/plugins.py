@@ -1,0 +1,419 @@
+"""The plugins of a host: loaded, limited, watched, reloaded and unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Final, Literal, TypeAlias
+
+from silbo._checks import check_hook, suggest_name
+from silbo._closing import AsyncCloseable
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.listeners import registry_of
+from silbo.dispatch.on_loop import OnLoop
+from silbo.dispatch.options import Listener
+from silbo.dispatch.owner import Owner
+from silbo.errors import PluginConflict, PluginInvalid, PluginMissing
+from silbo.plugins.entry_points import find_plugins
+from silbo.plugins.order import load_order, required_names, running_order
+from silbo.plugins.plugin import Plugin, as_plugin
+from silbo.plugins.scope import PluginScope
+from silbo.plugins.settings import read_settings
+from silbo.policy import Policy
+
+__all__ = ["PluginReport", "PluginRow", "Plugins"]
+
+logger = logging.getLogger(__name__)
+
+Settings: TypeAlias = "Mapping[str, Any] | str | PathLike[str] | None"
+
+ReportKind: TypeAlias = Literal["failed", "long", "blocked", "switched off", "switched on", "not loaded", "left behind"]
+_SERIOUS: Final = ("failed", "switched off", "not loaded", "left behind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginReport:
+    """One thing that a host is told about a plugin.
+
+    Attributes:
+        kind: ``failed``: a listener failed, and the dispatch went on. ``long``: a listener runs longer than ``report_after``.
+            ``blocked``: a listener holds the event loop. ``switched off``, ``switched on``: by its budget or by hand.
+            ``not loaded``: its set-up failed. ``left behind``: something of it is still there after it was unloaded.
+        plugin: The name of the plugin.
+        text: What happened, for people.
+        listener: The listener; None if there is none.
+        error: The error; None if there is none.
+        stack: The call stack of a listener that blocks; empty if it is not known.
+    """
+
+    kind: ReportKind
+    plugin: str
+    text: str
+    listener: Listener | None = None
+    error: BaseException | None = None
+    stack: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRow:
+    """One line of ``Plugins.describe()``.
+
+    Attributes:
+        name: The name.
+        version: Its version; None if it states none.
+        state: ``on`` or ``off``.
+        reason: The reason why it is off; empty if it is on.
+        listeners: The number of its listeners.
+        tasks: The number of its tasks that run.
+        failures: The number of its runs that failed, since it was loaded.
+        policy: The host's policy for it.
+    """
+
+    name: str
+    version: str | None
+    state: Literal["on", "off"]
+    reason: str
+    listeners: int
+    tasks: int
+    failures: int
+    policy: Policy
+
+
+class Plugins(AsyncCloseable):
+    """The plugins of one dispatcher. Leaving the ``async with`` block unloads all of them.
+
+    Args:
+        dispatcher: The dispatcher, to which the plugins get a view.
+        policy: The policy for all plugins. By default a failing listener of a plugin is reported, and the dispatch goes on.
+        policies: The policy of single plugins, by name, in place of ``policy``.
+        host_version: The version of the host, for plugins that state which ones they work with.
+        settings: The settings by plugin: a mapping, or the path of a TOML file with a table for each.
+        report: Called with each :class:`PluginReport`; by default they are logged. It may be called in another thread, for
+            a blocked loop.
+
+    Raises:
+        TypeError: The dispatcher is not silbo's.
+    """
+
+    def __init__(
+        self,
+        dispatcher: AsyncEventDispatcher,
+        *,
+        policy: Policy | None = None,
+        policies: Mapping[str, Policy] | None = None,
+        host_version: str | None = None,
+        settings: Settings = None,
+        report: Callable[[PluginReport], object] | None = None,
+    ) -> None:
+        if not isinstance(dispatcher, AsyncEventDispatcher):
+            raise TypeError(f"plugins are for a silbo.AsyncEventDispatcher, not for {dispatcher!r}")
+        self._dispatcher = dispatcher
+        self._policy = Policy(on_failure="ignore") if policy is None else policy
+        self._policies = dict(policies or {})
+        for given in (self._policy, *self._policies.values()):
+            if not isinstance(given, Policy):
+                raise TypeError(f"a policy is a silbo.Policy, not {given!r}")
+        self._host_version = host_version
+        self._settings = settings
+        self._report_hook = report if report is None else check_hook("report", report)
+        self._loaded: dict[str, PluginScope] = {}
+        self._busy: dict[str, asyncio.Lock] = {}
+        self._places: dict[str, float] = {}  # of every plugin that was loaded: a reload keeps its place
+        self._on_loop = OnLoop()
+        self._host_package = _package_of_caller()
+
+    # -- load -----------------------------------------------------------------------------------------------
+
+    async def load(self, plugin: Any, *, name: str | None = None, settings: Settings = None) -> PluginScope:
+        """Load one plugin: run its set-up.
+
+        Args:
+            plugin: A :class:`~silbo.plugins.Plugin`, or a function, subscriber or async context manager, as its ``setup``.
+            name: The name of the plugin, in place of its own.
+            settings: Its settings: a mapping. By default those that this object was made with.
+
+        Returns:
+            Its scope.
+
+        Raises:
+            PluginConflict: A plugin of this name is loaded; or it does not fit to this host or to another plugin.
+            PluginMissing: It requires a plugin that is not loaded.
+            PluginInvalid: The object is no plugin.
+            PluginSettingsInvalid: Its settings are wrong.
+            Exception: The error of its set-up, with a note that names the plugin. Nothing of the plugin is left.
+        """
+        wanted = as_plugin(plugin, name=name)
+        if wanted.name in self._loaded:
+            raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
+        load_order([*self._records(), wanted], host_version=self._host_version)
+        async with self._busy.setdefault(wanted.name, asyncio.Lock()):
+            if wanted.name in self._loaded:
+                raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
+            scope = self._make_scope(wanted)
+            self._places.setdefault(wanted.name, scope.owner.place)
+            scope.owner.is_active = False  # nothing of it runs before its set-up has ended
+            await scope.open(self._read_settings(wanted, settings))
+            self._loaded[wanted.name] = scope
+            try:
+                self._arrange()
+            except PluginConflict:
+                del self._loaded[wanted.name]
+                await scope.close(0.0)
+                raise
+            scope.owner.is_active = True
+            self._refresh()
+            return scope
+
+    async def load_all(self, plugins: Iterable[Any]) -> dict[str, BaseException]:
+        """Load several plugins, each after those that it requires. One that fails is reported, and the others are loaded.
+
+        Args:
+            plugins: What :meth:`load` takes.
+
+        Returns:
+            The errors by name of plugin; empty if all are loaded.
+        """
+        failed: dict[str, BaseException] = {}
+        wanted: list[Plugin] = []
+        for candidate in plugins:
+            try:
+                wanted.append(as_plugin(candidate))
+            except Exception as error:  # noqa: BLE001  # told to the host
+                self._fail(failed, getattr(error, "plugin", str(candidate)), error)
+        while wanted:
+            try:
+                order = load_order([*self._records(), *wanted], host_version=self._host_version)
+            except (PluginConflict, PluginMissing, PluginInvalid) as error:
+                guilty = self._guilty(error, wanted)
+                for plugin in guilty:
+                    wanted.remove(plugin)
+                    self._fail(failed, plugin.name, error)
+                if not guilty:
+                    raise
+                continue
+            plugin = next(one for one in order if one in wanted)
+            wanted.remove(plugin)
+            try:
+                await self.load(plugin)
+            except Exception as error:  # noqa: BLE001  # told to the host
+                self._fail(failed, plugin.name, error)
+        return failed
+
+    async def load_entry_points(self, group: str, *, allow: Iterable[str]) -> dict[str, BaseException]:
+        """Load the plugins that installed distributions offer as entry points; nothing else is imported.
+
+        Args:
+            group: The group of entry points, as ``myhost.plugins``.
+            allow: The names that may be loaded.
+
+        Returns:
+            The errors by name, as of :meth:`load_all`; also those of entry points that are missing or can't be imported.
+        """
+        failed: dict[str, BaseException] = {}
+        plugins: list[Plugin] = []
+        for found in find_plugins(group, allow=allow):
+            if found.plugin is not None:
+                plugins.append(found.plugin)
+            elif found.error is not None:
+                self._fail(failed, found.name, found.error)
+        return failed | await self.load_all(plugins)
+
+    # -- unload, reload -------------------------------------------------------------------------------------
+
+    async def unload(self, name: str, *, timeout: float = 5.0) -> None:
+        """Remove a plugin: its listeners, its tasks, and all that its tear-down removes.
+
+        From inside of one of its own listeners or tasks it works, too: that one is not waited for.
+
+        Args:
+            name: The name of the plugin.
+            timeout: Seconds to wait for its listeners that run; then they are cancelled.
+
+        Raises:
+            PluginMissing: It is not loaded.
+            PluginConflict: Another plugin requires it.
+        """
+        scope = self[name]
+        for other in self._loaded.values():
+            if other is not scope and name in required_names(other.plugin):
+                raise PluginConflict(name, f"{other.name!r} requires it; unload that first")
+        async with self._busy[name]:
+            await self._unload(self[name], timeout)
+
+    async def reload(self, name: str, *, overlap: bool = False, timeout: float = 5.0) -> PluginScope:
+        """Unload a plugin and load it again: a new generation, made by the same set-up. Its modules are not imported anew.
+
+        Args:
+            name: The name of the plugin.
+            overlap: If true, the new generation is set up while the old one runs, and takes over between two dispatches: no
+                dispatch is without one of them. If false, the old one is torn down first: for plugins that hold something
+                exclusive.
+            timeout: Seconds to wait for listeners of the old generation that run.
+
+        Raises:
+            PluginMissing: It is not loaded.
+            Exception: The error of its set-up. With ``overlap`` the old generation goes on; else the plugin is unloaded.
+        """
+        self[name]  # raises
+        async with self._busy[name]:
+            old = self[name]
+            settings = old.settings
+            if not overlap:
+                await self._unload(old, timeout)
+            new = self._make_scope(old.plugin)
+            new.owner.is_active = False
+            try:
+                await new.open(settings)
+            except Exception as error:
+                if not overlap:
+                    text = f"it is not loaded any more: its set-up failed on reload: {error}"
+                    self._report(PluginReport(kind="not loaded", plugin=name, text=text, error=error))
+                raise
+            self._loaded = {one: new if one == name else scope for one, scope in self._loaded.items()}
+            self._loaded[name] = new
+            self._arrange()
+            old.owner.is_active = False
+            new.owner.is_active = True
+            self._refresh()
+            if overlap:
+                self._tell_left(old, await old.close(timeout))
+            return new
+
+    async def aclose(self) -> None:
+        """Unload all plugins, the last one first. May be called twice."""
+        for name in reversed([plugin.name for plugin in load_order(self._records(), host_version=self._host_version)]):
+            if name in self._loaded:
+                async with self._busy[name]:
+                    await self._unload(self._loaded[name], 5.0)
+
+    # -- switch, look ---------------------------------------------------------------------------------------
+
+    def switch_off(self, name: str, reason: str = "by hand") -> None:
+        """Run no listener of a plugin from now on. It stays loaded, and its tasks go on."""
+        self[name].owner.switch_off(reason)
+
+    def switch_on(self, name: str) -> None:
+        """Run the listeners of a plugin again that was switched off, by hand or by its budget."""
+        self[name].owner.switch_on()
+
+    def describe(self) -> list[PluginRow]:
+        """Return the plugins that are loaded, in the order in which their listeners of equal priority run."""
+        return [
+            PluginRow(
+                name=scope.name,
+                version=scope.plugin.version,
+                state="off" if scope.owner.is_off() else "on",
+                reason=scope.owner.off,
+                listeners=len(scope.listeners()),
+                tasks=len(scope.tasks()),
+                failures=scope.owner.failures,
+                policy=scope.owner.policy or Policy(),
+            )
+            for scope in sorted(self._loaded.values(), key=lambda scope: scope.owner.place)
+        ]
+
+    def __getitem__(self, name: str) -> PluginScope:
+        """Return the scope of a plugin.
+
+        Raises:
+            PluginMissing: It is not loaded.
+        """
+        if name not in self._loaded:
+            raise PluginMissing(name, f"it is not loaded{suggest_name(name, self._loaded)}")
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    # -- within ---------------------------------------------------------------------------------------------
+
+    def _records(self) -> list[Plugin]:
+        return [scope.plugin for scope in self._loaded.values()]
+
+    def _make_scope(self, plugin: Plugin) -> PluginScope:
+        name = plugin.name
+
+        def report(kind: Any, text: str, /, *, listener: Any, error: Any) -> None:
+            self._report(PluginReport(kind=kind, plugin=name, text=text, listener=listener, error=error))
+
+        place = self._places.get(name)
+        owner = Owner(
+            name,
+            policy=self._policies.get(name, self._policy),
+            place=registry_of(self._dispatcher).next_place() if place is None else place,
+            on_loop=self._on_loop,
+            report=report,
+        )
+        return PluginScope(plugin, self._dispatcher, owner)
+
+    def _read_settings(self, plugin: Plugin, given: Settings) -> Any:
+        source = self._settings if given is None else {plugin.name: given} if isinstance(given, Mapping) else given
+        return read_settings(plugin, source)
+
+    def _arrange(self) -> None:
+        """Give each plugin the place that ``before`` and ``after`` ask for."""
+        scopes = sorted(self._loaded.values(), key=lambda scope: self._places[scope.name])
+        places = [self._places[scope.name] for scope in scopes]
+        for name, place in zip(running_order([scope.plugin for scope in scopes]), places, strict=True):
+            self._loaded[name].owner.place = place
+
+    def _refresh(self) -> None:
+        registry_of(self._dispatcher).refresh()
+
+    async def _unload(self, scope: PluginScope, timeout: float) -> None:
+        self._loaded.pop(scope.name, None)
+        self._tell_left(scope, await scope.close(timeout))
+
+    def _tell_left(self, scope: PluginScope, left: list[str]) -> None:
+        package = scope.plugin.package
+        rows = [] if package == self._host_package else registry_of(self._dispatcher).rows_of_package(package)
+        left += [
+            f"{row.plugin!r} has added a listener of {row.name!r} past the plugin's view ({row.defined_at}): it stays"
+            for row in rows
+        ]
+        for text in left:
+            self._report(PluginReport(kind="left behind", plugin=scope.name, text=text))
+
+    def _guilty(self, error: Any, wanted: list[Plugin]) -> list[Plugin]:
+        names = set(getattr(error, "circle", ()) or ())
+        required = error.plugin if isinstance(error, PluginMissing) else None
+        return [
+            plugin
+            for plugin in wanted
+            if plugin.name in names
+            or (required is not None and required in required_names(plugin))
+            or (not names and required is None and plugin.name == error.plugin)
+        ]
+
+    def _fail(self, failed: dict[str, BaseException], name: str, error: BaseException) -> None:
+        failed[name] = error
+        self._report(PluginReport(kind="not loaded", plugin=name, text=f"it is not loaded: {error}", error=error))
+
+    def _report(self, report: PluginReport) -> None:
+        if self._report_hook is None:
+            level = logging.ERROR if report.kind in _SERIOUS else logging.WARNING
+            if report.kind == "switched on":
+                level = logging.INFO
+            extra = {"plugin": report.plugin, "report": report.kind}
+            text = "\n".join(part for part in (report.text, report.stack) if part)
+            logger.log(level, "plugin %s: %s", report.plugin, text, exc_info=report.error, extra=extra)
+            return
+        try:
+            self._report_hook(report)
+        except Exception:
+            logger.exception("report hook failed", extra={"plugin": report.plugin})
+
+
+def _package_of_caller() -> str:
+    frame = sys._getframe(2)  # noqa: SLF001  # the code that makes the Plugins: that of the host
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -1,0 +1,171 @@
+"""The scope of a loaded plugin: what it has added, its tasks, and what has to be undone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from silbo._reports import note_plugin
+from silbo.dispatch.listeners import registry_of
+from silbo.dispatch.owner import Owner
+from silbo.dispatch.tasks import background_of
+from silbo.errors import PluginUnloaded
+from silbo.plugins.plugin import Plugin, open_plugin
+from silbo.plugins.view import PluginView, make_view
+
+if TYPE_CHECKING:
+    from silbo.dispatch.dispatcher import AsyncEventDispatcher
+    from silbo.dispatch.listeners import ListenerRow
+
+__all__ = ["PluginScope"]
+
+logger = logging.getLogger(__name__)
+
+ENDS_WITHIN: Final = 5.0
+"""Seconds that an unloading waits for code that it has cancelled, and for a tear-down."""
+
+_T = TypeVar("_T")
+
+
+class PluginScope:
+    """Everything that one loaded plugin has: its view of the dispatcher, its listeners and tasks, and its tear-down.
+
+    Attributes:
+        name: The name of the plugin.
+        plugin: Its record.
+        view: The dispatcher, as the plugin sees it.
+        stack: Undone in reverse order when the plugin is unloaded, before its own tear-down:
+            ``await scope.stack.enter_async_context(...)``.
+        instance: The object of the plugin; None if it has none.
+        settings: Its settings; None if it states none.
+        is_closed: True from the beginning of the unloading on.
+    """
+
+    def __init__(self, plugin: Plugin, dispatcher: AsyncEventDispatcher, owner: Owner) -> None:
+        self.name: Final = plugin.name
+        self.plugin: Final = plugin
+        self.owner: Final = owner
+        self.stack: Final = AsyncExitStack()
+        self.instance: object = None
+        self.settings: object = None
+        self.is_closed = False
+        self.view: PluginView = make_view(dispatcher, self)
+        self._dispatcher = dispatcher
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._set_up = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<scope of plugin {self.name!r}>"
+
+    # -- for the plugin -------------------------------------------------------------------------------------
+
+    def create_task(self, work: Coroutine[Any, Any, _T], *, name: str | None = None) -> asyncio.Task[_T]:
+        """Start a task of the plugin. It is held, its error is logged, and it is cancelled when the plugin is unloaded.
+
+        Raises:
+            PluginUnloaded: The plugin was unloaded.
+        """
+        if self.is_closed:
+            work.close()
+            raise PluginUnloaded(self.name, "it is unloaded")
+        task = self.hold(asyncio.get_running_loop().create_task(work, name=name))
+        task.add_done_callback(self._log_error)
+        return task
+
+    def hold(self, task: asyncio.Task[_T]) -> asyncio.Task[_T]:
+        """Cancel a task when the plugin is unloaded."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def listeners(self) -> list[ListenerRow]:
+        """Return the plugin's listeners, as ``describe()`` shows them."""
+        return registry_of(self._dispatcher).entries_of(self.owner)
+
+    def tasks(self) -> frozenset[asyncio.Task[Any]]:
+        """Return the tasks of the plugin that run."""
+        return frozenset(self._tasks)
+
+    # -- for the host ---------------------------------------------------------------------------------------
+
+    async def open(self, settings: object) -> None:
+        """Run the set-up. If it fails, everything is undone.
+
+        Raises:
+            Exception: The error of the set-up, with a note that names the plugin.
+        """
+        self.settings = settings
+        try:
+            self.instance = await self._set_up.enter_async_context(open_plugin(self.plugin, self.view, settings))
+        except BaseException as error:
+            note_plugin(error, self.name, "its set-up")
+            await self.close(0.0)
+            raise
+
+    async def close(self, timeout: float) -> list[str]:
+        """Remove the plugin's listeners, wait for those that run, cancel its tasks, and run its tear-down.
+
+        A call from inside of one of its listeners or tasks does not wait for that one.
+
+        Args:
+            timeout: Seconds to wait for listeners that run; then they are cancelled.
+
+        Returns:
+            What is left behind, or went wrong, each in words; empty if nothing did.
+        """
+        left: list[str] = []
+        cancelled: asyncio.CancelledError | None = None
+        self.is_closed = True
+        registry_of(self._dispatcher).remove_all(self.owner)
+        background_of(self._dispatcher).end_waits(self.view, PluginUnloaded(self.name, "it is unloaded"))
+        for step in (partial(self._end_runs, timeout), self._end_tasks, self._tear_down):
+            try:
+                left += await step()
+            except asyncio.CancelledError as error:  # what comes next must be undone all the same
+                cancelled = error
+        registry_of(self._dispatcher).remove_all(self.owner)  # what the tear-down has added
+        self.owner.is_active = False
+        self.instance = None
+        if cancelled is not None:
+            raise cancelled
+        return left
+
+    async def _end_runs(self, timeout: float) -> list[str]:
+        late = await self.owner.wait_for_runs(timeout) if self.owner.runs else []
+        for run in late:
+            run.expire()
+        if late:
+            late = await self.owner.wait_for_runs(ENDS_WITHIN)
+        return [f"{run.describe()} goes on after its cancellation" for run in late]
+
+    async def _end_tasks(self) -> list[str]:
+        own = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not own]
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return []
+        _, late = await asyncio.wait(tasks, timeout=ENDS_WITHIN)
+        return [f"its task {task.get_name()!r} goes on after its cancellation" for task in late]
+
+    async def _tear_down(self) -> list[str]:
+        left: list[str] = []
+        for stack, what in ((self.stack, "exit stack"), (self._set_up, "tear-down")):
+            try:
+                async with asyncio.timeout(ENDS_WITHIN):
+                    await stack.aclose()
+            except TimeoutError:
+                left.append(f"its {what} has not ended within {ENDS_WITHIN:g} s")
+            except Exception as error:
+                logger.exception("plugin failed at its end", extra={"plugin": self.name})
+                left.append(f"its {what} failed: {type(error).__name__}: {error}")
+        return left
+
+    def _log_error(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not (self.is_closed and isinstance(error, PluginUnloaded)):
+            logger.error("task of plugin failed", exc_info=error, extra={"plugin": self.name})
