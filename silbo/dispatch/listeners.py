@@ -27,7 +27,6 @@ from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_t
 from silbo.policy import combine_policies
 
 if TYPE_CHECKING:
-    from silbo.dispatch.dispatcher import AsyncEventDispatcher
     from silbo.dispatch.owner import Owner
     from silbo.names import EventName
     from silbo.policy import Policy
@@ -436,9 +435,10 @@ class ListenerRegistry:
         self._on_change()
 
 
-def registry_of(dispatcher: AsyncEventDispatcher) -> ListenerRegistry:
-    """Return the registry of a dispatcher."""
-    return dispatcher._listeners  # noqa: SLF001  # for this package alone
+def registry_of(dispatcher: Any) -> ListenerRegistry:
+    """Return the registry of one of silbo's dispatchers."""
+    registry: ListenerRegistry = dispatcher._listeners  # noqa: SLF001  # for this package alone
+    return registry
 
 
 def container_of(dispatcher: object) -> Container | None:

@@ -9,15 +9,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
 from silbo.dispatch.received_event import received
 from silbo.errors import DispatcherClosed, LoopConflict
-
-if TYPE_CHECKING:
-    from silbo.dispatch.dispatcher import AsyncEventDispatcher
 
 __all__ = ["BackgroundTasks", "background_of"]
 
@@ -176,9 +173,10 @@ class BackgroundTasks:
             logger.error("spawned dispatch failed", exc_info=error)
 
 
-def background_of(dispatcher: AsyncEventDispatcher) -> BackgroundTasks:
-    """Return the background tasks of a dispatcher."""
-    return dispatcher._background  # noqa: SLF001  # for this package alone
+def background_of(dispatcher: Any) -> BackgroundTasks:
+    """Return the background tasks of one of silbo's dispatchers."""
+    background: BackgroundTasks = dispatcher._background  # noqa: SLF001  # for this package alone
+    return background
 
 
 async def _wait_for_all(tasks: set[asyncio.Task[Any]], changed: asyncio.Future[None]) -> None:

@@ -23,6 +23,7 @@ from silbo.plugins.order import load_order, required_names, running_order
 from silbo.plugins.plugin import Plugin, as_plugin
 from silbo.plugins.scope import PluginScope
 from silbo.plugins.settings import read_settings
+from silbo.plugins.view import make_view
 from silbo.policy import Policy
 
 __all__ = ["PluginReport", "PluginRow", "Plugins"]
@@ -354,7 +355,7 @@ class Plugins(AsyncCloseable):
             on_loop=self._on_loop,
             report=report,
         )
-        return PluginScope(plugin, self._dispatcher, owner)
+        return PluginScope(plugin, self._dispatcher, owner, make_view)
 
     def _read_settings(self, plugin: Plugin, given: Settings) -> Any:
         source = self._settings if given is None else {plugin.name: given} if isinstance(given, Mapping) else given

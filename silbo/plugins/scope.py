@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,7 +15,6 @@ from silbo.dispatch.owner import Owner
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginUnloaded
 from silbo.plugins.plugin import Plugin, open_plugin
-from silbo.plugins.view import PluginView, make_view
 
 if TYPE_CHECKING:
     from silbo.dispatch.dispatcher import AsyncEventDispatcher
@@ -45,7 +44,13 @@ class PluginScope:
         is_closed: True from the beginning of the unloading on.
     """
 
-    def __init__(self, plugin: Plugin, dispatcher: AsyncEventDispatcher, owner: Owner) -> None:
+    def __init__(
+        self,
+        plugin: Plugin,
+        dispatcher: AsyncEventDispatcher,
+        owner: Owner,
+        make_view: Callable[[AsyncEventDispatcher, PluginScope], AsyncEventDispatcher],
+    ) -> None:
         self.name: Final = plugin.name
         self.plugin: Final = plugin
         self.owner: Final = owner
@@ -53,7 +58,7 @@ class PluginScope:
         self.instance: object = None
         self.settings: object = None
         self.is_closed = False
-        self.view: PluginView = make_view(dispatcher, self)
+        self.view: Final = make_view(dispatcher, self)
         self._dispatcher = dispatcher
         self._tasks: set[asyncio.Task[Any]] = set()
         self._set_up = AsyncExitStack()

@@ -12,10 +12,10 @@ from silbo.dispatch.listeners import registry_of
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginForbidden, PluginUnloaded
+from silbo.plugins.scope import PluginScope
 
 if TYPE_CHECKING:
     from silbo.dispatch.listeners import Registration
-    from silbo.plugins.scope import PluginScope
 
 __all__ = ["PluginView", "make_view"]
 
