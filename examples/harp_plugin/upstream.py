@@ -11,9 +11,9 @@ class Echo(BaseHTTPRequestHandler):
     requests = 0
 
     def do_GET(self) -> None:
-        Echo.requests += 1
+        type(self).requests += 1
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = json.dumps({"path": self.path, "headers": headers, "requests": Echo.requests}).encode()
+        body = json.dumps({"path": self.path, "headers": headers, "requests": self.requests}).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
