@@ -10,10 +10,12 @@ import sys
 import sysconfig
 import threading
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -99,13 +101,21 @@ class Proxy:
     def get(self, path: str, mischief: str = "") -> httpx.Response:
         return self.client.get(path, headers={"x-mischief": mischief} if mischief else {})
 
+    def plugins(self) -> dict[str, Any]:
+        return self.get("/-/plugins").json()  # type: ignore[no-any-return]
+
+    def listeners(self) -> list[tuple[str, str]]:
+        return [(row["name"], row["plugin"]) for row in self.get("/-/listeners").json()]
+
 
 @contextmanager
-def running(python: Path, upstream: str, *plugins: str) -> Iterator[Proxy]:
-    """The program with these plugins. It must end well."""
-    options = [option for plugin in plugins for option in ("--plugin", plugin)]
-    command: Sequence[str] = [str(python), "-m", "small_proxy", upstream, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def running(python: Path, upstream: str, *plugins: str, patience: float = 30, **options: object) -> Iterator[Proxy]:
+    """The program with these plugins and options. It must end well."""
+    arguments = [upstream, *(part for plugin in plugins for part in ("--plugin", plugin)), f"--patience={patience}"]
+    arguments += [f"--{option}={value}" for option, value in options.items()]
+    with subprocess.Popen(
+        [python, "-m", "small_proxy", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout
             url = process.stdout.readline().strip()
@@ -121,22 +131,25 @@ def running(python: Path, upstream: str, *plugins: str) -> Iterator[Proxy]:
             process.kill()
 
 
-def test_wheels_enrich_and_refuse(python: Path, upstream: str) -> None:
+def test_wheels_enrich_and_refuse(python: Path, upstream: str, tmp_path: Path) -> None:
     """What is not asked for is not even imported: the third wheel is installed, too."""
-    with running(python, upstream, "tenant", "gate") as proxy:
+    settings = tmp_path / "plugins.toml"
+    settings.write_text('[tenant]\ntenant = "blue"\n')
+    with running(python, upstream, "tenant", "gate", settings=settings) as proxy:
         first = proxy.get("/hello?to=you&to=me")
-        assert (first.json()["path"], first.json()["headers"]["x-tenant"]) == ("/hello?to=you&to=me", "acme")
-        assert first.headers["x-served-for"] == "acme"
+        assert (first.json()["path"], first.json()["headers"]["x-tenant"]) == ("/hello?to=you&to=me", "blue")
+        assert first.headers["x-served-for"] == "blue"
 
         refused = proxy.get("/admin/users")
         assert (refused.status_code, refused.text) == (403, "nobody may pass to /admin")
         assert proxy.get("/hello", "raise").json()["requests"] == first.json()["requests"] + 1
 
+        assert {name: row["version"] for name, row in proxy.plugins().items()} == {"tenant": "1.2", "gate": "1.0"}
         rows = proxy.get("/-/listeners").json()
         assert [(row["name"], row["plugin"]) for row in rows] == [
-            ("proxy.request", "small_proxy_tenant"),
-            ("proxy.response", "small_proxy_tenant"),
-            ("proxy.admit", "small_proxy_gate"),
+            ("proxy.request", "tenant"),
+            ("proxy.response", "tenant"),
+            ("proxy.admit", "gate"),
         ]
         assert all(str(python.parent.parent) in row["at"] for row in rows), "they come out of the wheels"
     assert proxy.log == ""
@@ -144,7 +157,7 @@ def test_wheels_enrich_and_refuse(python: Path, upstream: str) -> None:
 
 def test_plugin_that_fails_changes_nothing_and_decides_nothing(python: Path, upstream: str) -> None:
     """A request goes on as if the plugin was not there; but where it is asked if a request may pass, none passes."""
-    with running(python, upstream, "tenant", "gate", "unruly") as proxy:
+    with running(python, upstream, "tenant", "gate", "unruly", patience=0.5) as proxy:
         for mischief, error in [("raise", "RuntimeError"), ("half", "RuntimeError"), ("hang", "ListenerTimeout")]:
             passed = proxy.get("/hello", f"{mischief}@proxy.request")
             assert (passed.status_code, passed.json()["path"]) == (200, "/hello"), mischief
@@ -152,7 +165,62 @@ def test_plugin_that_fails_changes_nothing_and_decides_nothing(python: Path, ups
 
             undecided = proxy.get("/hello", f"{mischief}@proxy.admit")
             assert undecided.status_code == 503, mischief
-            assert undecided.text.startswith(f"no decision: {error}: "), undecided.text
+            assert undecided.text.startswith(f"no decision: plugin 'unruly': {error}: "), undecided.text
         assert proxy.get("/hello").json()["requests"] == 4, "a request without a decision went to the upstream"
-    assert proxy.log.count("listener failed") == 6
-    assert proxy.log.count("small_proxy_unruly.py") >= 4
+        assert proxy.plugins()["unruly"]["failures"] == 6
+    assert proxy.log.count("plugin unruly: ") == 6
+    assert "small_proxy_unruly.py" in proxy.log
+
+
+def test_others_go_on_while_a_plugin_hangs(python: Path, upstream: str) -> None:
+    """The listener that hangs is cancelled when its plugin is unloaded, long before its time is over."""
+    with running(python, upstream, "tenant", "unruly", patience=1000) as proxy, ThreadPoolExecutor(1) as thread:
+        hanging = thread.submit(proxy.get, "/slow", "hang@proxy.request")
+        seen = proxy.get("/hello").json()["requests"]
+        assert proxy.get("/hello").json()["requests"] == seen + 1
+        assert not hanging.done()
+        assert proxy.client.delete("/-/plugins/unruly").status_code == 204
+        assert hanging.result(60).json()["path"] == "/slow"
+        assert proxy.listeners() == [("proxy.request", "tenant"), ("proxy.response", "tenant")]
+        assert proxy.client.delete("/-/plugins/unruly").status_code == 404
+
+
+def test_plugin_that_keeps_failing_is_switched_off_until_it_is_unloaded(python: Path, upstream: str) -> None:
+    """Switched off, it decides nothing either: the host has to say that it can do without."""
+    with running(python, upstream, "gate", "unruly") as proxy:
+        for _ in range(11):
+            assert proxy.get("/hello", "raise@proxy.request").status_code == 200
+        assert proxy.plugins()["unruly"]["state"] == "off"
+        undecided = proxy.get("/hello")
+        assert (undecided.status_code, "PluginOff" in undecided.text) == (503, True), undecided.text
+        assert proxy.client.delete("/-/plugins/unruly").status_code == 204
+        assert proxy.get("/hello").status_code == 200
+        assert proxy.get("/admin").status_code == 403
+    assert proxy.log.count("its budget is 10") == 1
+
+
+def test_no_request_is_without_the_plugin_while_it_is_reloaded(python: Path, upstream: str) -> None:
+    """Under load, and nothing of the older generations is left."""
+    with running(python, upstream, "tenant", "gate", "unruly") as proxy, ThreadPoolExecutor(3) as threads:
+        ended = threading.Event()
+
+        def ask() -> int:
+            asked = 0
+            while not ended.is_set():
+                assert proxy.get("/hello").json()["headers"]["x-tenant"] == "acme"
+                assert proxy.get("/admin").status_code == 403
+                asked += 1
+            return asked
+
+        askers = [threads.submit(ask) for _ in range(3)]
+        before = proxy.listeners()
+        try:
+            for _ in range(20):
+                for name in ("tenant", "gate", "unruly"):
+                    assert proxy.client.post(f"/-/plugins/{name}/reload").status_code == 204
+        finally:
+            ended.set()
+        assert all(asker.result(60) for asker in askers)
+        assert sorted(proxy.listeners()) == sorted(before)
+        assert {row["tasks"] for row in proxy.plugins().values()} == {0}
+    assert proxy.log == ""

@@ -1,46 +1,13 @@
-"""The program: `python -m small_proxy http://localhost:8001 --plugin tenant --plugin gate`."""
+"""The program: `python -m small_proxy http://127.0.0.1:8001 --plugin tenant --plugin gate`."""
 
 import argparse
 import socket
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 
-import httpx
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from silbo import AsyncEventDispatcher
-from small_proxy.plugins import load_plugins
-from small_proxy.proxy import Proxy
-
-METHODS = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
-
-
-def make_app(upstream_url: str, *, allow: Sequence[str]) -> Starlette:
-    """Return the proxy as an ASGI application.
-
-    Args:
-        upstream_url: The server that requests go to.
-        allow: The names of the plugins to load.
-    """
-    dispatcher = AsyncEventDispatcher()
-    upstream = httpx.AsyncClient(base_url=upstream_url, trust_env=False)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
-        async with upstream, dispatcher, load_plugins(dispatcher, allow):
-            yield
-
-    async def listeners(_: Request) -> Response:
-        rows = dispatcher.describe()
-        return JSONResponse([{"name": str(row.name), "plugin": row.plugin, "at": row.defined_at} for row in rows])
-
-    proxy = Proxy(dispatcher, upstream)
-    routes = [Route("/-/listeners", listeners), Route("/{path:path}", proxy.pass_on, methods=METHODS)]
-    return Starlette(routes=routes, lifespan=lifespan)
+from small_proxy.app import make_app
 
 
 class Server(uvicorn.Server):
@@ -58,8 +25,10 @@ def main() -> None:
     arguments.add_argument("upstream", help="the URL of the server behind the proxy")
     arguments.add_argument("--port", type=int, default=0, help="by default a free one")
     arguments.add_argument("--plugin", action="append", default=[], help="the name of a plugin to load; again for more")
+    arguments.add_argument("--settings", type=Path, help="a TOML file with a table for each plugin")
+    arguments.add_argument("--patience", type=float, default=0.5, help="seconds that a listener of a plugin may take")
     options = arguments.parse_args()
-    app = make_app(options.upstream, allow=options.plugin)
+    app = make_app(options.upstream, allow=options.plugin, settings=options.settings, patience=options.patience)
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     with socket.create_server(("127.0.0.1", options.port)) as listening, suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

@@ -41,17 +41,17 @@ ADMIT = EventName(
     "proxy.admit",
     Admission,
     description="may this request pass? Without an answer of every listener it may not",
-    policy=Policy(timeout=0.5, on_failure="refuse"),
+    policy=Policy(on_failure="refuse"),
 )
 REQUEST = EventName(
     "proxy.request",
     ProxyRequest,
     description="a request goes to the upstream, also if a listener fails",
-    policy=Policy(timeout=0.5, on_failure="ignore"),
+    policy=Policy(on_failure="ignore"),
 )
 RESPONSE = EventName(
     "proxy.response",
     ProxyResponse,
     description="an answer goes to the client, also if a listener fails",
-    policy=Policy(timeout=0.5, on_failure="ignore"),
+    policy=Policy(on_failure="ignore"),
 )
