@@ -396,7 +396,7 @@ class _Backlog:
         while limit is not None and self.waiting and len(self) > limit:
             self.waiting.popleft()
             self.dropped += 1
-        self._wake()
+        self.wake()
 
     def return_pending(self, receiver: _MemoryReceiver) -> None:
         """Put the pending deliveries of a receiver back to their old places among the waiting ones."""
@@ -404,9 +404,13 @@ class _Backlog:
         for delivery in returned:
             del self.pending[delivery.id]
             self.end_offer(delivery)
-        again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in returned]
+        self.wait_again(returned)
+
+    def wait_again(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries that were given out before to their old places among the waiting ones."""
+        again = [replace(delivery, attempt=2 + self.attempts.get(delivery.id, 0)) for delivery in deliveries]
         self.waiting = deque(sorted([*again, *self.waiting], key=lambda delivery: int(delivery.id)))
-        self._wake()
+        self.wake()
 
     @property
     def is_awaited(self) -> bool:
@@ -424,7 +428,7 @@ class _Backlog:
         offer.refused_by.add(receiver)
         if not offer.is_open:
             offer.is_open = True
-            self._wake()
+            self.wake()
         return now - offer.since
 
     def end_offer(self, delivery: Delivery) -> None:
@@ -457,7 +461,8 @@ class _Backlog:
         finally:
             self._sleepers.discard(woken)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let each receiver that waits look again."""
         for woken in self._sleepers:
             if not woken.done():
                 woken.set_result(None)

@@ -4,6 +4,7 @@ The fixture ``silbo_events`` of the pytest plugin, ``silbo_pytest``, is an :clas
 """
 
 from silbo.testing.clock import Clock
+from silbo.testing.faulty_broker import FaultyBroker
 from silbo.testing.recorder import EventRecorder
 
-__all__ = ["Clock", "EventRecorder"]
+__all__ = ["Clock", "EventRecorder", "FaultyBroker"]
