@@ -48,6 +48,11 @@ def test_plugins_without_a_constraint_stay_where_they_were_given() -> None:
     assert running_order([a, plugin("b", after=["a"]), c]) == ["a", "b", "c"]
 
 
+def test_required_plugins_keep_the_order_given() -> None:
+    """The order in which a plugin lists them says nothing."""
+    assert names(load_order([plugin("x", requires=["b", "a"]), plugin("a"), plugin("b")])) == ["a", "b", "x"]
+
+
 def test_missing_plugin_is_an_error_that_names_both() -> None:
     with pytest.raises(PluginMissing) as raised:
         load_order([plugin("audit"), plugin("billing", requires=["adit"])])
