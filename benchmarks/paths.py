@@ -36,6 +36,7 @@ import msgspec
 from silbo import (
     AsyncEventDispatcher,
     Bridge,
+    Budget,
     Consumer,
     Delivery,
     Dispatch,
@@ -47,6 +48,9 @@ from silbo import (
     NotificationEvent,
     Origin,
     Outbox,
+    Plugin,
+    Plugins,
+    Policy,
     Request,
     RequestHandler,
     RequestMap,
@@ -241,6 +245,21 @@ def dispatch_timeout() -> tuple[Contender, Contender]:
                 await listener(event)
 
     return dispatching(dispatcher), by_hand
+
+
+@path("dispatch, 1 listener of a plugin", times=500)
+def dispatch_plugin() -> tuple[Contender, Contender]:
+    """With a time limit, a budget and isolation; by hand is here silbo's dispatch to a listener of the host."""
+    dispatcher, other = AsyncEventDispatcher(), AsyncEventDispatcher()
+    budget = Budget(loop_time=0.5, failures=20)
+    policy = Policy(timeout=5, on_failure="ignore", report_after=1, budget=budget)
+    plugins = Plugins(dispatcher, policy=policy, slow_after=None)
+    plugin = Plugin(lambda view: view.add_listener(NAME, listener), name="plugin")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(plugins.load(plugin))
+    loop.close()
+    other.add_listener(NAME, listener)
+    return dispatching(dispatcher), dispatching(other)
 
 
 @path("dispatch, a listener whose error is isolated", times=400)

@@ -265,7 +265,7 @@ class PolicyListener(ConfiguredListener):
             if inspect.isawaitable(answer):
                 await answer
         elif self.owner is not None:
-            self.owner.report("failed", f"a listener of {event.name!r} failed", listener=self.__wrapped__, error=error)
+            self.owner.report("failed", f"a listener of {event.name!r}", listener=self.__wrapped__, error=error)
         else:
             logger.error("listener failed", exc_info=error, extra={"event_name": str(event.name)})
         fail_delivery(error, event)

@@ -12,12 +12,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 from silbo._checks import check_hook, suggest_name
 from silbo._closing import AsyncCloseable
+from silbo._reports import describe_error
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import registry_of
 from silbo.dispatch.on_loop import OnLoop
 from silbo.dispatch.options import Listener
 from silbo.dispatch.owner import Owner
-from silbo.errors import PluginConflict, PluginInvalid, PluginMissing
+from silbo.errors import PluginConflict, PluginError, PluginInvalid, PluginMissing
 from silbo.plugins.entry_points import find_plugins
 from silbo.plugins.order import load_order, required_names, running_order
 from silbo.plugins.plugin import Plugin, as_plugin
@@ -271,7 +272,7 @@ class Plugins(AsyncCloseable):
                 await new.open(settings)
             except Exception as error:
                 if not overlap:
-                    text = f"it is not loaded any more: its set-up failed on reload: {error}"
+                    text = f"its set-up failed on reload: {_problem(error)}"
                     self._report(PluginReport(kind="not loaded", plugin=name, text=text, error=error))
                 raise
             self._loaded = {one: new if one == name else scope for one, scope in self._loaded.items()}
@@ -398,7 +399,7 @@ class Plugins(AsyncCloseable):
 
     def _fail(self, failed: dict[str, BaseException], name: str, error: BaseException) -> None:
         failed[name] = error
-        self._report(PluginReport(kind="not loaded", plugin=name, text=f"it is not loaded: {error}", error=error))
+        self._report(PluginReport(kind="not loaded", plugin=name, text=_problem(error), error=error))
 
     def _report(self, report: PluginReport) -> None:
         if self._report_hook is None:
@@ -407,12 +408,29 @@ class Plugins(AsyncCloseable):
                 level = logging.INFO
             extra = {"plugin": report.plugin, "report": report.kind}
             text = "\n".join(part for part in (report.text, report.stack) if part)
-            logger.log(level, "plugin %s: %s", report.plugin, text, exc_info=report.error, extra=extra)
+            logger.log(
+                level,
+                "plugin %s: %s: %s",
+                report.plugin,
+                report.kind,
+                text,
+                exc_info=_unforeseen(report.error),
+                extra=extra,
+            )
             return
         try:
             self._report_hook(report)
         except Exception:
             logger.exception("report hook failed", extra={"plugin": report.plugin})
+
+
+def _problem(error: BaseException) -> str:
+    return error.problem if isinstance(error, PluginError) else describe_error(error)
+
+
+def _unforeseen(error: BaseException | None) -> BaseException | None:
+    """Return an error whose traceback tells more than its text."""
+    return None if isinstance(error, PluginError) and error.__cause__ is None else error
 
 
 def _package_of_caller() -> str:
