@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -94,8 +94,9 @@ def upstream() -> Iterator[str]:
 class Proxy:
     """A running proxy: a client of it, and at its end what it has logged."""
 
-    def __init__(self, client: httpx.Client) -> None:
+    def __init__(self, client: httpx.Client, output: IO[str]) -> None:
         self.client = client
+        self.output = output
         self.log = ""
 
     def get(self, path: str, mischief: str = "") -> httpx.Response:
@@ -122,7 +123,7 @@ def running(python: Path, upstream: str, *plugins: str, patience: float = 30, **
             if not url:
                 pytest.fail(process.communicate()[1])
             with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-                proxy = Proxy(client)
+                proxy = Proxy(client, process.stdout)
                 yield proxy
             process.send_signal(signal.SIGINT)
             _, proxy.log = process.communicate(timeout=30)
@@ -176,8 +177,8 @@ def test_others_go_on_while_a_plugin_hangs(python: Path, upstream: str) -> None:
     """The listener that hangs is cancelled when its plugin is unloaded, long before its time is over."""
     with running(python, upstream, "tenant", "unruly", patience=1000) as proxy, ThreadPoolExecutor(1) as thread:
         hanging = thread.submit(proxy.get, "/slow", "hang@proxy.request")
-        seen = proxy.get("/hello").json()["requests"]
-        assert proxy.get("/hello").json()["requests"] == seen + 1
+        assert proxy.output.readline() == "unruly hangs\n"
+        assert proxy.get("/hello").json()["requests"] == 1
         assert not hanging.done()
         assert proxy.client.delete("/-/plugins/unruly").status_code == 204
         assert hanging.result(60).json()["path"] == "/slow"

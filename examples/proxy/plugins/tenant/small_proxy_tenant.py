@@ -1,5 +1,6 @@
-"""A plugin that enriches: a function that takes the dispatcher, with settings."""
+"""A plugin that enriches: an async function that takes the dispatcher, with settings."""
 
+import asyncio
 from dataclasses import dataclass
 
 from small_proxy.events import REQUEST, RESPONSE, ProxyRequest, ProxyResponse
@@ -14,8 +15,9 @@ class Settings:
     tenant: str = "acme"
 
 
-def add_tenant(dispatcher: AsyncEventDispatcher, settings: Settings) -> None:
-    """Add both listeners."""
+async def add_tenant(dispatcher: AsyncEventDispatcher, settings: Settings) -> None:
+    """Add both listeners, as soon as the tenant is known."""
+    await asyncio.sleep(0.02)  # in place of a question to a directory of tenants
 
     @dispatcher.listen(REQUEST)
     async def to_upstream(event: ProxyRequest) -> None:

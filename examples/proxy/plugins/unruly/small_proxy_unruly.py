@@ -23,6 +23,7 @@ async def misbehave(event: Admission | ProxyRequest) -> None:
     if mischief == "raise":
         raise RuntimeError("unruly, as asked")
     if mischief == "hang":
+        print("unruly hangs", flush=True)
         await asyncio.Event().wait()
     if mischief == "block":
         time.sleep(SECONDS_OF_BLOCKING)  # noqa: ASYNC251  # that is the mischief
