@@ -142,17 +142,18 @@ class Owner:
 
     # -- the budget -----------------------------------------------------------------------------------------
 
-    def check_held(self, listener: Listener, coroutine: object, took: float, now: float) -> None:
+    def check_held(self, listener: Listener, coroutine: object, began: float, took: float, now: float) -> None:
         """Check the time for which its listeners have held the event loop.
 
         Args:
             listener: The last one.
             coroutine: Its coroutine.
-            took: Its seconds.
-            now: The time on the clock of ``perf_counter``.
+            began: The beginning of its step, on the clock of ``perf_counter``.
+            took: Its seconds, without those of the listeners inside of it.
+            now: The end of its step.
         """
         if took >= self.on_loop.slow_after:
-            self.on_loop.on_slow(listener, coroutine, now - took, took)
+            self.on_loop.on_slow(listener, coroutine, began, took)
         most = self.budget.loop_time
         if most is None or self.held >= most:
             held, since = self.held, self._held_since

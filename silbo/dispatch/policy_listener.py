@@ -143,7 +143,7 @@ class PolicyListener(ConfiguredListener):
                     took = now - (started if started > on_loop.since else on_loop.since)
                     owner.held = held = owner.held + took
                     if held >= owner.held_limit:
-                        owner.check_held(self, coroutine, took, now)
+                        owner.check_held(self, coroutine, started, took, now)
                 on_loop.coroutine = around
                 on_loop.listener = around_listener
                 if around is not None:
@@ -190,7 +190,7 @@ class PolicyListener(ConfiguredListener):
                 took = now - max(started, on_loop.since)  # another thread may have written it
                 owner.held += took
                 if owner.held >= owner.held_limit:
-                    owner.check_held(self, coroutine, took, now)
+                    owner.check_held(self, coroutine, started, took, now)
             on_loop.coroutine = around
             on_loop.listener = around_listener
             if around is not None:  # its time is not that of the listener around it

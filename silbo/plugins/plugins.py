@@ -25,6 +25,7 @@ from silbo.plugins.plugin import Plugin, as_plugin
 from silbo.plugins.scope import PluginScope
 from silbo.plugins.settings import read_settings
 from silbo.plugins.view import make_view
+from silbo.plugins.watchdog import Blocked, Watchdog
 from silbo.policy import Policy
 
 __all__ = ["PluginReport", "PluginRow", "Plugins"]
@@ -94,6 +95,9 @@ class Plugins(AsyncCloseable):
         policies: The policy of single plugins, by name, in place of ``policy``.
         host_version: The version of the host, for plugins that state which ones they work with.
         settings: The settings by plugin: a mapping, or the path of a TOML file with a table for each.
+        slow_after: Seconds for which a listener of a plugin may hold the event loop. One that does so for longer is reported, with
+            its line and stack where they can be seen. A thread watches from the first plugin on until ``aclose()``; None for
+            no such thread.
         report: Called with each :class:`PluginReport`; by default they are logged. It may be called in another thread, for
             a blocked loop.
 
@@ -109,6 +113,7 @@ class Plugins(AsyncCloseable):
         policies: Mapping[str, Policy] | None = None,
         host_version: str | None = None,
         settings: Settings = None,
+        slow_after: float | None = 0.25,
         report: Callable[[PluginReport], object] | None = None,
     ) -> None:
         if not isinstance(dispatcher, AsyncEventDispatcher):
@@ -126,6 +131,9 @@ class Plugins(AsyncCloseable):
         self._busy: dict[str, asyncio.Lock] = {}
         self._places: dict[str, float] = {}  # of every plugin that was loaded: a reload keeps its place
         self._on_loop = OnLoop()
+        self._watchdog: Final = (
+            None if slow_after is None else Watchdog(self._on_loop, slow_after=slow_after, report=self._report_blocked)
+        )
         self._host_package = _package_of_caller()
 
     # -- load -----------------------------------------------------------------------------------------------
@@ -155,6 +163,8 @@ class Plugins(AsyncCloseable):
         async with self._busy.setdefault(wanted.name, asyncio.Lock()):
             if wanted.name in self._loaded:
                 raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
+            if self._watchdog is not None:
+                self._watchdog.start()
             scope = self._make_scope(wanted)
             self._places.setdefault(wanted.name, scope.owner.place)
             scope.owner.is_active = False  # nothing of it runs before its set-up has ended
@@ -291,6 +301,8 @@ class Plugins(AsyncCloseable):
             if name in self._loaded:
                 async with self._busy[name]:
                     await self._unload(self._loaded[name], 5.0)
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     # -- switch, look ---------------------------------------------------------------------------------------
 
@@ -400,6 +412,18 @@ class Plugins(AsyncCloseable):
     def _fail(self, failed: dict[str, BaseException], name: str, error: BaseException) -> None:
         failed[name] = error
         self._report(PluginReport(kind="not loaded", plugin=name, text=_problem(error), error=error))
+
+    def _report_blocked(self, blocked: Blocked) -> None:
+        """Report a listener that holds the loop. Called by the watchdog's thread."""
+        self._report(
+            PluginReport(
+                kind="blocked",
+                plugin=blocked.plugin,
+                text=str(blocked),
+                listener=blocked.listener,
+                stack=blocked.stack,
+            )
+        )
 
     def _report(self, report: PluginReport) -> None:
         if self._report_hook is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.batteries import BATTERIES
-from silbo import Consumer, Outbox, Quota, Relay, _host_code, bridge
+from silbo import Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
 from silbo.cli.main import make_parser
@@ -61,7 +61,10 @@ def test_each_promise_names_tests_that_exist() -> None:
 
 
 CALLS: dict[str, Callable[..., Any]] = {
-    **{each.__name__: each for each in (Quota, Outbox, Consumer, RedisStreams, RedisPubSub, RedisInbox, MemoryBroker)},
+    **{
+        each.__name__: each
+        for each in (Quota, Outbox, Consumer, Plugins, RedisStreams, RedisPubSub, RedisInbox, MemoryBroker)
+    },
     "RedisStreams.group": RedisStreams.group,
     "SQLAlchemyInbox": SQLAlchemyInbox,
 }
