@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from silbo._reports import note_plugin
+from silbo._reports import describe_error, note_plugin
 from silbo.dispatch.listeners import registry_of
 from silbo.dispatch.owner import Owner
 from silbo.dispatch.tasks import background_of
@@ -61,7 +61,9 @@ class PluginScope:
         self.view: Final = make_view(dispatcher, self)
         self._dispatcher = dispatcher
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._set_up = AsyncExitStack()
+        self._closing = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None  # runs from the set-up to the tear-down
+        self._is_open = False  # its set-up has ended, and nothing was told of its end yet
 
     def __repr__(self) -> str:
         return f"<scope of plugin {self.name!r}>"
@@ -98,18 +100,47 @@ class PluginScope:
     # -- for the host ---------------------------------------------------------------------------------------
 
     async def open(self, settings: object) -> None:
-        """Run the set-up. If it fails, everything is undone.
+        """Run the set-up, in a task of its own: the tear-down runs there, too, as a TaskGroup of the plugin demands.
+
+        If it fails, everything is undone.
 
         Raises:
             Exception: The error of the set-up, with a note that names the plugin.
         """
         self.settings = settings
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        self._life = loop.create_task(self._live(settings, ready), name=f"plugin {self.name}")
         try:
-            self.instance = await self._set_up.enter_async_context(open_plugin(self.plugin, self.view, settings))
+            await asyncio.wait((self._life, ready), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                await self._life  # raises
         except BaseException as error:
             note_plugin(error, self.name, "its set-up")
+            self._life.cancel()
             await self.close(0.0)
             raise
+        self._is_open = True
+        self._life.add_done_callback(self._life_ended)
+
+    async def _live(self, settings: object, ready: asyncio.Future[None]) -> None:
+        try:
+            async with open_plugin(self.plugin, self.view, settings) as self.instance, self.stack:
+                if not ready.done():
+                    ready.set_result(None)
+                await self._closing.wait()
+        finally:
+            await self.stack.aclose()  # after a set-up that failed
+
+    def _life_ended(self, life: asyncio.Task[None]) -> None:
+        """Switch the plugin off if its set-up was ended by itself: by a TaskGroup of its own, whose task has failed."""
+        if not self.is_closed:
+            error = None if life.cancelled() else life.exception()
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]  # of a TaskGroup
+            cause = "it was cancelled" if error is None else describe_error(error)
+            self._is_open = False
+            self.owner.switch_off(f"what its set-up holds has ended by itself: {cause}")
 
     async def close(self, timeout: float) -> list[str]:
         """Remove the plugin's listeners, wait for those that run, cancel its tasks, and run its tear-down.
@@ -158,16 +189,22 @@ class PluginScope:
         return [f"its task {task.get_name()!r} goes on after its cancellation" for task in late]
 
     async def _tear_down(self) -> list[str]:
-        left: list[str] = []
-        for stack, what in ((self.stack, "exit stack"), (self._set_up, "tear-down")):
-            try:
-                async with asyncio.timeout(ENDS_WITHIN):
-                    await stack.aclose()
-            except TimeoutError:
-                left.append(f"its {what} has not ended within {ENDS_WITHIN:g} s")
-            except Exception as error:
-                logger.exception("plugin failed at its end", extra={"plugin": self.name})
-                left.append(f"its {what} failed: {type(error).__name__}: {error}")
+        self._closing.set()
+        life = self._life
+        if life is None or life is asyncio.current_task():
+            return []
+        await asyncio.wait((life,), timeout=ENDS_WITHIN)
+        left = []
+        if not life.done():
+            left.append(f"its tear-down had not ended within {ENDS_WITHIN:g} s, and was cancelled")
+            life.cancel()
+            await asyncio.wait((life,), timeout=ENDS_WITHIN)
+            if not life.done():
+                left.append("its tear-down goes on after its cancellation")
+        error = life.exception() if life.done() and not life.cancelled() else None
+        if error is not None and self._is_open:
+            logger.error("plugin failed at its end", exc_info=error, extra={"plugin": self.name})
+            left.append(f"its tear-down failed: {describe_error(error)}")
         return left
 
     def _log_error(self, task: asyncio.Task[Any]) -> None:

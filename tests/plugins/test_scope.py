@@ -468,6 +468,84 @@ async def test_what_goes_wrong_at_the_end_is_reported_and_the_rest_is_undone() -
     assert [row.name for row in dispatcher.describe()] == ["b"]
 
 
+async def test_set_up_and_tear_down_run_in_one_task() -> None:
+    """A plugin may hold a TaskGroup or a cancel scope open: another task can load it than unloads it."""
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def plugin(view: PluginView) -> AsyncIterator[None]:
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                steps.append("work")
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work())
+            await view.scope.stack.enter_async_context(asyncio.timeout(60))
+            yield
+            task.cancel()
+        steps.append("tear-down")
+
+    async with Plugins(AsyncEventDispatcher()) as plugins:
+        await asyncio.create_task(plugins.load(plugin))
+        await asyncio.sleep(0)
+        await asyncio.create_task(plugins.unload("plugin"))
+        assert steps == ["work", "tear-down"]
+
+
+async def test_a_plugin_whose_task_group_dies_is_switched_off() -> None:
+    """A plugin that lives no more must not answer, and the host is told why."""
+    reports: list[PluginReport] = []
+    fail = asyncio.Event()
+
+    @asynccontextmanager
+    async def plugin(view: PluginView) -> AsyncIterator[None]:
+        async def work() -> None:
+            await fail.wait()
+            raise OSError("connection lost")
+
+        view.add_subscriber(Hears())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())
+            yield
+
+    dispatcher = AsyncEventDispatcher()
+    async with Plugins(dispatcher, report=reports.append) as plugins:
+        await plugins.load(plugin)
+        fail.set()
+        async with asyncio.timeout(60):
+            while not reports:
+                await asyncio.sleep(0)
+        assert not hasattr(await dispatcher.adispatch("a"), "heard")
+        assert plugins.describe()[0].state == "off"
+        await plugins.unload("plugin")
+    (report,) = reports
+    assert (report.kind, report.plugin) == ("switched off", "plugin")
+    assert "OSError: connection lost" in report.text
+
+
+async def test_a_cancelled_load_leaves_nothing() -> None:
+    """A host that gives up on a set-up that hangs is left without a half-loaded plugin."""
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def plugin(view: PluginView) -> AsyncIterator[None]:
+        view.add_subscriber(Hears())
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            steps.append("ended")
+
+    dispatcher = AsyncEventDispatcher()
+    async with Plugins(dispatcher) as plugins:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await plugins.load(plugin)
+        assert (steps, dispatcher.describe(), list(plugins)) == (["ended"], [], [])
+
+
 # -- reload -------------------------------------------------------------------------------------------------
 
 
