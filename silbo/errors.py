@@ -24,6 +24,8 @@ __all__ = [
     "DispatcherClosed",
     "DispatcherConflict",
     "EnvelopeConflict",
+    "EventMismatch",
+    "EventMissing",
     "Fenced",
     "FollowUpsExceeded",
     "Gap",
@@ -36,6 +38,8 @@ __all__ = [
     "MessageRefused",
     "MissingExtra",
     "NameInvalid",
+    "NameUnknown",
+    "NameUnknownWarning",
     "NotAnEvent",
     "NotSettled",
     "OutboxFull",
@@ -52,6 +56,7 @@ __all__ = [
     "RequestUnbound",
     "RouteConflict",
     "SilboError",
+    "SilboWarning",
     "StartInvalid",
     "StopIncomplete",
     "StoreInvalid",
@@ -70,6 +75,10 @@ class SilboError(Exception):
 
 def _rebuild(cls: type[SilboError], args: tuple[object, ...]) -> SilboError:
     return cls.__new__(cls, *args)  # a copy gets its attributes from the original: some are keyword-only in __init__
+
+
+class SilboWarning(UserWarning):
+    """The root of silbo's warnings."""
 
 
 @dataclass(eq=False)
@@ -122,6 +131,74 @@ class KeyUnknown(SilboError, ValueError):
             f"did you mean {self.similar!r}?" if self.similar else f"its fields are {', '.join(self.fields) or 'none'}"
         )
         return f"{self.name!r}: {self.cls.__qualname__} has no attribute {self.key!r} for the routing key; {hint}"
+
+
+@dataclass(eq=False)
+class NameUnknown(SilboError, LookupError):
+    """A name is not declared in the dispatcher's ``names=``, or a pattern matches no declared name.
+
+    Attributes:
+        name: The name or pattern.
+        similar: The most similar declared name, or pattern of declared names; None if none is similar.
+        plugin: The module that uses the name.
+        place: ``file:line`` of the use; empty if it is not known.
+    """
+
+    name: Hashable
+    similar: str | None
+    plugin: str
+    place: str
+
+    def __str__(self) -> str:
+        what = "matches no declared name" if isinstance(self.name, str) and "*" in self.name else "is not declared"
+        hint = "declare it in names= of the dispatcher" if self.similar is None else f"did you mean {self.similar!r}?"
+        where = f"{self.plugin}, {self.place}" if self.place else self.plugin
+        return f"event {str(self.name)!r} {what}: {hint} (used by {where})"
+
+
+class NameUnknownWarning(SilboWarning):
+    """A warning in place of :class:`NameUnknown`, with the same text, under ``unknown="warn"``."""
+
+
+@dataclass(eq=False)
+class EventMismatch(SilboError, TypeError):
+    """An event was dispatched under a declared name whose events are of another class.
+
+    Attributes:
+        name: The name.
+        expected: The classes that are declared for the name.
+        event: The class of the event.
+    """
+
+    name: str
+    expected: tuple[type, ...]
+    event: type
+
+    def __str__(self) -> str:
+        expected = " or ".join(cls.__qualname__ for cls in self.expected)
+        return (
+            f"events of {self.name!r} are {expected}, not {self.event.__qualname__}: dispatch an event of that class, or "
+            "this one under its own name (a consumer: name it in events=)"
+        )
+
+
+@dataclass(eq=False)
+class EventMissing(SilboError, TypeError):
+    """A name was dispatched without an event, and its class can't be made without arguments.
+
+    Attributes:
+        name: The name.
+        cls: The class of its events.
+    """
+
+    name: str
+    cls: type
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r} was dispatched without an event, and {self.cls.__qualname__}() can't be made without arguments: "
+            f"give the dispatch one, {self.cls.__qualname__}(...)"
+        )
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from enum import Enum
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from silbo.errors import KeyUnknown, NameInvalid
@@ -21,6 +21,8 @@ from silbo.message import VERSION_DIGITS
 from silbo.policy import Policy
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from typing_extensions import TypeVar
 
     from silbo.event import Event
@@ -38,18 +40,22 @@ __all__ = [
     "EventName",
     "Key",
     "Name",
+    "NameUse",
     "Upcast",
     "check_key",
     "check_name",
     "check_name_or_pattern",
     "claim_own_name",
     "compile_pattern",
+    "find_caller",
     "generic_class",
     "has_name",
     "is_pattern",
     "is_too_long",
     "name_of",
+    "use_by",
     "version_of",
+    "warn_caller",
     "warn_if_deprecated",
 ]
 
@@ -383,7 +389,7 @@ def is_pattern(name: object) -> bool:
 
 
 def check_name(name: object) -> None:
-    """Refuse to dispatch under a pattern, and warn of a deprecated name.
+    """Refuse to dispatch under a pattern.
 
     Raises:
         NameInvalid: the name is a pattern, or too long.
@@ -392,7 +398,6 @@ def check_name(name: object) -> None:
     check_name_or_pattern(name)
     if is_pattern(name):
         raise NameInvalid(str(name), "a name with '*' is a pattern; dispatch a name")
-    warn_if_deprecated(name)
 
 
 def check_name_or_pattern(name: object) -> None:
@@ -421,14 +426,60 @@ def _check_length(name: Any) -> None:
         )
 
 
-def warn_if_deprecated(name: object) -> None:
-    """Give a ``DeprecationWarning`` if a name is deprecated, at the nearest line of the call stack outside of silbo."""
-    if not isinstance(name, EventName) or name.deprecated is None:
-        return
-    level, frame = 1, sys._getframe()  # noqa: SLF001  # as warnings itself does
+class NameUse(NamedTuple):
+    """A place in the code that uses a name.
+
+    Attributes:
+        plugin: The module.
+        place: ``file:line``; empty if it has none.
+    """
+
+    plugin: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"used by {self.plugin}, {self.place}" if self.place else f"used by {self.plugin}"
+
+
+def find_caller() -> FrameType:
+    """Return the nearest frame of the call stack that is outside of silbo."""
+    frame = sys._getframe()  # noqa: SLF001  # as warnings itself does
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("silbo."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"event {name!s} is deprecated: {name.deprecated}", DeprecationWarning, stacklevel=level)
+        frame = frame.f_back
+    return frame
+
+
+def use_by(caller: FrameType) -> NameUse:
+    """Return the place that a frame runs."""
+    return NameUse(str(caller.f_globals.get("__name__")), f"{caller.f_code.co_filename}:{caller.f_lineno}")
+
+
+def warn_caller(text: str, category: type[Warning], caller: FrameType) -> None:
+    """Give a warning at the line that a frame runs, as ``warnings.warn`` does with a ``stacklevel``."""
+    warnings.warn_explicit(
+        text,
+        category,
+        caller.f_code.co_filename,
+        caller.f_lineno,
+        module=str(caller.f_globals.get("__name__")),
+        registry=caller.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def warn_if_deprecated(name: object, use: NameUse | None = None, *, deprecated: str | None = None) -> None:
+    """Give a ``DeprecationWarning`` if a name is deprecated, at the nearest line of the call stack outside of silbo.
+
+    Args:
+        name: The name.
+        use: The place that uses it, for the text; by default that line.
+        deprecated: The text of the deprecation; by default the name's own.
+    """
+    if deprecated is None and isinstance(name, EventName):
+        deprecated = name.deprecated
+    if deprecated is not None:
+        caller = find_caller()
+        text = f"event {name!s} is deprecated: {deprecated} ({use or use_by(caller)})"
+        warn_caller(text, DeprecationWarning, caller)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -27,6 +27,7 @@ from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.dispatcher import AsyncEventDispatcher, count_changes
+from silbo.dispatch.extension_points import check_heard_names
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided, StopIncomplete
 from silbo.message import Delivery
 from silbo.names import EventName
@@ -76,7 +77,8 @@ class Consumer:
         dispatcher: Any dispatcher of silbo's or Whistle's.
         subscription: The description of what to receive: a broker's ``group(...)`` or ``subscribe(...)``.
         events: The names whose events are rebuilt as their class. Others arrive as a notification or ECST event whose
-            data is its ``payload``.
+            data is its ``payload``. If the dispatcher declares names, each must be declared, with the same class, else the
+            consumer is refused with its :class:`~silbo.errors.NameUnknown` or :class:`~silbo.errors.EventMismatch`.
         own: ``"skip"`` or ``"handle"`` messages of this program's own app. Has to be given if the dispatcher bridges the
             app that it consumes.
         concurrency: Deliveries handled side by side, over different keys; those of one key stay in order. With more
@@ -146,6 +148,7 @@ class Consumer:
             if not isinstance(dispatcher, AsyncEventDispatcher):
                 raise TypeError(f"listener_timeout needs one of silbo's dispatchers, and {dispatcher!r} is none")
         rebuilder = EventRebuilder(events, app=subscription.app, own=own)
+        check_heard_names(dispatcher, rebuilder.names)
         if concurrency > 1:
             _check_keys(rebuilder.names)
         self.stats: Final = ConsumerStats()

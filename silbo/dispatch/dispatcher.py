@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable, overridable_async
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
+from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, check_listener, make_event
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
@@ -39,6 +40,13 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             listener's own comes first.
         observers: Called around every dispatch and listener.
         container: An adapter from ``silbo.containers``, which makes the objects of listener classes.
+        names: The names that the host declares: EventName constants, and modules whose constants they are. An event of another
+            class than its declared name's is refused. By default nothing is declared.
+        unknown: The answer to a name that is not declared, and to a pattern that matches no declared name, in ``add_listener``
+            and in a dispatch: nothing, a :class:`~silbo.errors.NameUnknownWarning`, or a :class:`~silbo.errors.NameUnknown`.
+
+    Attributes:
+        names: The declared names.
     """
 
     def __init__(
@@ -48,6 +56,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         binding: bool = False,
         observers: Sequence[Observer] = (),
         container: Container | None = None,
+        names: Names | None = None,
+        unknown: Unknown = "warn",
     ) -> None:
         check_policy(on_error)
         check_observers(observers)
@@ -58,6 +68,12 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         self._listeners = ListenerRegistry(
             policy=on_error, binding=binding, container=container, on_change=self._ready.clear
         )
+        if names is None and unknown == "error":
+            raise ValueError('unknown="error" needs names=: without it every name would be unknown')
+        self._points = None if names is None else ExtensionPoints(names, unknown, self._listeners)
+        self.names: tuple[EventName[Any], ...] = () if self._points is None else self._points.names
+        for name in self.names:
+            self._listeners.set_policy(name)
         self._background = BackgroundTasks()
         self._subscribers = Subscribers()
 
@@ -95,8 +111,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             TypeError: The listener is not async, the priority is not a number, or the name is None.
             ContainerMissing: The listener is a class, and the dispatcher has no container.
             NameInvalid: The name has a ``*`` that is not a whole segment.
+            NameUnknown: The name is not declared, under ``unknown="error"``.
         """
-        warn_if_deprecated(name)
+        check_listener(self._points, name, listener)
         if isinstance(name, EventName) and name.policy is not None:
             self._listeners.set_policy(name)
         return self._listeners.add(
@@ -202,10 +219,13 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             NameInvalid: The name has a ``*``.
             EnvelopeConflict: The event's class declares a field that belongs to the envelope.
             NotAnEvent: The event accepts no attributes.
+            NameUnknown: The name is not declared, under ``unknown="error"``.
+            EventMismatch: The event is of another class than the declared name's.
+            EventMissing: There is no event, and its class can't be made without arguments.
             Exception: Under ``on_error="raise"`` the error of a listener; under ``"collect"`` an ``ExceptionGroup``.
         """
         # Any: a silbo event of a checked class is handled here; everything else goes to _dispatch.
-        envelope: Any = _new_event(name) if event is None else event
+        envelope: Any = make_event(self._points, name) if event is None else event
         try:
             listeners = self._ready[name]
             direct = envelope.__silbo_direct__
@@ -238,7 +258,14 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_name(name)
         if isinstance(name, EventName) and name.policy is not None:
             self._listeners.set_policy(name)
+        points = self._points
+        if points is None:
+            warn_if_deprecated(name)
+        else:
+            points.check_dispatch(name, event)
         prepare_event(event)
+        if points is not None:
+            points.check_event(name, event)
         changes = self._listeners.changes
         listeners = self.get_listeners(name)
         if name not in self._ready:
@@ -274,6 +301,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         if self._observers or not own or not self.__dict__.keys().isdisjoint(_OVERRIDABLE):
             return
         if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
+            if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
+                return
             if len(self._ready) >= CACHED_NAMES:
                 self._ready.clear()
             self._ready[name] = listeners
@@ -292,7 +321,13 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
 
         Raises:
             DispatcherClosed: After :meth:`aclose`.
+            NameUnknown: The name is not declared, under ``unknown="error"``.
+            EventMismatch: The event is of another class than the declared name's.
         """
+        if self._points is not None:
+            self._points.check_dispatch(name, event)
+            if event is not None:
+                self._points.check_event(name, event)
         return self._background.spawn(self.adispatch(name, event))
 
     async def drain(self, timeout: float | None = None) -> None:
@@ -355,8 +390,3 @@ def is_heard(dispatcher: object, name: Hashable, listeners: Iterable[Listener]) 
     return (
         registry.is_heard(name, listeners) if isinstance(registry, ListenerRegistry) else any(True for _ in listeners)
     )
-
-
-def _new_event(name: object) -> Any:
-    cls = name.cls if isinstance(name, EventName) else None
-    return (Event if cls is None else cls)()

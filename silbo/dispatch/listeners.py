@@ -231,7 +231,7 @@ class ListenerRegistry:
             order=(rank, next(self._numbers)),
             run=run,
             pattern=pattern,
-            owner=getattr(self._adding, "owner", None),
+            owner=self.adding,
         )
         policy = self._policy if options.on_error is None else options.on_error
         if entry.owner is not None:
@@ -245,10 +245,15 @@ class ListenerRegistry:
         self._changed()
         return Registration(partial(self._discard, entry))
 
+    @property
+    def adding(self) -> Owner | None:
+        """The plugin whose view adds a listener now, in this thread; None if the host adds it."""
+        return getattr(self._adding, "owner", None)
+
     @contextmanager
     def adding_for(self, owner: Owner) -> Generator[None]:
         """Let the listeners that this thread adds within the block belong to a plugin."""
-        around = getattr(self._adding, "owner", None)
+        around = self.adding
         self._adding.owner = owner
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from typing import Any, assert_type
 
@@ -64,6 +65,12 @@ async def plain(dispatcher: AsyncEventDispatcher) -> None:
     (await dispatcher.adispatch(Names.JOINED)).stop_propagation()
     for row in dispatcher.describe():
         print(row.priority, row.defined_at)
+
+
+def declared() -> None:
+    dispatcher = AsyncEventDispatcher(names=[USER_JOINED, APP_STARTED, sys.modules[__name__]], unknown="error")
+    AsyncEventDispatcher(names=sys.modules[__name__])
+    print([name.description for name in dispatcher.names])
 
 
 async def named(dispatcher: AsyncEventDispatcher) -> None:
