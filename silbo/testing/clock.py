@@ -33,6 +33,7 @@ class Clock:
         self._start = 0.0
         self._wall = 0.0
         self._loop: Any = None
+        self._selector: Any = None  # the loop forgets it when it is closed, perhaps before the clock is left
         self._real_select: Any = None
 
     def __enter__(self) -> Self:
@@ -41,21 +42,23 @@ class Clock:
         loop: Any = asyncio.get_running_loop()
         if not hasattr(loop, "_selector"):
             raise TypeError(f"the time of {loop!r} can't be stopped: run the test on asyncio's own event loop")
-        if "select" in vars(loop._selector):  # noqa: SLF001
+        selector = loop._selector  # noqa: SLF001  # asyncio offers no other way to wait for a clock
+        if "select" in vars(selector):
             raise RuntimeError("the time of this loop stands still already; use the clock that stopped it")
         self._loop = loop
         self._now = self._start = loop.time()
         self._wall = time.time()
-        self._real_select = loop._selector.select  # noqa: SLF001  # asyncio offers no other way to wait for a clock
+        self._selector = selector
+        self._real_select = selector.select
         loop.time = self._time
-        loop._selector.select = self._select  # noqa: SLF001
+        selector.select = self._select
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         loop = self._loop
-        del loop._selector.select  # noqa: SLF001
+        del self._selector.select
         real = type(loop).time
         ahead = self._now - real(loop)
         loop.time = lambda: real(loop) + ahead  # timers that are set go on from here

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 
 from silbo.bridge import Bridge
@@ -78,7 +78,7 @@ class EventRecorder:
         self._tokens: dict[Call, Token[Call | None]] = {}
         self._watched = Watched(open_dispatches=self._open)
         self._stand_ins: dict[int, StandIns] = {}  # by the id of their dispatcher
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self._after: int | None = None  # inside of in_order(): the index of the record that the last assertion found
         self._clock: Clock | None = None
 
@@ -115,7 +115,9 @@ class EventRecorder:
     def _watch_dispatcher(self, dispatcher: AsyncEventDispatcher) -> None:
         if id(dispatcher) not in self._watched.dispatchers:
             self._watched.dispatchers[id(dispatcher)] = dispatcher
-            self._undo.append(dispatcher.observe(self).remove)
+            self._undo.callback(dispatcher.observe(self).remove)
+            stand_ins = self._stand_ins[id(dispatcher)] = StandIns(dispatcher)
+            self._undo.callback(stand_ins.clear)
 
     def _watch_publisher(self, publisher: Any) -> None:
         if id(publisher) in self._watched.publishers:
@@ -136,14 +138,11 @@ class EventRecorder:
                 f"{publisher!r} takes no attributes, so it can't be watched; watch its bridge's dispatcher, "
                 "with a MemoryBroker in its place"
             ) from error
-        self._undo.append(partial(_restore, publisher, own))
+        self._undo.callback(_restore, publisher, own)
 
     def close(self) -> None:
         """Watch nothing any more: everything is as it was before. May be called twice."""
-        for stand_ins in self._stand_ins.values():
-            stand_ins.clear()
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     # -- time -----------------------------------------------------------------------------------------------
 
@@ -155,7 +154,7 @@ class EventRecorder:
         """
         if self._clock is None:
             clock = self._clock = Clock().__enter__()
-            self._undo.append(partial(clock.__exit__, None, None, None))
+            self._undo.callback(clock.__exit__, None, None, None)
         return self._clock
 
     async def settle(self, *, within: float = 5.0) -> None:
@@ -206,10 +205,7 @@ class EventRecorder:
             raise ValueError(
                 f"no watched dispatcher has {listener!r} as a listener; add it first, or watch() its dispatcher"
             )
-        registrations = [
-            self._stand_ins.setdefault(id(dispatcher), StandIns(dispatcher)).add(listener, replacement)
-            for dispatcher in having
-        ]
+        registrations = [self._stand_ins[id(dispatcher)].add(listener, replacement) for dispatcher in having]
 
         def remove() -> None:
             for registration in registrations:

@@ -91,6 +91,17 @@ async def test_loop_has_one_clock_at_a_time(events: EventRecorder) -> None:
         Clock().__enter__()
 
 
+def test_clock_may_be_left_after_its_loop_is_closed() -> None:
+    """A fixture that is no coroutine function may end after the loop."""
+    recorder = EventRecorder()
+
+    async def freeze() -> None:
+        recorder.freeze()
+
+    asyncio.run(freeze())
+    recorder.close()
+
+
 async def test_waiting_test_is_not_blocked_by_its_clock() -> None:
     """A minute's time limit ends, and so does a consumer that waits for its broker; in little real time."""
     d = AsyncEventDispatcher()

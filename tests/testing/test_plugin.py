@@ -10,16 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
-    "-p",
-    "silbo_pytest",
-    "-p",
-    "no:randomly",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "-o",
-    "asyncio_mode=auto",
+    *("-p", "silbo_pytest"),
+    *("-p", "no:randomly"),
+    *("-p", "no:cacheprovider"),
+    *("-p", "no:xdist"),
+    *("-o", "asyncio_mode=auto"),
+    *("-o", "asyncio_default_fixture_loop_scope=function"),
 )
 """The plugin by name, for where silbo is not installed anew since it has the entry point."""
 
