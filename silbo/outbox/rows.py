@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from types import MappingProxyType
+from itertools import product
+from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 from zlib import crc32
 
@@ -17,7 +18,9 @@ from silbo.wire.formats import to_json
 __all__ = [
     "LEASE",
     "NOTHING",
+    "NO_SEQUENCE",
     "STATES",
+    "ColumnCheck",
     "Lead",
     "OutboxStatus",
     "OutboxStore",
@@ -28,6 +31,7 @@ __all__ = [
     "State",
     "UnreadableMessage",
     "has_to_wait",
+    "mark_unreadable",
     "pack",
     "partition_of",
     "unpack",
@@ -41,6 +45,12 @@ Time = TypeVar("Time", datetime, int)
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 """All states, in the order of a row's way."""
+
+NO_SEQUENCE: Final = 1 << 62
+"""The stored sequence of a row that has none yet: greater than every sequence, so that one index has the rows in the order
+in which they are taken."""
+LARGEST_SEQUENCE: Final = 1 << 53
+"""Greater sequences are no exact numbers for a broker's Lua."""
 
 NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 """No dead rows: the immutable default of ``take(dead=...)``."""
@@ -339,7 +349,10 @@ def pack(message: Message, partitions: int) -> Packed:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableMessage(Message):
-    """Stands for a stored message whose bytes can't be read: a relay puts its row aside as dead."""
+    """Stands for a message whose row can't be read: a relay puts the row aside as dead.
+
+    It has what can be read of the message, if only another column of its row can't.
+    """
 
     problem: str = ""
 
@@ -352,3 +365,48 @@ def unpack(raw: bytes | str) -> Message:
     except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError) as error:
         return UnreadableMessage("", "(unreadable)", "", {}, problem=str(error))
     return message  # type: ignore[no-any-return]
+
+
+def mark_unreadable(message: Message, problem: str) -> Message:
+    """Return the message as an UnreadableMessage if there is a problem with its row."""
+    if not problem or isinstance(message, UnreadableMessage):
+        return message
+    return UnreadableMessage(**{name: getattr(message, name) for name in _FIELDS}, problem=problem)
+
+
+class ColumnCheck:
+    """Finds values of another type than that of their column: SQLite keeps whatever a program writes there.
+
+    Args:
+        time: The type of a stored time.
+        unknown: Stands for a time that can't be read.
+    """
+
+    def __init__(self, time: type, unknown: object) -> None:
+        self._columns: Sequence[tuple[str, tuple[type, ...], object]] = (
+            ("attempts", (int,), 0),
+            ("error", (str, NoneType), None),
+            ("sequence", (int,), NO_SEQUENCE),
+            ("owner", (str, NoneType), None),
+            ("epoch", (int, NoneType), None),
+            ("stored_at", (time,), unknown),
+            ("state_at", (time,), unknown),
+            ("next_attempt_at", (time, NoneType), None),
+        )
+        self._right = set(product(*(types for _, types, _ in self._columns)))
+
+    def mend(self, values: Sequence[Any]) -> tuple[Sequence[Any], str]:
+        """Return the values of a row from ``attempts`` on, others in the place of the wrong ones, and the problem with them."""
+        sequence = values[2]
+        if tuple(map(type, values)) in self._right and (0 <= sequence <= LARGEST_SEQUENCE or sequence == NO_SEQUENCE):
+            return values, ""
+        mended: list[Any] = []
+        wrong: list[str] = []
+        for value, (name, types, instead) in zip(values, self._columns, strict=True):
+            is_right = type(value) in types and (
+                name != "sequence" or 0 <= value <= LARGEST_SEQUENCE or value == NO_SEQUENCE
+            )
+            mended.append(value if is_right else instead)
+            if not is_right:
+                wrong.append(f"its column {name} has the value {value!r:.100}")
+        return mended, " and ".join(wrong)

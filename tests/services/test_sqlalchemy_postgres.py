@@ -29,6 +29,13 @@ pytestmark = pytest.mark.postgresql
 
 
 class TestSQLAlchemyStore(SQLAlchemyConformance):
+    DAMAGED_COLUMNS = (
+        *((column, "'infinity'") for column in ("stored_at", "state_at", "next_attempt_at")),
+        *((column, "'20000-01-01'") for column in ("stored_at", "state_at", "next_attempt_at")),
+        ("stored_at", "'-infinity'"),
+        ("sequence", "-1"),
+    )
+
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:
         """Here it takes none: the quota is for what waits, and a host's database has room for an hour of the rest."""
         await store.add(packed(1, 2), Quota(rows=2))

@@ -27,6 +27,18 @@ async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
 
 
 class TestSQLAlchemyStore(SQLAlchemyConformance):
+    DAMAGED_COLUMNS = (
+        *(
+            (column, "'abc'")
+            for column in ("attempts", "sequence", "epoch", "stored_at", "state_at", "next_attempt_at")
+        ),
+        *((column, "x'ff00'") for column in ("attempts", "sequence", "stored_at", "next_attempt_at")),
+        *((column, "1.5") for column in ("sequence", "stored_at", "next_attempt_at")),
+        ("sequence", "-1"),
+        ("stored_at", "CAST(x'ff' AS TEXT)"),
+    )
+    DAMAGED_TEXTS = (("error", "CAST(x'ff' AS TEXT)"), ("owner", "CAST(x'ff' AS TEXT)"))
+
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:
         """Here it takes none: the quota is for what waits, and a host's database has room for an hour of the rest."""
         await store.add(packed(1, 2), Quota(rows=2))

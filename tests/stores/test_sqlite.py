@@ -19,7 +19,7 @@ import pytest
 
 from silbo.errors import LoopConflict, OutboxFull, StoreInvalid, StoreUnavailable
 from silbo.message import Message
-from silbo.outbox.rows import Quota, UnreadableMessage, pack
+from silbo.outbox.rows import NO_SEQUENCE, Quota, UnreadableMessage, pack
 from silbo.stores.sqlite import SQLiteStore, schema
 from tests.support.store_conformance import (
     FAR,
@@ -42,8 +42,26 @@ class TestSQLiteStore(Conformance):
     def make(self, path: Path) -> Make:
         return lambda: SQLiteStore(path)
 
+    DAMAGED_COLUMNS = (
+        *(
+            (column, "'abc'")
+            for column in ("attempts", "sequence", "epoch", "stored_at", "state_at", "next_attempt_at")
+        ),
+        *((column, "x'ff00'") for column in ("attempts", "sequence", "error", "owner", "stored_at", "next_attempt_at")),
+        ("sequence", "1.5"),
+        ("sequence", f"{NO_SEQUENCE - 1}"),
+        ("sequence", "-1"),
+        ("stored_at", "1.5"),
+        ("partition", "'abc'"),
+        ("partition", "7"),
+    )
+    DAMAGED_TEXTS = (("error", "CAST(x'ff' AS TEXT)"), ("owner", "CAST(x'ff' AS TEXT)"))
+
     async def damage(self, store: SQLiteStore, row: int, raw: bytes) -> None:
         change(store.path, f"UPDATE message SET raw = x'{raw.hex()}' WHERE id = {row}")
+
+    async def damage_column(self, store: SQLiteStore, row: int, column: str, value: str) -> None:
+        change(store.path, f"UPDATE message SET {column} = {value} WHERE id = {row}")
 
     @pytest.mark.parametrize("value", ["12345", "1.5", "'[]'", "''"])
     async def test_message_of_another_type_is_unreadable(self, store: SQLiteStore, value: str) -> None:
@@ -54,6 +72,19 @@ class TestSQLiteStore(Conformance):
         damaged, other = await store.rows("pending")
         assert isinstance(damaged.message, UnreadableMessage) and damaged.message.problem
         assert (damaged.id, other.message) == (first.id, second.message)
+        taken = await store.take(await leader(store), 10)
+        assert [row.message for row in taken] == [damaged.message, second.message]
+
+    @pytest.mark.parametrize("column", ["epoch", "until", "sequence"])
+    async def test_column_of_a_partition_with_another_type_stops_nothing(self, store: SQLiteStore, column: str) -> None:
+        """A lease that can't be read has ended; a broker knows the newest epoch, and the clock a new sequence."""
+        await store.add(packed(1), PLENTY)
+        await leader(store, lease=LONG)
+        change(store.path, f"UPDATE partition SET {column} = 'abc'")
+        await store.status()
+        lead = await leader(store, owner="another" if column == "until" else "a")
+        (row,) = await store.take(lead, 10)
+        assert row.sequence is not None and row.sequence > 10**15
 
     async def move_times(self, store: SQLiteStore, ahead: timedelta) -> None:
         more = int(ahead.total_seconds() * 1e6)

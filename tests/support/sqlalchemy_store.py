@@ -34,6 +34,10 @@ class SQLAlchemyConformance(Conformance):
         else:  # PostgreSQL keeps no damaged UTF-8 in a text
             await self.change_row(row, message=raw.decode("latin-1"))
 
+    async def damage_column(self, store: Any, row: int, column: str, value: str) -> None:
+        async with self.engine.begin() as connection:
+            await connection.execute(text(f"UPDATE silbo_message SET {column} = {value} WHERE id = {row}"))
+
     async def move_times(self, store: Any, ahead: timedelta) -> None:
         for row in await store.rows("pending"):
             due = None if row.next_attempt_at is None else row.next_attempt_at + ahead

@@ -462,6 +462,71 @@ class Conformance:
         assert f"row {damaged} " in str(error)
         assert await store.purge("dead", before=FAR) == 1
 
+    DAMAGED_COLUMNS: Sequence[tuple[str, str]] = ()
+    """Columns and values of another type, in SQL, as far as the database lets a program write them."""
+    DAMAGED_TEXTS: Sequence[tuple[str, str]] = ()
+    """The same of texts with a byte that is no UTF-8."""
+
+    async def damage_column(self, store: Any, row: int, column: str, value: str) -> None:
+        """Overwrite a column of a row, with a value in SQL."""
+        raise NotImplementedError
+
+    async def test_row_with_a_column_of_another_type_is_put_aside_and_the_others_are_sent(
+        self, store: OutboxStore, make: Make
+    ) -> None:
+        """The row is named by its id and its column; its message can be read, and is sent after a retry."""
+        for column, value in self.DAMAGED_COLUMNS:
+            await store.add(packed(1, 2, 3, key="a"), PLENTY)
+            damaged = ids(await store.rows("pending"))[1]
+            await self.damage_column(store, damaged, column, value)
+            assert (await store.status()).oldest_at is not None, column  # of the others
+            await store.rows("pending")
+            told: list[tuple[Exception, Any]] = []
+            relay = Relay(
+                store, MemoryBroker(), on_error=lambda error, message, told=told: told.append((error, message))
+            )
+            async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+                tasks.create_task(relay.run())
+                while len(await in_state(store, "sent")) < 2 or not await store.rows("dead"):
+                    await asyncio.sleep(0.005)
+                relay.stop()
+            case = f"{column} = {value}"
+            assert await in_state(store, "sent") == [1, 3], case
+            (row,) = await store.rows("dead")
+            assert (row.id, row.message.payload["n"]) == (damaged, 2), case
+            ((error, message),) = told
+            assert f"row {damaged} can't be read: its column {column} has the value" in str(error), case
+            assert message.payload["n"] == 2, case
+            status = await store.status()
+            assert (status.counts["pending"], status.counts["dead"]) == (0, 1), case
+            if column != "partition":
+                assert await store.retry() == 1
+                relay = Relay(
+                    store, MemoryBroker(), on_error=lambda error, message, told=told: told.append((error, message))
+                )
+                async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+                    tasks.create_task(relay.run())
+                    while len(await in_state(store, "sent")) < 3:
+                        await asyncio.sleep(0.005)
+                    relay.stop()
+                assert len(told) == 1, case
+            await store.purge("sent", before=FAR)
+            await store.purge("dead", before=FAR)
+
+    async def test_column_of_another_type_in_a_row_that_is_not_to_be_sent_hides_no_other_row(
+        self, store: OutboxStore
+    ) -> None:
+        await store.add(packed(1, 2, 3), PLENTY)
+        lead = await leader(store)
+        await bury(store, lead, 1)
+        await send(store, lead, 1)
+        for state in ("dead", "sent"):
+            for column, value in (*self.DAMAGED_COLUMNS, *self.DAMAGED_TEXTS):
+                (row,) = await store.rows(state)
+                await self.damage_column(store, row.id, column, value)
+                assert ids(await store.rows(state)) == [row.id], column
+                assert (await store.status()).counts[state] == 1, column
+
     @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"], ids=ascii)
     async def test_error_whose_text_no_database_takes_holds_up_nothing(
         self, store: OutboxStore, text: str, monkeypatch: pytest.MonkeyPatch

@@ -9,14 +9,17 @@ from typing import Any, Final
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Column,
     ColumnElement,
     CursorResult,
     DateTime,
     Dialect,
     LargeBinary,
     Select,
+    String,
     Table,
     any_,
+    case,
     cast,
     func,
     literal,
@@ -32,18 +35,27 @@ from silbo.stores.sqlalchemy.tables import message, outbox
 
 __all__ = [
     "begin_writing",
+    "earliest",
     "insert_missing",
     "is_among",
     "is_in_state",
     "is_refusal_of_data",
     "read_clock",
-    "select_rows",
+    "readable",
     "statement_time",
+    "to_text",
+    "to_time",
     "to_utc",
     "without_locked_rows",
 ]
 
 ZONED: Final[DateTime] = DateTime(timezone=True)
+FIRST_TIME: Final = datetime(2, 1, 1, tzinfo=UTC)
+LAST_TIME: Final = datetime(9998, 12, 31, tzinfo=UTC)
+NO_TIME: Final = datetime(1, 1, 2, tzinfo=UTC)
+"""Stands for a time that Python does not have, as PostgreSQL's infinity."""
+TIME_PATTERN: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] *"
+"""The beginning of a time as SQLAlchemy stores it in SQLite."""
 
 
 async def begin_writing(connection: AsyncConnection) -> None:
@@ -74,12 +86,48 @@ def is_refusal_of_data(error: object) -> bool:
     return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "54")
 
 
-def select_rows(connection: AsyncConnection) -> Select[*tuple[Any, ...]]:
-    """Select all columns of messages. On SQLite the JSON comes as bytes: a damaged text would make its driver fail for all rows."""
+def readable(connection: AsyncConnection, *columns: Column[Any]) -> list[ColumnElement[Any]]:
+    """Return columns to select whose values can be read whatever is stored there; :func:`to_text` and :func:`to_time` read them.
+
+    On SQLite texts and times come as bytes: one that is damaged, or of another type, would make the driver fail for all rows. On
+    PostgreSQL a time that Python does not have comes as one of the year 1.
+    """
     if connection.dialect.name == "postgresql":
-        return select(message)
-    others = [column for column in message.c if column.name != "message"]
-    return select(*others, cast(message.c.message, LargeBinary).label("message"))
+        return [_within_python(column) if isinstance(column.type, DateTime) else column for column in columns]
+    return [
+        cast(column, LargeBinary).label(column.name) if isinstance(column.type, String | DateTime) else column
+        for column in columns
+    ]
+
+
+def earliest(connection: AsyncConnection, column: Column[Any]) -> ColumnElement[Any]:
+    """Return an expression for the earliest time in a column of a group of rows, without values that are no times."""
+    if connection.dialect.name == "postgresql":
+        return func.min(case((column.between(FIRST_TIME, LAST_TIME), column))).label(column.name)
+    return cast(func.min(case((column.op("GLOB")(TIME_PATTERN), column))), LargeBinary).label(column.name)
+
+
+def _within_python(column: Column[Any]) -> ColumnElement[Any]:
+    within = column.is_(None) | column.between(FIRST_TIME, LAST_TIME)
+    return case((within, column), else_=literal(NO_TIME, ZONED)).label(column.name)
+
+
+def to_text(value: Any) -> Any:
+    """Return a text as :func:`readable` selects it; a byte that is no UTF-8 as a backslash escape."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def to_time(value: Any) -> Any:
+    """Return a time as :func:`readable` selects it, with its zone; None, or the text of a value that is no time."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return str(value) if value.year == NO_TIME.year else to_utc(value)
+    text = to_text(value)
+    try:
+        return to_utc(datetime.fromisoformat(text))
+    except ValueError:
+        return text
 
 
 def is_in_state(*states: str) -> ColumnElement[bool]:

@@ -5,10 +5,10 @@ The functions carry the names of ``OutboxStore``'s methods; import the module, n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy
@@ -16,22 +16,40 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, t
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
-from silbo.outbox.rows import STATES, Lead, OutboxStatus, Packed, Row, State, has_to_wait, unpack
+from silbo.outbox.rows import (
+    NO_SEQUENCE,
+    STATES,
+    ColumnCheck,
+    Lead,
+    OutboxStatus,
+    Packed,
+    Row,
+    State,
+    UnreadableMessage,
+    has_to_wait,
+    mark_unreadable,
+    unpack,
+)
 from silbo.stores.sqlalchemy.dialect import (
     begin_writing,
+    earliest,
     insert_missing,
     is_among,
     is_in_state,
     read_clock,
-    select_rows,
+    readable,
     statement_time,
+    to_text,
+    to_time,
     to_utc,
     without_locked_rows,
 )
-from silbo.stores.sqlalchemy.tables import NO_SEQUENCE, message, outbox, partition
+from silbo.stores.sqlalchemy.tables import message, outbox, partition
 from silbo.stores.sqlalchemy.urls import describe_url
 
 UNSENT: Final = ("pending", "sending")
+_UNKNOWN_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_columns: Final = ColumnCheck(datetime, _UNKNOWN_TIME)
 
 
 async def open_store(connection: AsyncConnection, partitions: int | None) -> tuple[str, int]:
@@ -77,9 +95,11 @@ async def _change_partitions(connection: AsyncConnection, has: int, partitions: 
     """
     if connection.dialect.name == "postgresql":  # waits for the transactions that have inserted a row
         await connection.execute(text("LOCK TABLE silbo_message IN EXCLUSIVE MODE"))
-    leases = await connection.execute(select(partition.c.owner, partition.c.until).with_for_update())
+    leases = await connection.execute(
+        select(*readable(connection, partition.c.owner, partition.c.until)).with_for_update()
+    )
     now = await read_clock(connection)
-    if any(owner is not None and to_utc(until) > now for owner, until in leases):
+    if any(lease.owner is not None and _to_end(lease.until) > now for lease in leases):
         problem = f"a relay sends from its {has} partitions; stop the relays before it has {partitions}"
         raise StoreInvalid(describe_url(connection.engine.url), problem)
     waiting = await connection.scalar(select(func.count()).where(is_in_state("pending", "sending", "dead")))
@@ -125,12 +145,38 @@ async def add(connection: AsyncConnection, messages: Sequence[Packed], partition
 # -- the relay's --------------------------------------------------------------------------------------------
 
 
-async def _lock_partition(connection: AsyncConnection, number: int) -> tuple[sqlalchemy.Row[Any], datetime]:
+class _Partition(NamedTuple):
+    """A partition's row. A value of another type counts as none: a broker knows the newest epoch, and the clock a new sequence."""
+
+    owner: str | None
+    epoch: int
+    until: datetime
+    sequence: int
+
+
+async def _lock_partition(connection: AsyncConnection, number: int) -> tuple[_Partition, datetime]:
     """Lock a partition's row until the end of the transaction. Return the row, and the database's time."""
     await begin_writing(connection)
-    chosen = select(partition, statement_time(connection.dialect).label("now")).where(partition.c.number == number)
+    columns = readable(connection, *partition.c)
+    chosen = select(*columns, statement_time(connection.dialect).label("now")).where(partition.c.number == number)
     found = (await connection.execute(chosen.with_for_update())).one()
-    return found, to_utc(found.now)
+    row = _Partition(
+        owner=to_text(found.owner),
+        epoch=_to_number(found.epoch),
+        until=_to_end(found.until),
+        sequence=_to_number(found.sequence),
+    )
+    return row, to_utc(found.now)
+
+
+def _to_number(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+def _to_end(until: Any) -> datetime:
+    """Return the end of a lease; a lease whose end can't be read has ended."""
+    end = to_time(until)
+    return end if isinstance(end, datetime) else _UNKNOWN_TIME
 
 
 async def _lock_lead(connection: AsyncConnection, lead: Lead) -> tuple[int, datetime]:
@@ -140,13 +186,9 @@ async def _lock_lead(connection: AsyncConnection, lead: Lead) -> tuple[int, date
         LeadLost: another relay leads the partition.
     """
     found, now = await _lock_partition(connection, lead.partition)
-    _check_lead(found, lead)
-    return found.sequence, now
-
-
-def _check_lead(found: Any, lead: Lead) -> None:
     if (found.owner, found.epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
+    return found.sequence, now
 
 
 async def lead(connection: AsyncConnection, number: int, owner: str, lease: float, above: int) -> Lead | None:
@@ -154,8 +196,8 @@ async def lead(connection: AsyncConnection, number: int, owner: str, lease: floa
     found, now = await _lock_partition(connection, number)
     until = now + timedelta(seconds=lease)
     change = update(partition).where(partition.c.number == number)
-    if found.owner not in (None, owner) and to_utc(found.until) > now:
-        if to_utc(found.until) > until:
+    if found.owner not in (None, owner) and found.until > now:
+        if found.until > until:
             await connection.execute(change.values(until=until))
         return None
     epoch = found.epoch
@@ -178,13 +220,18 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
         LeadLost: another relay leads the partition.
     """
     first = (
-        select(message.c.id, message.c.state_at, message.c.next_attempt_at)
+        select(*readable(connection, message.c.id, message.c.state_at, message.c.next_attempt_at))
         .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(1)
         .subquery()
     )
-    columns = (partition.c.owner, partition.c.epoch, first.c.id, first.c.state_at, first.c.next_attempt_at)
+    columns = (
+        *readable(connection, partition.c.owner, partition.c.epoch),
+        first.c.id,
+        first.c.state_at,
+        first.c.next_attempt_at,
+    )
     found = (
         await connection.execute(
             select(*columns, statement_time(connection.dialect).label("now"))
@@ -192,10 +239,12 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
             .where(partition.c.number == lead.partition)
         )
     ).one()
-    _check_lead(found, lead)
-    if found.id is None or found.next_attempt_at is None:
+    if (to_text(found.owner), _to_number(found.epoch)) != (lead.owner, lead.epoch):
+        raise LeadLost(lead.partition, lead.epoch)
+    state_at, next_attempt_at = to_time(found.state_at), to_time(found.next_attempt_at)
+    if found.id is None or not isinstance(state_at, datetime) or not isinstance(next_attempt_at, datetime):
         return found.id is not None
-    return not has_to_wait(to_utc(found.state_at), to_utc(found.next_attempt_at), to_utc(found.now))
+    return not has_to_wait(state_at, next_attempt_at, to_utc(found.now))
 
 
 async def take(
@@ -209,7 +258,7 @@ async def take(
     last, now = await _lock_lead(connection, lead)
     await _settle(connection, lead, sent, dead, now)
     found = await connection.execute(
-        select_rows(connection)
+        select(*readable(connection, *message.c))
         .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
         .order_by(message.c.sequence, message.c.id)
         .limit(limit)
@@ -236,6 +285,9 @@ async def take(
         given = select(message.c.id, place.label("sequence")).where(is_among(fresh, connection)).subquery()
         await connection.execute(taken.where(message.c.id == given.c.id).values(sequence=given.c.sequence))
         await _set_last_sequence(connection, lead, last + len(fresh))
+    damaged = [row.id for row in rows if isinstance(row.message, UnreadableMessage)]
+    if damaged:  # so that a retry can send them, if only another column of theirs was wrong
+        await connection.execute(update(message).where(is_among(damaged, connection)).values(attempts=1, stored_at=now))
     sequences = {row: sequence for sequence, row in enumerate(fresh, last + 1)}
     return [
         replace(
@@ -325,37 +377,43 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
             message.c.state,
             func.count().label("rows"),
             func.sum(message.c.size).label("size"),
-            func.min(message.c.stored_at).label("stored_at"),
-            func.min(message.c.state_at).label("state_at"),
-            func.min(message.c.next_attempt_at).label("next_attempt_at"),
+            earliest(connection, message.c.stored_at),
+            earliest(connection, message.c.state_at),
+            earliest(connection, message.c.next_attempt_at),
         ).group_by(message.c.state)
     )
-    by_state = {row.state: row for row in found}
+    by_state: dict[Any, Any] = {row.state: row for row in found}
     waiting = [by_state[state] for state in UNSENT if state in by_state]
     leads = await connection.execute(
-        select(partition)
+        select(*readable(connection, *partition.c))
         .where(partition.c.owner.is_not(None), partition.c.number < partitions)
         .order_by(partition.c.number)
     )
+
+    def find_first(column: str, rows: Iterable[Any]) -> datetime | None:
+        times = (to_time(getattr(row, column)) for row in rows)
+        return min((time for time in times if isinstance(time, datetime)), default=None)
+
     return OutboxStatus(
         counts={state: by_state[state].rows if state in by_state else 0 for state in STATES},
         size=sum(int(row.size) for state, row in by_state.items() if state != "sent"),
-        oldest_at=min((to_utc(row.stored_at) for row in waiting), default=None),
-        oldest_sent_at=to_utc(by_state["sent"].state_at) if "sent" in by_state else None,
-        next_attempt_at=min(
-            (to_utc(row.next_attempt_at) for row in waiting if row.next_attempt_at is not None), default=None
-        ),
+        oldest_at=find_first("stored_at", waiting),
+        oldest_sent_at=find_first("state_at", [by_state["sent"]] if "sent" in by_state else []),
+        next_attempt_at=find_first("next_attempt_at", waiting),
         leads={
-            row.number: Lead(partition=row.number, owner=row.owner, epoch=row.epoch, until=to_utc(row.until))
+            row.number: Lead(
+                partition=row.number, owner=to_text(row.owner), epoch=_to_number(row.epoch), until=_to_end(row.until)
+            )
             for row in leads
-            if to_utc(row.until) > now
+            if _to_end(row.until) > now
         },
     )
 
 
 async def rows(connection: AsyncConnection, state: State, after: int, limit: int) -> list[Row]:
     """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
-    chosen = select_rows(connection).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
+    columns = readable(connection, *message.c)
+    chosen = select(*columns).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
     return [_to_row(found) for found in await connection.execute(chosen)]
 
 
@@ -400,17 +458,30 @@ def _without_sequence(now: datetime) -> dict[str, Any]:
 
 
 def _to_row(found: sqlalchemy.Row[Any]) -> Row:
+    """Make a row; an unreadable one if a column has a value of another type."""
+    values = [
+        found.attempts,
+        to_text(found.error),
+        found.sequence,
+        to_text(found.owner),
+        found.epoch,
+        to_time(found.stored_at),
+        to_time(found.state_at),
+        to_time(found.next_attempt_at),
+    ]
+    mended, problem = _columns.mend(values)
+    attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at = mended
     return Row(
         id=found.id,
         partition=found.partition,
-        state=found.state,
-        message=unpack(found.message),
-        attempts=found.attempts,
-        error=found.error,
-        sequence=None if found.sequence == NO_SEQUENCE else found.sequence,
-        owner=found.owner,
-        epoch=found.epoch,
-        stored_at=to_utc(found.stored_at),
-        state_at=to_utc(found.state_at),
-        next_attempt_at=None if found.next_attempt_at is None else to_utc(found.next_attempt_at),
+        state=to_text(found.state),
+        message=mark_unreadable(unpack(found.message), problem),
+        attempts=attempts,
+        error=error,
+        sequence=None if sequence == NO_SEQUENCE else sequence,
+        owner=owner,
+        epoch=epoch,
+        stored_at=stored_at,
+        state_at=state_at,
+        next_attempt_at=next_attempt_at,
     )

@@ -24,11 +24,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from silbo.errors import StoreInvalid
+from silbo.outbox.rows import NO_SEQUENCE
 from silbo.stores.sqlalchemy.urls import describe_url
 
 __all__ = [
     "ADVISORY_LOCKS",
-    "NO_SEQUENCE",
     "check_tables",
     "create_tables",
     "inbox",
@@ -38,9 +38,6 @@ __all__ = [
     "partition",
 ]
 
-NO_SEQUENCE: Final = 1 << 62
-"""The sequence of a row that has none yet: greater than every sequence, so that one index has the rows in the order in
-which they are taken."""
 ADVISORY_LOCKS: Final = 0x73696C62
 """The first half of the key of silbo's advisory locks: "silb" in ASCII. A lock of a message key has its number as second half."""
 CREATE_LOCK: Final = -1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeVar
@@ -143,6 +144,8 @@ class FileConnection:
         if not self._create and not self._path.exists():
             raise StoreInvalid(str(self._path), "there is no such file")
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        # A damaged text would otherwise make a read of all rows fail.
+        connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
         try:
             (mode,) = _execute_locking(connection, "PRAGMA journal_mode").fetchone()
             if mode == "wal":  # not changed here: other processes may have the file open in this mode

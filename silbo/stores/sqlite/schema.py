@@ -9,7 +9,8 @@ from typing import Final
 from uuid import uuid4
 
 from silbo.errors import StoreInvalid
-from silbo.stores.sqlite.statements import NO_SEQUENCE, read_clock
+from silbo.outbox.rows import NO_SEQUENCE
+from silbo.stores.sqlite.statements import read_clock
 
 __all__ = ["MIGRATIONS", "open_schema"]
 

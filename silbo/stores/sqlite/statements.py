@@ -13,12 +13,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from silbo.errors import LeadLost, OutboxFull
-from silbo.outbox.rows import STATES, Lead, OutboxStatus, Row, State, has_to_wait, unpack
+from silbo.outbox.rows import (
+    NO_SEQUENCE,
+    STATES,
+    ColumnCheck,
+    Lead,
+    OutboxStatus,
+    Row,
+    State,
+    has_to_wait,
+    mark_unreadable,
+    unpack,
+)
 from silbo.stores._group_commit import Addition
 
-NO_SEQUENCE: Final = 1 << 62
-"""The sequence of a row that has none yet: greater than every sequence, so that one index has the rows in the order in
-which they are taken."""
 FREE_STEP: Final = 1000
 """Sent rows that are deleted at a time to make room."""
 TAKE_SIZE: Final = 4 << 20
@@ -28,6 +36,9 @@ COLUMNS: Final = (  # state: the position in STATES
 )
 _1970: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
+_LAST_TIME: Final = 253_402_300_799_999_999
+"""The last microsecond of the year 9999."""
+_columns: Final = ColumnCheck(int, 0)
 
 
 def read_clock() -> int:
@@ -80,6 +91,7 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
     holder, epoch, until = connection.execute(
         "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
     ).fetchone()
+    epoch, until = _to_number(epoch), _to_number(until)
     now = read_clock()
     end = now + int(lease * 1e6)
     if holder not in (None, owner) and until > now:
@@ -113,7 +125,15 @@ def _check_lead(connection: sqlite3.Connection, lead: Lead) -> int:
     ).fetchone()
     if (owner, epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
-    return int(sequence)
+    return _to_number(sequence)
+
+
+def _to_number(value: Any) -> int:
+    """Return the number in a column of a partition; 0 for a value of another type, which ends a lease.
+
+    A broker knows the newest epoch, and new sequences are never below the clock.
+    """
+    return value if type(value) is int else 0
 
 
 def take(
@@ -128,28 +148,46 @@ def take(
     last = _check_lead(connection, lead)
     now = read_clock()
     found = _select_next(connection, lead.partition, limit)
-    if not found or has_to_wait(found[0][-2], found[0][-1], now):
+    if not found or _is_waiting(found[0], now):
         return []
     # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
     next_sequence = max(last + 1, now)
     rows = []
-    for row, partition, _, raw, attempts, error, sequence, _, _, stored_at, _, _ in found:
+    damaged = []
+    for row, partition, _, raw, *others in found:
+        (attempts, error, sequence, _, _, stored_at, _, _), problem = _columns.mend(others)
+        if partition != lead.partition:
+            problem = f"its column partition has the value {partition!r:.100}"
+            partition = lead.partition
+        if problem:
+            damaged.append((now, row))
         if sequence == NO_SEQUENCE:
             sequence = last = next_sequence
             next_sequence += 1
         taken = (row, partition, 1, raw, attempts + 1, error, sequence, lead.owner, lead.epoch, stored_at, now, None)
-        rows.append(_to_row(taken))
+        rows.append(_to_row(taken, problem))
     connection.executemany(
-        "UPDATE message SET state = 1, attempts = attempts + 1, sequence = ?, owner = ?, epoch = ?, state_at = ?,"
+        "UPDATE message SET state = 1, attempts = ?, sequence = ?, owner = ?, epoch = ?, state_at = ?,"
         " next_attempt_at = NULL WHERE id = ?",
-        [(row.sequence, lead.owner, lead.epoch, now, row.id) for row in rows],
+        [(row.attempts, row.sequence, lead.owner, lead.epoch, now, row.id) for row in rows],
     )
+    # The other columns have right values by now, so that a retry can send the row.
+    connection.executemany("UPDATE message SET stored_at = ? WHERE id = ? AND typeof(stored_at) <> 'integer'", damaged)
     connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (last, lead.partition))
     return rows
 
 
+def _is_waiting(values: Sequence[Any], now: int) -> bool:
+    """Return True if the row with these values of COLUMNS waits for its next attempt."""
+    (*_, state_at, next_attempt_at), _ = _columns.mend(values[4:])
+    return has_to_wait(state_at, next_attempt_at, now)
+
+
 def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
-    """Read the first rows to send: at most ``limit``, fewer if their messages reach TAKE_SIZE before."""
+    """Read the first rows to send: at most ``limit``, fewer if their messages reach TAKE_SIZE before.
+
+    The first partition has the rows of partitions that do not exist, too: something else was written into that column.
+    """
     cursor = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
         (partition, limit),
@@ -158,10 +196,15 @@ def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> 
     size = 0
     for values in cursor:
         found.append(values)
-        size += len(values[3])
+        size += len(values[3]) if isinstance(values[3], str | bytes) else 0
         if size >= TAKE_SIZE:
             cursor.close()
-            break
+            return found
+    if partition == 0:
+        found += connection.execute(
+            f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition >= (SELECT partitions FROM outbox) LIMIT ?",
+            (limit,),
+        )
     return found
 
 
@@ -238,18 +281,18 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
             (partition,),
         ).fetchone()
         sending += begun[0] or 0
-        oldest += [at for at in (begun[1], waiting and waiting[0]) if at is not None]
-        due += [at for at in (begun[2],) if at is not None]
+        oldest += [at for at in (begun[1], waiting and waiting[0]) if type(at) is int]
+        due += [at for at in (begun[2],) if type(at) is int]
         owner, epoch, until = connection.execute(
             "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
         ).fetchone()
-        if owner is not None and until > read_clock():
+        if owner is not None and _to_number(until) > read_clock():
             leads[partition] = Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(until))
     return OutboxStatus(
         counts={"pending": rows - sending - dead, "sending": sending, "sent": all_rows - rows, "dead": dead},
         size=size,
         oldest_at=_to_datetime(min(oldest)) if oldest else None,
-        oldest_sent_at=None if sent_at is None else _to_datetime(sent_at),
+        oldest_sent_at=_to_datetime(sent_at) if type(sent_at) is int else None,
         next_attempt_at=_to_datetime(min(due)) if due else None,
         leads=leads,
     )
@@ -305,14 +348,16 @@ def _delete(connection: sqlite3.Connection, where: str, arguments: tuple[int, ..
 # -- rows ---------------------------------------------------------------------------------------------------
 
 
-def _to_row(values: Sequence[Any]) -> Row:
-    """Make a row of the values of COLUMNS."""
-    row, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at = values
+def _to_row(values: Sequence[Any], problem: str = "") -> Row:
+    """Make a row of the values of COLUMNS; an unreadable one if there is a problem with them."""
+    row, partition, state, raw, *others = values
+    mended, found = _columns.mend(others)
+    attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at = mended
     return Row(
         id=row,
         partition=partition,
         state=STATES[state],
-        message=unpack(raw),
+        message=mark_unreadable(unpack(raw), problem or found),
         attempts=attempts,
         error=error,
         sequence=None if sequence == NO_SEQUENCE else sequence,
@@ -325,7 +370,7 @@ def _to_row(values: Sequence[Any]) -> Row:
 
 
 def _to_datetime(microseconds: int) -> datetime:
-    return _1970 + microseconds * _US
+    return _1970 + max(0, min(microseconds, _LAST_TIME)) * _US
 
 
 def _to_microseconds(at: datetime) -> int:
