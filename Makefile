@@ -94,6 +94,7 @@ lint: $(VENV)/.check ## ruff: format and rules
 
 types: $(VENV)/.check ## mypy and pyright, on silbo/, tools/ and tests/typing/
 	$(RUN) -m mypy
+	MYPYPATH=$$(echo examples/proxy/host examples/proxy/plugins/* | tr " " :) $(RUN) -m mypy -p small_proxy -m small_proxy_tenant -m small_proxy_gate -m small_proxy_unruly
 	$(RUN) -m basedpyright --warnings --pythonpath $(RUN)
 
 imports: $(VENV)/.check ## the arrows between modules (setup.cfg)

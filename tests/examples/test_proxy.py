@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def build_wheels(folder: Path) -> list[Path]:
 
 def install(wheels: list[Path], environment: Path) -> None:
     """Install wheels into a new environment. silbo and the host's libraries are those of the tests."""
-    venv.create(environment)
+    venv.create(environment, symlinks=True)
     site = next(environment.glob("lib/python*/site-packages"))
     (site / "shared.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
@@ -171,6 +172,15 @@ def test_plugin_that_fails_changes_nothing_and_decides_nothing(python: Path, ups
         assert proxy.plugins()["unruly"]["failures"] == 6
     assert proxy.log.count("plugin unruly: ") == 6
     assert "small_proxy_unruly.py" in proxy.log
+
+
+def test_plugin_that_blocks_is_named_with_file_and_line(python: Path, upstream: str) -> None:
+    """While it blocks, or afterwards where the watching thread gets no turn in time."""
+    with running(python, upstream, "unruly") as proxy:
+        assert proxy.get("/hello", "block@proxy.request").status_code == 200
+        assert proxy.get("/hello").status_code == 200
+    assert re.match(r"plugin unruly: blocked: misbehave \(.*small_proxy_unruly\.py:\d+\) h[eo]ld", proxy.log), proxy.log
+    assert proxy.log.count("blocked") == 1
 
 
 def test_others_go_on_while_a_plugin_hangs(python: Path, upstream: str) -> None:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from silbo import AsyncEventDispatcher, Budget, Plugins, Policy
 from silbo.errors import PluginMissing
+from small_proxy import events
 from small_proxy.proxy import Proxy
 
 __all__ = ["make_app"]
@@ -32,7 +33,7 @@ def make_app(upstream_url: str, *, allow: Sequence[str], settings: Path | None, 
         settings: A TOML file with a table for each plugin.
         patience: Seconds that a listener of a plugin may take.
     """
-    dispatcher = AsyncEventDispatcher()
+    dispatcher = AsyncEventDispatcher(names=events, unknown="error")
     policy = Policy(timeout=patience, budget=Budget(failures=10))
     plugins = Plugins(dispatcher, policy=policy, settings=settings, host_version=VERSION)
     upstream = httpx.AsyncClient(base_url=upstream_url, trust_env=False)

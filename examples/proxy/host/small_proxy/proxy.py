@@ -43,7 +43,7 @@ class Proxy:
         answer = await self._upstream.request(
             event.method,
             event.path,
-            params=request.query_params.multi_items(),
+            params=request.url.query,
             headers=_passed_on(event.headers),
             content=event.body,
         )

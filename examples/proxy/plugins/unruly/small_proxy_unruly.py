@@ -35,8 +35,8 @@ async def misbehave(event: Admission | ProxyRequest) -> None:
 @asynccontextmanager
 async def unruly(dispatcher: AsyncEventDispatcher) -> AsyncGenerator[None]:
     """Misbehave as long as it is loaded."""
-    for name in (ADMIT, REQUEST):
-        dispatcher.add_listener(name, misbehave)
+    dispatcher.add_listener(ADMIT, misbehave)
+    dispatcher.add_listener(REQUEST, misbehave)
     yield
 
 
