@@ -36,40 +36,34 @@ def stop_process() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-async def stops_twice_in_a_step() -> None:
-    async def listener(_event: object) -> None:
+async def stops() -> None:
+    async def twice(_event: object) -> None:
         stop_process()
         looked_at = watchdog._alive_at
         while watchdog._alive_at == looked_at:
             time.sleep(0.001)
         stop_process()
 
-    await run_as("stopped", on_loop, listener)
-
-
-async def stops_between_steps() -> None:
-    async def listener(_event: object) -> None:
+    async def between_steps(_event: object) -> None:
         asyncio.get_running_loop().call_soon(stop_process)
         await asyncio.sleep(0)
 
-    await run_as("stopped", on_loop, listener)
-
-
-async def stops_around_a_listener_that_blocks() -> None:
     async def inner(_event: object) -> None:
-        sum(range(20_000_000))
+        time.sleep(0.4)
 
     async def outer(_event: object) -> None:
         await run_as("inner", on_loop, inner)
         stop_process()
 
+    await run_as("twice", on_loop, twice)
+    await run_as("between_steps", on_loop, between_steps)
     await run_as("outer", on_loop, outer)
 
 
 async def is_debugged() -> None:
     async def listener(_event: object) -> None:
         breakpoint()
-        time.sleep(0.4)
+        time.sleep(0.3)
 
     await run_as("debugged", on_loop, listener)
 
