@@ -8,9 +8,11 @@ from silbo.bridge import Bridge, Route
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.receive import receive
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
+from silbo.dispatch.in_thread import in_thread
 from silbo.dispatch.listeners import FIRST, LAST, ListenerRow, Registration
 from silbo.dispatch.observers import Call, Dispatch, Observer
 from silbo.dispatch.subscribers import on
+from silbo.dispatch.sync_callers import Portal, run_sync
 from silbo.dispatch.trace import Trace
 from silbo.errors import SilboError
 from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent, Refusal
@@ -68,6 +70,7 @@ __all__ = [
     "PluginView",
     "Plugins",
     "Policy",
+    "Portal",
     "Publisher",
     "Quota",
     "Refusal",
@@ -83,8 +86,10 @@ __all__ = [
     "Trace",
     "bootstrap",
     "errors",
+    "in_thread",
     "find_plugins",
     "name_of",
     "on",
     "receive",
+    "run_sync",
 ]

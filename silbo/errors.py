@@ -33,6 +33,7 @@ __all__ = [
     "KeyUnknown",
     "LeadLost",
     "ListenerTimeout",
+    "LoopBlocked",
     "LoopConflict",
     "MessageInvalid",
     "MessageRefused",
@@ -52,6 +53,7 @@ __all__ = [
     "PluginOff",
     "PluginSettingsInvalid",
     "PluginUnloaded",
+    "PortalClosed",
     "PublishError",
     "RequestUnbound",
     "RouteConflict",
@@ -444,6 +446,38 @@ class LoopConflict(SilboError, RuntimeError):
 
 def _name_loop(loop: object) -> str:
     return loop if isinstance(loop, str) else f"<{type(loop).__name__} at {id(loop):#x}>"
+
+
+@dataclass(eq=False)
+class LoopBlocked(SilboError, RuntimeError):
+    """A call that waits was made where an event loop runs, which would stand still until the call ends.
+
+    Attributes:
+        call: The call.
+        instead: The code to write in its place.
+    """
+
+    call: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.call} was called where an event loop runs, which it would block. Write: {self.instead}"
+
+
+@dataclass(eq=False)
+class PortalClosed(SilboError, RuntimeError):
+    """A portal can't dispatch any more: its event loop has ended, or ended the dispatch, or runs in another process.
+
+    Attributes:
+        name: The name that was to be dispatched.
+        problem: What happened, and if listeners may have run.
+    """
+
+    name: object
+    problem: str
+
+    def __str__(self) -> str:
+        return f"portal.dispatch({self.name!r}): {self.problem}"
 
 
 @dataclass(eq=False)

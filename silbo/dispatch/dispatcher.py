@@ -10,13 +10,14 @@ from typing import Any, TypeVar, Unpack, overload
 from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable, overridable_async
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
-from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, check_listener, make_event
+from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, make_event, use_by_listener
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
 from silbo.dispatch.received_event import listener_timeout
 from silbo.dispatch.running import WrappedListener, limit_listeners, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
+from silbo.dispatch.sync_callers import Portal
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
 from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, warn_if_deprecated
@@ -113,9 +114,13 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             NameInvalid: The name has a ``*`` that is not a whole segment.
             NameUnknown: The name is not declared, under ``unknown="error"``.
         """
-        check_listener(self._points, name, listener)
-        if isinstance(name, EventName) and name.policy is not None:
-            self._listeners.set_policy(name)
+        if self._points is not None:
+            self._points.check_listener(name, listener)
+        if isinstance(name, EventName):
+            if self._points is None and name.deprecated is not None:
+                warn_if_deprecated(name, use_by_listener(listener))
+            if name.policy is not None:
+                self._listeners.set_policy(name)
         return self._listeners.add(
             name,
             listener,
@@ -249,6 +254,33 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             envelope.__silbo_direct__ = direct
         return envelope  # type: ignore[no-any-return]
 
+    def dispatch(self, name: Hashable, event: Any = None, /) -> Any:
+        """Refuse, as Whistle's async dispatcher does: a dispatch awaits its listeners.
+
+        Raises:
+            NotImplementedError: Always; it says what to write.
+        """
+        raise NotImplementedError(
+            "dispatch() can't await the listeners. Write: await dispatcher.adispatch(name, event); in another thread than the "
+            "event loop's, portal.dispatch(name, event), with portal = dispatcher.portal() made in the loop; where no loop "
+            "runs, silbo.run_sync(dispatcher, name, event)"
+        )
+
+    def portal(self) -> Portal:
+        """Return the way into this event loop for other threads: ``portal.dispatch(name, event)`` dispatches, and waits.
+
+        Raises:
+            RuntimeError: It was not called in the event loop.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "dispatcher.portal() is called in the event loop, and what it returns in other threads; where no loop runs, "
+                "write silbo.run_sync(dispatcher, name, event)"
+            ) from None
+        return Portal(self, loop, self._check_declared)
+
     async def _dispatch(self, name: Any, event: Any) -> None:
         """Dispatch with everything that may be wanted: overrides, observers, options, nesting, foreign events."""
         if isinstance(name, Event) or getattr(name, "__hash__", None) is None:
@@ -256,16 +288,17 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
                 f"adispatch takes a name, then the event: adispatch('user.joined', {type(name).__name__}(...))"
             )
         check_name(name)
-        if isinstance(name, EventName) and name.policy is not None:
-            self._listeners.set_policy(name)
-        points = self._points
-        if points is None:
-            warn_if_deprecated(name)
+        if isinstance(name, EventName):
+            if self._points is None:
+                warn_if_deprecated(name)
+            if name.policy is not None:
+                self._listeners.set_policy(name)
+        if self._points is None:
+            prepare_event(event)
         else:
-            points.check_dispatch(name, event)
-        prepare_event(event)
-        if points is not None:
-            points.check_event(name, event)
+            self._points.check_dispatch(name, event)
+            prepare_event(event)
+            self._points.check_event(name, event)
         changes = self._listeners.changes
         listeners = self.get_listeners(name)
         if name not in self._ready:
@@ -324,11 +357,15 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             NameUnknown: The name is not declared, under ``unknown="error"``.
             EventMismatch: The event is of another class than the declared name's.
         """
+        self._check_declared(name, event)
+        return self._background.spawn(self.adispatch(name, event))
+
+    def _check_declared(self, name: Any, event: Any) -> None:
+        """Check a dispatch where it is asked for, if it runs elsewhere."""
         if self._points is not None:
             self._points.check_dispatch(name, event)
             if event is not None:
                 self._points.check_event(name, event)
-        return self._background.spawn(self.adispatch(name, event))
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until no spawned dispatch runs. May be called from a spawned dispatch, which does not wait for itself.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.listeners import ListenerRegistry
     from silbo.dispatch.options import Listener
 
-__all__ = ["ExtensionPoints", "Names", "Unknown", "check_heard_names", "check_listener", "make_event"]
+__all__ = ["ExtensionPoints", "Names", "Unknown", "check_heard_names", "make_event", "use_by_listener"]
 
 Names: TypeAlias = "ModuleType | Iterable[EventName[Any] | ModuleType]"
 """Declared names: EventName constants, and modules that have some."""
@@ -90,14 +90,9 @@ class ExtensionPoints:
         if deprecated is None and self._is_known(name):
             return
         caller = find_caller()
-        source = find_source(listener)
-        # wait_for adds a listener of silbo's own: then the code that waits uses the name.
+        use = use_by_listener(listener) or use_by(caller)
         if (owner := self._registry.adding) is not None:
-            use = NameUse(owner.name, source.place)
-        elif source.module.startswith("silbo."):
-            use = use_by(caller)
-        else:
-            use = NameUse(source.module, source.place)
+            use = use._replace(plugin=owner.name)
         self._answer(name, deprecated, use, caller)
 
     def check_dispatch(self, name: Any, event: Any) -> None:
@@ -244,17 +239,10 @@ def _collect(names: Any) -> tuple[EventName[Any], ...]:
     return tuple(found.values())
 
 
-def check_listener(points: ExtensionPoints | None, name: Any, listener: Any) -> None:
-    """Answer a name that a listener is added for, if names are declared; warn if it is deprecated.
-
-    Raises:
-        NameUnknown: The name is undeclared, and that is an error.
-    """
-    if points is not None:
-        points.check_listener(name, listener)
-    elif isinstance(name, EventName) and name.deprecated is not None:
-        source = find_source(listener)
-        warn_if_deprecated(name, None if source.module.startswith("silbo.") else NameUse(source.module, source.place))
+def use_by_listener(listener: Any) -> NameUse | None:
+    """Return the place of a listener; None for one of silbo's own, as of ``wait_for``: the caller is the one that uses the name."""
+    source = find_source(listener)
+    return None if source.module.startswith("silbo.") else NameUse(source.module, source.place)
 
 
 def check_heard_names(dispatcher: object, names: Iterable[EventName[Any]]) -> None:

@@ -215,7 +215,7 @@ class ListenerRegistry:
         if not is_async(run):
             raise TypeError(
                 f"a listener is an async function (or an object with an async __call__), not {listener!r}; "
-                "write 'async def'"
+                "write 'async def', or wrap what blocks: silbo.in_thread(function)"
             )
         if isinstance(run, ClassListener):
             listener = run.cls

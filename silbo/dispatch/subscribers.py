@@ -37,7 +37,9 @@ def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Ca
     def mark(method: _M) -> _M:
         marked: Any = method
         if not any(map(is_async, _layers(marked))):
-            raise TypeError(f"a listener is an async method, not {method!r}; write 'async def'")
+            raise TypeError(
+                f"a listener is an async method, not {method!r}; write 'async def', or @in_thread below @on"
+            )
         setattr(marked, _MARK, ((name, options), *inspect.getattr_static(marked, _MARK, ())))
         return method
 

@@ -16,7 +16,7 @@ from silbo.dispatch.options import is_async
 from silbo.dispatch.received_event import received
 from silbo.errors import DispatcherClosed, LoopConflict
 
-__all__ = ["BackgroundTasks", "background_of"]
+__all__ = ["BackgroundTasks", "background_of", "finish_spawned"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,12 @@ class BackgroundTasks:
                 self._draining[task] -= 1
                 if not self._draining[task]:
                     del self._draining[task]
+
+    async def finish(self) -> None:
+        """Wait for the spawned tasks of this event loop, and for those that they spawn, whatever runs in other loops."""
+        loop = asyncio.get_running_loop()
+        while own := [task for task in tuple(self._tasks) if task.get_loop() is loop]:
+            await asyncio.wait(own)
 
     async def wait_for(
         self, dispatcher: Any, name: Any, where: Callable[[_T], object] | None, timeout: float | None
@@ -177,6 +183,13 @@ def background_of(dispatcher: Any) -> BackgroundTasks:
     """Return the background tasks of one of silbo's dispatchers."""
     background: BackgroundTasks = dispatcher._background  # noqa: SLF001  # for this package alone
     return background
+
+
+async def finish_spawned(dispatcher: object) -> None:
+    """Wait for what one of silbo's dispatchers has spawned in this event loop; of another dispatcher nothing is known."""
+    background = getattr(dispatcher, "_background", None)
+    if isinstance(background, BackgroundTasks):
+        await background.finish()
 
 
 async def _wait_for_all(tasks: set[asyncio.Task[Any]], changed: asyncio.Future[None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from silbo import AsyncEventDispatcher, DomainEvent, EventName, on
+from silbo import AsyncEventDispatcher, DomainEvent, EventName, in_thread, on
 
 
 class UserJoined(DomainEvent): ...
@@ -29,6 +29,9 @@ async def too_few() -> None: ...
 def sync(event: UserJoined) -> None: ...
 
 
+def sync_left(event: UserLeft) -> None: ...
+
+
 class HandlesLeft:
     async def handle(self, event: UserLeft) -> None: ...
 
@@ -49,6 +52,8 @@ async def registered(d: AsyncEventDispatcher) -> None:
     d.add_listener("x", on_joined, on_error="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, on_left)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.add_listener(USER_JOINED, in_thread(sync_left))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    d.portal().dispatch(USER_JOINED, UserLeft())  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, HandlesLeft)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener(USER_JOINED, HandlesSync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     d.add_listener("x", HandlesSync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -14,8 +14,11 @@ from silbo import (
     EventName,
     IAsyncEventDispatcher,
     Observer,
+    Portal,
     Trace,
+    in_thread,
     on,
+    run_sync,
 )
 
 
@@ -92,6 +95,46 @@ async def named(dispatcher: AsyncEventDispatcher) -> None:
         return event.user_id
 
     assert_type(await second(UserJoined(1)), int)
+
+
+def write_row(event: UserJoined) -> int:
+    return event.user_id
+
+
+class Rows:
+    @on(USER_JOINED, priority=-1)
+    @in_thread
+    def write(self, event: UserJoined) -> None: ...
+
+    @on(USER_JOINED)
+    @in_thread(max_threads=2)
+    def write_again(self, event: UserJoined) -> None: ...
+
+
+async def in_threads(dispatcher: AsyncEventDispatcher) -> None:
+    dispatcher.add_listener(USER_JOINED, in_thread(write_row, max_threads=2))
+    dispatcher.add_listener("user.joined", in_thread(write_row))
+    dispatcher.remove_listener(USER_JOINED, in_thread(write_row))
+    dispatcher.add_subscriber(Rows())
+
+    @dispatcher.listen(USER_JOINED)
+    @in_thread
+    def first(event: UserJoined) -> None: ...
+
+    @dispatcher.listen("user.joined", priority=2)
+    @in_thread(max_threads=1)
+    def second(event: UserJoined) -> None: ...
+
+
+def from_sync_code(dispatcher: AsyncEventDispatcher, portal: Portal) -> None:
+    assert_type(portal.dispatch(USER_JOINED, UserJoined(1), timeout=2), UserJoined)
+    assert_type(run_sync(dispatcher, USER_JOINED, UserJoined(1)), UserJoined)
+    portal.dispatch("user.joined", UserJoined(1)).user_id += 1
+    run_sync(dispatcher, "user.joined").stop_propagation()
+
+
+async def makes_portal(dispatcher: AsyncEventDispatcher) -> Portal:
+    return dispatcher.portal()
 
 
 def typed_against_whistle() -> IAsyncEventDispatcher:
