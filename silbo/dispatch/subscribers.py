@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial, partialmethod, singledispatchmethod
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from silbo.dispatch.listeners import Registration, undo_registration
 from silbo.dispatch.options import is_async
@@ -13,15 +13,34 @@ from silbo.names import check_name_or_pattern
 
 if TYPE_CHECKING:
     from silbo.dispatch.options import Listener, ListenerOptions
-    from silbo.names import EventName, Name
+    from silbo.names import E, EventName, Name
 
 __all__ = ["Subscribers", "is_subscriber", "on"]
 
 _MARK = "__silbo_on__"
 _M = TypeVar("_M", bound=Callable[..., Awaitable[object]])
+_E_co = TypeVar("_E_co", covariant=True)
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 
 
-def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]:
+class Marks(Protocol[_E_co]):
+    """The decorator that ``on(EventName)`` returns: it takes an async method for events of that name."""
+
+    # The result takes any event: a second mark above this one would else have to be for the same class of events.
+    @overload
+    def __call__(
+        self, method: Callable[[_S, _E_co], Awaitable[_T]], /
+    ) -> Callable[[_S, Any], Coroutine[Any, Any, _T]]: ...
+    @overload
+    def __call__(self, method: Callable[[_E_co], Awaitable[_T]], /) -> Callable[[Any], Coroutine[Any, Any, _T]]: ...
+
+
+@overload
+def on(name: EventName[E], /, **options: Unpack[ListenerOptions]) -> Marks[E]: ...
+@overload
+def on(name: Name, /, **options: Unpack[ListenerOptions]) -> Callable[[_M], _M]: ...
+def on(name: Any, /, **options: Any) -> Any:
     """Mark an async method as a listener. ``add_subscriber`` registers the marked methods of an object.
 
     Mark a method several times to hear several names. The options are those of ``add_listener``. A ``classmethod``, ``staticmethod``
@@ -34,13 +53,12 @@ def on(name: Name | EventName[Any], /, **options: Unpack[ListenerOptions]) -> Ca
         raise TypeError("on takes a name first: @on('user.joined')")
     check_name_or_pattern(name)
 
-    def mark(method: _M) -> _M:
-        marked: Any = method
-        if not any(map(is_async, _layers(marked))):
+    def mark(method: Any) -> Any:
+        if not any(map(is_async, _layers(method))):
             raise TypeError(
                 f"a listener is an async method, not {method!r}; write 'async def', or @in_thread below @on"
             )
-        setattr(marked, _MARK, ((name, options), *inspect.getattr_static(marked, _MARK, ())))
+        setattr(method, _MARK, ((name, options), *inspect.getattr_static(method, _MARK, ())))
         return method
 
     return mark

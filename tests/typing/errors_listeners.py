@@ -12,6 +12,7 @@ class UserLeft(DomainEvent): ...
 
 
 USER_JOINED = EventName("user.joined", UserJoined)
+USER_LEFT = EventName("user.left", UserLeft)
 
 
 async def on_joined(event: UserJoined) -> None: ...
@@ -70,7 +71,22 @@ def decorated(d: AsyncEventDispatcher) -> None:
     d.listen(USER_JOINED)(HandlesSync)  # type: ignore[type-var]  # pyright: ignore[reportCallIssue, reportArgumentType]
     d.listen("x")(HandlesNothing)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     d.listen("x", onse=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    on("x", onse=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    on("x", onse=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+class Subscriber:
+    @on(USER_JOINED)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    async def another_class(self, event: UserLeft) -> None: ...
+
+    @on(USER_JOINED)
+    @on(USER_LEFT)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    async def one_of_two(self, event: UserJoined) -> None: ...
+
+    @on(USER_JOINED)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    def sync(self, event: UserJoined) -> None: ...
+
+    @on(USER_JOINED)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    async def too_few(self) -> None: ...
 
 
 async def dispatched(d: AsyncEventDispatcher) -> None:

@@ -29,11 +29,15 @@ class UserJoined(DomainEvent):
         self.user_id = user_id
 
 
+class UserLeft(DomainEvent): ...
+
+
 class Names(Enum):
     JOINED = 1
 
 
 USER_JOINED = EventName("user.joined", UserJoined, key="user_id")
+USER_LEFT = EventName("user.left", UserLeft)
 APP_STARTED = EventName("app.started")
 
 
@@ -55,6 +59,24 @@ class Listens:
     @on(USER_JOINED, priority=-1, once=True)
     async def method(self, event: UserJoined) -> None: ...
 
+    @on(USER_JOINED)
+    @on(APP_STARTED)
+    @on("x.*")
+    async def several(self, event: Event) -> int:
+        return 1
+
+    @on(USER_JOINED)
+    @on(USER_LEFT)
+    async def either(self, event: UserJoined | UserLeft) -> None: ...
+
+    @on(USER_JOINED)
+    @classmethod
+    async def of_the_class(cls, event: UserJoined) -> None: ...
+
+    @on(USER_JOINED)
+    @staticmethod
+    async def of_nothing(event: UserJoined) -> None: ...
+
 
 async def plain(dispatcher: AsyncEventDispatcher) -> None:
     dispatcher.add_listener("user.joined", enrich, priority=-10)
@@ -63,6 +85,7 @@ async def plain(dispatcher: AsyncEventDispatcher) -> None:
     dispatcher.add_listener(("any", "hashable"), Listens()).remove()
     dispatcher.remove_listener("user.joined", enrich)
     dispatcher.add_subscriber(Listens())
+    assert_type(await Listens().several(UserJoined(1)), int)
     joined = await dispatcher.adispatch("user.joined", UserJoined(1))
     joined.user_id += 1
     (await dispatcher.adispatch(Names.JOINED)).stop_propagation()
