@@ -30,6 +30,7 @@ from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlite import SQLiteStore
 from silbo.testing import Clock, EventRecorder
 from tests.support.consumer import Running
+from tests.support.memory_broker import message
 
 
 @dataclass
@@ -139,6 +140,18 @@ async def test_listener_runs_into_its_time_limit(events: EventRecorder) -> None:
     clock.advance(30)
     with pytest.raises(ListenerTimeout):
         await dispatch
+
+
+async def test_offers_of_the_memory_broker_grow_old_by_the_clock(events: EventRecorder) -> None:
+    """So does ``newer_version_wait`` of a consumer."""
+    clock = events.freeze()
+    broker = MemoryBroker()
+    receiver = await broker.group("g", start="new").open()
+    await broker.publish(message(1))
+    [delivery] = await receiver.receive(1)
+    assert await receiver.offer(delivery) == [0]
+    clock.advance(300)
+    assert await receiver.offer(delivery) == [pytest.approx(300)]
 
 
 # -- settled ------------------------------------------------------------------------------------------------
@@ -269,14 +282,14 @@ async def test_consumer_is_settled_between_the_attempts_of_a_delivery(events: Ev
 
 async def test_consumer_that_waits_for_its_inbox_has_a_delivery_in_hand(events: EventRecorder) -> None:
     """No listener runs then, and no dispatch."""
-    go, entered = threading.Event(), threading.Event()
+    go = threading.Event()
 
     class SlowInbox:
         def handling(self, group: str, publication: str) -> Any:
             return self
 
         async def __aenter__(self) -> bool:
-            entered.set()
+            threading.Timer(0.05, go.set).start()
             await asyncio.to_thread(go.wait, 30)
             return True
 
@@ -289,7 +302,6 @@ async def test_consumer_that_waits_for_its_inbox_has_a_delivery_in_hand(events: 
         sender = AsyncEventDispatcher()
         sender.add_subscriber(Bridge(broker))
         await sender.adispatch(PAID)
-        threading.Thread(target=lambda: (entered.wait(30), go.set())).start()
         await events.settle(within=30)
         heard.assert_awaited_once()
 

@@ -193,7 +193,7 @@ async def test_acknowledged_delivery_comes_again_with_a_higher_attempt(
         await events.settle()
         for times in (2, 3):
             assert broker.redeliver("user.left") == 0
-            assert broker.redeliver() == 1
+            assert (broker.redeliver(), broker.redeliver()) == (1, 0)
             await events.settle()
             assert len(events.consumed(USER_JOINED)) == times
     assert consumer.stats.claimed == 2
