@@ -31,8 +31,8 @@ class Traced:
         duration: Seconds.
         called: The listeners that ran, in order, each with its outcome.
         not_called: The listeners that did not run, each with the reason: ``stopped``, ``failed`` or ``cancelled`` if the
-            dispatch ended before; ``spent`` for a ``once`` listener that another dispatch had run already; ``skipped`` for a
-            listener that the host's own ``_adispatch`` left out.
+            dispatch ended before; ``spent`` for a ``once`` listener that another dispatch had run already; ``off`` if its plugin is
+            switched off; ``skipped`` for a listener that the host's own ``_adispatch`` left out.
     """
 
     name: Hashable
@@ -109,12 +109,15 @@ def find_not_called(dispatch: Dispatch, calls: Iterable[Call]) -> tuple[tuple[Li
         else:
             left.append(listener)
     why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
-    return tuple((_unwrapped(listener), why or _left_out(listener)) for listener in left)
+    return tuple((_unwrapped(listener), _left_out(listener, why)) for listener in left)
 
 
 def _unwrapped(listener: Listener) -> Listener:
     return listener.__wrapped__ if isinstance(listener, WrappedListener) else listener
 
 
-def _left_out(listener: Listener) -> str:
-    return "spent" if getattr(listener, "spent", False) else "skipped"
+def _left_out(listener: Listener, why: str | None) -> str:
+    owner = getattr(listener, "owner", None)
+    if owner is not None and owner.off:
+        return "off"
+    return why or ("spent" if getattr(listener, "spent", False) else "skipped")

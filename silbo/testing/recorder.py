@@ -19,7 +19,9 @@ from silbo.dispatch.listeners import Registration
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.options import Listener
 from silbo.dispatch.received_event import received
+from silbo.dispatch.trace import find_not_called
 from silbo.errors import DeliveryGivenUp, MessageInvalid
+from silbo.event import Refusal
 from silbo.message import Delivery, Message
 from silbo.names import E, EventName, Name, compile_pattern, is_pattern
 from silbo.protocols import Publisher
@@ -314,9 +316,6 @@ class EventRecorder:
 
     def _draw_record(self, record: _Record) -> list[str]:
         if record.dispatch is not None:
-            for listener in record.dispatch.dispatch.listeners:
-                if any(stand_ins.is_muted(listener) for stand_ins in self._stand_ins.values()):
-                    record.dispatch.muted.add(id(inspect.unwrap(listener)))
             return draw_dispatch(record.dispatch)
         if isinstance(record.value, DeadLetter):
             letter = record.value
@@ -368,6 +367,12 @@ class EventRecorder:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Record the end of a dispatch; of a received event, if it was handled."""
         recorded = self._open.pop(dispatch)
+        recorded.not_called = [
+            (listener, "muted" if any(each.is_muted(listener) for each in self._stand_ins.values()) else reason)
+            for listener, reason in find_not_called(dispatch, recorded.calls)
+        ]
+        if isinstance(refusal := dispatch.event.propagation_stopped, Refusal):
+            recorded.refusal = str(refusal)
         incoming = received.get()
         is_handled = dispatch.outcome in ("completed", "stopped") and incoming is not None and not incoming.isolated
         for record in reversed(self._records):

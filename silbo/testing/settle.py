@@ -16,7 +16,7 @@ from silbo.dispatch.observers import Dispatch
 from silbo.errors import NotSettled, SilboError
 from silbo.outbox.outbox import Outbox
 from silbo.testing.clock import Clock
-from silbo.testing.waterfall import RecordedDispatch, describe_listener
+from silbo.testing.waterfall import RecordedDispatch, draw_listener
 
 __all__ = ["Watched", "settle"]
 
@@ -96,7 +96,7 @@ async def _find_stored(watched: Watched, clock: Clock | None) -> list[str]:
 
 def _describe_dispatch(recorded: RecordedDispatch) -> str:
     calls = [call for call in recorded.calls if call.outcome == "running"]
-    where = ", ".join(describe_listener(call.listener, recorded.rows) for call in calls)
+    where = ", ".join(draw_listener(call.listener, recorded.rows) for call in calls)
     return f"the dispatch of {recorded.dispatch.name!s}" + (f", in {where}" if where else "")
 
 

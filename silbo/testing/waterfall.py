@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from silbo.dispatch.listeners import ListenerRow
 from silbo.dispatch.observers import Call, Dispatch
-from silbo.dispatch.trace import find_not_called
+from silbo.dispatch.options import Listener
+from silbo.dispatch.source import describe_listener
 
-__all__ = ["RecordedDispatch", "describe_listener", "draw_dispatch", "shorten"]
+__all__ = ["RecordedDispatch", "draw_dispatch", "draw_listener", "shorten"]
 
 SHOWN: Final = 200
 """The most characters of an event, a payload or an error in one line."""
@@ -21,6 +22,7 @@ _REASONS: Final = {
     "failed": "the dispatch failed before",
     "cancelled": "the dispatch was cancelled before",
     "spent": "once=True, and spent",
+    "off": "its plugin is switched off",
     "skipped": "left out by _adispatch",
     "muted": "muted by the test",
 }
@@ -35,14 +37,16 @@ class RecordedDispatch:
         rows: The rows of ``describe()`` for its listeners, by the id of the listener.
         within: The call of a listener in which it was dispatched; None if there is none.
         calls: The calls that began, in order.
-        muted: The listeners that the test has muted, by their id.
+        not_called: The listeners that did not run, each with the reason, once the dispatch has ended.
+        refusal: The reason why a policy has stopped the event; empty if none has.
     """
 
     dispatch: Dispatch
     rows: Mapping[int, ListenerRow]
     within: Call | None
     calls: list[Call] = field(default_factory=list)
-    muted: set[int] = field(default_factory=set)
+    not_called: Sequence[tuple[Listener, str]] = ()
+    refusal: str = ""
 
 
 def shorten(value: object) -> str:
@@ -54,12 +58,12 @@ def shorten(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def describe_listener(listener: Any, rows: Mapping[int, ListenerRow]) -> str:
+def draw_listener(listener: Any, rows: Mapping[int, ListenerRow]) -> str:
     """Return the name of a listener, its plugin, file and line, as far as they are known."""
-    name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
     row = rows.get(id(listener))
     if row is None:
-        return name
+        return describe_listener(listener)
+    name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
     place, _, line = row.defined_at.rpartition(":")
     return " ".join(part for part in (name, f"[{row.plugin}]" * bool(row.plugin), _shorten_path(place, line)) if part)
 
@@ -68,6 +72,8 @@ def draw_dispatch(recorded: RecordedDispatch) -> list[str]:
     """Return the lines of a dispatch: its outcome, then a line for each listener."""
     dispatch = recorded.dispatch
     outcome = f"{dispatch.outcome}, {dispatch.duration * 1000:.1f} ms" if dispatch.outcome != "running" else "running"
+    if recorded.refusal:
+        outcome += f", refused: {recorded.refusal}"
     caller = ""
     if recorded.within is not None:
         name = getattr(recorded.within.listener, "__qualname__", type(recorded.within.listener).__qualname__)
@@ -77,11 +83,11 @@ def draw_dispatch(recorded: RecordedDispatch) -> list[str]:
         state = {"completed": "called", "stopped": "stopped by"}.get(call.outcome, call.outcome)
         error = "" if call.error is None else f": {type(call.error).__name__}: {shorten(str(call.error))[1:-1]}"
         took = f"  {call.duration * 1000:.1f} ms" if call.outcome != "running" else ""
-        lines.append(f"    {state:<10}  {describe_listener(call.listener, recorded.rows)}{took}{error}")
-    if dispatch.outcome != "running":
-        for listener, reason in find_not_called(dispatch, recorded.calls):
-            why = _REASONS["muted" if id(listener) in recorded.muted else reason]
-            lines.append(f"    not called  {describe_listener(listener, recorded.rows)}: {why}")
+        lines.append(f"    {state:<10}  {draw_listener(call.listener, recorded.rows)}{took}{error}")
+    lines += [
+        f"    not called  {draw_listener(listener, recorded.rows)}: {_REASONS[reason]}"
+        for listener, reason in recorded.not_called
+    ]
     if not dispatch.listeners:
         lines.append("    nobody listens")
     return lines

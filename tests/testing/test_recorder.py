@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,14 @@ from silbo import (
     EventName,
     Message,
     Outbox,
+    Plugins,
+    Policy,
     Registration,
     on,
     receive,
 )
 from silbo.brokers.memory import MemoryBroker
+from silbo.errors import PluginForbidden
 from silbo.stores.memory import MemoryStore
 from silbo.testing import EventRecorder
 from tests.support.consumer import Consumer, Running
@@ -377,3 +381,60 @@ async def test_hosts_own_adispatch_still_runs(events: EventRecorder) -> None:
     await d.adispatch("x")
     assert ran == ["host runs 0", "host runs 1"]
     assert "_adispatch" not in vars(d)
+
+
+# -- plugins ------------------------------------------------------------------------------------------------
+
+
+async def test_listeners_of_plugins_are_drawn_with_their_plugin(events: EventRecorder, d: AsyncEventDispatcher) -> None:
+    """Also one whose plugin is switched off, and the reason for which an event was refused."""
+    may_join = EventName("user.may_join", Checked, policy=Policy(on_failure="refuse"))
+
+    def audit(view: AsyncEventDispatcher) -> None:
+        @view.listen(may_join)
+        async def check(event: Checked) -> None:
+            raise LookupError("no such user")
+
+    async with Plugins(d) as plugins:
+        await plugins.load(audit)
+        await d.adispatch(may_join)
+        plugins.switch_off("audit", "for the night")
+        await d.adispatch(may_join)
+        with events.mute(d.describe(may_join)[0].listener):
+            await d.adispatch(may_join)
+    drawn = events.draw()
+    for line in (
+        r"1 dispatched .*: stopped, .* ms, refused: plugin 'audit': LookupError: no such user$",
+        r"    failed .* check \[audit\] .*test_recorder\.py:\d+ .*: LookupError: no such user$",
+        r"2 dispatched .*: stopped, .* ms, refused: plugin 'audit': .*for the night",
+        r"    not called  .* check \[audit\] .*: its plugin is switched off$",
+        r"3 dispatched .*: completed",
+        r"    not called  .* check \[audit\] .*: muted by the test$",
+    ):
+        line = line.replace(" check", "check")
+        found = re.search(line, drawn, re.MULTILINE)
+        assert found, f"{line}\n{drawn}"
+        drawn = drawn[found.end() :]
+
+
+async def test_replacement_of_a_plugins_listener_runs_under_its_policy(
+    events: EventRecorder, d: AsyncEventDispatcher
+) -> None:
+    def audit(view: AsyncEventDispatcher) -> None:
+        view.add_listener("x", real)
+
+    real, fake = AsyncMock(), AsyncMock(side_effect=LookupError)
+    async with Plugins(d, policy=Policy(on_failure="ignore"), report=lambda _: None) as plugins:
+        await plugins.load(audit)
+        events.replace(real, fake)
+        await d.adispatch("x")
+    assert (real.await_count, fake.await_count) == (0, 1)
+
+
+async def test_view_of_a_plugin_is_not_watched(events: EventRecorder) -> None:
+    """The host's dispatcher is: the test has it."""
+    views: list[AsyncEventDispatcher] = []
+    async with Plugins(AsyncEventDispatcher()) as plugins:
+        await plugins.load(views.append, name="audit")
+        with pytest.raises(PluginForbidden, match="observe"):
+            events.watch(views[0])
