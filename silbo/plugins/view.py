@@ -16,6 +16,7 @@ from silbo.plugins.scope import PluginScope
 
 if TYPE_CHECKING:
     from silbo.dispatch.listeners import Registration
+    from silbo.dispatch.sync_callers import Portal
 
 __all__ = ["PluginView", "make_view"]
 
@@ -104,6 +105,10 @@ class PluginView(AsyncEventDispatcher):
     def dispatch(self, name: Any, event: Any = None, /) -> Any:
         """Raise, as on every async dispatcher."""
         return self._root.dispatch(name, event)
+
+    def portal(self) -> Portal:
+        """Return the way into this event loop for other threads."""
+        return self._root.portal()
 
     # -- the host's -----------------------------------------------------------------------------------------
 

@@ -134,45 +134,49 @@ async def test_a_function_may_dispatch_through_a_portal(d: AsyncEventDispatcher)
 
 
 async def test_no_more_threads_than_allowed_run_at_once(d: AsyncEventDispatcher) -> None:
-    """The others wait for a free thread, and run in the order in which they came."""
     blocking = Blocking()
-    order: list[int] = []
-
-    def work(event: Any) -> None:
-        order.append(event.number)
-        blocking(event)
-
-    d.add_listener(NAME, in_thread(work, max_threads=2))
-
-    async def dispatch(number: int) -> None:
-        event: Any = Event()
-        event.number = number
-        await d.adispatch(NAME, event)
-
+    d.add_listener(NAME, in_thread(blocking, max_threads=2))
     async with asyncio.TaskGroup() as tasks:
-        for number in range(6):
-            tasks.create_task(dispatch(number))
+        for _ in range(6):
+            tasks.create_task(d.adispatch(NAME))
         await blocking.until_begun(2)
         assert not blocking.begun.acquire(blocking=False)
         blocking.let_go.set()
     assert blocking.calls == 6 and len(set(blocking.threads)) == 2
-    assert sorted(order[:2]) == [0, 1] and sorted(order) == list(range(6))
 
 
-async def test_after_its_time_limit_the_dispatch_goes_on_and_the_thread_still_counts(d: AsyncEventDispatcher) -> None:
+async def test_runs_that_wait_for_a_thread_begin_in_the_order_in_which_they_came() -> None:
+    order: list[int] = []
+    blocking = Blocking()
+
+    def note(number: int) -> None:
+        order.append(number)
+        blocking(number)
+
+    listener = in_thread(note, max_threads=1)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(6):
+            tasks.create_task(listener(number))
+        await blocking.until_begun()
+        blocking.let_go.set()
+    assert order == list(range(6))
+
+
+async def test_after_its_time_limit_the_dispatch_goes_on_and_the_thread_still_counts(
+    d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing can end the thread. The next run waits for it."""
     blocking = Blocking()
-    d.add_listener(NAME, in_thread(blocking, max_threads=1), timeout=0.01)
-    with pytest.raises(ListenerTimeout, match="in_thread"):
-        await d.adispatch(NAME)
-    with pytest.raises(ListenerTimeout):
-        await d.adispatch(NAME)
+    listener = in_thread(blocking, max_threads=1)
+    d.add_listener(NAME, listener, timeout=0.01)
+    for _ in range(2):
+        with pytest.raises(ListenerTimeout, match="in_thread"):
+            await d.adispatch(NAME)
     assert blocking.calls == 1
     blocking.let_go.set()
-    blocking.threads[0].join(0)
-    listener = in_thread(blocking, max_threads=1)
     await listener(Event())
     assert blocking.calls == 2
+    assert not caplog.records, "the late end of the first run has no effect"
 
 
 async def test_a_run_that_was_cancelled_before_it_began_never_begins() -> None:
@@ -212,16 +216,42 @@ async def test_a_long_wait_for_a_thread_is_a_warning_once(
     assert (record.__dict__["listener"], record.__dict__["threads"]) == ("Blocking", 1)
 
 
+async def test_a_run_that_has_begun_waits_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A long run is no warning about threads."""
+    monkeypatch.setattr(module, "REPORT_AFTER", 0.001)
+    short, long = Blocking(), Blocking()
+    pool = ThreadPool(1)
+
+    def let_the_long_one_begin() -> None:
+        """Hold the loop meanwhile, so that the timer of the report comes after it."""
+        short.let_go.set()
+        assert long.begun.acquire(timeout=SECONDS)
+
+    first = asyncio.create_task(in_thread(short).with_pool(pool)(Event()))
+    await short.until_begun()
+    second = asyncio.create_task(in_thread(long).with_pool(pool)(Event()))
+    asyncio.get_running_loop().call_soon(let_the_long_one_begin)
+    await first
+    await asyncio.sleep(0.002)  # behind the timer
+    long.let_go.set()
+    await second
+    assert not caplog.records
+
+
 async def test_a_thread_is_used_again_and_keeps_no_event_alive() -> None:
+    pool = ThreadPool(1, idle_for=1000.0)
     threads: list[threading.Thread] = []
-    listener = in_thread(lambda event: threads.append(threading.current_thread()))
-    await listener(event := Event())
-    gone = weakref.ref(event)
-    del event
-    await listener(Event())
+    listener = in_thread(lambda event: threads.append(threading.current_thread())).with_pool(pool)
+    for _ in range(2):
+        gone = threading.Event()
+        weakref.finalize(event := Event(), gone.set)
+        await listener(event)
+        del event
+        assert await asyncio.to_thread(gone.wait, SECONDS)
     assert threads[0] is threads[1]
-    gc.collect()
-    assert gone() is None
+    pool.close()
 
 
 async def test_an_idle_thread_ends_and_a_closed_pool_keeps_none() -> None:

@@ -151,6 +151,33 @@ def test_past_its_time_the_dispatch_is_cancelled() -> None:
             running.portal.dispatch("x", timeout=0)
 
 
+def test_a_dispatch_that_ends_in_the_last_moment_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not cancelled, so it is no timeout."""
+    looks: list[int] = []
+
+    async def until_let_go(event: Event) -> None:
+        await let_go.wait()
+
+    async def settle() -> None:
+        let_go.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def late() -> float:
+        looks.append(1)
+        if len(looks) == 3:  # the time is over
+            asyncio.run_coroutine_threadsafe(settle(), running.loop).result(SECONDS)
+        return float(len(looks))
+
+    with loop_thread() as running:
+        let_go = asyncio.Event()
+        running.dispatcher.add_listener("x", until_let_go)
+        monkeypatch.setattr(sync_callers, "monotonic", late)
+        event = Event()
+        assert running.portal.dispatch("x", event, timeout=1.5) is event
+    assert len(looks) >= 3
+
+
 def test_ctrl_c_ends_the_wait_and_the_dispatch() -> None:
     hung = Hung()
     main = threading.main_thread().ident
