@@ -134,13 +134,14 @@ class PluginScope:
 
     def _life_ended(self, life: asyncio.Task[None]) -> None:
         """Switch the plugin off if its set-up was ended by itself: by a TaskGroup of its own, whose task has failed."""
-        if not self.is_closed:
-            error = None if life.cancelled() else life.exception()
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                error = error.exceptions[0]  # of a TaskGroup
-            cause = "it was cancelled" if error is None else describe_error(error)
-            self._is_open = False
-            self.owner.switch_off(f"what its set-up holds has ended by itself: {cause}")
+        if self.is_closed or life.cancelled():  # asyncio.run cancels all tasks at its end
+            return
+        error = life.exception()
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]  # of a TaskGroup
+        cause = "without an error" if error is None else describe_error(error)
+        self._is_open = False
+        self.owner.switch_off(f"what its set-up holds has ended by itself: {cause}")
 
     async def close(self, timeout: float) -> list[str]:
         """Remove the plugin's listeners, wait for those that run, cancel its tasks, and run its tear-down.
