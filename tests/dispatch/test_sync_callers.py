@@ -178,20 +178,27 @@ def test_a_dispatch_that_ends_in_the_last_moment_is_returned(monkeypatch: pytest
     assert len(looks) >= 3
 
 
-def test_ctrl_c_ends_the_wait_and_the_dispatch() -> None:
+def test_ctrl_c_ends_the_wait_and_the_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
     hung = Hung()
+    waits = threading.Event()
+
+    def note_the_wait() -> float:
+        waits.set()
+        return 0.0
+
+    monkeypatch.setattr(sync_callers, "monotonic", note_the_wait)
     main = threading.main_thread().ident
     assert main is not None
     with loop_thread() as running:
 
         async def interrupt(event: Event) -> None:
+            await asyncio.to_thread(waits.wait, SECONDS)
             signal.pthread_kill(main, signal.SIGINT)
             await hung(event)
 
         running.dispatcher.add_listener("x", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            running.portal.dispatch("x")
-            hung.cancelled.wait(SECONDS)  # in case that the signal comes late
+            running.portal.dispatch("x", timeout=SECONDS)
         assert hung.cancelled.wait(SECONDS)
 
 
