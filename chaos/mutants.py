@@ -68,7 +68,7 @@ MUTANTS: Final = [
         "the reading of own pending entries",
         "replies",
         "silbo/brokers/redis/group.py",
-        'self._reread_after = dict.fromkeys(self._upkeep, b"0")',
+        'self._reread_after = {key: b"0" for key in self._upkeep if key not in self._aside}',
         "self._reread_after = {}",
     ),
     Mutant(

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from silbo._checks import check_seconds
 from silbo._loops import LoopBinding
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble, pack_words
+from silbo.brokers.redis.key_types import find_wrong_types
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
@@ -25,9 +26,15 @@ class Call(Protocol):
 
     Attributes:
         reply: A value, a :class:`Refused`, or ``UNANSWERED``.
+        keys: The keys that it uses.
     """
 
     reply: Any
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """See above."""
+        ...
 
     def pack(self, *, by_source: bool) -> bytes:
         """Return the call as the Redis protocol writes it: a script by its digest, or by its source."""
@@ -37,11 +44,11 @@ class Call(Protocol):
 class ScriptCall:
     """One call of a script; ``arguments`` are ``count`` packed words."""
 
-    __slots__ = ("_arguments", "_count", "_keys", "_script", "reply")
+    __slots__ = ("_arguments", "_count", "_script", "keys", "reply")
 
     def __init__(self, script: Script, keys: Sequence[bytes], arguments: bytes, count: int) -> None:
         self._script = script
-        self._keys = keys
+        self.keys = keys
         self._arguments = arguments
         self._count = count
         self.reply: Any = UNANSWERED
@@ -53,17 +60,22 @@ class ScriptCall:
 
     def pack(self, *, by_source: bool) -> bytes:
         """See :class:`Call`."""
-        return self._script.pack_call(self._keys, self._arguments, self._count, by_source=by_source)
+        return self._script.pack_call(self.keys, self._arguments, self._count, by_source=by_source)
 
 
 class Command:
-    """One command."""
+    """One command about one key."""
 
     __slots__ = ("_words", "reply")
 
     def __init__(self, *words: bytes) -> None:
         self._words = words
         self.reply: Any = UNANSWERED
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """See :class:`Call`."""
+        return self._words[2:3] if self._words[0] == b"XINFO" else self._words[1:2]
 
     def pack(self, *, by_source: bool) -> bytes:  # a command has no source
         """See :class:`Call`."""
@@ -74,11 +86,13 @@ async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
     """Send the calls in one write, and set the reply of each.
 
     After SCRIPT FLUSH or a restart Redis answers NOSCRIPT and has carried out nothing of that call: it is repeated by its
-    source. Another call must not come between, so the caller keeps the connection until this returns.
+    source. Another call must not come between, so the caller keeps the connection until this returns. The error of a key of
+    another type does not name the key: a :class:`WrongType` that does so takes its place.
 
     Raises:
         Lost: the connection broke. Calls that are ``UNANSWERED`` may have been carried out.
     """
+    refused: list[Call] = []
     for by_source in (False, True):
         for call in calls:
             call.reply = UNANSWERED
@@ -88,9 +102,16 @@ async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
                 call.reply = await connection.read()
             except Refused as refusal:
                 call.reply = refusal
-        calls = [call for call in calls if isinstance(call.reply, Refused) and call.reply.code == "NOSCRIPT"]
-        if not calls:
+                refused.append(call)
+        if not refused:
             return
+        calls = [call for call in refused if call.reply.code == "NOSCRIPT"]
+        if not calls:
+            break
+        refused = [call for call in refused if call.reply.code != "NOSCRIPT"]
+    for call in refused:
+        if call.reply.code == "WRONGTYPE" and (wrong := await find_wrong_types(connection, call.keys)):
+            call.reply = next(iter(wrong.values()))
 
 
 async def run_script(connection: Connection, script: Script, keys: Sequence[bytes], *arguments: bytes) -> Any:

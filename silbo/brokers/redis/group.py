@@ -16,11 +16,12 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from silbo._loops import LoopBinding
-from silbo._reports import RateLimitedLog
+from silbo._reports import Outage, RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
+from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
@@ -43,6 +44,8 @@ IDLE_LOOK_EVERY: Final = 1.0
 """A group without new entries is looked at again after at least 1 second."""
 RECREATE_EVERY: Final = 1.0
 """There is at least 1 second between two attempts to make a deleted group again."""
+LOOK_ASIDE_EVERY: Final = 1.0
+"""A stream whose key is of another type is looked at once a second."""
 RECONNECT: Final = Backoff(initial=0.02, cap=0.25)
 """The delays between two attempts to connect."""
 GOODBYE: Final = 0.5
@@ -148,6 +151,14 @@ class StreamReceiver:
         self._ready: deque[Delivery | Gap] = deque()
         self._reread_after: dict[bytes, bytes] = {}  # streams whose pending entries are read again: the last id read
         self._last_given: dict[bytes, str] = {}  # by stream: the last id that the group was given, as far as known
+        self._aside: dict[bytes, WrongType] = {}  # streams whose key is of another type; the others go on
+        self._aside_outages = {
+            key: Outage(
+                logger, f"stream {key.decode()} of group {group.name}", "can't be read; its other streams go on"
+            )
+            for key in self._upkeep
+        }
+        self._looked_aside_at = float("-inf")
         self._failures = 0  # to connect, one after another
         self._recreated_at = float("-inf")
         self._closed = False
@@ -215,8 +226,15 @@ class StreamReceiver:
         start = self._description.start
         async with self._read_lock, self._connected("open a group at") as connection:
             for key in self._upkeep:
-                await self._create(connection, key, "$" if start == "new" else "0" if start == "oldest" else start)
-                for row in await connection.execute(b"XINFO", b"GROUPS", key):
+                if key in self._aside:
+                    continue
+                try:
+                    await self._create(connection, key, "$" if start == "new" else "0" if start == "oldest" else start)
+                    groups = await connection.execute(b"XINFO", b"GROUPS", key)
+                except Refused as refusal:
+                    await self._put_aside(connection, refusal)
+                    continue
+                for row in groups:
                     group = _to_mapping(row)
                     if group[b"name"] == self._group:
                         self._last_given[key] = group[b"last-delivered-id"].decode()
@@ -253,7 +271,7 @@ class StreamReceiver:
         self._connection = await connect(self._description.client)
         self._connection.watch_progress()
         self._failures = 0
-        self._reread_after = dict.fromkeys(self._upkeep, b"0")
+        self._reread_after = {key: b"0" for key in self._upkeep if key not in self._aside}
         for upkeep in self._upkeep.values():
             upkeep.look_soon()  # Redis may have been away, and its counts may be wrong
 
@@ -269,6 +287,8 @@ class StreamReceiver:
 
     async def _read(self, connection: Connection, limit: int) -> None:
         self._in_hand.begin_read()
+        if self._aside:
+            await self._look_aside(connection)
         try:
             if self._signs.is_due():
                 calls = self._signs.calls()
@@ -278,15 +298,52 @@ class StreamReceiver:
             while self._reread_after and (not self._has_deliveries() or self._has_room(limit, size)):
                 size += await self._read_again(connection, limit - len(self._ready))
             for key, upkeep in self._upkeep.items():
-                if not self._ready:
+                if not self._ready and key not in self._aside:
                     await self._claim(connection, key, upkeep, limit)
             if not self._ready:
                 await self._read_new(connection, limit)
         except Refused as refusal:
             # The third text comes when the stream was deleted while Redis held the read back.
-            if not any(text in str(refusal) for text in ("NOGROUP", "no such key", "no longer exists")):
-                raise
-            await self._recreate(connection)
+            if any(text in str(refusal) for text in ("NOGROUP", "no such key", "no longer exists")):
+                await self._recreate(connection)
+            else:
+                await self._put_aside(connection, refusal)
+
+    async def _put_aside(self, connection: Connection, refusal: Refused) -> None:
+        """Read from now on without the streams whose keys are of another type.
+
+        Raises:
+            Refused: that is not why Redis refused; or it is so with all streams, and the error names one.
+        """
+        wrong = await find_wrong_types(connection, self._upkeep) if refusal.code == "WRONGTYPE" else {}
+        if not wrong:
+            raise refusal
+        self._looked_aside_at = asyncio.get_running_loop().time()
+        self._aside = wrong
+        for key in wrong:
+            self._reread_after.pop(key, None)
+        self._report_aside()
+
+    async def _look_aside(self, connection: Connection) -> None:
+        """Read the streams again whose keys were deleted or renamed, if it is time to look.
+
+        Raises:
+            WrongType: no stream can be read.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_aside_at >= LOOK_ASIDE_EVERY:
+            self._looked_aside_at = now
+            was_aside, self._aside = self._aside, await find_wrong_types(connection, self._aside)
+            for key in was_aside.keys() - self._aside.keys():
+                self._aside_outages[key].answered("read")
+                self._reread_after[key] = b"0"
+        self._report_aside()
+
+    def _report_aside(self) -> None:
+        if len(self._aside) == len(self._upkeep):  # an outage of the consumer's
+            raise next(iter(self._aside.values()))
+        for key, error in self._aside.items():
+            self._aside_outages[key].failed("read", error)
 
     def _has_deliveries(self) -> bool:
         return any(isinstance(item, Delivery) for item in self._ready)
@@ -342,7 +399,11 @@ class StreamReceiver:
         """Leave to the others what this consumer offers them: that it was read or claimed made it look like work."""
         if offered := self._in_hand.find_offered(key, [entry_id for entry_id, _ in entries]):
             keys, arguments = self._in_hand.offer_arguments(key, offered)
-            await run_script(connection, OFFER, keys, *arguments)
+            try:
+                await run_script(connection, OFFER, keys, *arguments)
+            except Refused as refusal:  # no room, or the key of the offered is of another type: reading goes on
+                if refusal.is_of_server or refusal.code == "NOGROUP":
+                    raise
 
     def _report_gone(self, address: str, many: int) -> None:
         """Put a gap for deleted entries in front, or add their number to the gap of a page before."""
@@ -353,7 +414,7 @@ class StreamReceiver:
 
     async def _read_new(self, connection: Connection, limit: int) -> None:
         block = [b"BLOCK", b"%d" % max(1, int(self._block * 1000))]
-        keys = list(self._upkeep)
+        keys = [key for key in self._upkeep if key not in self._aside]
         streams = [b"STREAMS", *keys, *[b">"] * len(keys)]
         size = 0
         while True:
@@ -363,7 +424,8 @@ class StreamReceiver:
             reply = await self._xreadgroup(connection, count, *block, *streams)
             given = dict(reply or ())
             has_more = False
-            for key, upkeep in self._upkeep.items():
+            for key in keys:
+                upkeep = self._upkeep[key]
                 entries = given.get(key, [])
                 if len(entries) < count:
                     upkeep.note_all_given()
@@ -419,6 +481,8 @@ class StreamReceiver:
             return
         self._recreated_at = now
         for key in self._upkeep:
+            if key in self._aside:
+                continue
             start = await self._find_restart(connection, key)
             if await self._create(connection, key, start):
                 reason = f"the stream or its group was deleted; the group was made again, after {start}"

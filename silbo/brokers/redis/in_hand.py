@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
+from silbo.brokers.redis.key_types import WrongType
 from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE, OFFER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import BrokerRefused, BrokerUnavailable
@@ -111,7 +112,7 @@ class DeliveriesInHand:
         ]
         self._leaving.update(entries)
         try:
-            await self._run("acknowledge at", calls)
+            await self._run("acknowledge at", calls, may_be_gone=True)
         finally:
             self._leaving.difference_update(entries)
         self.remove(deliveries)
@@ -146,10 +147,11 @@ class DeliveriesInHand:
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
         written = [self.offer_arguments(key, ids) for key, ids in batches]
         calls = [ScriptCall.of(OFFER, keys, *arguments) for keys, arguments in written]
-        replies = await self._run("offer deliveries at", calls)
+        replies = await self._run("offer deliveries at", calls, may_be_gone=True)
         offered_for = {
             (key.decode(), entry_id.decode()): milliseconds / 1000
             for (key, ids), reply in zip(batches, replies, strict=True)
+            if not isinstance(reply, WrongType)
             for entry_id, milliseconds in zip(ids, reply, strict=True)
             if milliseconds >= 0
         }
@@ -181,11 +183,11 @@ class DeliveriesInHand:
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
         calls = [ScriptCall.of(KEEP, [key], self._group, self._consumer, take_back, *ids) for key, ids in batches]
-        replies = await self._run("keep deliveries at", calls)
+        replies = await self._run("keep deliveries at", calls, may_be_gone=True)
         return {
             (key.decode(), entry_id.decode())
-            for (key, _), lost in zip(batches, replies, strict=True)
-            for entry_id in lost
+            for (key, ids), lost in zip(batches, replies, strict=True)
+            for entry_id in (ids if isinstance(lost, WrongType) else lost)
         }
 
     async def count(self, delivery: Delivery) -> int:
@@ -245,18 +247,24 @@ class DeliveriesInHand:
         """Close the connection. May be called twice."""
         await self._connection.aclose()
 
-    async def _run(self, what: str, calls: Sequence[ScriptCall], *, stores: bool = False) -> list[Any]:
+    async def _run(
+        self, what: str, calls: Sequence[ScriptCall], *, stores: bool = False, may_be_gone: bool = False
+    ) -> list[Any]:
         """Run the calls, and return their replies.
 
         Args:
             what: Names the act, for texts.
             calls: Calls of scripts.
             stores: True if they store something, which Redis may refuse while it takes acknowledgements.
+            may_be_gone: True if a stream whose key is of another type by now is no error, but the reply: what was in hand of it
+                is gone, and its other streams go on.
         """
         if not calls:
             return []
         replies = await self._connection.run_all(*calls)
         for reply in replies:
+            if may_be_gone and isinstance(reply, WrongType) and reply.is_stream:
+                continue
             if isinstance(reply, Lost | Refused):
                 is_private = stores and isinstance(reply, Refused) and not reply.is_of_server
                 error = BrokerRefused if is_private else BrokerUnavailable

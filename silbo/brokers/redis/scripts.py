@@ -152,7 +152,7 @@ Key: the stream. Arguments: milliseconds to keep entries or nothing, then each m
 ADD_SEQUENCED: Final = Script("""
 local source, epoch = ARGV[2], tonumber(ARGV[3])
 local record = redis.pcall('HGET', KEYS[2], source)
-if type(record) == 'table' then return {err = plain(record.err) .. ' (' .. KEYS[2] .. ')'} end
+if type(record) == 'table' then return {err = plain(record.err)} end
 local newest, last = 0, 0
 if record then
   newest, last = string.match(record, '^(%d+):(%d+)$')
@@ -217,6 +217,8 @@ local function is_id(text)
   local ms, sequence = string.match(text, '^(%d+)%-(%d+)$')
   return ms and fits(ms) and fits(sequence)
 end
+-- A key of another type holds no attempts, and does not keep the group from getting its messages.
+local function is_wrong_type(reply) return string.find(plain(reply.err), '^WRONGTYPE') end
 local function retry(id)
   local found = redis.call('XRANGE', KEYS[2], id, id)[1]
   if not found then return 'missing' end
@@ -224,7 +226,7 @@ local function retry(id)
   for i = 1, #found[2], 2 do letter[found[2][i]] = found[2][i + 1] end
   if not (letter.group and letter.message and is_id(letter.id or '')) then return 'foreign' end
   local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
-  if type(forgotten) == 'table' then return {err = plain(forgotten.err)} end
+  if type(forgotten) == 'table' and not is_wrong_type(forgotten) then return {err = plain(forgotten.err)} end
   local claimed = redis.pcall(
     'XCLAIM', KEYS[1], letter.group, 'silbo-retry', 0, letter.id, 'TIME', 0, 'FORCE', 'JUSTID')
   if claimed.err then
@@ -516,14 +518,15 @@ if type(found) == 'string' and ARGV[3] ~= '' then
   if who and who ~= ARGV[2] and tonumber(at) >= tonumber(ARGV[3]) then another = 1 end
 end
 local signed = redis.pcall('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
-if type(signed) == 'table' then return {another, ARGV[3]} end
+if type(signed) == 'table' then return {another, ARGV[3], plain(signed.err)} end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {another, now}
 """)
 """Puts a consumer's sign of life under its name.
 
 Key: the signs of the group. Arguments: consumer, who this one is, the time of its last sign or nothing, milliseconds to keep all
-signs. Reply: 1 if another consumer has put its own sign there since, and the time of the sign.
+signs. Reply: 1 if another consumer has put its own sign there since, and the time of the sign; the error if it could not be
+put there.
 """
 
 # Redis 6.2 refuses XGROUP DELCONSUMER above maxmemory: then they are removed later.

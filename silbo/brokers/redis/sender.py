@@ -116,12 +116,17 @@ class Batch:
         self.calls: list[PublishCall] = []  # of each message
         self.reply: Any = UNANSWERED
 
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """The keys that the call uses."""
+        return [self.key] if self.key else []
+
     def pack(self, *, by_source: bool) -> bytes:
         """Return the script call as the Redis protocol writes it."""
         script, each, first, first_count = self._script
         arguments = first + b"".join(self.arguments)
         count = first_count + each * len(self.arguments)
-        return script.pack_call([self.key] if self.key else [], arguments, count, by_source=by_source)
+        return script.pack_call(self.keys, arguments, count, by_source=by_source)
 
     def settle(self, server: str, unanswered: str) -> bool:
         """Note the outcome of each message in its call, and answer the calls of which all are sent.

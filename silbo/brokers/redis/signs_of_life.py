@@ -77,9 +77,16 @@ class SignsOfLife:
         for key, call in zip(self._keys, calls, strict=True):
             reply: Any = call.reply
             if isinstance(reply, list):
-                another, self._signed_at[key] = reply
+                another, self._signed_at[key], *refusal = reply
                 if another:
                     self._tell(key.decode())
+                if refusal:
+                    self._log.write(
+                        "no sign of life can be put into %s, so a second consumer of this name goes unnoticed: %s",
+                        None,
+                        build_signs_key(key, self._group).decode(),
+                        refusal[0].decode(errors="replace"),
+                    )
 
     def _tell(self, address: str) -> None:
         group, consumer = self._group.decode(), self._consumer.decode()
