@@ -129,7 +129,13 @@ async def observe_dispatch(
 def observe_dead_letter(dispatcher: object, delivery: Delivery, error: DeliveryGivenUp) -> None:
     """Call the observers of a dispatcher that have a method for it with a delivery that was given up."""
     observers: Sequence[Any] = getattr(dispatcher, "_observers", ())
-    _notify([each for each in observers if hasattr(each, "after_dead_letter")], "after_dead_letter", delivery, error)
+    for observer in observers:
+        if hasattr(observer, "after_dead_letter"):
+            try:
+                observer.after_dead_letter(delivery, error)
+            except Exception:
+                extra = {"observer": repr(observer), "hook": "after_dead_letter"}
+                logger.exception("observer failed", extra=extra)
 
 
 class _ObservedListener(WrappedListener):
@@ -138,10 +144,11 @@ class _ObservedListener(WrappedListener):
     The time limit is inside of the observation: past it, observers see a :class:`~silbo.errors.ListenerTimeout`.
     """
 
+    _replacement: Listener | None = None  # in place of the target of a listener with options
+
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._configured = listener if isinstance(listener, ConfiguredListener) else None
         self._target = listener
-        self._replacement: Listener | None = None
         if isinstance(listener, WrappedListener):
             self.concurrent = listener.concurrent
             self.rank = listener.rank
@@ -153,14 +160,14 @@ class _ObservedListener(WrappedListener):
 
     async def __call__(self, event: Any) -> None:
         if self._configured is None:
-            await self._observe(self._replacement or self._target, event)
+            await self._observe(self._target, event)
         else:
             await self._configured(event, listener=self._replacement, observe=self._observe)
 
     def replaced_by(self, replacement: Listener) -> _ObservedListener:
         """Return a copy that runs another listener in place of this one, under its options."""
         replaced = copy(self)
-        vars(replaced)["_replacement"] = replacement
+        vars(replaced).update(_target=replacement, _replacement=replacement)
         return replaced
 
     async def _observe(self, run: Listener, event: Any) -> None:
@@ -192,9 +199,9 @@ def _observing(observers: Sequence[Observer], what: str, span: Dispatch | Call, 
         _notify(observers, f"after_{what}", span)
 
 
-def _notify(observers: Sequence[Observer], hook: str, *about: object) -> None:
+def _notify(observers: Sequence[Observer], hook: str, span: Dispatch | Call) -> None:
     for observer in observers:
         try:
-            getattr(observer, hook)(*about)
+            getattr(observer, hook)(span)
         except Exception:
             logger.exception("observer failed", extra={"observer": repr(observer), "hook": hook})

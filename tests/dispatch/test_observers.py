@@ -428,3 +428,18 @@ async def test_an_observer_hears_of_dead_letters_if_it_has_a_method_for_them(cap
     assert seen.dead == ("1", "user.joined", "billing", 1, "LookupError: no such plan")
     assert subscription.buried == [("1", "LookupError: no such plan", 1)]
     assert "observer failed" not in caplog.text
+
+
+async def test_an_observer_that_fails_at_a_dead_letter_does_not_stop_the_consumer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Recorder):
+        def after_dead_letter(self, delivery: Delivery, error: DeliveryGivenUp) -> None:
+            raise LookupError("no metrics")
+
+    d = AsyncEventDispatcher(observers=[Failing()])
+    d.add_listener("user.joined", AsyncMock(side_effect=LookupError))
+    _, _, errors = await handle_one(d, max_attempts=1)
+    assert isinstance(errors[-1], DeliveryGivenUp)
+    [record] = [record for record in caplog.records if record.message == "observer failed"]
+    assert record.hook == "after_dead_letter"  # type: ignore[attr-defined]
