@@ -196,8 +196,10 @@ class ExtensionPoints:
 
 
 def _check_and_run(points: ExtensionPoints, name: Any, expected: tuple[type, ...], run: Listener) -> Listener:
+    usual = expected[0]
+
     def check_and_run(event: Any) -> Any:
-        if not isinstance(event, expected):
+        if type(event) is not usual and not isinstance(event, expected):
             points.check_event(name, event)
         return run(event)
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import silbo
 from chaos.batteries import BATTERIES
 from silbo import Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
+from silbo.dispatch import extension_points, in_thread
 from silbo.names import MAX_NAME_LENGTH
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import connection
@@ -67,6 +69,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     },
     "RedisStreams.group": RedisStreams.group,
     "SQLAlchemyInbox": SQLAlchemyInbox,
+    "in_thread": silbo.in_thread,
 }
 CONSTANTS = {
     "a lock of an SQLite file": connection.LOCK_TIMEOUT,
@@ -81,6 +84,9 @@ CONSTANTS = {
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
     "characters of an event name": MAX_NAME_LENGTH,
+    "unknown names that a dispatcher warns of": extension_points.MOST_TOLD,
+    "an idle thread of `in_thread`": in_thread.IDLE_FOR,
+    "a run that waits for a thread of `in_thread`": in_thread.REPORT_AFTER,
     "unsent messages with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
     "events that come of other events, in one unit of work": unit_of_work.MAX_FOLLOW_UPS,
 }
