@@ -19,19 +19,22 @@ _ON_FAILURE: Final = get_args(OnFailure)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The most that a plugin may use up. A plugin that uses more is switched off, with one report.
+    """The most that a plugin may use. A plugin that uses more time, or fails more often, is switched off, with one report.
 
     Attributes:
         loop_time: Seconds on the event loop in each second, above 0 and at most 1; what the plugin awaits does not count. None for no limit.
         failures: Failed runs of its listeners within ``window`` seconds; one more switches it off. None for no limit.
         window: Seconds in which failures are counted.
         pause: Seconds after which the plugin is switched on again; None: only by hand.
+        threads: Threads of its ``in_thread`` listeners, all together. Nothing is switched off for these: a further run waits for
+            a free one.
     """
 
     loop_time: float | None = None
     failures: int | None = None
     window: float = 60.0
     pause: float | None = 60.0
+    threads: int = 4
 
     def __post_init__(self) -> None:
         _check_seconds("loop_time", self.loop_time)
@@ -41,6 +44,8 @@ class Budget:
         _check_seconds("pause", self.pause)
         if self.failures is not None and (isinstance(self.failures, bool) or not self.failures >= 0):
             raise ValueError(f"failures is a whole number, 0 or more, not {self.failures!r}")
+        if isinstance(self.threads, bool) or not self.threads >= 1:
+            raise ValueError(f"threads is a whole number, 1 or more, not {self.threads!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

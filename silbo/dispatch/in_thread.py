@@ -156,6 +156,11 @@ class ThreadPool:
             self._idle_for = 0.0
             self._changed.notify_all()
 
+    def busy(self) -> int:
+        """Return the number of threads that run a function now."""
+        with self._changed:
+            return self.threads - self._idle
+
     def _submit(self, run: _Run) -> bool:
         """Give a run to an idle thread or to a new one. Return True if it has to wait for a free one."""
         if self._process != os.getpid():

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass
+from silbo.dispatch.in_thread import InThread
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, Options, is_async
 from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.running import ConfiguredListener
@@ -235,6 +236,8 @@ class ListenerRegistry:
         )
         policy = self._policy if options.on_error is None else options.on_error
         if entry.owner is not None:
+            if isinstance(run, InThread):
+                entry.run = entry.owner.share_threads(run)
             entry.run = self._under_policy(entry, entry.owner.policy)
         elif policy != "raise" or options.once or options.timeout is not None or options.concurrent:
             unregister = partial(self._discard, entry)

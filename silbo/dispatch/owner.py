@@ -9,6 +9,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
+from silbo.dispatch.in_thread import ThreadPool
 from silbo.dispatch.source import describe_listener
 from silbo.policy import Budget
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import FrameType
 
+    from silbo.dispatch.in_thread import InThread
     from silbo.dispatch.on_loop import OnLoop
     from silbo.dispatch.options import Listener
     from silbo.policy import Policy
@@ -93,7 +95,6 @@ class Owner:
         failures: The number of their runs that failed.
         report: Tells the host.
         runs: The runs of its listeners that wait for something.
-        threads: The thread pool of its ``in_thread`` listeners; None before the first.
     """
 
     def __init__(self, name: str, *, policy: Policy | None, place: float, on_loop: OnLoop, report: Report) -> None:
@@ -109,7 +110,7 @@ class Owner:
         self.held_limit: Final = min(on_loop.slow_after, self.budget.loop_time or float("inf"))
         self.report: Final = report
         self.runs: Final[set[Run]] = set()
-        self.threads: Any = None
+        self._threads: ThreadPool | None = None
         self.failures = 0
         self._held_since = 0.0
         self._failures: deque[float] = deque()
@@ -180,6 +181,21 @@ class Owner:
                 f"{len(self._failures)} of its runs failed within {self.budget.window:g} s; its budget is {most}",
                 pause=self.budget.pause,
             )
+
+    # -- threads --------------------------------------------------------------------------------------------
+
+    def share_threads(self, listener: InThread[Any]) -> InThread[Any]:
+        """Return an ``in_thread`` listener that shares the threads of the plugin."""
+        if self._threads is None:
+            self._threads = ThreadPool(self.budget.threads)
+        return listener.with_pool(self._threads)
+
+    def end_threads(self) -> int:
+        """End its idle threads, and return the number of those that are not idle: they end when their work does."""
+        if self._threads is None:
+            return 0
+        self._threads.close()
+        return self._threads.busy()
 
     # -- runs -----------------------------------------------------------------------------------------------
 

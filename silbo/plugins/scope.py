@@ -165,6 +165,8 @@ class PluginScope:
             except asyncio.CancelledError as error:  # what comes next must be undone all the same
                 cancelled = error
         registry_of(self._dispatcher).remove_all(self.owner)  # what the tear-down has added
+        if busy := self.owner.end_threads():
+            left.append(f"{busy} of its threads still run: each ends when its function does")
         self.owner.is_active = False
         self.instance = None
         if cancelled is not None:

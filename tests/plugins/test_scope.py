@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import whistle
 
-from silbo import AsyncEventDispatcher, Event, Plugin, PluginReport, Plugins, PluginView, Policy, on
+from silbo import AsyncEventDispatcher, Budget, Event, Plugin, PluginReport, Plugins, PluginView, Policy, in_thread, on
 from silbo.errors import (
     PluginConflict,
     PluginForbidden,
@@ -544,6 +544,48 @@ async def test_a_cancelled_load_leaves_nothing() -> None:
             async with asyncio.timeout(0.01):
                 await plugins.load(plugin)
         assert (steps, dispatcher.describe(), list(plugins)) == (["ended"], [], [])
+
+
+async def test_the_threads_of_a_plugin_are_bounded_together_and_end_with_it() -> None:
+    """Several ``in_thread`` listeners of a plugin share its threads; unloaded, it keeps none, and a busy one is told."""
+    dispatcher = AsyncEventDispatcher()
+    reports: list[PluginReport] = []
+    running, most = 0, 0
+    lock, go, block = threading.Lock(), threading.Event(), threading.Event()
+
+    def work(event: Event) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 2:
+                go.set()
+        go.wait(60)
+        with lock:
+            running -= 1
+
+    def plugin(view: PluginView) -> None:
+        for name in "abcdef":
+            view.add_listener(name, in_thread(work))
+        view.add_listener("block", in_thread(lambda event: block.wait(60)))
+
+    before = set(threading.enumerate())
+    policy = Policy(on_failure="ignore", timeout=0.05, budget=Budget(threads=2))
+    slow = Policy(on_failure="raise", budget=Budget(threads=2))  # no time limit
+    async with Plugins(dispatcher, policies={"slow": slow}, policy=policy, report=reports.append) as plugins:
+        await plugins.load(plugin, name="slow")
+        await asyncio.gather(*(dispatcher.adispatch(name) for name in "abcdef"))
+        assert most == 2
+        await plugins.unload("slow")
+        await plugins.load(plugin, name="hung")
+        await dispatcher.adispatch("block")
+        await plugins.unload("hung")
+        assert [report.kind for report in reports] == ["failed", "left behind"]
+        assert "1 of its threads" in reports[1].text
+        block.set()
+    async with asyncio.timeout(60):
+        while set(threading.enumerate()) - before:
+            await asyncio.sleep(0.01)
 
 
 # -- reload -------------------------------------------------------------------------------------------------
