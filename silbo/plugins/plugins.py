@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from silbo._checks import check_hook, suggest_name
 from silbo._closing import AsyncCloseable
+from silbo._loops import LoopBinding
 from silbo._reports import describe_error
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import registry_of
@@ -135,6 +136,7 @@ class Plugins(AsyncCloseable):
             None if slow_after is None else Watchdog(self._on_loop, slow_after=slow_after, report=self._report_blocked)
         )
         self._host_package = _package_of_caller()
+        self._loop = LoopBinding("Plugins", is_busy=self._has_plugins)
 
     # -- load -----------------------------------------------------------------------------------------------
 
@@ -153,9 +155,11 @@ class Plugins(AsyncCloseable):
             PluginConflict: A plugin of this name is loaded; or it does not fit to this host or to another plugin.
             PluginMissing: It requires a plugin that is not loaded.
             PluginInvalid: The object is no plugin.
+            LoopConflict: Another event loop has loaded plugins.
             PluginSettingsInvalid: Its settings are wrong.
             Exception: The error of its set-up, with a note that names the plugin. Nothing of the plugin is left.
         """
+        self._loop.enter("load")
         wanted = as_plugin(plugin, name=name)
         if wanted.name in self._loaded:
             raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
@@ -249,6 +253,7 @@ class Plugins(AsyncCloseable):
             PluginMissing: It is not loaded.
             PluginConflict: Another plugin requires it.
         """
+        self._loop.enter("unload")
         scope = self[name]
         for other in self._loaded.values():
             if other is not scope and name in required_names(other.plugin):
@@ -270,6 +275,7 @@ class Plugins(AsyncCloseable):
             PluginMissing: It is not loaded.
             Exception: The error of its set-up. With ``overlap`` the old generation goes on; else the plugin is unloaded.
         """
+        self._loop.enter("reload")
         self[name]  # raises
         async with self._busy[name]:
             old = self[name]
@@ -296,7 +302,12 @@ class Plugins(AsyncCloseable):
             return new
 
     async def aclose(self) -> None:
-        """Unload all plugins, the last one first. May be called twice."""
+        """Unload all plugins, the last one first. May be called twice.
+
+        Raises:
+            LoopConflict: Another event loop has loaded them.
+        """
+        self._loop.enter("aclose")
         for name in reversed([plugin.name for plugin in load_order(self._records(), host_version=self._host_version)]):
             if name in self._loaded:
                 async with self._busy[name]:
@@ -350,6 +361,9 @@ class Plugins(AsyncCloseable):
         return len(self._loaded)
 
     # -- within ---------------------------------------------------------------------------------------------
+
+    def _has_plugins(self) -> bool:
+        return bool(self._loaded)
 
     def _records(self) -> list[Plugin]:
         return [scope.plugin for scope in self._loaded.values()]

@@ -183,7 +183,7 @@ class PluginScope:
 
     async def _end_tasks(self) -> list[str]:
         own = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not own]
+        tasks = [task for task in self._tasks if task is not own and not task.done()]
         for task in tasks:
             task.cancel()
         if not tasks:
@@ -192,12 +192,13 @@ class PluginScope:
         return [f"its task {task.get_name()!r} goes on after its cancellation" for task in late]
 
     async def _tear_down(self) -> list[str]:
-        self._closing.set()
         life = self._life
         if life is None or life is asyncio.current_task():
             return []
-        await asyncio.wait((life,), timeout=ENDS_WITHIN)
         left = []
+        if not life.done():  # a loop that has ended has ended it, too
+            self._closing.set()
+            await asyncio.wait((life,), timeout=ENDS_WITHIN)
         if not life.done():
             left.append(f"its tear-down had not ended within {ENDS_WITHIN:g} s, and was cancelled")
             life.cancel()

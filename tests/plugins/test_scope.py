@@ -17,6 +17,7 @@ import whistle
 
 from silbo import AsyncEventDispatcher, Budget, Event, Plugin, PluginReport, Plugins, PluginView, Policy, in_thread, on
 from silbo.errors import (
+    LoopConflict,
     PluginConflict,
     PluginForbidden,
     PluginMissing,
@@ -586,6 +587,29 @@ async def test_the_threads_of_a_plugin_are_bounded_together_and_end_with_it() ->
     async with asyncio.timeout(60):
         while set(threading.enumerate()) - before:
             await asyncio.sleep(0.01)
+
+
+def test_another_loop_is_told_so_at_once() -> None:
+    """Plugins have tasks in the loop that loaded them: a second running loop gets an error that names both, and no hang."""
+    plugins = Plugins(AsyncEventDispatcher(), slow_after=None)
+    errors: list[Exception] = []
+
+    async def elsewhere() -> None:
+        for call in (plugins.unload("p"), plugins.reload("p"), plugins.load(Hears), plugins.aclose()):
+            try:
+                await call
+            except LoopConflict as error:
+                errors.append(error)
+
+    async def here() -> None:
+        await plugins.load(lambda view: None, name="p")
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert list(plugins) == ["p"]
+
+    asyncio.run(here())
+    assert len(errors) == 4
+    asyncio.run(plugins.aclose())  # the loop of before has ended: the next one may take over
+    assert list(plugins) == []
 
 
 # -- reload -------------------------------------------------------------------------------------------------
