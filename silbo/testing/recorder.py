@@ -171,6 +171,7 @@ class EventRecorder:
 
         Raises:
             NotSettled: Something still runs after that time; the error says what.
+            StoreUnavailable: The store of a watched outbox can't be asked.
             TypeError: The loop is not asyncio's own.
         """
         await settle(self._watched, within, self._clock)

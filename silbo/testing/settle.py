@@ -13,7 +13,7 @@ from silbo.bridge import Bridge
 from silbo.consumer.consumer import Consumer
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.observers import Dispatch
-from silbo.errors import NotSettled, SilboError
+from silbo.errors import NotSettled
 from silbo.outbox.outbox import Outbox
 from silbo.testing.clock import Clock
 from silbo.testing.waterfall import RecordedDispatch, draw_listener
@@ -82,10 +82,7 @@ async def _find_stored(watched: Watched, clock: Clock | None) -> list[str]:
     for outbox in watched.publishers.values():
         if not isinstance(outbox, Outbox) or not outbox.is_relaying:
             continue
-        try:
-            status = await outbox.status()
-        except SilboError:
-            continue
+        status = await outbox.status()
         waiting = status.counts["pending"] + status.counts["sending"]
         now = time.time() if clock is None else clock()
         is_due = status.counts["sending"] or status.next_attempt_at is None or status.next_attempt_at.timestamp() <= now

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.snippets import snippets
-from tests.testing.test_plugin import OPTIONS
+from tests.testing.test_plugin import OPTIONS, no_other_plugins
+
+__all__ = ["no_other_plugins"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.md"
 

@@ -10,14 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
-    *("-p", "silbo_pytest"),
-    *("-p", "no:randomly"),
+    *("-p", "silbo_pytest"),  # by name, for where silbo is not installed anew since it has the entry point
+    *("-p", "pytest_asyncio.plugin"),
     *("-p", "no:cacheprovider"),
-    *("-p", "no:xdist"),
     *("-o", "asyncio_mode=auto"),
     *("-o", "asyncio_default_fixture_loop_scope=function"),
 )
-"""The plugin by name, for where silbo is not installed anew since it has the entry point."""
+
+
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those take longer to load than the tests to run."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
 
 SHOP = """
 import sys

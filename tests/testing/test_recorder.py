@@ -27,9 +27,11 @@ from silbo import (
     receive,
 )
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import PluginForbidden
+from silbo.errors import DeliveryGivenUp, PluginForbidden
+from silbo.message import Delivery
 from silbo.stores.memory import MemoryStore
 from silbo.testing import EventRecorder
+from silbo.wire.formats import JSON
 from tests.support.consumer import Consumer, Running
 from tests.support.simple_container import SimpleContainer
 
@@ -381,6 +383,62 @@ async def test_hosts_own_adispatch_still_runs(events: EventRecorder) -> None:
     await d.adispatch("x")
     assert ran == ["host runs 0", "host runs 1"]
     assert "_adispatch" not in vars(d)
+
+
+async def test_adispatch_that_a_host_has_set_on_its_dispatcher_is_put_back(
+    events: EventRecorder, d: AsyncEventDispatcher
+) -> None:
+    ran: list[int] = []
+
+    async def of_the_host(listeners: Any, event: Any, /) -> None:
+        ran.append(len(list(listeners)))
+
+    d._adispatch = of_the_host  # type: ignore[method-assign, assignment]
+    d.add_listener("x", mail := AsyncMock())
+    with events.mute(mail):
+        await d.adispatch("x")
+    await d.adispatch("x")
+    assert ran == [0, 1]
+    assert vars(d)["_adispatch"] is of_the_host
+
+
+# -- what is drawn ------------------------------------------------------------------------------------------
+
+
+async def test_any_record_can_be_drawn(events: EventRecorder, d: AsyncEventDispatcher) -> None:
+    """Long ones are cut; an event whose repr fails, a dead letter that can't be decoded, a listener without a row."""
+
+    class Odd(Event):
+        def __repr__(self) -> str:
+            raise LookupError
+
+    class Hosts(AsyncEventDispatcher):
+        def get_listeners(self, name: Any = None, /) -> Any:
+            return (extra,)
+
+    async def extra(event: Event) -> None: ...
+
+    await d.adispatch("odd", Odd())
+    await d.adispatch(CHECKED, Checked("x" * 1000))  # type: ignore[arg-type]
+    await events.watch(Hosts()).adispatch("y")
+    bad = Delivery(b"no JSON", "events", JSON, "1")
+    events.after_dead_letter(bad, DeliveryGivenUp("", "1", "billing", 0, "malformed"))
+    drawn = events.draw()
+    assert "whose repr raises LookupError" in drawn
+    assert "x..." in drawn
+    assert re.search(r"called +test_any_record.*extra \(.*test_recorder\.py:\d+\)", drawn)
+    assert "dead       '' in group billing after 0 attempts: malformed" in drawn
+    assert events.dead(user_id=1) == []
+    assert events.assert_dead("").delivery is bad
+    for _ in range(40):
+        await d.adispatch("many")
+    assert "the last 30" in events.draw() and "whose repr" not in events.draw()
+
+
+async def test_value_that_json_can_not_carry_meets_no_message(events: EventRecorder, d: AsyncEventDispatcher) -> None:
+    d.add_subscriber(Bridge(MemoryBroker()))
+    await d.adispatch(USER_JOINED, UserJoined(1))
+    assert events.published(USER_JOINED, user_id=object()) == []
 
 
 # -- plugins ------------------------------------------------------------------------------------------------
