@@ -325,13 +325,19 @@ class Attempts:
         assert dispatched is not None
         dispatched.begin(rebuilt.event, rebuilt.name)
         try:
-            await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
-        except Exception as error:
-            if not dispatched.isolated:
-                raise
-            dispatched.isolated.append(error)
-        if dispatched.isolated:
-            dispatched.raise_isolated()
+            try:
+                await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
+            except Exception as error:
+                if not dispatched.isolated:
+                    raise
+                dispatched.isolated.append(error)
+            if dispatched.isolated:
+                dispatched.raise_isolated()
+        except BaseException:
+            dispatched.end(done=False)
+            raise
+        if dispatched.once is not None:
+            dispatched.end(done=True)
         self._count_handled(heard)
 
     async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery, heard: Heard) -> None:
@@ -346,16 +352,18 @@ class Attempts:
         publication = rebuilt.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
         entered = False
         failure: BaseException | None = None
+        dispatched = Received(rebuilt.event, rebuilt.name, options.listener_timeout)
+        is_done = False
         try:
             async with inbox.handling(options.group, publication) as is_new:
                 entered = True
                 try:
                     if is_new:
-                        dispatched = Received(rebuilt.event, rebuilt.name, options.listener_timeout)
                         await dispatch_received(options.dispatcher, dispatched)
                 except BaseException as error:
                     failure = error
                     raise
+            is_done = True
         except Exception as error:
             if failure is not None:  # a listener raised it
                 failure = None  # or it would hold itself
@@ -365,6 +373,8 @@ class Attempts:
             if entered and not isinstance(error, BrokerUnavailable | StoreUnavailable | LoopConflict):
                 raise  # of the transaction that the listeners share with the inbox
             raise _InboxUnavailable from error
+        finally:
+            dispatched.end(done=is_done)
         if failure is not None:  # the inbox has swallowed it
             try:
                 raise failure

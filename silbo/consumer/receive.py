@@ -308,7 +308,12 @@ async def receive(
             raise OwnMessagesUndecided(origin.app)
         return None
     rebuilt = EventRebuilder(events, app="", own="handle").rebuild(delivery, message, skips_own_instance=False)
-    return None if rebuilt is None else await dispatch_received(dispatcher, Received(rebuilt.event, rebuilt.name))
+    if rebuilt is None:
+        return None
+    dispatched = Received(rebuilt.event, rebuilt.name)
+    event = await dispatch_received(dispatcher, dispatched)
+    dispatched.end(done=True)
+    return event
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:

@@ -100,7 +100,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             listener: An async callable that takes the event; or a class with an async ``handle`` or ``__call__``, of
                 which the container makes an object when a dispatch needs it.
             priority: Lower runs first; ties run in order of registration; see FIRST and LAST.
-            once: If true, the first run removes the listener; it runs once even under concurrent dispatches.
+            once: If true, the first run removes the listener; it runs once even under concurrent dispatches. With an event that
+                a consumer received, the delivery that is done removes it: it runs again with the next attempt of one that failed.
             timeout: Seconds after which the listener is cancelled and a :class:`~silbo.errors.ListenerTimeout` raised.
             concurrent: If true, the listener runs together with neighbours of equal priority that are concurrent too.
             on_error: Policy for this listener, in place of the dispatcher's, unless that is binding.

@@ -200,7 +200,7 @@ class ListenerRegistry:
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
-        self._forgotten: set[int] | None = set()  # hashes of names that left _entries; None if there were too many
+        self._forgotten: set[Hashable] | None = set()  # names that left _entries; None if there were too many
         self._numbers = count()
         self._policies: dict[Hashable, Policy] = {}  # of names
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
@@ -300,7 +300,7 @@ class ListenerRegistry:
         """
         if name not in self._entries:
             forgotten = self._forgotten
-            if forgotten is None or hash(name) in forgotten:
+            if forgotten is None or name in forgotten:
                 return
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
         self._entries[name][:] = [
@@ -425,16 +425,12 @@ class ListenerRegistry:
             if not entries:
                 del self._entries[entry.name]
                 self._patterns.pop(entry.name, None)
-                self._forget(entry.name)
+                forgotten = self._forgotten
+                if forgotten is not None:  # names may be made for each request: only so many are noted
+                    forgotten.add(entry.name)
+                    if len(forgotten) > FORGOTTEN_NAMES:
+                        self._forgotten = None
             self._changed()
-
-    def _forget(self, name: Hashable) -> None:
-        """Note that a name was known. Names may be made for each request, so only so many are noted, by their hashes."""
-        forgotten = self._forgotten
-        if forgotten is not None:
-            forgotten.add(hash(name))
-            if len(forgotten) > FORGOTTEN_NAMES:
-                self._forgotten = None
 
     def _changed(self) -> None:
         self.changes += 1

@@ -113,7 +113,7 @@ class PolicyListener(ConfiguredListener):
         if owner is not None and owner.off and owner.is_off():
             self._pass_over(owner, event)
             return
-        if self._is_once and not self.begin_once():
+        if self._is_once and not self.begin_once(event):
             return
         state: State | None = None
         if self._keeps_state:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.event import Event, set_mark
 
 __all__ = ["Received", "dispatch_received", "listener_timeout", "received"]
+
+
+class OnceListener(Protocol):
+    """A listener with ``once=True``."""
+
+    def end_once(self, *, done: bool) -> None:
+        """End its run as part of a delivery, which is done or has failed."""
+        ...
 
 
 class Received:
@@ -19,9 +27,10 @@ class Received:
         name: The name that it was received under.
         timeout: Seconds that each listener may run that has no limit of its own; None for no limit.
         isolated: Errors of listeners that went to a callable policy; None if there are none.
+        once: Listeners with ``once=True`` that have run; None if there are none.
     """
 
-    __slots__ = ("event", "isolated", "name", "timeout")
+    __slots__ = ("event", "isolated", "name", "once", "timeout")
 
     def __init__(self, event: object, name: object, timeout: float | None = None) -> None:
         self.timeout = timeout
@@ -32,12 +41,23 @@ class Received:
         self.event = event
         self.name = name
         self.isolated: list[Exception] | None = None
+        self.once: list[OnceListener] | None = None
         if self.timeout is not None and isinstance(event, Event):
             set_mark(event, "__silbo_direct__", False)  # adispatch then leaves the event to _dispatch
 
     def has(self, event: object) -> bool:
         """Return True in the event's dispatch under its own name: a listener may dispatch it on, under another."""
         return self.event is event and getattr(event, "name", None) == self.name
+
+    def hold(self, listener: OnceListener) -> None:
+        """Let a ``once`` listener be registered until :meth:`end`."""
+        self.once = [*(self.once or ()), listener]
+
+    def end(self, *, done: bool) -> None:
+        """Unregister the ``once`` listeners that have run; or let them run again, if the delivery is not done."""
+        held, self.once = self.once, None
+        for listener in held or ():
+            listener.end_once(done=done)
 
     def raise_isolated(self) -> NoReturn:
         """Raise the one isolated error, or all of them.
@@ -59,6 +79,8 @@ received: Final[ContextVar[Received | None]] = ContextVar("silbo_received", defa
 async def dispatch_received(dispatcher: IAsyncEventDispatcher, dispatched: Received) -> Any:
     """Dispatch an event that was received. All listeners run that their dispatcher isolates, then their errors are raised.
 
+    After an error its ``once`` listeners may run again. Else the caller ends the delivery with ``dispatched.end(...)``.
+
     Args:
         dispatcher: Any dispatcher; the errors that a foreign one isolates are not known.
         dispatched: The event.
@@ -72,15 +94,19 @@ async def dispatch_received(dispatcher: IAsyncEventDispatcher, dispatched: Recei
     """
     token = received.set(dispatched)
     try:
-        await dispatcher.adispatch(dispatched.name, dispatched.event)
-    except Exception as error:
-        if not dispatched.isolated:
-            raise
-        dispatched.isolated.append(error)
+        try:
+            await dispatcher.adispatch(dispatched.name, dispatched.event)
+        except Exception as error:
+            if not dispatched.isolated:
+                raise
+            dispatched.isolated.append(error)
+        if dispatched.isolated:
+            dispatched.raise_isolated()
+    except BaseException:
+        dispatched.end(done=False)
+        raise
     finally:
         received.reset(token)
-    if dispatched.isolated:
-        dispatched.raise_isolated()
     return dispatched.event
 
 

@@ -73,7 +73,7 @@ class ConfiguredListener(WrappedListener):
 
     Attributes:
         target: The callable that is run: the listener, or the wrapper of a listener class.
-        spent: True when a ``once`` listener has run.
+        spent: True when a ``once`` listener has run, or is running.
         was_long: True if it was reported that the listener runs for long.
     """
 
@@ -106,7 +106,7 @@ class ConfiguredListener(WrappedListener):
                 :class:`~silbo.errors.ListenerTimeout`; and an error that the policy handles, as that error.
         """
         target = self.target if listener is None else listener
-        if self._options.once and not self.begin_once():
+        if self._options.once and not self.begin_once(event):
             return
         try:
             if observe is None:
@@ -122,14 +122,28 @@ class ConfiguredListener(WrappedListener):
         """Return the listener as it was registered, of which this may be a copy under other limits."""
         return self if self._registered is None else self._registered
 
-    def begin_once(self) -> bool:
-        """Begin the only run of a ``once`` listener, and unregister it. True if it had not run before."""
+    def begin_once(self, event: Any) -> bool:
+        """Begin the only run of a ``once`` listener, and unregister it. True if it had not run before.
+
+        With a received event it stays registered until the delivery is done: see :meth:`end_once`.
+        """
         registered = self.registered()
         if registered.spent:
             return False
         registered.spent = True
-        self._unregister()
+        dispatched = received.get()
+        if dispatched is not None and dispatched.has(event):
+            dispatched.hold(self)
+        else:
+            self._unregister()
         return True
+
+    def end_once(self, *, done: bool) -> None:
+        """Unregister a ``once`` listener whose run was part of a delivery; let it run again if the delivery has failed."""
+        if done:
+            self._unregister()
+        else:
+            self.registered().spent = False
 
     def limited(self, timeout: float) -> ConfiguredListener:
         """Return this listener with a time limit in seconds, unless it has one."""

@@ -154,7 +154,11 @@ class StreamReceiver:
         self._aside: dict[bytes, WrongType] = {}  # streams whose key is of another type; the others go on
         self._aside_outages = {
             key: Outage(
-                logger, f"stream {key.decode()} of group {group.name}", "can't be read; its other streams go on"
+                logger,
+                f"stream {key.decode()} of group {group.name}",
+                "can't be read; its other streams go on",
+                address=key.decode(),
+                group=group.name,
             )
             for key in self._upkeep
         }

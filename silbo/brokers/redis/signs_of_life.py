@@ -86,6 +86,9 @@ class SignsOfLife:
                         None,
                         build_signs_key(key, self._group).decode(),
                         refusal[0].decode(errors="replace"),
+                        address=key.decode(),
+                        group=self._group.decode(),
+                        consumer=self._consumer.decode(),
                     )
 
     def _tell(self, address: str) -> None:
