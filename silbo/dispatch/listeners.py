@@ -8,7 +8,7 @@ import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -105,7 +105,7 @@ class _Entry:
         order: Rank of the priority, then number of the registration.
         run: The callable that a dispatch calls: the listener, or a wrapper of it.
         owner: The plugin that has added the listener; None if the host has.
-        variants: The callables for names with a policy of their own, by that policy.
+        variants: The callables for names with a policy of their own, by that policy; None before the first.
     """
 
     name: Hashable
@@ -116,7 +116,7 @@ class _Entry:
     run: Listener
     pattern: re.Pattern[str] | None = None
     owner: Owner | None = None
-    variants: dict[Policy, Listener] = field(default_factory=dict)
+    variants: dict[Policy, Listener] | None = None
 
     @property
     def place(self) -> tuple[Any, float, int]:
@@ -203,6 +203,7 @@ class ListenerRegistry:
         self._forgotten: set[Hashable] | None = set()  # names that left _entries; None if there were too many
         self._numbers = count()
         self._policies: dict[Hashable, Policy] = {}  # of names
+        self._has_plugins = False  # True as soon as a plugin has added a listener
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
@@ -232,7 +233,7 @@ class ListenerRegistry:
             order=(rank, next(self._numbers)),
             run=run,
             pattern=pattern,
-            owner=self.adding,
+            owner=self.adding if self._has_plugins else None,
         )
         policy = self._policy if options.on_error is None else options.on_error
         if entry.owner is not None:
@@ -257,6 +258,7 @@ class ListenerRegistry:
     def adding_for(self, owner: Owner) -> Generator[None]:
         """Let the listeners that this thread adds within the block belong to a plugin."""
         around = self.adding
+        self._has_plugins = True
         self._adding.owner = owner
         try:
             yield
@@ -322,9 +324,11 @@ class ListenerRegistry:
             if is_too_long(name):
                 return ()  # nothing is registered for it, and it can't be dispatched
             changes = self.changes
-            policy = self._policies.get(name)
             entries = self._matching(name)
-            found = tuple([entry.run if policy is None else self._variant(entry, policy) for entry in entries])
+            if self._policies and (policy := self._policies.get(name)) is not None:
+                found = tuple(self._variant(entry, policy) for entry in entries)
+            else:
+                found = tuple(entry.run for entry in entries)
             if len(self._cache) >= CACHED_NAMES:
                 self._cache.clear()
             self._cache[name] = found
@@ -386,7 +390,7 @@ class ListenerRegistry:
                 if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
                     found += entries
             found.sort(key=_order)
-        if any(entry.owner is not None for entry in found):
+        if self._has_plugins:
             found = sorted([entry for entry in found if entry.owner is None or entry.owner.is_active], key=_place)
         return found
 
@@ -394,6 +398,8 @@ class ListenerRegistry:
         """Return the callable of an entry for a name with a policy. The bridge is under none."""
         if _is_bridge(entry.listener):
             return entry.run
+        if entry.variants is None:
+            entry.variants = {}
         run = entry.variants.get(policy)
         if run is None:
             own = None if entry.owner is None else entry.owner.policy
