@@ -266,6 +266,16 @@ def dispatch_plugin() -> tuple[Contender, Contender]:
     return run, dispatching(other)
 
 
+@path("dispatch, a declared name", times=500)
+def dispatch_declared() -> tuple[Contender, Contender]:
+    """The class of the event is checked; by hand is here silbo's dispatch on a dispatcher that declares nothing."""
+    dispatcher = AsyncEventDispatcher(names=[EventName(NAME, Joined)], unknown="error")
+    other = AsyncEventDispatcher()
+    for one in (dispatcher, other):
+        one.add_listener(NAME, listener)
+    return dispatching(dispatcher), dispatching(other)
+
+
 @path("dispatch, a listener whose error is isolated", times=400)
 def dispatch_isolated() -> tuple[Contender, Contender]:
     """It fails each time, and the one behind it runs."""
