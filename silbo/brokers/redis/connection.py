@@ -57,7 +57,7 @@ _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 _OF_SERVER: Final = frozenset(
     {"LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "READONLY", "UNKILLABLE", "BUSY"}
 )
-_find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -([A-Z]+) ").match
+_find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ").match
 
 
 class Lost(Exception):
