@@ -52,11 +52,13 @@ __all__ = [
     "has_name",
     "is_pattern",
     "is_too_long",
+    "may_have_policy",
     "name_of",
     "use_by",
     "version_of",
     "warn_caller",
     "warn_if_deprecated",
+    "watch_policies",
 ]
 
 Key: TypeAlias = "str | Callable[[Any], object]"
@@ -161,6 +163,10 @@ else:
             self.policy = _check_policy(policy)
             if cls is not None:
                 _add_name(cls, self)
+            if policy is not None:
+                _with_policy.add(str(self))
+                for watcher in tuple(_watchers):
+                    watcher.refresh()
             return self
 
         def __class_getitem__(cls, _item):
@@ -323,6 +329,23 @@ def _may_have(base: Any, attribute: str) -> bool:
     methods = (getattr(value, "__func__", value) for value in own.values())
     codes = (method.__code__ for method in methods if inspect.isfunction(method))
     return any(attribute in code.co_names or attribute in code.co_consts for code in codes)
+
+
+_with_policy: Final[set[str]] = set()
+"""The texts of all names that were made with a policy."""
+
+_watchers: Final[WeakSet[Any]] = WeakSet()
+"""The registries of listeners: each looks its names up anew when a name with a policy is made."""
+
+
+def watch_policies(watcher: Any) -> None:
+    """Call ``watcher.refresh()`` whenever a name with a policy is made, as long as the watcher lives."""
+    _watchers.add(watcher)
+
+
+def may_have_policy(name: object) -> bool:
+    """Return True if there is, or was, an EventName with this text and a policy."""
+    return isinstance(name, str) and name in _with_policy
 
 
 def _check_policy(policy: object) -> Policy | None:

@@ -334,6 +334,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         own = all(getattr(type(self), part) is getattr(AsyncEventDispatcher, part) for part in _OVERRIDABLE)
         if self._observers or not own or not self.__dict__.keys().isdisjoint(_OVERRIDABLE):
             return
+        if self._listeners.awaits_policy(name):  # a dispatch of the constant must not find the plain text's listeners
+            return
         if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
             if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
                 return

@@ -24,7 +24,7 @@ from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.source import find_source
 from silbo.errors import NameInvalid
-from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long
+from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long, may_have_policy, watch_policies
 from silbo.policy import combine_policies
 
 if TYPE_CHECKING:
@@ -200,13 +200,16 @@ class ListenerRegistry:
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}
         self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
-        self._forgotten: set[Hashable] | None = set()  # names that left _entries; None if there were too many
+        self._forgotten: set[int] | None = (
+            set()
+        )  # hashes of names that left _entries, so that no name is kept alive; None if too many
         self._numbers = count()
         self._policies: dict[Hashable, Policy] = {}  # of names
         self._has_plugins = False  # True as soon as a plugin has added a listener
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
+        watch_policies(self)
 
     def add(
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS
@@ -285,6 +288,10 @@ class ListenerRegistry:
         elif known != policy:
             raise NameInvalid(text, f"its policy is {known} already, and can't be {policy} too")
 
+    def awaits_policy(self, name: Hashable) -> bool:
+        """Return True if there is a constant with a policy for a name, and this dispatcher has not met it yet."""
+        return may_have_policy(name) and name not in self._policies
+
     def refresh(self) -> None:
         """Look up all listeners anew: a plugin has another place, or runs or ends."""
         self._changed()
@@ -302,7 +309,7 @@ class ListenerRegistry:
         """
         if name not in self._entries:
             forgotten = self._forgotten
-            if forgotten is None or name in forgotten:
+            if forgotten is None or hash(name) in forgotten:
                 return
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
         self._entries[name][:] = [
@@ -433,7 +440,7 @@ class ListenerRegistry:
                 self._patterns.pop(entry.name, None)
                 forgotten = self._forgotten
                 if forgotten is not None:  # names may be made for each request: only so many are noted
-                    forgotten.add(entry.name)
+                    forgotten.add(hash(entry.name))
                     if len(forgotten) > FORGOTTEN_NAMES:
                         self._forgotten = None
             self._changed()

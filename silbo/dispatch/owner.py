@@ -88,6 +88,7 @@ class Owner:
         place: The place of its listeners among others of the same priority, as a number of registration.
         is_active: True if its listeners run; False for a generation that has not begun, or that has ended.
         off: The reason why the plugin is switched off; empty if it is on.
+        is_off_by_host: True if the host has switched it off by hand.
         off_until: The time on the monotonic clock when it is switched on again.
         on_loop: Marks the listener that holds the event loop.
         held: Seconds for which its listeners have held the event loop, since they were last checked.
@@ -103,6 +104,7 @@ class Owner:
         self.place = place
         self.is_active = True
         self.off = ""
+        self.is_off_by_host = False
         self.off_until = 0.0
         self.on_loop: Final = on_loop
         self.budget: Final = Budget() if policy is None or policy.budget is None else policy.budget
@@ -121,9 +123,10 @@ class Owner:
 
     # -- on and off -----------------------------------------------------------------------------------------
 
-    def switch_off(self, reason: str, *, pause: float | None = None) -> None:
+    def switch_off(self, reason: str, *, pause: float | None = None, by_host: bool = False) -> None:
         """Run none of its listeners from now on, or for ``pause`` seconds."""
         self.off = reason
+        self.is_off_by_host = by_host
         self.off_until = float("inf") if pause is None else monotonic() + pause
         self.report("switched off", reason, listener=None, error=None)
 
@@ -136,10 +139,10 @@ class Owner:
             self.report("switched on", "its listeners run again", listener=None, error=None)
 
     def is_off(self) -> bool:
-        """Return True if the plugin is switched off; switch it on if its pause is over."""
+        """Return True if the plugin is switched off, or has ended; switch it on if its pause is over."""
         if self.off and monotonic() >= self.off_until:
             self.switch_on()
-        return bool(self.off)
+        return bool(self.off) or not self.is_active
 
     # -- the budget -----------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ class PolicyListener(ConfiguredListener):
         self._limit: float | None = min(limits, default=None)
         self._report_after = policy.report_after
         self._on_failure: object = on_error if policy.on_failure is None else policy.on_failure
+        if policy.on_failure == "collect":
+            self._policy = "collect"
         self._keeps_state = self._on_failure != "raise" and not options.concurrent
         self.plain = not options.concurrent and self._on_failure != "collect" and self.container is None
 
@@ -110,7 +112,7 @@ class PolicyListener(ConfiguredListener):
     async def __call__(self, event: Any, *, listener: Listener | None = None, observe: Observe | None = None) -> None:
         """Run the target, or another listener in its place, under the policy."""
         owner = self.owner
-        if owner is not None and owner.off and owner.is_off():
+        if owner is not None and (owner.off or not owner.is_active) and owner.is_off():
             self._pass_over(owner, event)
             return
         if self._is_once and not self.begin_once(event):
@@ -206,6 +208,8 @@ class PolicyListener(ConfiguredListener):
             long = loop.call_later(max(0.0, report_after - waited), self._report_long, report_after)
         scope = asyncio.timeout(None if limit is None else max(0.0, limit - waited))
         run = Run(self.__wrapped__, coroutine, scope)
+        task: Any = asyncio.current_task()
+        requests = task.cancelling() - task._must_cancel  # noqa: SLF001  # a cancellation that comes with the next wait
         try:
             async with scope:
                 if owner is not None:
@@ -214,15 +218,25 @@ class PolicyListener(ConfiguredListener):
         except TimeoutError:
             if not scope.expired():
                 raise
+        except asyncio.CancelledError as error:
+            if task.cancelling() > requests:
+                raise
+            text = f"{describe_listener(self.__wrapped__)} was cancelled, but not by its caller"
+            raise RuntimeError(text) from error
+        except Exception as error:
+            if task.cancelling() > requests and not scope.expired():
+                raise asyncio.CancelledError from error  # its clean-up has failed: the caller is cancelled all the same
+            raise
         finally:
             if long is not None:
                 long.cancel()
             if owner is not None:
                 owner.end_run(run)
-        if run.is_expired and owner is not None:
-            raise PluginUnloaded(owner.name, "it was unloaded while this listener ran")
-        if scope.expired() and limit is not None:  # also if the listener has caught the cancellation and returned
-            raise ListenerTimeout(self.__wrapped__, limit)
+        if scope.expired():  # also if the listener has caught the cancellation and returned
+            if run.is_expired and owner is not None:
+                raise PluginUnloaded(owner.name, "it was unloaded while this listener ran")
+            if limit is not None:
+                raise ListenerTimeout(self.__wrapped__, limit)
 
     def _report_long(self, after: float) -> None:
         registered = self.registered()
@@ -271,11 +285,12 @@ class PolicyListener(ConfiguredListener):
         fail_delivery(error, event)
 
     def _pass_over(self, owner: Owner, event: Any) -> None:
-        """Leave the listener out, as its plugin is switched off."""
-        error = PluginOff(owner.name, owner.off)
-        if self._on_failure == "refuse":
+        """Leave the listener out, as its plugin is switched off, or was unloaded while the dispatch went on."""
+        error = PluginOff(owner.name, owner.off) if owner.off else PluginUnloaded(owner.name, "it was unloaded")
+        refuses = self._on_failure == "refuse"
+        if refuses:
             self._refuse(event, error)
-        if owner.off_until != float("inf"):  # a received event is tried again when the plugin is back
+        if refuses or (owner.off and not owner.is_off_by_host):  # a received event is tried again
             fail_delivery(error, event)
 
 

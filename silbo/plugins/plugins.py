@@ -319,7 +319,7 @@ class Plugins(AsyncCloseable):
 
     def switch_off(self, name: str, reason: str = "by hand") -> None:
         """Run no listener of a plugin from now on. It stays loaded, and its tasks go on."""
-        self[name].owner.switch_off(reason)
+        self[name].owner.switch_off(reason, by_host=True)
 
     def switch_on(self, name: str) -> None:
         """Run the listeners of a plugin again that was switched off, by hand or by its budget."""

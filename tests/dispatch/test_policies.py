@@ -227,6 +227,79 @@ async def test_a_long_listener_is_reported_once() -> None:
     assert told.kinds == ["long"]
 
 
+@pytest.mark.parametrize("on_failure", ["ignore", "refuse", "collect"])
+async def test_no_policy_swallows_the_cancellation_of_the_caller(on_failure: Any) -> None:
+    """A plugin whose clean-up fails while it is cancelled must not keep the host's task alive."""
+    dispatcher = AsyncEventDispatcher()
+    started = asyncio.Event()
+
+    async def spoil(event: Any) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("close failed")
+
+    add_as(owner_of(dispatcher, Policy(on_failure=on_failure, timeout=60)), dispatcher, "j", spoil)
+    task = asyncio.create_task(dispatcher.adispatch("j", Joining()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await dispatcher.adispatch("j", Joining())
+
+
+async def test_a_cancellation_of_the_plugins_own_is_its_failure() -> None:
+    """A listener that awaits a task which was cancelled has failed; nobody has cancelled the host."""
+    dispatcher, told = AsyncEventDispatcher(), Told()
+
+    async def await_cancelled(event: Any) -> None:
+        task = asyncio.create_task(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    add_as(owner_of(dispatcher, Policy(on_failure="ignore"), told), dispatcher, "j", await_cancelled)
+    await dispatcher.adispatch("j", Joining())
+    (error,) = told.errors
+    assert isinstance(error, RuntimeError)
+    assert isinstance(error.__cause__, asyncio.CancelledError)
+
+
+async def test_a_cancellation_that_was_asked_for_before_reaches_the_caller() -> None:
+    """A task that cancels itself, and dispatches before its next wait, is cancelled inside of the plugin's listener."""
+    dispatcher, told = AsyncEventDispatcher(), Told()
+
+    async def wait(event: Any) -> None:
+        await asyncio.sleep(0)
+
+    add_as(owner_of(dispatcher, Policy(on_failure="ignore"), told), dispatcher, "j", wait)
+
+    async def cancel_and_dispatch() -> None:
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        await dispatcher.adispatch("j", Joining())
+
+    task = asyncio.create_task(cancel_and_dispatch())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert told.kinds == []
+
+
+@pytest.mark.parametrize("whose", ["name", "plugin"])
+async def test_collecting_is_not_outvoted_by_a_callable(whose: str) -> None:
+    """Where a policy says "collect", neither the plugin's own hook nor a binding one of the dispatcher swallows the error."""
+
+    def swallow(error: Exception, event: Any, listener: Any) -> None: ...
+
+    collect = Policy(on_failure="collect")
+    dispatcher = AsyncEventDispatcher(on_error=swallow, binding=True)
+    name = EventName("j", Joining, policy=collect if whose == "name" else None)
+    add_as(owner_of(dispatcher, collect if whose == "plugin" else None), dispatcher, name, fail, on_error=swallow)
+    with pytest.raises(ExceptionGroup):
+        await dispatcher.adispatch(name, Joining())
+
+
 # -- the event as it was ------------------------------------------------------------------------------------
 
 
@@ -355,6 +428,18 @@ async def test_a_names_policy_holds_for_listeners_of_patterns(pattern: str) -> N
     event = await dispatcher.adispatch(may_join, Joining())
     assert isinstance(event.refusal.error, ListenerTimeout)  # type: ignore[union-attr]
     assert event.refusal.plugin is None  # type: ignore[union-attr]
+
+
+async def test_a_policy_holds_after_the_plain_text_was_dispatched() -> None:
+    """The constant is met by a dispatch, also where the text's listeners are ready already, and where it was made later."""
+    dispatcher = AsyncEventDispatcher()
+    add_as(owner_of(dispatcher, Policy(on_failure="ignore")), dispatcher, "late.join", fail)
+    await dispatcher.adispatch("late.join", Joining())
+    await dispatcher.adispatch("late.join", Joining())
+    late = EventName("late.join", Joining, policy=Policy(on_failure="refuse"))
+    await dispatcher.adispatch("late.join", Joining())
+    assert (await dispatcher.adispatch(late, Joining())).refusal is not None
+    assert (await dispatcher.adispatch("late.join", Joining())).refusal is not None
 
 
 async def test_a_once_listener_runs_once_under_several_policies() -> None:

@@ -64,6 +64,21 @@ async def test_a_delivery_does_not_wait_for_a_plugin_that_is_off_by_hand() -> No
     assert (consumer.stats.handled, subscription.buried) == (1, [])
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_delivery_is_not_done_without_a_plugin_that_nobody_switched_off_by_hand(refuses: bool) -> None:
+    """A plugin that its budget has switched off for good, and a name that decides: the delivery has failed."""
+    dispatcher = AsyncEventDispatcher()
+    budget = None if refuses else Budget(failures=0, pause=None)
+    policy = Policy(on_failure="refuse" if refuses else "ignore", budget=budget)
+    async with Plugins(dispatcher, policy=policy, report=lambda report: None) as plugins:
+        await plugins.load(lambda view: view.add_listener("user.joined", fail), name="audit")
+        if refuses:
+            plugins.switch_off("audit")
+        consumer, subscription, _ = await handle_one(dispatcher)
+    assert (consumer.stats.handled, len(subscription.buried)) == (0, 1)
+    assert "audit" in subscription.buried[0][1]
+
+
 async def test_a_consumers_time_limit_holds_for_plugins_without_one() -> None:
     """The limits are the plugin's where it has one, and the consumer's where it has none."""
     dispatcher = AsyncEventDispatcher()
