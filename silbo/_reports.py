@@ -70,8 +70,11 @@ def note_plugin(error: BaseException, plugin: str, place: str) -> None:
         place: The listener, with its file and line.
     """
     note = f"{_PLUGIN_NOTE}{plugin!r} by {place}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    with suppress(
+        Exception
+    ):  # an error that takes no notes, as a frozen dataclass: its own kind must not be lost for a note
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def describe_plugins(error: BaseException) -> str:
@@ -81,7 +84,8 @@ def describe_plugins(error: BaseException) -> str:
     for one in errors:
         if isinstance(one, BaseExceptionGroup):
             errors += one.exceptions
-        notes.update(dict.fromkeys(note for note in getattr(one, "__notes__", ()) if note.startswith(_PLUGIN_NOTE)))
+        with suppress(Exception):  # its notes may be anything
+            notes.update(dict.fromkeys(note for note in getattr(one, "__notes__", ()) if note.startswith(_PLUGIN_NOTE)))
     return f" ({'; '.join(notes)})" if notes else ""
 
 

@@ -116,9 +116,9 @@ class PluginScope:
             if not ready.done():
                 await self._life  # raises
         except BaseException as error:
-            note_plugin(error, self.name, "its set-up")
             self._life.cancel()
             await self.close(0.0)
+            note_plugin(error, self.name, "its set-up")
             raise
         self._is_open = True
         self._life.add_done_callback(self._life_ended)

@@ -175,6 +175,53 @@ async def test_a_plugin_that_fails_to_load_is_never_half_loaded() -> None:
         await plugins.load(lambda view: None, name="costly")  # the name is free
 
 
+class TakesNoNote(Exception):
+    """An error that refuses a note in the way that it is made with."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__("no")
+        object.__setattr__(self, "way", way)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"frozen: {name}")
+
+    def add_note(self, note: str, /) -> None:
+        if self.way == "add_note":  # type: ignore[attr-defined]  # see __init__
+            raise TypeError(note)
+        super().add_note(note)
+
+    @property
+    def __notes__(self) -> object:
+        if self.way == "notes":  # type: ignore[attr-defined]  # see __init__
+            raise RuntimeError("no notes")
+        return [3]
+
+
+@pytest.mark.parametrize("way", ["frozen", "add_note", "notes"])
+async def test_an_error_that_takes_no_note_is_as_any_other(way: str) -> None:
+    """A failed set-up is undone, and a failed listener is isolated, if their error can't be given a note."""
+
+    async def fail(event: Event) -> None:
+        raise TakesNoNote(way)
+
+    @asynccontextmanager
+    async def broken(view: PluginView) -> AsyncIterator[None]:
+        view.add_listener("a", hear)
+        view.scope.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+        raise TakesNoNote(way)
+        yield
+
+    dispatcher = AsyncEventDispatcher()
+    reports: list[PluginReport] = []
+    async with Plugins(dispatcher, report=reports.append) as plugins:
+        failed = await plugins.load_all([broken])
+        assert isinstance(failed["broken"], TakesNoNote)
+        assert (dispatcher.describe(), len(asyncio.all_tasks())) == ([], 1)
+        await plugins.load(lambda view: view.add_listener("a", fail), name="fails")
+        await dispatcher.adispatch("a")
+    assert [(report.kind, report.plugin) for report in reports] == [("not loaded", "broken"), ("failed", "fails")]
+
+
 async def test_several_plugins_are_loaded_in_order_and_a_failure_holds_nobody_up() -> None:
     """Each after those that it requires; what fails, or needs what has failed, is reported; the others are loaded."""
     reports: list[PluginReport] = []
