@@ -287,7 +287,10 @@ class OutboxStore(Protocol):
         ...
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
-        """Return rows in a state, ordered by id, with ids above ``after``."""
+        """Return rows in a state, ordered by id, with ids above ``after``: at most ``limit``, fewer if they are large.
+
+        Empty only if there are no more.
+        """
         ...
 
     async def retry(self, rows: Collection[int] | None = None) -> int:

@@ -162,6 +162,7 @@ async def test_large_messages_are_taken_in_small_numbers(store: SQLiteStore) -> 
     """So that a backlog of them does not come into memory at once."""
     large = [pack(Message("ecst_event", "counted", "id", {"n": n, "text": "x" * 1_000_000}), 1) for n in range(7)]
     await store.add(large, PLENTY)
+    assert numbers(await store.rows("pending")) == [0, 1, 2, 3, 4]
     lead = await leader(store)
     assert [len(await send(store, lead, 500)) for _ in range(2)] == [5, 2]
 

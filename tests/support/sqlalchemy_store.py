@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from silbo.message import Message
+from silbo.outbox.rows import pack
+from silbo.stores import _read_budget
 from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
-from tests.support.store_conformance import Conformance, Make
+from tests.support.store_conformance import PLENTY, Conformance, Make, leader, numbers, send
 
 
 class SQLAlchemyConformance(Conformance):
@@ -42,3 +46,24 @@ class SQLAlchemyConformance(Conformance):
         for row in await store.rows("pending"):
             due = None if row.next_attempt_at is None else row.next_attempt_at + ahead
             await self.change_row(row.id, state_at=row.state_at + ahead, next_attempt_at=due)
+
+    async def test_large_messages_are_read_in_small_numbers(
+        self, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """About 4 MiB with one call; after a slow call fewer, but always one."""
+        large = [pack(Message("ecst_event", "counted", "id", {"n": n, "text": "x" * 1_000_000}), 1) for n in range(7)]
+        await store.add(large, PLENTY)
+        lead = await leader(store)
+        assert numbers(await store.rows("pending")) == [0, 1, 2, 3, 4]
+        assert numbers(await store.take(lead, 100)) == [0, 1, 2, 3, 4]
+        assert numbers(await store.take(lead, 2)) == [0, 1]
+        monkeypatch.setattr(_read_budget, "SLOW", 0.0)
+        await store.rows("pending")
+        assert numbers(await store.take(lead, 100)) == [0]
+        monkeypatch.undo()
+        async with asyncio.timeout(30):
+            while len(await store.take(lead, 100)) < 5:
+                pass
+        sent = await send(store, lead)
+        assert numbers(sent) == [0, 1, 2, 3, 4]
+        assert numbers(await send(store, lead)) == [5, 6]

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, text, true, update
+from sqlalchemy import Column, ColumnElement, Select, bindparam, delete, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
@@ -248,22 +248,20 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
 
 
 async def take(
-    connection: AsyncConnection, lead: Lead, limit: int, sent: Collection[int], dead: Mapping[int, str]
+    connection: AsyncConnection, lead: Lead, limit: int, size: int, sent: Collection[int], dead: Mapping[int, str]
 ) -> list[Row]:
-    """Settle rows, then take the next ones of the lead's partition. See ``OutboxStore.take``.
+    """Settle rows, then take the next ones of the lead's partition, fewer if they reach ``size`` bytes before.
+
+    See ``OutboxStore.take``.
 
     Raises:
         LeadLost: another relay leads the partition.
     """
     last, now = await _lock_lead(connection, lead)
     await _settle(connection, lead, sent, dead, now)
-    found = await connection.execute(
-        select(*readable(connection, *message.c))
-        .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
-        .order_by(message.c.sequence, message.c.id)
-        .limit(limit)
-    )
-    rows = [_to_row(each) for each in found]
+    waiting = is_in_state(*UNSENT) & (message.c.partition == lead.partition)
+    chosen = _select_up_to(connection, waiting, [message.c.sequence, message.c.id], limit, size)
+    rows = [_to_row(each) for each in await connection.execute(chosen)]
     if not rows or has_to_wait(rows[0].state_at, rows[0].next_attempt_at, now):
         return []
     # Not below the clock: so a database that was restored from an older copy never gives the same sequence again.
@@ -410,10 +408,9 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
     )
 
 
-async def rows(connection: AsyncConnection, state: State, after: int, limit: int) -> list[Row]:
-    """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
-    columns = readable(connection, *message.c)
-    chosen = select(*columns).where(is_in_state(state), message.c.id > after).order_by(message.c.id).limit(limit)
+async def rows(connection: AsyncConnection, state: State, after: int, limit: int, size: int) -> list[Row]:
+    """Return at most ``limit`` rows in a state with ids above ``after``, by id; fewer if they reach ``size`` bytes before."""
+    chosen = _select_up_to(connection, is_in_state(state) & (message.c.id > after), [message.c.id], limit, size)
     return [_to_row(found) for found in await connection.execute(chosen)]
 
 
@@ -450,6 +447,19 @@ def _is_oldest(
     order = (message.c.state_at, message.c.id) if state == "sent" else (message.c.id,)
     chosen = select(message.c.id).where(is_in_state(state), condition).order_by(*order).limit(limit)
     return message.c.id.in_(without_locked_rows(chosen, connection))
+
+
+def _select_up_to(
+    connection: AsyncConnection, condition: ColumnElement[bool], order: Sequence[Column[Any]], limit: int, size: int
+) -> Select[Any]:
+    """Select the first messages that fulfil a condition: at most ``limit``, fewer if they reach ``size`` bytes before.
+
+    PostgreSQL reads a large message, and sends it, only if its row is in the result.
+    """
+    first = select(*readable(connection, *message.c)).where(condition).order_by(*order).limit(limit).subquery()
+    size_before = func.sum(first.c.size).over(order_by=[first.c[column.name] for column in order], rows=(None, -1))
+    found = select(first, func.coalesce(size_before, 0).label("size_before")).subquery()
+    return select(found).where(found.c.size_before < size).order_by(*(found.c[column.name] for column in order))
 
 
 def _without_sequence(now: datetime) -> dict[str, Any]:

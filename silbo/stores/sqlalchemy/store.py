@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -17,6 +18,7 @@ from silbo._loops import LoopBinding, describe_lookup
 from silbo.errors import DeliveryUnknown, MessageRefused, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
 from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 from silbo.stores._group_commit import Addition, GroupCommit
+from silbo.stores._read_budget import ReadBudget
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
 from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data
@@ -68,6 +70,7 @@ class SQLAlchemyStore:
         # Whatever the host's default is: after the wait for a lock, the store must see what was committed meanwhile.
         self._engine = engine.execution_options(isolation_level="READ COMMITTED") if self._locks_keys else engine
         self._estimate = QuotaEstimate()
+        self._read_budget = ReadBudget()
         self._group_commit = GroupCommit(self._add)
         self._binding = LoopBinding(
             "SQLAlchemyStore", is_busy=lambda: self._group_commit.is_busy, forget=self._group_commit.forget
@@ -217,7 +220,13 @@ class SQLAlchemyStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         if not sent and not dead and not await self._transact(sql.has_due_rows, lead):
             return ()
-        return await self._with_texts(lambda dead: self._transact(sql.take, lead, limit, sent, dead), dead)
+        begun_at = time.monotonic()
+        try:
+            return await self._with_texts(
+                lambda dead: self._transact(sql.take, lead, limit, self._read_budget.size, sent, dead), dead
+            )
+        finally:
+            self._read_budget.note(time.monotonic() - begun_at)
 
     async def settle(self, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
@@ -241,7 +250,11 @@ class SQLAlchemyStore:
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        return await self._transact(sql.rows, state, after, limit)
+        begun_at = time.monotonic()
+        try:
+            return await self._transact(sql.rows, state, after, limit, self._read_budget.size)
+        finally:
+            self._read_budget.note(time.monotonic() - begun_at)
 
     async def retry(self, rows: Collection[int] | None = None) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""

@@ -26,11 +26,10 @@ from silbo.outbox.rows import (
     unpack,
 )
 from silbo.stores._group_commit import Addition
+from silbo.stores._read_budget import READ_SIZE
 
 FREE_STEP: Final = 1000
 """Sent rows that are deleted at a time to make room."""
-TAKE_SIZE: Final = 4 << 20
-"""Bytes of messages after which one call of ``take`` takes no more rows."""
 COLUMNS: Final = (  # state: the position in STATES
     "id, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at"
 )
@@ -184,7 +183,7 @@ def _is_waiting(values: Sequence[Any], now: int) -> bool:
 
 
 def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
-    """Read the first rows to send: at most ``limit``, fewer if their messages reach TAKE_SIZE before.
+    """Read the first rows to send: at most ``limit``, fewer if their messages reach READ_SIZE before.
 
     The first partition has the rows of partitions that do not exist, too: something else was written into that column.
     """
@@ -192,20 +191,27 @@ def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> 
         f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
         (partition, limit),
     )
+    found, is_full = _fetch_up_to_size(cursor)
+    if partition == 0 and not is_full:
+        cursor = connection.execute(
+            f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition >= (SELECT partitions FROM outbox) LIMIT ?",
+            (limit,),
+        )
+        found += _fetch_up_to_size(cursor)[0]
+    return found
+
+
+def _fetch_up_to_size(cursor: sqlite3.Cursor) -> tuple[list[tuple[Any, ...]], bool]:
+    """Read rows of COLUMNS until their messages reach READ_SIZE. Return them, and True if they do."""
     found = []
     size = 0
     for values in cursor:
         found.append(values)
         size += len(values[3]) if isinstance(values[3], str | bytes) else 0
-        if size >= TAKE_SIZE:
+        if size >= READ_SIZE:
             cursor.close()
-            return found
-    if partition == 0:
-        found += connection.execute(
-            f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition >= (SELECT partitions FROM outbox) LIMIT ?",
-            (limit,),
-        )
-    return found
+            return found, True
+    return found, False
 
 
 def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
@@ -299,11 +305,12 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
 
 
 def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -> list[Row]:
-    """Return at most ``limit`` rows in a state with ids above ``after``, by id."""
-    found = connection.execute(
+    """Return at most ``limit`` rows in a state with ids above ``after``, by id; fewer if they reach READ_SIZE before."""
+    cursor = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state = {STATES.index(state)} AND id > ? ORDER BY id LIMIT ?",
         (after, limit),
-    ).fetchall()
+    )
+    found, _ = _fetch_up_to_size(cursor)
     return [_to_row(values) for values in found]
 
 
