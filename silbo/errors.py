@@ -576,8 +576,16 @@ class PluginSettingsInvalid(PluginError, ValueError):
         return f"plugin {self.plugin!r}, {place}: {self.problem}"
 
 
+@dataclass(eq=False)
 class PluginOff(PluginError, RuntimeError):
-    """A listener was left out: its plugin is switched off, for the reason that ``problem`` gives."""
+    """A listener was left out: its plugin is switched off, for the reason that ``problem`` gives.
+
+    Attributes:
+        pause: Seconds until it is switched on again; None if somebody has to do that.
+    """
+
+    _: KW_ONLY
+    pause: float | None = None
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} is switched off: {self.problem}"

@@ -21,6 +21,7 @@ from silbo.errors import (
     BrokerUnavailable,
     LoopConflict,
     MessageInvalid,
+    PluginOff,
     StoreUnavailable,
     VersionTooNew,
 )
@@ -220,6 +221,8 @@ class Attempts:
         if isinstance(error, _Malformed):
             await self._bury(queued, error.reason, 0)
             return None
+        if (pause := _seconds_off(error)) is not None:
+            return pause  # it is no attempt while a plugin is away
         if _is_one_of(error, self._options.give_up_on):
             await self._bury(queued, error, queued.attempts + (not queued.is_counted))
             return None
@@ -402,6 +405,8 @@ class Attempts:
         queued.delay = self._options.backoff.delay(attempt) or 0.0
         if not self._acks.holds(queued.delivery):
             then = "and another consumer has it now"
+        elif (pause := _seconds_off(error)) is not None:
+            then = f"not counted, again in {pause:.2g} s"
         elif attempt >= self._options.max_attempts or _is_one_of(error, self._options.give_up_on):
             then = "the last one"
         elif self._run.stopping.is_set():
@@ -459,6 +464,18 @@ def _dead_letter_error(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:ERROR_LENGTH] + describe_plugins(error)[:ERROR_LENGTH]
     except Exception:  # noqa: BLE001  # the host's error class may fail in __str__
         return type(error).__name__
+
+
+def _seconds_off(error: Exception) -> float | None:
+    """Return the seconds until the plugins are back that were left out; None if one is not, or something else has failed."""
+    errors = [error]
+    pauses: list[float | None] = []
+    for one in errors:
+        if isinstance(one, ExceptionGroup):
+            errors += one.exceptions
+        else:
+            pauses.append(one.pause if isinstance(one, PluginOff) else None)
+    return max((pause for pause in pauses if pause is not None), default=0.0) if None not in pauses else None
 
 
 def _is_one_of(error: Exception, classes: tuple[type[Exception], ...]) -> bool:

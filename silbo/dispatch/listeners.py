@@ -16,6 +16,7 @@ from itertools import chain, count
 from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import ref
 
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass
 from silbo.dispatch.in_thread import InThread
@@ -205,6 +206,7 @@ class ListenerRegistry:
         )  # hashes of names that left _entries, so that no name is kept alive; None if too many
         self._numbers = count()
         self._policies: dict[Hashable, Policy] = {}  # of names
+        self._from_plugins: set[str] = set()  # names whose policy was met in a constant that a plugin has used
         self._has_plugins = False  # True as soon as a plugin has added a listener
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
@@ -273,7 +275,7 @@ class ListenerRegistry:
         return next(self._numbers)
 
     def set_policy(self, name: EventName[Any]) -> None:
-        """Let the policy of a name hold for its dispatches, whoever dispatches it.
+        """Let the policy of a name hold for its dispatches, whoever dispatches it. The host's comes before a plugin's.
 
         Raises:
             NameInvalid: The name has another policy already.
@@ -282,11 +284,16 @@ class ListenerRegistry:
         if policy is None:
             return
         known = self._policies.get(text := str(name))
-        if known is None:
+        from_plugin = self.adding is not None
+        if known is None or (known != policy and text in self._from_plugins and not from_plugin):
             self._policies[text] = policy
             self._changed()
         elif known != policy:
             raise NameInvalid(text, f"its policy is {known} already, and can't be {policy} too")
+        if not from_plugin:
+            self._from_plugins.discard(text)
+        elif known is None:
+            self._from_plugins.add(text)
 
     def awaits_policy(self, name: Hashable) -> bool:
         """Return True if there is a constant with a policy for a name, and this dispatcher has not met it yet."""
@@ -372,12 +379,21 @@ class ListenerRegistry:
         rows = [_row(entry) for entry in chain.from_iterable(self._entries.values()) if entry.owner is None]
         return [row for row in rows if row.plugin.partition(".")[0] == package]
 
-    def remove_all(self, owner: Owner) -> None:
-        """Remove every listener of a plugin."""
+    def remove_all(self, owner: Owner) -> list[ref[Any]]:
+        """Remove every listener of a plugin.
+
+        Returns:
+            Weak references to the callables: each dies when no dispatch that began before has it any more.
+        """
+        gone: list[ref[Any]] = []
         for entries in tuple(self._entries.values()):
             for entry in tuple(entries):
                 if entry.owner is owner:
+                    gone += [ref(run) for run in (entry.run, *(entry.variants or {}).values())]
                     self._discard(entry)
+                    entry.run = _do_nothing  # the entry lives on in its registration
+                    entry.variants = None
+        return gone
 
     def items(self) -> Iterator[tuple[Hashable, tuple[Listener, ...]]]:
         """Yield each known name or pattern with what :meth:`get` returns for it."""
@@ -467,6 +483,9 @@ def container_of(dispatcher: object) -> Container | None:
 def _is_bridge(listener: Any) -> bool:
     owner = getattr(inspect.unwrap(listener), "__self__", None)
     return hasattr(type(owner), "__silbo_sends__")  # silbo.bridge imports this module, so its class is not known here
+
+
+async def _do_nothing(event: object) -> None: ...
 
 
 def _order(entry: _Entry) -> tuple[Any, int]:

@@ -86,7 +86,8 @@ class Owner:
         name: The name of the plugin.
         policy: The policy of the host for this plugin; None for none.
         place: The place of its listeners among others of the same priority, as a number of registration.
-        is_active: True if its listeners run; False for a generation that has not begun, or that has ended.
+        is_active: True if dispatches that begin now get its listeners.
+        has_ended: True from its tear-down on: its listeners don't run any more, not even in a dispatch that began before.
         off: The reason why the plugin is switched off; empty if it is on.
         is_off_by_host: True if the host has switched it off by hand.
         off_until: The time on the monotonic clock when it is switched on again.
@@ -103,6 +104,7 @@ class Owner:
         self.policy: Final = policy
         self.place = place
         self.is_active = True
+        self.has_ended = False
         self.off = ""
         self.is_off_by_host = False
         self.off_until = 0.0
@@ -142,7 +144,11 @@ class Owner:
         """Return True if the plugin is switched off, or has ended; switch it on if its pause is over."""
         if self.off and monotonic() >= self.off_until:
             self.switch_on()
-        return bool(self.off) or not self.is_active
+        return bool(self.off) or self.has_ended
+
+    def seconds_off(self) -> float | None:
+        """Return the seconds until the plugin is switched on again; None if its pause has no end."""
+        return None if self.off_until == float("inf") else max(0.0, self.off_until - monotonic())
 
     # -- the budget -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from copy import copy
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from silbo._reports import note_plugin
 from silbo.dispatch.event_state import State, has_slots, keep_state, put_back
@@ -30,6 +30,8 @@ __all__ = ["PolicyListener"]
 
 logger = logging.getLogger(__name__)
 
+HEEDS_WITHIN: Final = 1.0
+"""Seconds after its time limit in which a listener must have ended; after that it is reported that it has not."""
 _UNWATCHED = OnLoop()
 """Marks the listeners that belong to no plugin; nobody looks at it."""
 
@@ -112,7 +114,7 @@ class PolicyListener(ConfiguredListener):
     async def __call__(self, event: Any, *, listener: Listener | None = None, observe: Observe | None = None) -> None:
         """Run the target, or another listener in its place, under the policy."""
         owner = self.owner
-        if owner is not None and (owner.off or not owner.is_active) and owner.is_off():
+        if owner is not None and (owner.off or owner.has_ended) and owner.is_off():
             self._pass_over(owner, event)
             return
         if self._is_once and not self.begin_once(event):
@@ -206,6 +208,9 @@ class PolicyListener(ConfiguredListener):
         long = None
         if report_after is not None:
             long = loop.call_later(max(0.0, report_after - waited), self._report_long, report_after)
+        stubborn = None
+        if limit is not None:
+            stubborn = loop.call_later(max(0.0, limit - waited) + HEEDS_WITHIN, self._report_stubborn, limit)
         scope = asyncio.timeout(None if limit is None else max(0.0, limit - waited))
         run = Run(self.__wrapped__, coroutine, scope)
         task: Any = asyncio.current_task()
@@ -230,6 +235,8 @@ class PolicyListener(ConfiguredListener):
         finally:
             if long is not None:
                 long.cancel()
+            if stubborn is not None:
+                stubborn.cancel()
             if owner is not None:
                 owner.end_run(run)
         if scope.expired():  # also if the listener has caught the cancellation and returned
@@ -244,6 +251,13 @@ class PolicyListener(ConfiguredListener):
             return
         registered.was_long = True
         text = f"{describe_listener(self.__wrapped__)} still runs after {after:g} s"
+        if self.owner is not None:
+            self.owner.report("long", text, listener=self.__wrapped__, error=None)
+        else:
+            logger.warning("listener runs long: %s", text)
+
+    def _report_stubborn(self, limit: float) -> None:
+        text = f"{describe_listener(self.__wrapped__)} does not end, though it was cancelled after its {limit:g} s"
         if self.owner is not None:
             self.owner.report("long", text, listener=self.__wrapped__, error=None)
         else:
@@ -286,7 +300,10 @@ class PolicyListener(ConfiguredListener):
 
     def _pass_over(self, owner: Owner, event: Any) -> None:
         """Leave the listener out, as its plugin is switched off, or was unloaded while the dispatch went on."""
-        error = PluginOff(owner.name, owner.off) if owner.off else PluginUnloaded(owner.name, "it was unloaded")
+        if owner.off:
+            error: Exception = PluginOff(owner.name, owner.off, pause=owner.seconds_off())
+        else:
+            error = PluginUnloaded(owner.name, "it was unloaded")
         refuses = self._on_failure == "refuse"
         if refuses:
             self._refuse(event, error)

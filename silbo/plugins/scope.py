@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ref
 
 from silbo._reports import describe_error, note_plugin
 from silbo.dispatch.listeners import registry_of
@@ -15,6 +16,7 @@ from silbo.dispatch.owner import Owner
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginUnloaded
 from silbo.plugins.plugin import Plugin, open_plugin
+from silbo.plugins.under_way import wait_for_dispatches
 
 if TYPE_CHECKING:
     from silbo.dispatch.dispatcher import AsyncEventDispatcher
@@ -157,9 +159,9 @@ class PluginScope:
         left: list[str] = []
         cancelled: asyncio.CancelledError | None = None
         self.is_closed = True
-        registry_of(self._dispatcher).remove_all(self.owner)
+        gone = registry_of(self._dispatcher).remove_all(self.owner)
         background_of(self._dispatcher).end_waits(self.view, PluginUnloaded(self.name, "it is unloaded"))
-        for step in (partial(self._end_runs, timeout), self._end_tasks, self._tear_down):
+        for step in (partial(self._end_runs, gone, timeout), self._end_tasks, self._tear_down):
             try:
                 left += await step()
             except asyncio.CancelledError as error:  # what comes next must be undone all the same
@@ -168,12 +170,15 @@ class PluginScope:
         if busy := self.owner.end_threads():
             left.append(f"{busy} of its threads still run: each ends when its function does")
         self.owner.is_active = False
+        self.owner.has_ended = True
         self.instance = None
         if cancelled is not None:
             raise cancelled
         return left
 
-    async def _end_runs(self, timeout: float) -> list[str]:
+    async def _end_runs(self, gone: list[ref[Any]], timeout: float) -> list[str]:
+        await wait_for_dispatches(gone, timeout)
+        self.owner.has_ended = True
         late = await self.owner.wait_for_runs(timeout) if self.owner.runs else []
         for run in late:
             run.expire()

@@ -202,6 +202,35 @@ async def test_what_a_listener_awaits_gives_it_its_value_and_its_errors() -> Non
     assert got == [7, "down", ["a", "b"]]
 
 
+async def test_a_listener_that_ignores_its_time_limit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can end a coroutine that swallows its cancellation; the host is told who it is."""
+    monkeypatch.setattr("silbo.dispatch.policy_listener.HEEDS_WITHIN", 0.01)
+    dispatcher, told = AsyncEventDispatcher(), Told()
+
+    async def ignore(event: Joining) -> None:
+        while not told.kinds:
+            try:
+                await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                pass
+
+    add_as(owner_of(dispatcher, Policy(timeout=0.01, on_failure="ignore"), told), dispatcher, "j", ignore)
+    await dispatcher.adispatch("j", Joining())
+    assert told.kinds == ["long", "failed"]
+
+
+async def test_the_hosts_constant_comes_before_a_plugins() -> None:
+    """A plugin that makes a constant of its own can neither weaken the host's policy nor break its dispatches."""
+    dispatcher = AsyncEventDispatcher()
+    theirs = EventName("deal", Joining, policy=Policy(on_failure="ignore"))
+    ours = EventName("deal", Joining, policy=Policy(on_failure="refuse"))
+    owner = owner_of(dispatcher, Policy(on_failure="ignore"))
+    add_as(owner, dispatcher, theirs, fail)
+    assert (await dispatcher.adispatch(ours, Joining())).refusal is not None
+    with pytest.raises(NameInvalid, match="policy"):
+        add_as(owner, dispatcher, theirs, fail)
+
+
 async def test_a_long_listener_is_reported_once() -> None:
     """``report_after`` names a listener that goes on for long, once, and lets it run."""
     dispatcher, told = AsyncEventDispatcher(), Told()

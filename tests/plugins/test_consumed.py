@@ -32,7 +32,7 @@ async def test_a_dead_letter_names_the_plugin(on_failure: Any) -> None:
 
 
 async def test_a_delivery_waits_for_a_plugin_that_its_budget_has_switched_off() -> None:
-    """Switched off for a while, a plugin runs later: its delivery is tried again until it is back."""
+    """Switched off for a while, a plugin runs later: its delivery waits until it is back, and that counts as no attempt."""
     dispatcher = AsyncEventDispatcher()
     heard: list[str] = []
     fails = True
@@ -48,7 +48,7 @@ async def test_a_delivery_waits_for_a_plugin_that_its_budget_has_switched_off() 
         await dispatcher.adispatch("user.joined", UserJoined(1))
         assert plugins.describe()[0].state == "off"
         fails = False
-        consumer, _, _ = await handle_one(dispatcher, max_attempts=100)
+        consumer, _, _ = await handle_one(dispatcher, max_attempts=1)
     assert heard == ["free"]
     assert (consumer.stats.handled, consumer.stats.dead) == (1, 0)
     assert consumer.stats.failed > 0

@@ -15,7 +15,19 @@ from typing import Any
 import pytest
 import whistle
 
-from silbo import AsyncEventDispatcher, Budget, Event, Plugin, PluginReport, Plugins, PluginView, Policy, in_thread, on
+from silbo import (
+    AsyncEventDispatcher,
+    Budget,
+    Event,
+    EventName,
+    Plugin,
+    PluginReport,
+    Plugins,
+    PluginView,
+    Policy,
+    in_thread,
+    on,
+)
 from silbo.errors import (
     LoopConflict,
     PluginConflict,
@@ -734,6 +746,71 @@ async def test_no_dispatch_is_without_a_generation_or_with_two() -> None:
             task.cancel()
         assert len(counts) > 50
         assert set(counts) == {1}
+
+
+@pytest.mark.parametrize("call", ["unload", "reload", "overlap"])
+async def test_no_listener_runs_after_its_tear_down(call: str) -> None:
+    """A dispatch that waits in an earlier listener still has the plugin: its tear-down waits for that dispatch."""
+    dispatcher = AsyncEventDispatcher()
+    go, waits = asyncio.Event(), asyncio.Event()
+    alive: list[object] = []
+    heard: list[bool] = []
+
+    async def early(event: Event) -> None:
+        waits.set()
+        await go.wait()
+
+    @asynccontextmanager
+    async def plugin(view: PluginView) -> AsyncIterator[None]:
+        generation = object()
+        alive.append(generation)
+
+        async def hear(event: Event) -> None:
+            heard.append(generation in alive)
+
+        view.add_listener("a", hear)
+        yield
+        alive.remove(generation)
+
+    dispatcher.add_listener("a", early, priority=-1)
+    async with Plugins(dispatcher) as plugins:
+        await plugins.load(plugin)
+        dispatching = asyncio.create_task(dispatcher.adispatch("a"))
+        await waits.wait()
+        work = plugins.unload("plugin") if call == "unload" else plugins.reload("plugin", overlap=call == "overlap")
+        unloading = asyncio.create_task(work)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        go.set()
+        await dispatching
+        await unloading
+        assert heard == [True]
+
+
+async def test_a_dispatch_that_waits_for_longer_goes_on_without_the_plugin() -> None:
+    """After the time for running listeners the plugin is torn down, and is passed over; a name that decides refuses."""
+    may = EventName("may", policy=Policy(on_failure="refuse"))
+    dispatcher = AsyncEventDispatcher(names=[may, EventName("a")])
+    go = asyncio.Event()
+    heard: list[Event] = []
+
+    async def early(event: Event) -> None:
+        await go.wait()
+
+    async def hear(event: Event) -> None:
+        heard.append(event)
+
+    dispatcher.add_listener("**", early, priority=-1)
+    async with Plugins(dispatcher) as plugins:
+        await plugins.load(lambda view: view.add_listener("**", hear), name="p")
+        dispatching = [asyncio.create_task(dispatcher.adispatch(name)) for name in ("a", may)]
+        await asyncio.sleep(0)
+        await plugins.unload("p", timeout=0.02)
+        go.set()
+        plain, refused = await asyncio.gather(*dispatching)
+        assert heard == []
+        assert plain.refusal is None
+        assert isinstance(refused.refusal.error, PluginUnloaded)  # type: ignore[union-attr]
 
 
 RELOADS = 300
