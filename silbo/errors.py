@@ -164,7 +164,7 @@ class NameUnknownWarning(SilboWarning):
 
 @dataclass(eq=False)
 class EventMismatch(SilboError, TypeError):
-    """An event was dispatched under a declared name whose events are of another class.
+    """An event was dispatched, or a constant was used, of another class than the declared name's.
 
     Attributes:
         name: The name.
@@ -180,7 +180,7 @@ class EventMismatch(SilboError, TypeError):
         expected = " or ".join(cls.__qualname__ for cls in self.expected)
         return (
             f"events of {self.name!r} are {expected}, not {self.event.__qualname__}: dispatch an event of that class, or "
-            "this one under its own name (a consumer: name it in events=)"
+            "this one under its own name (a consumer: name it in events=); to listen, use the constant that is declared"
         )
 
 
@@ -245,7 +245,8 @@ class ListenerTimeout(SilboError, TimeoutError):
     timeout: float
 
     def __str__(self) -> str:
-        return f"{self.listener!r} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
+        name = getattr(self.listener, "__qualname__", None) or repr(self.listener)
+        return f"{name} was cancelled: it ran longer than its timeout of {self.timeout:g} s"
 
 
 @dataclass(eq=False)

@@ -84,8 +84,13 @@ class ExtensionPoints:
 
         Raises:
             NameUnknown: The name is undeclared, and that is an error.
+            EventMismatch: The name is a constant of another class than the declared one's: its listener would get events of that.
         """
         check_name_or_pattern(name)
+        expected = self._classes.get(name, ())
+        own = name.cls if expected and isinstance(name, EventName) else None
+        if own is not None and not any(issubclass(one, own) for one in expected):
+            raise EventMismatch(str(name), expected, own)
         deprecated = self._deprecation(name)
         if deprecated is None and self._is_known(name):
             return

@@ -89,7 +89,7 @@ def _import(entry: EntryPoint) -> Plugin:
     except (Exception, SystemExit) as error:  # a module is any code: one that exits doesn't end the host
         problem = f"{entry.value} of {_owner(entry)} can't be imported: {describe_error(error)}"
         raise PluginInvalid(entry.name, problem) from error
-    if isinstance(candidate, Plugin) and candidate.name != entry.name:
+    if isinstance(candidate, Plugin) and candidate.name not in (entry.name, candidate.default_name):
         raise PluginInvalid(
             entry.name,
             f"{entry.value} of {_owner(entry)} is the plugin {candidate.name!r}; its entry point and Plugin(name=) have to be the same",

@@ -96,6 +96,11 @@ class Plugin:
         _check_arguments(self)
 
     @property
+    def default_name(self) -> str:
+        """The name of the function or class: that of the plugin, if it states none and comes from no entry point."""
+        return str(_definition(self.setup).__name__)
+
+    @property
     def package(self) -> str:
         """The top package in which the set-up is defined."""
         return str(_definition(self.setup).__module__).partition(".")[0]

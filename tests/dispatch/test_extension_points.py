@@ -430,3 +430,25 @@ async def _message() -> Message:
     await d.adispatch(USER_JOINED, UserJoined(1))
     (message,) = kept.messages
     return message
+
+
+async def test_a_constant_of_another_class_is_refused_to_listen_with() -> None:
+    """A plugin that makes its own constant of a declared name would get events of a class that it does not expect."""
+
+    class Base(Event):
+        pass
+
+    class Ordering(Base):
+        pass
+
+    class Served(Event):
+        pass
+
+    dispatcher = AsyncEventDispatcher(names=[EventName("order.done", Ordering)], unknown="error")
+
+    async def hear(event: Any) -> None: ...
+
+    with pytest.raises(EventMismatch, match=r"Ordering, not .*Served"):
+        dispatcher.add_listener(EventName("order.done", Served), hear)
+    dispatcher.add_listener(EventName("order.done", Base), hear)  # an Ordering is one
+    dispatcher.add_listener(EventName("order.done"), hear)

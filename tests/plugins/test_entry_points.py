@@ -147,6 +147,14 @@ def test_distribution_that_hides_another_version_of_itself_is_one(tmp_path: Path
     assert row["plugin"] == ["audit", "2", "acme_audit"]
 
 
+def test_plugin_without_a_name_gets_that_of_its_entry_point(tmp_path: Path) -> None:
+    """``Plugin(setup)`` states no name; a function alone gets the name of the entry point, and so does this."""
+    text = "from silbo import Plugin\ndef setup(dispatcher): ...\nplugin = Plugin(setup)\n"
+    install(tmp_path, "acme-audit", "1", {"audit": "acme_audit:plugin"}, acme_audit=text)
+    (row,), _ = find(["audit"], tmp_path)
+    assert row["plugin"][0] == "audit"
+
+
 def test_plugin_under_another_name_is_an_error(tmp_path: Path) -> None:
     """The host allows one name, and other plugins require the other: settings and order would be lost without a word."""
     install(
