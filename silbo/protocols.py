@@ -71,17 +71,20 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """The result of :meth:`SequencedPublisher.publish_sequenced`. A sequence in neither collection was added.
+    """The result of :meth:`SequencedPublisher.publish_sequenced`. A sequence in none of the collections was added.
 
     Attributes:
         known: The sequences that the broker had already; they were not added again.
         refused: The error of each message that can't be sent, by its sequence.
         last: The highest sequence that the broker had before this call; 0 if it had none.
+        unsent: The error of each message that did not go, or may not have gone, by its sequence: its address failed while
+            others did not. Safe to repeat.
     """
 
     known: Collection[int] = ()
     refused: Mapping[int, MessageRefused] = field(default_factory=dict)
     last: int = 0
+    unsent: Mapping[int, Exception] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -102,7 +105,8 @@ class SequencedPublisher(Publisher, Protocol):
 
         Raises:
             Fenced: the broker has seen a newer epoch of this source; nothing was sent.
-            BrokerUnavailable: nothing was sent; with several addresses some may have been. Safe to repeat.
+            BrokerUnavailable: nothing was sent. Safe to repeat. Where only some addresses failed, the result says which
+                messages are ``unsent``.
             DeliveryUnknown: some or all may have been sent. Safe to repeat with this method.
         """
         ...

@@ -304,7 +304,7 @@ class Relay(AsyncCloseable):
                 self._store_outage.answered(lead.partition)
                 await self._report_settled(outcome)
                 outcome = Outcome()
-                if not rows and (has_asked or stopping):
+                if not rows and (has_asked or stopping or owes_attempt):
                     self._relay_outage.answered(lead.partition)
                     if stopping and not owes_attempt:
                         return
@@ -342,19 +342,42 @@ class Relay(AsyncCloseable):
                 self.stats.postponed += 1
                 await self._store.postpone(lead, [row.id for row in rows], error=_to_text(error), delay=delay)
             return None
-        self._broker_outage.answered(lead.partition)
-        self._relay_outage.answered(lead.partition)
+        if not answer.unsent and (rows or isinstance(self._publisher, SequencedPublisher)):
+            self._broker_outage.answered(lead.partition)
+            self._relay_outage.answered(lead.partition)
         # Known at their first attempt: the sequence was given once before, and these rows were never sent.
         behind = {row.id for row in rows if row.attempts == 1 and row.sequence in answer.known}
-        outcome = _outcome_of([row for row in rows if row.id not in behind], answer)
+        answered = [row for row in rows if row.id not in behind and row.sequence not in answer.unsent]
+        outcome = _outcome_of(answered, answer)
+        if behind or answer.unsent:
+            await self._store.settle(lead, outcome.sent, outcome.dead)
         if behind:
             logger.warning(
                 "outbox is older than its broker, restored from a copy: giving new sequences",
                 extra={"partition": lead.partition, "sequence": answer.last},
             )
-            await self._store.settle(lead, outcome.sent, outcome.dead)
             await self._store.renumber(lead, above=answer.last)
+        if answer.unsent:
+            await self._report_settled(outcome)
+            await self._postpone_unsent(lead, rows, answer.unsent, delay)
+            return None
         return outcome
+
+    async def _postpone_unsent(
+        self, lead: Lead, rows: Sequence[Row], unsent: Mapping[int, Exception], delay: float
+    ) -> None:
+        """Postpone the rows that were not sent. Raise the first error that is no outage of the broker."""
+        for error in unsent.values():
+            if not isinstance(error, (BrokerUnavailable, DeliveryUnknown)):
+                raise error
+        await self._report.report_outage(self._broker_outage, lead.partition, next(iter(unsent.values())))
+        self.stats.postponed += 1
+        by_text: dict[str, list[int]] = {}
+        for row in rows:
+            if (failure := unsent.get(row.sequence or 0)) is not None:
+                by_text.setdefault(_to_text(failure), []).append(row.id)
+        for text, its_rows in by_text.items():
+            await self._store.postpone(lead, its_rows, error=text, delay=delay)
 
     async def _publish(self, lead: Lead, rows: Sequence[Row]) -> Sequenced:
         """Publish rows with their sequences; without them if the publisher takes none.
@@ -363,18 +386,41 @@ class Relay(AsyncCloseable):
             Fenced, BrokerUnavailable, DeliveryUnknown: as :meth:`~silbo.protocols.SequencedPublisher.publish_sequenced`.
         """
         publisher = self._publisher
-        messages = [(row.sequence or 0, row.message) for row in rows if not isinstance(row.message, UnreadableMessage)]
+        rows = [row for row in rows if not isinstance(row.message, UnreadableMessage)]
         if isinstance(publisher, SequencedPublisher):
+            messages = [(row.sequence or 0, row.message) for row in rows]
             return await publisher.publish_sequenced(f"{self._store.id}/{lead.partition}", lead.epoch, messages)
-        # One call for each message, to see which was refused: publishers keep the order of their calls.
-        answers = await asyncio.gather(*(publisher.publish(message) for _, message in messages), return_exceptions=True)
+        return await self._publish_each(rows)
+
+    async def _publish_each(self, rows: Sequence[Row]) -> Sequenced:
+        """Publish rows by one call each, to see which failed: publishers keep the order of their calls.
+
+        Rows of one address and key keep their order: what was sent behind a row that failed is unsent as well, and goes once
+        more after it. A row that was tried before goes ahead of those behind it, so that they are not sent at each attempt.
+        """
         refused: dict[int, MessageRefused] = {}
-        for (sequence, _), answer in zip(messages, answers, strict=True):
-            if isinstance(answer, MessageRefused):
-                refused[sequence] = answer
-            elif isinstance(answer, BaseException):
-                raise answer
-        return Sequenced(refused=refused)
+        unsent: dict[int, Exception] = {}
+        failures: dict[tuple[str | None, str | None], Exception] = {}  # by address and key
+        for turn in _split_into_turns(rows):
+            going = [row for row in turn if _line_of(row) not in failures]
+            calls = [self._publisher.publish(row.message) for row in going]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            answers = {row.id: result for row, result in zip(going, results, strict=True)}
+            for row in turn:
+                answer: object = answers.get(row.id)
+                line = _line_of(row)
+                if isinstance(answer, MessageRefused):
+                    refused[row.sequence or 0] = answer
+                    continue
+                if isinstance(answer, asyncio.CancelledError):  # of its own call; a cancelled relay has left by now
+                    answer = RuntimeError("a publisher was cancelled, but not by its relay")
+                if isinstance(answer, Exception):
+                    failures.setdefault(line, answer)
+                elif isinstance(answer, BaseException):
+                    raise answer
+                if line in failures:
+                    unsent[row.sequence or 0] = failures[line]
+        return Sequenced(refused=refused, unsent=unsent)
 
     async def _report_settled(self, outcome: Outcome) -> None:
         """Count settled rows, and report the dead ones."""
@@ -399,6 +445,24 @@ class Relay(AsyncCloseable):
             except Exception as error:  # noqa: BLE001  # as in _serve_partition
                 await self._report.report_outage(self._store_outage, "forget", error)
             await pause(FORGET_EVERY, self._stopping)
+
+
+def _line_of(row: Row) -> tuple[str | None, str | None]:
+    """Return the address and the key of a row: rows that have both in common keep their order."""
+    return row.message.to, row.message.key
+
+
+def _split_into_turns(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
+    """Return the rows to publish at once, then those behind a row of their address and key that was tried before."""
+    if all(row.attempts == 1 for row in rows):
+        return [rows]
+    held_back: set[int] = set()
+    firsts: dict[tuple[str | None, str | None], Row] = {}
+    for row in rows:
+        first = firsts.setdefault(_line_of(row), row)
+        if first is not row and first.attempts > 1:
+            held_back.add(row.id)
+    return [[row for row in rows if row.id not in held_back], [row for row in rows if row.id in held_back]]
 
 
 def _outcome_of(rows: Sequence[Row], answer: Sequenced) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -444,6 +444,128 @@ async def test_publisher_without_sequences_gets_everything_again_that_may_have_f
     async with running(store, plain):
         await wait_until_sent(store)
     assert plain.sent == [2, 3, 1, 2, 3]
+
+
+class Picky(Plain):
+    """A publisher that fails for some messages, by their number, for as long as the errors are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[int, BaseException] = {}
+        self.tries: Counter[int] = Counter()
+
+    async def publish(self, *messages: Message) -> None:
+        number = messages[0].payload["n"]
+        self.tries[number] += 1
+        if (error := self.errors.get(number)) is not None:
+            raise error
+        await super().publish(*messages)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokerUnavailable("no permission"),
+        DeliveryUnknown("no answer"),
+        ValueError("a defect"),
+        asyncio.CancelledError(),
+    ],
+    ids=["unavailable", "unknown", "defect", "cancelled"],
+)
+async def test_message_that_fails_again_and_again_lets_the_others_be_sent_once(error: BaseException) -> None:
+    """What the publisher took is settled, whatever becomes of its neighbours."""
+    store, plain = await store_of(), Picky()
+    for number in range(1, 7):
+        await put(store, number, key=str(number))
+    plain.errors[3] = error
+    async with running(store, plain) as relay:
+        await wait_until(lambda: plain.tries[3] >= 5)
+        assert plain.sent == [1, 2, 4, 5, 6]
+        assert relay.stats.sent == 5
+        assert [row.message.payload["n"] for row in await store.rows("sent")] == [1, 2, 4, 5, 6]
+        await put(store, 7, key="7")
+        await wait_until(lambda: 7 in plain.sent)
+        plain.errors.clear()
+        await wait_until_sent(store)
+    assert plain.sent == [1, 2, 4, 5, 6, 7, 3]
+
+
+async def test_failed_message_holds_back_those_of_its_key_and_address() -> None:
+    """What went behind it goes once more after it; later ones wait for it, and are not sent at each attempt."""
+    store, plain = await store_of(1, 2), Picky()
+    await put(store, 3, key=None)
+    await store.add([pack(replace(message(4), to="other"), 1)], Quota())
+    plain.errors[1] = BrokerUnavailable("no permission")
+    async with running(store, plain):
+        await wait_until(lambda: plain.tries[1] >= 3)
+        assert plain.sent == [2, 3, 4]
+        await put(store, 5)
+        before = plain.tries[1]
+        await wait_until(lambda: plain.tries[1] >= before + 3)
+        assert plain.sent == [2, 3, 4]
+        plain.errors.clear()
+        await wait_until_sent(store)
+    assert plain.sent == [2, 3, 4, 1, 2, 5]
+
+
+async def test_error_of_each_row_is_its_own() -> None:
+    store, plain = await store_of(), Picky()
+    plain.errors = {1: BrokerUnavailable("no permission"), 2: DeliveryUnknown("no answer")}
+    for number in (1, 2):
+        await put(store, number, key=str(number))
+    async with running(store, plain):
+        await wait_until(lambda: min(plain.tries[1], plain.tries[2]) >= 2)
+    rows = [*await store.rows("pending"), *await store.rows("sending")]
+    assert [row.error for row in sorted(rows, key=lambda row: row.id)] == ["no permission", "no answer"]
+
+
+class OneAway(FailingBroker):
+    """The broker in memory, of which one address is away."""
+
+    is_away = True
+
+    async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
+        away = {sequence for sequence, each in messages if each.to == "away" and self.is_away}
+        rest = [(sequence, each) for sequence, each in messages if sequence not in away]
+        answer = await super().publish_sequenced(source, epoch, rest)
+        return replace(answer, unsent=dict.fromkeys(away, BrokerUnavailable("no such stream")))
+
+
+async def test_address_that_fails_lets_the_others_be_settled() -> None:
+    """A publisher with sequences says which messages did not go."""
+    store, broker = await store_of(1, 2), OneAway()
+    await store.add([pack(replace(message(3), to="away"), 1)], Quota())
+    async with running(store, broker) as relay:
+        await broker.wait_for_calls(3)
+        assert (await store.status()).counts["sent"] == 2
+        assert (relay.stats.sent, relay.stats.known) == (2, 0)
+        broker.is_away = False
+        await wait_until_sent(store)
+
+
+@pytest.mark.parametrize("leads_anew", [False, True])
+async def test_broker_counts_as_back_when_it_takes_what_it_refused(
+    leads_anew: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty batch between two attempts is no answer."""
+    store, postpones = await store_of(), Counter[str]()
+
+    async def postpone(lead: Lead, rows: Any, *, error: str, delay: float) -> None:
+        await store.postpone(lead, rows, error=error, delay=delay + 0.1)  # the relay looks again before
+        postpones[error] += 1
+        if leads_anew:
+            raise StoreUnavailable("gone for a moment")
+
+    await store.add([pack(replace(message(1), to="away"), 1)], Quota())
+    broker: Any = Picky() if leads_anew else OneAway()
+    if leads_anew:
+        broker.errors = {1: BrokerUnavailable("no such stream")}
+    async with running(_with(store, postpone=postpone), broker):
+        await wait_until(lambda: postpones["no such stream"] >= 3)
+        assert not [text for text in texts(caplog) if text.startswith("broker back")]
+        broker.is_away, broker.errors = False, {}
+        await wait_until_sent(store)
+        await wait_until(lambda: [text for text in texts(caplog) if text.startswith("broker back")])
 
 
 # -- who leads -----------------------------------------------------------------------------------------------
