@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncGenerator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from silbo.cli.arguments import (
@@ -29,7 +29,7 @@ from silbo.cli.formatting import (
 )
 from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
-from silbo.outbox.outbox import STEP, repeat_step
+from silbo.outbox.outbox import STEP, repeat_step, retry_in_steps
 from silbo.outbox.rows import STATES, OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_commands"]
@@ -258,7 +258,8 @@ async def retry_rows(options: argparse.Namespace) -> int:
             if dead and not confirm(f"Send {format_count(dead, 'dead row')} again?", yes=options.yes):
                 return 1
         wanted = None if options.all else dict.fromkeys(options.rows)
-        done = await store.retry(wanted)
+        with show_progress("retry") as update:
+            done = await retry_in_steps(store, wanted, update)
     print_outcome({"retried": done}, f"{format_count(done, 'row')} will be sent again", as_json=options.json)
     if wanted is not None and done < len(wanted):
         print_note(f"silbo: {explain_missing(options.rows, done, 'dead row')}")
@@ -268,10 +269,12 @@ async def retry_rows(options: argparse.Namespace) -> int:
 
 async def replay_rows(options: argparse.Namespace) -> int:
     """Send again the rows that were sent from a time on."""
-    before = options.before or datetime.now(UTC)
-    if options.since >= before:
-        raise UsageError(f"--since {format_time(options.since)} is not before {format_time(before)}")
+    if options.before:
+        _check_period(options.since, options.before)
     async with open_store(options.store) as store:
+        clock = await store.read_clock()
+        before = min(clock, options.before or clock)
+        _check_period(options.since, before)
         now = await store.status()
         sent = now.counts["sent"]
         if now.oldest_sent_at is None:
@@ -287,6 +290,11 @@ async def replay_rows(options: argparse.Namespace) -> int:
             done = await repeat_step(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
     print_outcome({"replayed": done}, f"{format_count(done, 'row')} will be sent again", as_json=options.json)
     return 0
+
+
+def _check_period(since: datetime, before: datetime) -> None:
+    if since >= before:
+        raise UsageError(f"--since {format_time(since)} is not before {format_time(before)}")
 
 
 async def purge_rows(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from silbo._checks import check_moment, check_seconds
@@ -25,10 +25,12 @@ from silbo.outbox.relay import (
 from silbo.outbox.rows import LEASE, OutboxStatus, OutboxStore, Packed, Quota, SessionStore, pack
 from silbo.protocols import Promises, Publisher
 
-__all__ = ["STEP", "Outbox", "repeat_step"]
+__all__ = ["STEP", "Outbox", "repeat_step", "retry_in_steps"]
 
 STEP: Final = 1000
-"""Rows that one transaction changes at most, in a replay or purge of any size."""
+"""Rows that one transaction changes at most, in a retry, replay or purge of any size."""
+LARGEST_ID: Final = (1 << 63) - 1
+"""No store gives a row a greater id."""
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of rows done so far."""
@@ -244,12 +246,16 @@ class Outbox(AsyncCloseable):
         self._binding.check("status")
         return await self._store.status()
 
-    async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Send dead rows again: those with these ids, or all. Return their number."""
+    async def retry(self, rows: Collection[int] | None = None, *, progress: Progress | None = None) -> int:
+        """Send dead rows again: those with these ids, or all. Return their number.
+
+        Each 1,000 rows are a transaction; after a StoreUnavailable those before it are sent again, and a repeated call goes on.
+        ``progress`` is called after each of them, with the number of rows so far. Rows that die meanwhile are left alone.
+        """
         if rows is not None and not isinstance(rows, Collection):
             raise TypeError(f"rows is a list of ids: [{rows!r}]")
         self._binding.check("retry")
-        return await self._store.retry(rows)
+        return await retry_in_steps(self._store, rows, progress)
 
     async def replay(self, *, since: datetime, before: datetime | None = None, progress: Progress | None = None) -> int:
         """Send again the messages that were sent from ``since`` on, for a broker that came back from an older state.
@@ -259,7 +265,7 @@ class Outbox(AsyncCloseable):
 
         Args:
             since: Aware.
-            before: Aware; now by default.
+            before: Aware; now by default, and at most, by the store's clock.
             progress: Called after each 1,000 rows at most, with the number of rows so far.
 
         Returns:
@@ -268,7 +274,10 @@ class Outbox(AsyncCloseable):
         self._binding.check("replay")
         begin = check_moment("since", since)
         # Without an end the replay would go on with the messages that it has caused to be sent.
-        end = datetime.now(UTC) if before is None else check_moment("before", before)
+        latest = None if before is None else check_moment("before", before)
+        end = await self._store.read_clock()
+        if latest is not None:
+            end = min(end, latest)
         return await repeat_step(lambda: self._store.replay(since=begin, before=end, limit=STEP), progress)
 
     async def purge(self, state: Literal["sent", "dead"], *, before: datetime, progress: Progress | None = None) -> int:
@@ -281,6 +290,33 @@ class Outbox(AsyncCloseable):
         check_moment("before", before)
         self._binding.check("purge")
         return await repeat_step(lambda: self._store.purge(state, before=before, limit=STEP), progress)
+
+
+async def retry_in_steps(store: OutboxStore, rows: Collection[int] | None, progress: Progress | None) -> int:
+    """Make dead rows pending again, those with these ids or all, :data:`STEP` of them in a transaction. Return their number.
+
+    The steps go up by id, so that a row that dies again meanwhile is not retried without end.
+    """
+    done = 0
+
+    def count(changed: Sequence[int]) -> None:
+        nonlocal done
+        done += len(changed)
+        if changed and progress is not None:
+            progress(done)
+
+    if rows is None:
+        last = 0
+        while changed := await store.retry(after=last, limit=STEP):
+            count(changed)
+            if len(changed) < STEP:
+                break
+            last = changed[-1]
+    else:
+        ids = sorted({row for row in rows if 0 < row <= LARGEST_ID})
+        for first in range(0, len(ids), STEP):
+            count(await store.retry(ids[first : first + STEP], limit=STEP))
+    return done
 
 
 async def repeat_step(step: Callable[[], Awaitable[int]], progress: Progress | None) -> int:

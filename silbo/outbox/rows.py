@@ -282,6 +282,10 @@ class OutboxStore(Protocol):
         """Delete the oldest rows that were sent more than ``retain`` seconds ago. Return their number, at most ``limit``."""
         ...
 
+    async def read_clock(self) -> datetime:
+        """Return the time of the store's clock: aware, UTC."""
+        ...
+
     async def status(self) -> OutboxStatus:
         """Return the counts, size, ages and leads as they are now."""
         ...
@@ -293,8 +297,17 @@ class OutboxStore(Protocol):
         """
         ...
 
-    async def retry(self, rows: Collection[int] | None = None) -> int:
-        """Make dead rows pending again, as if never taken: those with these ids, or all. Return their number."""
+    async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
+        """Make dead rows pending again, as if never taken.
+
+        Args:
+            rows: Their ids, at most 1,000; None for all.
+            after: Only rows with ids above this one.
+            limit: The most rows, those with the smallest ids.
+
+        Returns:
+            Their ids, ascending.
+        """
         ...
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:

@@ -190,6 +190,10 @@ class MemoryStore:
 
     # -- to look at and to mend -----------------------------------------------------------------------------
 
+    async def read_clock(self) -> datetime:
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        return self._now()
+
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._binding.enter("status")
@@ -219,12 +223,13 @@ class MemoryStore:
         self._binding.enter("rows")
         return list(islice((row for row in self._rows.values() if row.state == state and row.id > after), limit))
 
-    async def retry(self, rows: Collection[int] | None = None) -> int:
+    async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._binding.enter("retry")
-        dead = [row.id for row in self._rows.values() if row.state == "dead" and (rows is None or row.id in rows)]
+        wanted = [row for row in sorted(self._rows if rows is None else set(rows)) if row > after]
+        dead = list(islice((row for row in wanted if row in self._rows and self._rows[row].state == "dead"), limit))
         self._wait_again(dead)
-        return len(dead)
+        return dead
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -463,6 +464,68 @@ async def test_dead_messages_can_be_retried_or_purged(
         assert await outbox.retry() == 0
     async with Outbox(stores(), broker):
         assert await heard.until(1) == [1]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("before", [None, FAR])
+async def test_replay_ends_by_the_clock_of_the_store(
+    broker: FailingBroker, monkeypatch: pytest.MonkeyPatch, hours: int, before: datetime | None
+) -> None:
+    """The machine that asks for it may have another time. No end is later: rows that the replay sends are not replayed."""
+    store = MemoryStore(clock=lambda: time.time() + hours * 3600)
+    ends: list[datetime] = []
+    replay = store.replay
+
+    async def note(*, since: datetime, before: datetime, limit: int) -> int:
+        ends.append(before)
+        return await replay(since=since, before=before, limit=limit)
+
+    monkeypatch.setattr(store, "replay", note)
+    async with Outbox(store, broker) as outbox:
+        await outbox.publish(*map(message, range(3)))
+        await wait_until(lambda: outbox.stats.sent == 3)
+        begun = await store.read_clock()
+        assert await outbox.replay(since=PAST, before=before) == 3
+        assert begun <= ends[0] <= await store.read_clock()
+        assert len(set(ends)) == 1
+
+
+async def bury_all(store: OutboxStore) -> list[int]:
+    """Let a relay have all rows that wait refused. Return their ids."""
+    lead = await store.lead(0, "a", lease=60)
+    assert lead is not None
+    rows = await store.take(lead, 100)
+    await store.settle(lead, (), {row.id: "too odd" for row in rows})
+    await store.resign(lead)
+    return [row.id for row in rows]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+async def test_retry_goes_in_steps(
+    stores: Stores, broker: FailingBroker, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    """However many ids are given; rows that die again meanwhile are left alone."""
+    monkeypatch.setattr("silbo.outbox.outbox.STEP", 4)
+    async with Outbox(stores(), broker, relay=False) as outbox:
+        await outbox.publish(*map(message, range(10)))
+        store = outbox._store
+        rows = await bury_all(store)
+        retry = store.retry
+        asked: list[int] = []
+
+        async def retry_and_bury(*arguments: Any, **options: Any) -> Any:
+            asked.extend(len(ids) for ids in arguments if ids)
+            changed = await retry(*arguments, **options)
+            await bury_all(store)
+            return changed
+
+        monkeypatch.setattr(store, "retry", retry_and_bury)
+        steps: list[int] = []
+        ids = [*rows, *rows, -1, 1 << 70, 999_999] if chosen else None
+        async with asyncio.timeout(30):
+            assert await outbox.retry(ids, progress=steps.append) == 10
+        assert steps == [4, 8, 10]
+        assert asked == ([4, 4, 3] if chosen else [])
 
 
 async def test_store_that_is_in_no_host_database_can_not_store_in_a_session(

@@ -500,7 +500,7 @@ class Conformance:
             status = await store.status()
             assert (status.counts["pending"], status.counts["dead"]) == (0, 1), case
             if column != "partition":
-                assert await store.retry() == 1
+                assert await store.retry() == [row.id]
                 relay = Relay(
                     store, MemoryBroker(), on_error=lambda error, message, told=told: told.append((error, message))
                 )
@@ -626,22 +626,37 @@ class Conformance:
         await store.add(packed(1, 2, 3, 4), PLENTY)
         lead = await leader(store)
         rows = await bury(store, lead, 3)
-        assert await store.retry([rows[0].id, rows[2].id, 999_999]) == 2
+        assert await store.retry([rows[2].id, rows[0].id, rows[2].id, 999_999]) == [rows[0].id, rows[2].id]
         assert (await in_state(store, "dead"), await in_state(store, "pending")) == ([2], [1, 3, 4])
         assert [(row.sequence, row.attempts) for row in await store.rows("pending")] == 3 * [(None, 0)]
         again = await store.take(lead, 2)
         assert numbers(again) == [1, 3]
         assert min(sequences(again)) > max(sequences(rows))
         assert [row.attempts for row in again] == [1, 1]
-        assert await store.retry() == 1
-        assert await store.retry() == 0
+        assert await store.retry() == [rows[1].id]
+        assert await store.retry() == []
         assert await in_state(store, "dead") == []
+
+    async def test_retry_goes_in_steps_by_id(self, store: OutboxStore) -> None:
+        await store.add(packed(1, 2, 3, 4), PLENTY)
+        first, second, third, fourth = ids(await bury(store, await leader(store)))
+        assert await store.retry(limit=1) == [first]
+        assert await store.retry(after=second, limit=1) == [third]
+        assert await store.retry([second, fourth], after=second) == [fourth]
+        assert await in_state(store, "dead") == [2]
+
+    async def test_clock_is_the_one_that_its_rows_show(self, store: OutboxStore) -> None:
+        before = await store.read_clock()
+        await store.add(packed(1), PLENTY)
+        (row,) = await store.rows("pending")
+        assert before <= row.stored_at <= await store.read_clock()
+        assert before.utcoffset() == timedelta(0)
 
     async def test_only_dead_rows_are_retried(self, store: OutboxStore) -> None:
         await store.add(packed(1, 2, 3), PLENTY)
         lead = await leader(store)
         rows = [*await send(store, lead, 1), *await store.take(lead, 1), *await store.rows("pending")]
-        assert await store.retry(ids(rows)) == 0
+        assert await store.retry(ids(rows)) == []
         assert await in_state(store, "sent") == [1]
 
     async def test_replay_sends_again_what_was_sent_in_a_time(self, store: OutboxStore) -> None:

@@ -414,19 +414,21 @@ async def rows(connection: AsyncConnection, state: State, after: int, limit: int
     return [_to_row(found) for found in await connection.execute(chosen)]
 
 
-async def retry(connection: AsyncConnection, chosen: Collection[int] | None) -> int:
-    """Make dead rows pending again, the chosen ones or all; return their number."""
-    dead = is_in_state("dead") if chosen is None else is_in_state("dead") & is_among(chosen, connection)
-    return await _make_pending(connection, dead)
+async def retry(connection: AsyncConnection, chosen: Collection[int] | None, after: int, limit: int) -> list[int]:
+    """Make dead rows pending again, the chosen ones or all; return their ids. See ``OutboxStore.retry``."""
+    wanted = message.c.id > after
+    if chosen is not None:
+        wanted &= is_among(chosen, connection)
+    dead = _is_oldest(connection, "dead", wanted, limit)
+    values = _without_sequence(await read_clock(connection))
+    changed = await connection.execute(update(message).where(dead).values(values).returning(message.c.id))
+    return sorted(changed.scalars())
 
 
 async def replay(connection: AsyncConnection, since: datetime, before: datetime, limit: int) -> int:
     """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
     period = (message.c.state_at >= to_utc(since)) & (message.c.state_at < to_utc(before))
-    return await _make_pending(connection, _is_oldest(connection, "sent", period, limit))
-
-
-async def _make_pending(connection: AsyncConnection, chosen: ColumnElement[bool]) -> int:
+    chosen = _is_oldest(connection, "sent", period, limit)
     values = _without_sequence(await read_clock(connection))
     return (await connection.execute(update(message).where(chosen).values(values))).rowcount
 

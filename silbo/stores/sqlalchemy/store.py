@@ -21,7 +21,7 @@ from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores._read_budget import ReadBudget
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
-from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data
+from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data, read_clock
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
 from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
@@ -244,6 +244,10 @@ class SQLAlchemyStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.forget, retain, limit)
 
+    async def read_clock(self) -> datetime:
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        return await self._transact(read_clock)
+
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.status, self.partitions)
@@ -256,9 +260,9 @@ class SQLAlchemyStore:
         finally:
             self._read_budget.note(time.monotonic() - begun_at)
 
-    async def retry(self, rows: Collection[int] | None = None) -> int:
+    async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        return await self._transact(sql.retry, rows)
+        return await self._transact(sql.retry, rows, after, limit)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 from silbo.errors import LeadLost, OutboxFull
@@ -102,7 +103,7 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
     connection.execute(
         "UPDATE partition SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, end, partition)
     )
-    return Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(end))
+    return Lead(partition=partition, owner=owner, epoch=epoch, until=to_datetime(end))
 
 
 def resign(connection: sqlite3.Connection, lead: Lead) -> None:
@@ -293,13 +294,13 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
             "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
         ).fetchone()
         if owner is not None and _to_number(until) > read_clock():
-            leads[partition] = Lead(partition=partition, owner=owner, epoch=epoch, until=_to_datetime(until))
+            leads[partition] = Lead(partition=partition, owner=owner, epoch=epoch, until=to_datetime(until))
     return OutboxStatus(
         counts={"pending": rows - sending - dead, "sending": sending, "sent": all_rows - rows, "dead": dead},
         size=size,
-        oldest_at=_to_datetime(min(oldest)) if oldest else None,
-        oldest_sent_at=_to_datetime(sent_at) if type(sent_at) is int else None,
-        next_attempt_at=_to_datetime(min(due)) if due else None,
+        oldest_at=to_datetime(min(oldest)) if oldest else None,
+        oldest_sent_at=to_datetime(sent_at) if type(sent_at) is int else None,
+        next_attempt_at=to_datetime(min(due)) if due else None,
         leads=leads,
     )
 
@@ -317,12 +318,20 @@ def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -
 _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {NO_SEQUENCE}, state_at = ?"
 
 
-def retry(connection: sqlite3.Connection, chosen: Collection[int] | None) -> int:
-    """Make dead rows pending again, the chosen ones or all; return their number."""
+def retry(connection: sqlite3.Connection, chosen: Collection[int] | None, after: int, limit: int) -> list[int]:
+    """Make dead rows pending again, the chosen ones or all; return their ids. See ``OutboxStore.retry``."""
     if chosen is None:
-        return connection.execute(f"{_WAIT_AGAIN} WHERE state = 3", (read_clock(),)).rowcount
-    again = f"{_WAIT_AGAIN} WHERE state = 3 AND id = ?"
-    return sum(connection.execute(again, (read_clock(), row)).rowcount for row in chosen)
+        found = connection.execute(
+            "SELECT id FROM message WHERE state = 3 AND id > ? ORDER BY id LIMIT ?", (after, limit)
+        )
+        dead = [row for (row,) in found]
+    else:
+        is_dead = "SELECT 1 FROM message WHERE state = 3 AND id = ?"
+        wanted = (row for row in sorted(set(chosen)) if row > after)
+        dead = list(islice((row for row in wanted if connection.execute(is_dead, (row,)).fetchone()), limit))
+    now = read_clock()
+    connection.executemany(f"{_WAIT_AGAIN} WHERE id = ?", [(now, row) for row in dead])
+    return dead
 
 
 def replay(connection: sqlite3.Connection, since: datetime, before: datetime, limit: int) -> int:
@@ -370,13 +379,14 @@ def _to_row(values: Sequence[Any], problem: str = "") -> Row:
         sequence=None if sequence == NO_SEQUENCE else sequence,
         owner=owner,
         epoch=epoch,
-        stored_at=_to_datetime(stored_at),
-        state_at=_to_datetime(state_at),
-        next_attempt_at=None if next_attempt_at is None else _to_datetime(next_attempt_at),
+        stored_at=to_datetime(stored_at),
+        state_at=to_datetime(state_at),
+        next_attempt_at=None if next_attempt_at is None else to_datetime(next_attempt_at),
     )
 
 
-def _to_datetime(microseconds: int) -> datetime:
+def to_datetime(microseconds: int) -> datetime:
+    """Return a time of the file; one that Python does not have as the nearest that it has."""
     return _1970 + max(0, min(microseconds, _LAST_TIME)) * _US
 
 

@@ -113,6 +113,10 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.forget, retain, limit)
 
+    async def read_clock(self) -> datetime:
+        """See :class:`~silbo.outbox.rows.OutboxStore`. The clock of this machine."""
+        return sql.to_datetime(sql.read_clock())
+
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.status, self.partitions)
@@ -121,9 +125,9 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.rows, state, after, limit)
 
-    async def retry(self, rows: Collection[int] | None = None) -> int:
+    async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        return await self._transact(sql.retry, rows)
+        return await self._transact(sql.retry, rows, after, limit)
 
     async def replay(self, *, since: datetime, before: datetime, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
