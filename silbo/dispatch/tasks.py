@@ -35,6 +35,7 @@ class BackgroundTasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._plugins: dict[asyncio.Task[Any], str] = {}  # that have spawned tasks, by task
         self._draining: Counter[asyncio.Task[Any]] = Counter()
         self._drains_changed: set[asyncio.Future[None]] = set()
         self._waits: dict[asyncio.Future[Any], Any] = {}  # each with the dispatcher, or the view of it, that waits
@@ -60,6 +61,11 @@ class BackgroundTasks:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def name_plugin(self, task: asyncio.Task[Any], plugin: str) -> None:
+        """Name the plugin that has spawned a task, for the log."""
+        if task in self._tasks:
+            self._plugins[task] = plugin
 
     async def drain(self, timeout: float | None) -> None:
         """Wait until no spawned task of this event loop runs.
@@ -175,8 +181,10 @@ class BackgroundTasks:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        plugin = self._plugins.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("spawned dispatch failed", exc_info=error)
+            extra = None if plugin is None else {"plugin": plugin}
+            logger.error("spawned dispatch failed", exc_info=error, extra=extra)
 
 
 def background_of(dispatcher: Any) -> BackgroundTasks:

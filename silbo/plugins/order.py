@@ -10,7 +10,7 @@ from silbo._checks import require_extra, suggest_name
 from silbo.errors import PluginConflict, PluginInvalid, PluginMissing
 from silbo.plugins.plugin import NAME, Plugin
 
-__all__ = ["load_order", "required_names", "running_order"]
+__all__ = ["check_plugin", "load_order", "required_names", "requirement_order", "running_order"]
 
 
 def load_order(plugins: Iterable[Plugin], *, host_version: str | None = None) -> list[Plugin]:
@@ -33,14 +33,44 @@ def load_order(plugins: Iterable[Plugin], *, host_version: str | None = None) ->
                 plugin.name, "two plugins have this name; give one of them another: Plugin(..., name=)"
             )
     for plugin in by_name.values():
-        if plugin.host_version is not None:
-            if host_version is None:
-                raise PluginConflict(
-                    plugin.name,
-                    f"it works with versions {plugin.host_version} of the host, and the host has not told its own: give host_version=",
-                )
-            _check_version(plugin, plugin.host_version, host_version)
-    required = {plugin.name: _check_requirements(plugin, by_name) for plugin in by_name.values()}
+        check_plugin(plugin, by_name, host_version=host_version)
+    return requirement_order(by_name.values())
+
+
+def check_plugin(plugin: Plugin, others: Mapping[str, Plugin], *, host_version: str | None = None) -> None:
+    """Refuse a plugin that does not work with a host and other plugins.
+
+    Args:
+        plugin: The plugin.
+        others: The plugins that are there, by name.
+        host_version: The version of the host; None if it is not known.
+
+    Raises:
+        PluginMissing: A required plugin is not among the others.
+        PluginConflict: A version doesn't fit.
+        PluginInvalid: A stated requirement or version can't be read.
+        MissingExtra: A version is stated, and ``packaging`` is not installed.
+    """
+    if plugin.host_version is not None:
+        if host_version is None:
+            raise PluginConflict(
+                plugin.name,
+                f"it works with versions {plugin.host_version} of the host, and the host has not told its own: give host_version=",
+            )
+        _check_version(plugin, plugin.host_version, host_version)
+    _check_requirements(plugin, others)
+
+
+def requirement_order(plugins: Iterable[Plugin]) -> list[Plugin]:
+    """Return plugins so that each stands after those among them that it requires; else in the order given.
+
+    Raises:
+        PluginConflict: Plugins require one another in a circle.
+    """
+    by_name = {plugin.name: plugin for plugin in plugins}
+    required = {
+        plugin.name: [name for name in required_names(plugin) if name in by_name] for plugin in by_name.values()
+    }
     return [by_name[name] for name in _sort(required, "plugins require one another", backwards=True)]
 
 
@@ -100,9 +130,7 @@ def required_names(plugin: Plugin) -> list[str]:
     return [re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0] for requirement in plugin.requires]
 
 
-def _check_requirements(plugin: Plugin, by_name: Mapping[str, Plugin]) -> list[str]:
-    """Return the names of the plugins that a plugin requires."""
-    names: list[str] = []
+def _check_requirements(plugin: Plugin, by_name: Mapping[str, Plugin]) -> None:
     for requirement in plugin.requires:
         match = re.fullmatch(rf"({NAME})\s*([^A-Za-z0-9\s].*)?", requirement.strip())
         if match is None:
@@ -115,8 +143,6 @@ def _check_requirements(plugin: Plugin, by_name: Mapping[str, Plugin]) -> list[s
             if required.version is None:
                 raise PluginConflict(plugin.name, f"it requires {requirement!r}, and {name!r} states no version")
             _check_version(plugin, versions, required)
-        names.append(name)
-    return names
 
 
 def _check_version(plugin: Plugin, versions: str, of: Plugin | str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Final, Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 from silbo._checks import check_hook, suggest_name
 from silbo._closing import AsyncCloseable
@@ -17,11 +18,11 @@ from silbo._reports import describe_error
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import registry_of
 from silbo.dispatch.on_loop import OnLoop
-from silbo.dispatch.options import Listener
+from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.owner import Owner
-from silbo.errors import PluginConflict, PluginError, PluginInvalid, PluginMissing
+from silbo.errors import PluginConflict, PluginError, PluginMissing
 from silbo.plugins.entry_points import find_plugins
-from silbo.plugins.order import load_order, required_names, running_order
+from silbo.plugins.order import check_plugin, required_names, requirement_order, running_order
 from silbo.plugins.plugin import Plugin, as_plugin
 from silbo.plugins.scope import PluginScope
 from silbo.plugins.settings import read_settings
@@ -100,10 +101,10 @@ class Plugins(AsyncCloseable):
             its line and stack where they can be seen. A thread watches from the first plugin on until ``aclose()``; None for
             no such thread.
         report: Called with each :class:`PluginReport`; by default they are logged. It may be called in another thread, for
-            a blocked loop.
+            a blocked loop. A plain function: nobody would await another.
 
     Raises:
-        TypeError: The dispatcher is not silbo's.
+        TypeError: The dispatcher is not silbo's; or ``report`` is async.
     """
 
     def __init__(
@@ -128,9 +129,22 @@ class Plugins(AsyncCloseable):
         self._host_version = host_version
         self._settings = settings
         self._report_hook = report if report is None else check_hook("report", report)
-        self._loaded: dict[str, PluginScope] = {}
-        self._busy: dict[str, asyncio.Lock] = {}
-        self._places: dict[str, float] = {}  # of every plugin that was loaded: a reload keeps its place
+        if is_async(report):
+            raise TypeError(
+                f"report is async, and nobody would await it: give a function, and start a task in it, not {report!r}"
+            )
+        self._loaded: dict[
+            str, PluginScope
+        ] = {}  # in the order of loading; while a reload runs, its old generation or the new
+        self._moving: dict[str, PluginScope] = {}  # in its set-up, or being closed
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # one call at a time for each plugin
+        self._places: dict[
+            str, float
+        ] = {}  # of each that is loaded, before ``before`` and ``after``: a reload keeps it
+        self._closers = 0  # calls of aclose() that run
+        self._endings: dict[asyncio.Task[None], PluginScope] = {}  # wait for a tear-down for which its caller could not
         self._on_loop = OnLoop()
         self._watchdog: Final = (
             None if slow_after is None else Watchdog(self._on_loop, slow_after=slow_after, report=self._report_blocked)
@@ -152,7 +166,9 @@ class Plugins(AsyncCloseable):
             Its scope.
 
         Raises:
-            PluginConflict: A plugin of this name is loaded; or it does not fit to this host or to another plugin.
+            PluginConflict: A plugin of this name is loaded; or it does not fit to this host or to another plugin; or ``aclose()``
+                runs.
+            PluginUnloaded: ``aclose()`` has ended its set-up.
             PluginMissing: It requires a plugin that is not loaded.
             PluginInvalid: The object is no plugin.
             LoopConflict: Another event loop has loaded plugins.
@@ -161,24 +177,18 @@ class Plugins(AsyncCloseable):
         """
         self._loop.enter("load")
         wanted = as_plugin(plugin, name=name)
-        if wanted.name in self._loaded:
-            raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
-        load_order([*self._records(), wanted], host_version=self._host_version)
-        async with self._busy.setdefault(wanted.name, asyncio.Lock()):
-            if wanted.name in self._loaded:
-                raise PluginConflict(wanted.name, "it is loaded already; unload or reload it")
-            if self._watchdog is not None:
-                self._watchdog.start()
+        self._refuse_loaded(wanted.name)
+        async with self._turn(wanted.name):
+            self._refuse_loaded(wanted.name)
+            self._check(wanted)
             scope = self._make_scope(wanted)
-            self._places.setdefault(wanted.name, scope.owner.place)
-            scope.owner.is_active = False  # nothing of it runs before its set-up has ended
-            await scope.open(self._read_settings(wanted, settings))
+            await self._set_up(scope, self._read_settings(wanted, settings))
+            self._places[wanted.name] = scope.owner.place
             self._loaded[wanted.name] = scope
             try:
                 self._arrange()
             except PluginConflict:
-                del self._loaded[wanted.name]
-                await scope.close(0.0)
+                await self._unload(scope, 0.0)
                 raise
             scope.owner.is_active = True
             self._refresh()
@@ -194,25 +204,20 @@ class Plugins(AsyncCloseable):
             The errors by name of plugin; empty if all are loaded.
         """
         failed: dict[str, BaseException] = {}
-        wanted: list[Plugin] = []
+        wanted: dict[str, Plugin] = {}
+        twice: set[str] = set()
         for candidate in plugins:
             try:
-                wanted.append(as_plugin(candidate))
+                plugin = as_plugin(candidate)
+                if wanted.setdefault(plugin.name, plugin) is not plugin:
+                    twice.add(plugin.name)
+                    problem = "two plugins have this name; give one of them another: Plugin(..., name=)"
+                    raise PluginConflict(plugin.name, problem)
             except Exception as error:  # noqa: BLE001  # told to the host
                 self._fail(failed, getattr(error, "plugin", str(candidate)), error)
-        while wanted:
-            try:
-                order = load_order([*self._records(), *wanted], host_version=self._host_version)
-            except (PluginConflict, PluginMissing, PluginInvalid) as error:
-                guilty = self._guilty(error, wanted)
-                for plugin in guilty:
-                    wanted.remove(plugin)
-                    self._fail(failed, plugin.name, error)
-                if not guilty:
-                    raise
-                continue
-            plugin = next(one for one in order if one in wanted)
-            wanted.remove(plugin)
+        for name in twice:
+            del wanted[name]
+        for plugin in self._ordered(wanted, failed):
             try:
                 await self.load(plugin)
             except Exception as error:  # noqa: BLE001  # told to the host
@@ -251,15 +256,15 @@ class Plugins(AsyncCloseable):
 
         Raises:
             PluginMissing: It is not loaded.
-            PluginConflict: Another plugin requires it.
+            PluginConflict: Another plugin requires it, one that is loaded or in its set-up; or its own set-up or tear-down calls.
         """
         self._loop.enter("unload")
-        scope = self[name]
-        for other in self._loaded.values():
-            if other is not scope and name in required_names(other.plugin):
-                raise PluginConflict(name, f"{other.name!r} requires it; unload that first")
-        async with self._busy[name]:
-            await self._unload(self[name], timeout)
+        async with self._turn(name):
+            scope = self[name]
+            for other in (*self._loaded.values(), *self._moving.values()):
+                if other.name != name and not other.is_closed and name in required_names(other.plugin):
+                    raise PluginConflict(name, f"{other.name!r} requires it; unload that first")
+            await self._unload(scope, timeout)
 
     async def reload(self, name: str, *, overlap: bool = False, timeout: float = 5.0) -> PluginScope:
         """Unload a plugin and load it again: a new generation, made by the same set-up. Its modules are not imported anew.
@@ -272,53 +277,79 @@ class Plugins(AsyncCloseable):
             timeout: Seconds to wait for listeners of the old generation that run.
 
         Raises:
-            PluginMissing: It is not loaded.
+            PluginMissing: It is not loaded, or a plugin is not that it requires: the old generation goes on.
+            PluginConflict: Its own set-up or tear-down calls, or a task for which its tear-down may wait; or ``aclose()`` runs.
             Exception: The error of its set-up. With ``overlap`` the old generation goes on; else the plugin is unloaded.
         """
         self._loop.enter("reload")
-        self[name]  # raises
-        async with self._busy[name]:
+        async with self._turn(name):
             old = self[name]
-            settings = old.settings
-            if not overlap:
-                await self._unload(old, timeout)
+            self._check(old.plugin)
+            if not overlap and old.is_called_by_child():
+                problem = (
+                    "its tear-down may wait for this task, which can't wait for the tear-down: start the task with "
+                    "view.scope.create_task(), or reload with overlap=True"
+                )
+                raise PluginConflict(name, problem)
             new = self._make_scope(old.plugin)
-            new.owner.is_active = False
             try:
-                await new.open(settings)
-            except Exception as error:
                 if not overlap:
-                    text = f"its set-up failed on reload: {_problem(error)}"
-                    self._report(PluginReport(kind="not loaded", plugin=name, text=text, error=error))
+                    await self._close(old, timeout)
+                    self._check(old.plugin)
+                await self._set_up(new, old.settings)
+            except BaseException as error:
+                if not overlap:
+                    self._forget(name)
+                    if isinstance(error, Exception):
+                        text = f"its set-up failed on reload: {_problem(error)}"
+                        self._report(PluginReport(kind="not loaded", plugin=name, text=text, error=error))
                 raise
-            self._loaded = {one: new if one == name else scope for one, scope in self._loaded.items()}
             self._loaded[name] = new
             self._arrange()
+            if old.owner.off and old.owner.is_off_by_host:
+                new.owner.switch_off(old.owner.off, by_host=True)
             old.owner.is_active = False
             new.owner.is_active = True
             self._refresh()
             if overlap:
-                self._tell_left(old, await old.close(timeout))
+                await self._close(old, timeout)
             return new
 
     async def aclose(self) -> None:
-        """Unload all plugins, the last one first. May be called twice.
+        """Unload all plugins, the last one first; end set-ups that run. May be called twice. All are unloaded also if it is cancelled.
 
         Raises:
             LoopConflict: Another event loop has loaded them.
+            PluginConflict: The set-up or tear-down of a plugin calls, for which this would wait.
         """
         self._loop.enter("aclose")
-        for name in reversed([plugin.name for plugin in load_order(self._records(), host_version=self._host_version)]):
-            if name in self._loaded:
-                async with self._busy[name]:
-                    await self._unload(self._loaded[name], 5.0)
-        if self._watchdog is not None:
-            self._watchdog.close()
+        for name in self._moving:
+            self._refuse_inside(name)
+        cancelled: asyncio.CancelledError | None = None
+        self._closers += 1
+        try:
+            while names := [*self._moving, *self._closing_order()]:
+                for scope in self._moving.values():
+                    scope.give_up()
+                try:
+                    async with self._lock(names[0]):
+                        if names[0] in self._loaded:
+                            await self._unload(self._loaded[names[0]], 5.0 if cancelled is None else 0.0)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+            if endings := [task for task, scope in self._endings.items() if not scope.is_called_by_child()]:
+                await asyncio.wait(endings)
+        finally:
+            self._closers -= 1
+            if self._watchdog is not None:
+                self._watchdog.close()
+        if cancelled is not None:
+            raise cancelled
 
     # -- switch, look ---------------------------------------------------------------------------------------
 
     def switch_off(self, name: str, reason: str = "by hand") -> None:
-        """Run no listener of a plugin from now on. It stays loaded, and its tasks go on."""
+        """Run no listener of a plugin from now on, also after a reload. It stays loaded, and its tasks go on."""
         self[name].owner.switch_off(reason, by_host=True)
 
     def switch_on(self, name: str) -> None:
@@ -355,7 +386,7 @@ class Plugins(AsyncCloseable):
         return name in self._loaded
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded)
+        return iter(tuple(self._loaded))  # each may be unloaded meanwhile
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -363,10 +394,55 @@ class Plugins(AsyncCloseable):
     # -- within ---------------------------------------------------------------------------------------------
 
     def _has_plugins(self) -> bool:
-        return bool(self._loaded)
+        return bool(self._loaded or self._moving)
 
-    def _records(self) -> list[Plugin]:
-        return [scope.plugin for scope in self._loaded.values()]
+    def _turn(self, name: str) -> asyncio.Lock:
+        """Return the lock for calls about a plugin.
+
+        Raises:
+            PluginConflict: The plugin's own set-up or tear-down calls: it would wait for itself.
+        """
+        self._refuse_inside(name)
+        return self._lock(name)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    def _refuse_inside(self, name: str) -> None:
+        scope = self._moving.get(name)
+        if scope is not None and scope.is_around():
+            state = "unloaded" if scope.is_closed else "loaded"
+            raise PluginConflict(
+                name, f"it is being {state}, and its own code can't wait for that: call this later, or from elsewhere"
+            )
+
+    def _refuse_loaded(self, name: str) -> None:
+        if name in self._loaded:
+            raise PluginConflict(name, "it is loaded already; unload or reload it")
+
+    def _check(self, plugin: Plugin) -> None:
+        """Refuse a plugin that can't be loaded now."""
+        if self._closers:
+            raise PluginConflict(plugin.name, "all plugins are being unloaded by aclose(): load it after that")
+        check_plugin(
+            plugin, {name: scope.plugin for name, scope in self._loaded.items()}, host_version=self._host_version
+        )
+
+    def _ordered(self, wanted: dict[str, Plugin], failed: dict[str, BaseException]) -> list[Plugin]:
+        """Return plugins in the order of loading, without those that require one another in a circle."""
+        while True:
+            try:
+                return requirement_order(wanted.values())
+            except PluginConflict as error:
+                for name in dict.fromkeys(error.circle):
+                    del wanted[name]
+                    self._fail(failed, name, error)
+
+    def _closing_order(self) -> list[str]:
+        try:
+            return [plugin.name for plugin in requirement_order(scope.plugin for scope in self._loaded.values())][::-1]
+        except PluginConflict:  # a circle
+            return [*self._loaded][::-1]
 
     def _make_scope(self, plugin: Plugin) -> PluginScope:
         name = plugin.name
@@ -398,30 +474,59 @@ class Plugins(AsyncCloseable):
     def _refresh(self) -> None:
         registry_of(self._dispatcher).refresh()
 
-    async def _unload(self, scope: PluginScope, timeout: float) -> None:
-        self._loaded.pop(scope.name, None)
-        self._tell_left(scope, await scope.close(timeout))
+    async def _set_up(self, scope: PluginScope, settings: object) -> None:
+        """Run the set-up of a plugin. No listener of it runs before that has ended.
 
-    def _tell_left(self, scope: PluginScope, left: list[str]) -> None:
+        What the plugin requires is checked again after it: that may have been unloaded meanwhile.
+        """
+        if self._watchdog is not None:
+            self._watchdog.start()
+        scope.owner.is_active = False
+        self._moving[scope.name] = scope
+        try:
+            await scope.open(settings)
+            try:
+                self._check(scope.plugin)
+            except Exception:
+                await scope.close(0.0)
+                raise
+        finally:
+            del self._moving[scope.name]
+
+    async def _unload(self, scope: PluginScope, timeout: float) -> None:
+        self._forget(scope.name)
+        await self._close(scope, timeout)
+
+    def _forget(self, name: str) -> None:
+        self._loaded.pop(name, None)
+        self._places.pop(name, None)
+
+    async def _close(self, scope: PluginScope, timeout: float) -> None:
+        self._moving[scope.name] = scope
+        try:
+            await scope.close(timeout)
+        finally:
+            del self._moving[scope.name]
+            self._tell_left(scope)
+            if not scope.has_ended():
+                ending = asyncio.get_running_loop().create_task(self._finish(scope))
+                self._endings[ending] = scope
+                ending.add_done_callback(self._endings.pop)
+
+    async def _finish(self, scope: PluginScope) -> None:
+        scope.left.clear()
+        await scope.finish()
+        self._tell_left(scope)
+
+    def _tell_left(self, scope: PluginScope) -> None:
         package = scope.plugin.package
         rows = [] if package == self._host_package else registry_of(self._dispatcher).rows_of_package(package)
-        left += [
+        scope.left.extend(
             f"{row.plugin!r} has added a listener of {row.name!r} past the plugin's view ({row.defined_at}): it stays"
             for row in rows
-        ]
-        for text in left:
+        )
+        for text in scope.left:
             self._report(PluginReport(kind="left behind", plugin=scope.name, text=text))
-
-    def _guilty(self, error: Any, wanted: list[Plugin]) -> list[Plugin]:
-        names = set(getattr(error, "circle", ()) or ())
-        required = error.plugin if isinstance(error, PluginMissing) else None
-        return [
-            plugin
-            for plugin in wanted
-            if plugin.name in names
-            or (required is not None and required in required_names(plugin))
-            or (not names and required is None and plugin.name == error.plugin)
-        ]
 
     def _fail(self, failed: dict[str, BaseException], name: str, error: BaseException) -> None:
         failed[name] = error

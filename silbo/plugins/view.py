@@ -68,7 +68,9 @@ class PluginView(AsyncEventDispatcher):
     def spawn(self, name: Any, event: Any = None, /) -> asyncio.Task[Any]:
         """Dispatch in a new task, which is cancelled when the plugin is unloaded."""
         self._check_loaded()
-        return self.scope.hold(self._root.spawn(name, event))
+        task = self.scope.hold(self._root.spawn(name, event))
+        background_of(self._root).name_plugin(task, self.scope.name)
+        return task
 
     async def wait_for(
         self, name: Any, /, *, where: Callable[[Any], object] | None = None, timeout: float | None = None
@@ -141,6 +143,9 @@ class PluginView(AsyncEventDispatcher):
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         raise _forbidden(self, f"setting .{attribute}")
+
+    def __delattr__(self, attribute: str) -> None:
+        raise _forbidden(self, f"deleting .{attribute}")
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute in _OWN:
