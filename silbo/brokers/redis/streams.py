@@ -99,7 +99,8 @@ class RedisStreams(AsyncCloseable):
 
         Raises:
             Fenced: a stream has seen a newer epoch of this source; nothing was added to it.
-            BrokerUnavailable: some may have been added. Safe to repeat.
+            BrokerUnavailable: nothing was added. Safe to repeat. Where only some streams failed, the result says which
+                messages are ``unsent``.
             DeliveryUnknown: some or all may have been added. Safe to repeat, in this method.
         """
         return await self._sequenced.publish(source, epoch, messages)
@@ -259,7 +260,9 @@ class SequencedSender:
                     await call.flush()
                 call.add(key, sequence, argument)
         await call.flush()
-        return Sequenced(call.known, call.refused, max(call.last.values(), default=0))
+        if call.failures and len(call.unsent) + len(call.refused) == len(messages):
+            raise next(iter(call.failures.values()))
+        return Sequenced(call.known, call.refused, max(call.last.values(), default=0), call.unsent)
 
     async def aclose(self) -> None:
         """Wait for the call under way, within its deadline, and close the connection. May be called twice."""
@@ -284,6 +287,9 @@ class _SequencedCall:
         known: Sequences that the streams had already.
         refused: The errors of messages that can't be encoded, by sequence.
         last: The last sequence before this call, by stream.
+        failures: The first error of each stream that has refused something; it gets nothing more in this call, for its
+            later messages must not overtake.
+        unsent: The errors of messages that were not added, by sequence.
     """
 
     def __init__(self, connection: CallConnection, source: str, epoch: int, keep: bytes) -> None:
@@ -298,6 +304,8 @@ class _SequencedCall:
         self.known: set[int] = set()
         self.refused: dict[int, MessageRefused] = {}
         self.last: dict[bytes, int] = {}
+        self.failures: dict[bytes, BrokerUnavailable] = {}
+        self.unsent: dict[int, BrokerUnavailable] = {}
 
     def has_room(self, argument: bytes) -> bool:
         """Return True if the message fits into the same flush."""
@@ -311,6 +319,9 @@ class _SequencedCall:
         if sequence <= self.last.get(key, 0):
             self.known.add(sequence)
             return
+        if key in self.failures:
+            self.unsent[sequence] = self.failures[key]
+            return
         self.batches.setdefault(key, []).append((sequence, argument))
         self._messages += 1
         self._bytes += len(argument)
@@ -321,7 +332,7 @@ class _SequencedCall:
         Raises:
             Fenced: one of the streams has seen a newer epoch.
             DeliveryUnknown: a reply did not come.
-            BrokerUnavailable: Redis refused something, or could not be reached.
+            BrokerUnavailable: Redis could not be reached.
         """
         batches, self.batches = self.batches, {}
         self._messages = 0
@@ -330,32 +341,38 @@ class _SequencedCall:
             return
         calls = [self._script_call(key, batch) for key, batch in batches.items()]
         replies = await self._connection.run_all(*calls, deadline=self._deadline)
-        failures: list[Exception] = []
+        errors: list[Exception] = []
         for (key, batch), reply in zip(batches.items(), replies, strict=True):
-            if (failure := self._settle(key, batch, reply)) is not None:
-                failures.append(failure)
-        for kind in (Fenced, DeliveryUnknown, BrokerUnavailable):
-            for failure in failures:
-                if isinstance(failure, kind):
-                    raise failure
+            if (error := self._settle(key, batch, reply)) is not None:
+                errors.append(error)
+        for kind in (Fenced, DeliveryUnknown):
+            for found in errors:
+                if isinstance(found, kind):
+                    raise found
 
     def _script_call(self, key: bytes, batch: Sequence[tuple[int, bytes]]) -> ScriptCall:
         numbered = b"".join([b"%b%b" % (pack_words([b"%d" % sequence]), argument) for sequence, argument in batch])
         return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], self._head + numbered, 3 + 2 * len(batch))
 
-    def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Exception | None:
-        """Note a stream's reply; return an error if a message of the batch was not added."""
-        server = self._connection.server
+    def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
+        """Note a stream's reply; return an error that ends the whole call."""
+        refused = f"{self._connection.server} refused it, for {key.decode()}"
         if isinstance(reply, Lost):
             return DeliveryUnknown(f"{reply}; some or all may have arrived")
         if isinstance(reply, Refused):
-            return BrokerUnavailable(f"{server} refused it, for {key.decode()}: {reply}; not sent")
+            self._fail(key, [sequence for sequence, _ in batch], f"{refused}: {reply}; not sent")
+            return None
         epoch, last, added, *error = reply
         if epoch > self._epoch:
             return Fenced(self._source, epoch)
         self.last.setdefault(key, last)
         self.known.update(sequence for sequence, _ in batch if sequence <= last)
         if error:
+            new = [sequence for sequence, _ in batch if sequence > last]
             why = error[0].decode(errors="replace")
-            return BrokerUnavailable(f"{server} refused it, for {key.decode()}, after {added} were sent: {why}")
+            self._fail(key, new[added:], f"{refused}, after {added} were sent: {why}")
         return None
+
+    def _fail(self, key: bytes, sequences: Sequence[int], why: str) -> None:
+        self.failures[key] = BrokerUnavailable(why)
+        self.unsent.update(dict.fromkeys(sequences, self.failures[key]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -87,6 +88,39 @@ async def test_what_is_known_is_told_for_each_stream(admin: Redis, streams: Redi
     assert await stored(admin) == [1, 2]
     assert await stored(admin, "silbo:{orders}") == [2, 3]
     assert await stored(admin, "silbo:{new}") == [4]
+
+
+async def test_stream_that_is_refused_lets_the_others_go_on(
+    admin: Redis, streams: RedisStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages are unsent, those of the later flushes of the call too, though it is mended by then: none overtakes."""
+    run_all = streams._sequenced._connection.run_all
+
+    async def run_and_mend(*calls: Any, **settings: Any) -> Any:
+        replies = await run_all(*calls, **settings)
+        await admin.delete("silbo:{orders}")
+        return replies
+
+    monkeypatch.setattr(streams._sequenced._connection, "run_all", run_and_mend)
+    await admin.set("silbo:{orders}", "of another type")
+    large = [(n, message(n, to="orders" if n % 2 else None, blob="x" * 600_000)) for n in range(3, 7)]
+    batch = [*numbered(1), *numbered(2, to="orders"), *large]
+    outcome = await streams.publish_sequenced("box/0", 1, batch)
+    assert outcome.unsent.keys() == {2, 3, 5}
+    assert all(isinstance(error, BrokerUnavailable) and "orders" in str(error) for error in outcome.unsent.values())
+    assert await stored(admin) == [1, 4, 6]
+    monkeypatch.undo()
+    again = await streams.publish_sequenced("box/0", 1, batch)
+    assert (set(again.known), again.unsent) == ({1, 4, 6}, {})
+    assert await stored(admin, "silbo:{orders}") == [2, 3, 5]
+
+
+async def test_call_of_which_nothing_was_sent_raises(admin: Redis, streams: RedisStreams) -> None:
+    for key in ("silbo:{events}", "silbo:{orders}"):
+        await admin.set(key, "of another type")
+    for batch in (numbered(1), [*numbered(1), *numbered(2, to="orders"), *numbered(3, to="no address")]):
+        with pytest.raises(BrokerUnavailable, match="refused it, for"):
+            await streams.publish_sequenced("box/0", 1, batch)
 
 
 async def test_refused_messages_are_told_and_the_others_go_on(admin: Redis, streams: RedisStreams) -> None:
