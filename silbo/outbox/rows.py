@@ -16,6 +16,8 @@ from silbo.message import Message
 from silbo.wire.formats import to_json
 
 __all__ = [
+    "LARGEST_ATTEMPTS",
+    "LARGEST_NUMBER",
     "LEASE",
     "NOTHING",
     "NO_SEQUENCE",
@@ -34,6 +36,7 @@ __all__ = [
     "mark_unreadable",
     "pack",
     "partition_of",
+    "to_number",
     "unpack",
 ]
 
@@ -49,8 +52,10 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 NO_SEQUENCE: Final = 1 << 62
 """The stored sequence of a row that has none yet: greater than every sequence, so that one index has the rows in the order
 in which they are taken."""
-LARGEST_SEQUENCE: Final = 1 << 53
-"""Greater sequences are no exact numbers for a broker's Lua."""
+LARGEST_NUMBER: Final = 1 << 53
+"""No sequence and no epoch is greater: they would be no exact numbers for a broker's Lua."""
+LARGEST_ATTEMPTS: Final = (1 << 31) - 2
+"""No row is taken more often: a database's integer has room for one more."""
 
 NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 """No dead rows: the immutable default of ``take(dead=...)``."""
@@ -391,7 +396,7 @@ def mark_unreadable(message: Message, problem: str) -> Message:
 
 
 class ColumnCheck:
-    """Finds values of another type than that of their column: SQLite keeps whatever a program writes there.
+    """Finds values of another type than that of their column, and numbers out of range: SQLite keeps whatever a program writes there.
 
     Args:
         time: The type of a stored time.
@@ -413,16 +418,34 @@ class ColumnCheck:
 
     def mend(self, values: Sequence[Any]) -> tuple[Sequence[Any], str]:
         """Return the values of a row from ``attempts`` on, others in the place of the wrong ones, and the problem with them."""
-        sequence = values[2]
-        if tuple(map(type, values)) in self._right and (0 <= sequence <= LARGEST_SEQUENCE or sequence == NO_SEQUENCE):
+        attempts, _, sequence, _, epoch, *_ = values
+        if (
+            tuple(map(type, values)) in self._right
+            and 0 <= attempts <= LARGEST_ATTEMPTS
+            and (0 <= sequence <= LARGEST_NUMBER or sequence == NO_SEQUENCE)
+            and (epoch is None or 0 <= epoch <= LARGEST_NUMBER)
+        ):
             return values, ""
         mended: list[Any] = []
         wrong: list[str] = []
         for value, (name, types, instead) in zip(values, self._columns, strict=True):
-            is_right = type(value) in types and (
-                name != "sequence" or 0 <= value <= LARGEST_SEQUENCE or value == NO_SEQUENCE
-            )
+            is_right = type(value) in types and _is_in_range(name, value)
             mended.append(value if is_right else instead)
             if not is_right:
                 wrong.append(f"its column {name} has the value {value!r:.100}")
         return mended, " and ".join(wrong)
+
+
+def to_number(value: Any) -> int:
+    """Return the number in a column of a partition; 0 for a value that is no sequence and no epoch, or that is negative.
+
+    A broker knows the newest epoch, and new sequences are never below the clock.
+    """
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else 0
+
+
+def _is_in_range(column: str, value: Any) -> bool:
+    if type(value) is not int or column not in ("attempts", "sequence", "epoch"):
+        return True
+    largest = LARGEST_ATTEMPTS if column == "attempts" else LARGEST_NUMBER
+    return 0 <= value <= largest or (column == "sequence" and value == NO_SEQUENCE)

@@ -34,6 +34,9 @@ class TestSQLAlchemyStore(SQLAlchemyConformance):
         *((column, "'20000-01-01'") for column in ("stored_at", "state_at", "next_attempt_at")),
         ("stored_at", "'-infinity'"),
         ("sequence", "-1"),
+        ("sequence", "9223372036854775807"),
+        *(("attempts", value) for value in ("-1", "2147483647")),
+        *(("epoch", value) for value in ("-1", "9223372036854775807")),
     )
 
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:

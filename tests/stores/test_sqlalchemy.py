@@ -35,6 +35,7 @@ class TestSQLAlchemyStore(SQLAlchemyConformance):
         *((column, "x'ff00'") for column in ("attempts", "sequence", "stored_at", "next_attempt_at")),
         *((column, "1.5") for column in ("sequence", "stored_at", "next_attempt_at")),
         ("sequence", "-1"),
+        *((column, value) for column in ("attempts", "epoch") for value in ("-1", "9223372036854775807")),
         ("stored_at", "CAST(x'ff' AS TEXT)"),
     )
     DAMAGED_TEXTS = (("error", "CAST(x'ff' AS TEXT)"), ("owner", "CAST(x'ff' AS TEXT)"))

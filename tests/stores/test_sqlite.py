@@ -51,6 +51,7 @@ class TestSQLiteStore(Conformance):
         ("sequence", "1.5"),
         ("sequence", f"{NO_SEQUENCE - 1}"),
         ("sequence", "-1"),
+        *((column, value) for column in ("attempts", "epoch") for value in ("-1", "9223372036854775807")),
         ("stored_at", "1.5"),
         ("partition", "'abc'"),
         ("partition", "7"),
@@ -75,12 +76,15 @@ class TestSQLiteStore(Conformance):
         taken = await store.take(await leader(store), 10)
         assert [row.message for row in taken] == [damaged.message, second.message]
 
+    @pytest.mark.parametrize("value", ["'abc'", "9223372036854775807", "-1"])
     @pytest.mark.parametrize("column", ["epoch", "until", "sequence"])
-    async def test_column_of_a_partition_with_another_type_stops_nothing(self, store: SQLiteStore, column: str) -> None:
+    async def test_damaged_column_of_a_partition_stops_nothing(
+        self, store: SQLiteStore, column: str, value: str
+    ) -> None:
         """A lease that can't be read has ended; a broker knows the newest epoch, and the clock a new sequence."""
         await store.add(packed(1), PLENTY)
         await leader(store, lease=LONG)
-        change(store.path, f"UPDATE partition SET {column} = 'abc'")
+        change(store.path, f"UPDATE partition SET {column} = {value}")
         await store.status()
         lead = await leader(store, owner="another" if column == "until" else "a")
         (row,) = await store.take(lead, 10)

@@ -14,7 +14,7 @@ from silbo.message import Message
 from silbo.outbox.rows import pack
 from silbo.stores import _read_budget
 from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
-from tests.support.store_conformance import PLENTY, Conformance, Make, leader, numbers, send
+from tests.support.store_conformance import PLENTY, Conformance, Make, leader, numbers, packed, send
 
 
 class SQLAlchemyConformance(Conformance):
@@ -67,3 +67,19 @@ class SQLAlchemyConformance(Conformance):
         sent = await send(store, lead)
         assert numbers(sent) == [0, 1, 2, 3, 4]
         assert numbers(await send(store, lead)) == [5, 6]
+
+    @pytest.mark.parametrize("value", [-1, (1 << 63) - 1])
+    @pytest.mark.parametrize("column", ["epoch", "sequence"])
+    async def test_number_of_a_partition_out_of_range_stops_nothing(
+        self, store: SQLAlchemyStore, column: str, value: int
+    ) -> None:
+        """A broker knows the newest epoch, and the clock a new sequence."""
+        await store.add(packed(1), PLENTY)
+        await leader(store)
+        async with self.engine.begin() as connection:
+            await connection.execute(update(metadata.tables["silbo_partition"]).values({column: value}))
+        await store.status()
+        lead = await leader(store, owner="a")
+        (row,) = await store.take(lead, 10)
+        assert row.sequence is not None and 10**15 < row.sequence < 1 << 53
+        assert 0 < lead.epoch < 1 << 53

@@ -157,7 +157,8 @@ local newest, last = 0, 0
 if record then
   newest, last = string.match(record, '^(%d+):(%d+)$')
   newest, last = tonumber(newest), tonumber(last)
-  if not newest then return {err = 'ERR not a record of an outbox: ' .. KEYS[2] .. ' ' .. source} end
+  -- 2^53: greater numbers are not exact, and no store gives them.
+  if not newest or newest > 9007199254740992 or last > 9007199254740992 then return {err = 'ERR not a record of an outbox: ' .. KEYS[2] .. ' ' .. source} end
 end
 if newest > epoch then return {newest, last, 0} end
 local function note(sequence)

@@ -12,11 +12,12 @@ from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy
-from sqlalchemy import Column, ColumnElement, Select, bindparam, delete, func, insert, select, text, true, update
+from sqlalchemy import Column, ColumnElement, Select, bindparam, case, delete, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
 from silbo.outbox.rows import (
+    LARGEST_ATTEMPTS,
     NO_SEQUENCE,
     STATES,
     ColumnCheck,
@@ -28,6 +29,7 @@ from silbo.outbox.rows import (
     UnreadableMessage,
     has_to_wait,
     mark_unreadable,
+    to_number,
     unpack,
 )
 from silbo.stores.sqlalchemy.dialect import (
@@ -146,7 +148,7 @@ async def add(connection: AsyncConnection, messages: Sequence[Packed], partition
 
 
 class _Partition(NamedTuple):
-    """A partition's row. A value of another type counts as none: a broker knows the newest epoch, and the clock a new sequence."""
+    """A partition's row. A value of another type or out of range counts as none: see ``to_number``."""
 
     owner: str | None
     epoch: int
@@ -162,15 +164,11 @@ async def _lock_partition(connection: AsyncConnection, number: int) -> tuple[_Pa
     found = (await connection.execute(chosen.with_for_update())).one()
     row = _Partition(
         owner=to_text(found.owner),
-        epoch=_to_number(found.epoch),
+        epoch=to_number(found.epoch),
         until=_to_end(found.until),
-        sequence=_to_number(found.sequence),
+        sequence=to_number(found.sequence),
     )
     return row, to_utc(found.now)
-
-
-def _to_number(value: Any) -> int:
-    return value if type(value) is int else 0
 
 
 def _to_end(until: Any) -> datetime:
@@ -239,7 +237,7 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
             .where(partition.c.number == lead.partition)
         )
     ).one()
-    if (to_text(found.owner), _to_number(found.epoch)) != (lead.owner, lead.epoch):
+    if (to_text(found.owner), to_number(found.epoch)) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
     state_at, next_attempt_at = to_time(found.state_at), to_time(found.next_attempt_at)
     if found.id is None or not isinstance(state_at, datetime) or not isinstance(next_attempt_at, datetime):
@@ -270,7 +268,7 @@ async def take(
     fresh = [row.id for row in rows if row.sequence is None]
     taken = update(message).values(
         state="sending",
-        attempts=message.c.attempts + 1,
+        attempts=case((message.c.attempts.between(0, LARGEST_ATTEMPTS), message.c.attempts + 1), else_=1),
         owner=lead.owner,
         epoch=lead.epoch,
         state_at=now,
@@ -400,7 +398,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
         next_attempt_at=find_first("next_attempt_at", waiting),
         leads={
             row.number: Lead(
-                partition=row.number, owner=to_text(row.owner), epoch=_to_number(row.epoch), until=_to_end(row.until)
+                partition=row.number, owner=to_text(row.owner), epoch=to_number(row.epoch), until=_to_end(row.until)
             )
             for row in leads
             if _to_end(row.until) > now

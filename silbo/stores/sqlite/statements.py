@@ -24,6 +24,7 @@ from silbo.outbox.rows import (
     State,
     has_to_wait,
     mark_unreadable,
+    to_number,
     unpack,
 )
 from silbo.stores._group_commit import Addition
@@ -91,7 +92,7 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
     holder, epoch, until = connection.execute(
         "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
     ).fetchone()
-    epoch, until = _to_number(epoch), _to_number(until)
+    epoch, until = to_number(epoch), to_number(until)
     now = read_clock()
     end = now + int(lease * 1e6)
     if holder not in (None, owner) and until > now:
@@ -125,15 +126,7 @@ def _check_lead(connection: sqlite3.Connection, lead: Lead) -> int:
     ).fetchone()
     if (owner, epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
-    return _to_number(sequence)
-
-
-def _to_number(value: Any) -> int:
-    """Return the number in a column of a partition; 0 for a value of another type, which ends a lease.
-
-    A broker knows the newest epoch, and new sequences are never below the clock.
-    """
-    return value if type(value) is int else 0
+    return to_number(sequence)
 
 
 def take(
@@ -293,8 +286,8 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
         owner, epoch, until = connection.execute(
             "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
         ).fetchone()
-        if owner is not None and _to_number(until) > read_clock():
-            leads[partition] = Lead(partition=partition, owner=owner, epoch=epoch, until=to_datetime(until))
+        if owner is not None and to_number(until) > read_clock():
+            leads[partition] = Lead(partition=partition, owner=owner, epoch=to_number(epoch), until=to_datetime(until))
     return OutboxStatus(
         counts={"pending": rows - sending - dead, "sending": sending, "sent": all_rows - rows, "dead": dead},
         size=size,

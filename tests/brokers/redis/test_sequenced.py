@@ -55,6 +55,18 @@ async def test_sequences_of_sixteen_digits_are_exact(admin: Redis, streams: Redi
     assert await admin.hget(OUTBOX, "box/0") == b"%d:%d" % (LARGE, 2**53)
 
 
+@pytest.mark.parametrize("record", ["1:99999999999999999", "99999999999999999:5", "1:x"])
+async def test_damaged_record_is_named_and_changes_nothing(admin: Redis, streams: RedisStreams, record: str) -> None:
+    """No message counts as sent, and no epoch of a damaged record gets into a store. Mended, it serves again."""
+    await admin.hset(OUTBOX, "box/0", record)
+    with pytest.raises(BrokerUnavailable, match=r"not a record of an outbox: silbo:\{events\}:outbox box/0"):
+        await streams.publish_sequenced("box/0", 1, numbered(1))
+    assert await admin.hget(OUTBOX, "box/0") == record.encode()
+    await admin.hset(OUTBOX, "box/0", "1:0")
+    await streams.publish_sequenced("box/0", 1, numbered(1))
+    assert await stored(admin) == [1]
+
+
 async def test_old_leader_changes_nothing(admin: Redis, streams: RedisStreams) -> None:
     await streams.publish_sequenced("box/0", 2, numbered(1))
     with pytest.raises(Fenced) as caught:
