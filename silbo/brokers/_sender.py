@@ -27,6 +27,8 @@ BATCH_BYTES: Final = 1 << 20
 """A batch has at most 1 MiB of encoded messages. A larger message goes alone."""
 PROBE_TIMEOUT: Final = 1.0
 """A publish that probes a silent broker is answered within 1 second."""
+KEPT_QUEUES: Final = 1024
+"""With more addresses than these, queues that have nothing to send and are not silent are dropped."""
 LATE: Final = 0.05
 """A message is not sent when less than this share of the timeout is left: its result would likely be unknown."""
 
@@ -197,8 +199,11 @@ class LibrarySender:
         self._default = default
         self._timeout = check_seconds("timeout", timeout)
         self._queues: dict[str, _AddressQueue] = {}
+        self._tidy_at = KEPT_QUEUES
         self._binding = LoopBinding(
-            owner, is_busy=lambda: any(queue.is_busy for queue in self._queues.values()), forget=self._queues.clear
+            owner,
+            is_busy=lambda: any(queue.is_busy for queue in self._queues.values()),
+            forget=lambda: self._queues.clear(),  # the dict of that moment
         )
         self._closed = False
 
@@ -235,6 +240,9 @@ class LibrarySender:
 
     def _queue(self, address: str) -> _AddressQueue:
         if address not in self._queues:
+            if len(self._queues) >= self._tidy_at:
+                self._queues = {of: queue for of, queue in self._queues.items() if queue.is_busy or queue.is_silent}
+                self._tidy_at = max(KEPT_QUEUES, 2 * len(self._queues))
             self._queues[address] = _AddressQueue(f"{self._broker} {address!r}", address, self._send, self._timeout)
         return self._queues[address]
 
@@ -265,6 +273,9 @@ class _AddressQueue:
         self._timeout = timeout
         self._waiting: deque[OutgoingMessage] = deque()
         self._batch: Sequence[OutgoingMessage] = ()  # given to the library, not answered
+        self._taken = 0  # messages taken out of the queue so far
+        self._missed: dict[str | None, tuple[int, str]] = {}  # by key: up to which message none goes, and why
+        self._missed_until = 0  # the greatest of those places
         self._silent_since: datetime | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -325,10 +336,17 @@ class _AddressQueue:
             return
         for message in missed:
             message.mark_unanswered(why)
-        keys = {message.message.key for message in missed}
-        for waiting in self._waiting:  # sent now, a message would overtake the repeat of one that missed before it
-            if self._silent_since is not None or waiting.message.key in keys:
-                waiting.mark_unsent(f"a message before it was not sent: {why}")
+        # Sent now, a waiting message would overtake the repeat of one that missed before it.
+        why = f"a message before it was not sent: {why}"
+        if self._silent_since is not None:
+            for waiting in self._waiting:
+                waiting.mark_unsent(why)
+            self._taken += len(self._waiting)
+            self._waiting.clear()
+        else:  # marked when they are taken: a walk through the queue for each batch would be quadratic
+            self._missed_until = self._taken + len(self._waiting)
+            for message in missed:
+                self._missed[message.message.key] = self._missed_until, why
 
     def _take(self) -> list[OutgoingMessage]:
         """Remove the oldest messages from the queue, as many as fit into one batch; drop those without a caller."""
@@ -339,12 +357,24 @@ class _AddressQueue:
             if batch and size + len(message.raw) > BATCH_BYTES:
                 break
             self._waiting.popleft()
+            self._taken += 1
+            if self._missed:
+                self._mark_if_missed(message)
             if message.is_awaited and self._is_late(message):
                 message.mark_unsent(f"{self._label} took longer than {self._timeout:g} s for the messages before it")
             if message.is_awaited:
                 batch.append(message)
                 size += len(message.raw)
         return batch
+
+    def _mark_if_missed(self, message: OutgoingMessage) -> None:
+        """Mark the message just taken as not sent if one of its key, before it, was not."""
+        if self._taken > self._missed_until:
+            self._missed.clear()
+            return
+        until, why = self._missed.get(message.message.key, (0, ""))
+        if self._taken <= until:
+            message.mark_unsent(why)
 
     def _is_late(self, message: OutgoingMessage) -> bool:
         return message.deadline - asyncio.get_running_loop().time() <= LATE * self._timeout

@@ -138,6 +138,60 @@ async def test_message_behind_one_of_its_key_that_missed_does_not_go() -> None:
     await sender.publish([message(4, key="a")])
 
 
+async def test_failed_batches_do_not_walk_through_the_queue_each_time() -> None:
+    """Each waiting message is looked at once, however many batches fail before it."""
+    looks = 0
+
+    class Counted(Message):
+        @property
+        def key(self) -> str | None:
+            nonlocal looks
+            looks += 1
+            return self.headers.get("key")
+
+    library = Library(*[unreachable] * 20)
+    many = [Counted("notification_event", "n", "id", {}, {"key": f"k{number}"}) for number in range(10_000)]
+    with pytest.raises(BrokerUnavailable):
+        await library.sender().publish(many)
+    assert len(library.batches) == 20
+    assert looks <= 2 * len(many)
+
+
+async def test_message_published_after_a_failure_of_its_key_goes() -> None:
+    """Its caller has heard of the failure, or may not care: only those that waited then are held back."""
+    library = Library(gate := Gate(lost), second := Gate())
+    sender = library.sender()
+    publishes = [asyncio.create_task(sender.publish([message(0, key="a")]))]
+    await gate.entered.wait()
+    publishes += [asyncio.create_task(sender.publish([one])) for one in (message(1, key="b"), message(2, key="a"))]
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await second.entered.wait()
+    publishes.append(asyncio.create_task(sender.publish([message(3, key="a")])))
+    await asyncio.sleep(0)
+    second.opened.set()
+    assert await ends(*publishes) == [DeliveryUnknown, None, BrokerUnavailable, None]
+    assert library.batches == [("events", ["n0"]), ("events", ["n1"]), ("events", ["n3"])]
+
+
+async def test_queues_of_many_addresses_are_dropped_when_they_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent one stays: its next publish is a probe. So does a busy one."""
+    monkeypatch.setattr(_sender, "KEPT_QUEUES", 5)
+    library = Library(silent, gate := Gate())
+    sender = library.sender(timeout=0.5)
+    with pytest.raises(DeliveryUnknown):
+        await sender.publish([message(0, to="silent")])
+    busy = asyncio.create_task(sender.publish([message(1, to="busy")]))
+    await gate.entered.wait()
+    for number in range(100):
+        await sender.publish([message(number, to=f"to-{number}")])
+    assert len(sender._queues) <= 8
+    assert sender._queues["silent"].is_silent
+    assert sender._queues["busy"].is_busy
+    gate.opened.set()
+    await busy
+
+
 async def test_message_whose_caller_went_away_is_not_sent() -> None:
     library = Library(gate := Gate())
     sender = library.sender()
