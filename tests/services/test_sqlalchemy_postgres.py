@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from silbo import AsyncEventDispatcher, Backoff, Consumer, Message
 from silbo.brokers.memory import MemoryBroker
@@ -117,6 +117,31 @@ class TestInbox(InboxBehaviour):
             consumer.stop()
         assert (heard, consumer.stats.dead) == ([1], 1)
         assert (consumer.stats.malformed, consumer.stats.failed) == (1, 0)  # given up at once
+
+
+class TestTriggerOfTheHost:
+    """A trigger that refuses messages with the text BAD."""
+
+    @pytest.mark.parametrize("when", ["BEFORE INSERT ON {}", "AFTER INSERT ON {} DEFERRABLE INITIALLY DEFERRED"])
+    @pytest.mark.parametrize("code", ["P0001", "23514", "44000"])
+    async def test_message_that_it_refuses_is_refused_alone(self, engine: AsyncEngine, when: str, code: str) -> None:
+        """It is no outage: those that are committed with it are stored."""
+        kind = "CONSTRAINT TRIGGER" if "DEFERRED" in when else "TRIGGER"
+        body = f"IF NEW.message LIKE '%BAD%' THEN RAISE 'no BAD here' USING ERRCODE = '{code}'; END IF; RETURN NEW;"
+        async with engine.begin() as connection:
+            await connection.execute(
+                text(f"CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")
+            )
+            place = when.format("silbo_message")
+            await connection.execute(text(f"CREATE {kind} look {place} FOR EACH ROW EXECUTE FUNCTION look()"))
+        store = SQLAlchemyStore(engine)
+        await store.open()
+        calls = [packed(1), [*packed(2), pack(Message("ecst_event", "told", "id", {"n": "BAD"}), 1)], packed(3)]
+        answers = await asyncio.gather(*(store.add(call, Quota()) for call in calls), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [type(None), MessageRefused, type(None)]
+        assert "'told'" in str(answers[1]) and "no BAD here" in str(answers[1])
+        assert await in_state(store, "pending") == [1, 2, 3]
+        await store.aclose()
 
 
 class TestOtherEncoding:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,6 +36,7 @@ from silbo.stores.sqlalchemy.tables import message, outbox
 
 __all__ = [
     "begin_writing",
+    "check_constraints",
     "earliest",
     "insert_missing",
     "is_among",
@@ -64,6 +66,12 @@ async def begin_writing(connection: AsyncConnection) -> None:
         await connection.execute(update(outbox).values(number=outbox.c.number))
 
 
+async def check_constraints(connection: AsyncConnection) -> None:
+    """Check now what is to be checked at the commit: constraints and triggers of the host's that are deferred."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+
+
 async def insert_missing(
     connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]
 ) -> CursorResult[Any]:
@@ -72,18 +80,25 @@ async def insert_missing(
     return await connection.execute(insert(table).on_conflict_do_nothing(), rows)
 
 
-def is_refusal_of_data(error: object) -> bool:
+def is_refusal_of_data(error: object, *, at_commit: bool = False) -> bool:
     """Return True if the database refused values of a statement: no outage, and the same values are refused again.
 
+    Args:
+        error: Of a statement.
+        at_commit: Also of a commit, where constraints and triggers of the host's may be checked that are deferred.
+
     Source: SQLSTATE classes 22 (data exception), 23 (integrity constraint violation: of the host's, for silbo has none that its
-    own rows violate) and 54 (program limit exceeded), PostgreSQL's appendix A.
+    own rows violate), 44 (WITH CHECK OPTION violation) and 54 (program limit exceeded), and P0001 (RAISE EXCEPTION, in a trigger
+    of the host's), PostgreSQL's appendix A.
     """
     if isinstance(error, UnicodeError):  # half of a surrogate pair
         return True
-    if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement is None:
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return False
+    if error.statement is None and not at_commit:
         return False
     state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "54")
+    return isinstance(error, (DataError, IntegrityError)) or state[:2] in ("22", "23", "44", "54") or state == "P0001"
 
 
 def readable(connection: AsyncConnection, *columns: Column[Any]) -> list[ColumnElement[Any]]:
@@ -123,11 +138,11 @@ def to_time(value: Any) -> Any:
         return None
     if isinstance(value, datetime):
         return str(value) if value.year == NO_TIME.year else to_utc(value)
-    text = to_text(value)
+    written = to_text(value)
     try:
-        return to_utc(datetime.fromisoformat(text))
+        return to_utc(datetime.fromisoformat(written))
     except ValueError:
-        return text
+        return written
 
 
 def is_in_state(*states: str) -> ColumnElement[bool]:

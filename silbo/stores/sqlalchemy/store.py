@@ -21,7 +21,7 @@ from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores._read_budget import ReadBudget
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
-from silbo.stores.sqlalchemy.dialect import begin_writing, is_refusal_of_data, read_clock
+from silbo.stores.sqlalchemy.dialect import begin_writing, check_constraints, is_refusal_of_data, read_clock
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
 from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
@@ -159,7 +159,7 @@ class SQLAlchemyStore:
         try:
             return await self._commit(additions, apart=False)
         except StoreUnavailable as error:
-            if not is_refusal_of_data(error.__cause__):
+            if not is_refusal_of_data(error.__cause__, at_commit=True):
                 raise
         return await self._commit(additions, apart=True)
 
@@ -196,6 +196,7 @@ class SQLAlchemyStore:
             try:
                 async with connection.begin_nested():
                     await sql.add(connection, [packed], self.partitions)
+                    await check_constraints(connection)
             except Exception as error:
                 if not is_refusal_of_data(error):
                     raise
