@@ -27,7 +27,7 @@ from silbo.errors import (
     StoreUnavailable,
 )
 from silbo.message import Message
-from silbo.outbox.rows import LEASE, Lead, OutboxStore, Row, UnreadableMessage
+from silbo.outbox.rows import LARGEST_NUMBER, LEASE, Lead, OutboxStore, Row, UnreadableMessage
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
 __all__ = [
@@ -268,9 +268,10 @@ class Relay(AsyncCloseable):
                 self._store_outage.answered(partition)
             except (Fenced, LeadLost) as error:
                 if isinstance(error, Fenced):  # if this relay leads all the same, the store is older than the broker
-                    above = error.epoch
-                    wait = 0
                     self.stats.fenced += 1
+                    if error.epoch < LARGEST_NUMBER:  # else the record is damaged; the store must not copy it
+                        above = error.epoch
+                        wait = 0
                 await self._report("another relay has taken over", error, None, partition=partition)
             except Exception as error:  # noqa: BLE001  # an outbox without a relay fills up: go on after any error
                 failures += 1

@@ -680,6 +680,18 @@ async def test_fenced_leader_gives_up_and_leads_above_if_the_store_lets_it(
     assert broker.calls[-1][1] > 41
 
 
+async def test_epoch_out_of_range_is_not_copied_into_the_store(broker: FailingBroker) -> None:
+    """When the broker's record is mended, the relay goes on as before."""
+    store = await store_of(1)
+    broker.away = Fenced("box/0", 2**53)
+    async with running(store, broker) as relay:
+        await broker.wait_for_calls(3)
+        broker.away = None
+        await wait_until_sent(store)
+    assert relay.stats.fenced >= 3
+    assert max(epoch for _, epoch, _ in broker.calls) < 100
+
+
 async def test_fenced_leader_stands_by_while_another_leads(broker: FailingBroker) -> None:
     store = await store_of(1)
     other: list[Any] = []
