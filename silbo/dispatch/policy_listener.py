@@ -273,6 +273,7 @@ class PolicyListener(ConfiguredListener):
 
     async def _handle(self, error: Exception, event: Any, state: State | None) -> None:
         """Give an error its effect: the dispatch goes on, with the event as it was before the listener ran."""
+        _drop_own_frames(error)
         if state is not None:
             put_back(event, state)
         if self._on_failure == "refuse":
@@ -337,6 +338,14 @@ class _Rest:
                 awaited = step(advance, value, coroutine)
             except StopIteration:
                 return
+
+
+def _drop_own_frames(error: Exception) -> None:
+    """Begin an error's traceback at the listener: an error that somebody keeps must not keep the listener of an unloaded plugin."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    BaseException.with_traceback(error, trace)  # also of a frozen class
 
 
 def as_coroutine(awaitable: Any) -> Any:

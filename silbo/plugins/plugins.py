@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Final, Literal, TypeAlias
 from weakref import WeakValueDictionary
@@ -93,7 +93,8 @@ class Plugins(AsyncCloseable):
 
     Args:
         dispatcher: The dispatcher, to which the plugins get a view.
-        policy: The policy for all plugins. By default a failing listener of a plugin is reported, and the dispatch goes on.
+        policy: The policy for all plugins. Where it does not say ``on_failure``, a failing listener is reported, and the dispatch
+            goes on.
         policies: The policy of single plugins, by name, in place of ``policy``.
         host_version: The version of the host, for plugins that state which ones they work with.
         settings: The settings by plugin: a mapping, or the path of a TOML file with a table for each.
@@ -301,7 +302,7 @@ class Plugins(AsyncCloseable):
                 if not overlap:
                     self._forget(name)
                     if isinstance(error, Exception):
-                        text = f"its set-up failed on reload: {_problem(error)}"
+                        text = f"its set-up failed on reload: {_problem(name, error)}"
                         self._report(PluginReport(kind="not loaded", plugin=name, text=text, error=error))
                 raise
             self._loaded[name] = new
@@ -309,6 +310,7 @@ class Plugins(AsyncCloseable):
             if old.owner.off and old.owner.is_off_by_host:
                 new.owner.switch_off(old.owner.off, by_host=True)
             old.owner.is_active = False
+            old.has_successor = overlap
             new.owner.is_active = True
             self._refresh()
             if overlap:
@@ -453,7 +455,7 @@ class Plugins(AsyncCloseable):
         place = self._places.get(name)
         owner = Owner(
             name,
-            policy=self._policies.get(name, self._policy),
+            policy=_isolating(self._policies.get(name, self._policy)),
             place=registry_of(self._dispatcher).next_place() if place is None else place,
             on_loop=self._on_loop,
             report=report,
@@ -530,7 +532,7 @@ class Plugins(AsyncCloseable):
 
     def _fail(self, failed: dict[str, BaseException], name: str, error: BaseException) -> None:
         failed[name] = error
-        self._report(PluginReport(kind="not loaded", plugin=name, text=_problem(error), error=error))
+        self._report(PluginReport(kind="not loaded", plugin=name, text=_problem(name, error), error=error))
 
     def _report_blocked(self, blocked: Blocked) -> None:
         """Report a listener that holds the loop. Called by the watchdog's thread."""
@@ -567,8 +569,15 @@ class Plugins(AsyncCloseable):
             logger.exception("report hook failed", extra={"plugin": report.plugin})
 
 
-def _problem(error: BaseException) -> str:
-    return error.problem if isinstance(error, PluginError) else describe_error(error)
+def _isolating(policy: Policy) -> Policy:
+    """Return a policy that says what a failure does: by default it is reported, and the dispatch goes on."""
+    return replace(policy, on_failure="ignore") if policy.on_failure is None else policy
+
+
+def _problem(plugin: str, error: BaseException) -> str:
+    if isinstance(error, PluginError):
+        return str(error).removeprefix(f"plugin {plugin!r}").lstrip(",: ")
+    return describe_error(error)
 
 
 def _unforeseen(error: BaseException | None) -> BaseException | None:

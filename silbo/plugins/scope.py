@@ -27,6 +27,8 @@ __all__ = ["PluginScope"]
 
 logger = logging.getLogger(__name__)
 
+THREADS_END_WITHIN: Final = 1.0
+"""Seconds that an unloading waits for threads whose function is about to return."""
 ENDS_WITHIN: Final = 5.0
 """Seconds that an unloading waits for code that it has cancelled, and for a tear-down."""
 
@@ -48,6 +50,7 @@ class PluginScope:
         instance: The object of the plugin; None if it has none.
         settings: Its settings; None if it states none.
         is_closed: True from the beginning of the unloading on.
+        has_successor: True if another generation of the plugin has taken over: dispatches under way then still have this one.
         left: What is left behind, or went wrong at the end, each in words.
     """
 
@@ -65,6 +68,7 @@ class PluginScope:
         self.instance: object = None
         self.settings: object = None
         self.is_closed = False
+        self.has_successor = False
         self.left: Final[list[str]] = []
         self.view: Final = make_view(dispatcher, self)
         self._dispatcher = dispatcher
@@ -190,7 +194,7 @@ class PluginScope:
         gone = registry_of(self._dispatcher).remove_all(self.owner)
         background_of(self._dispatcher).end_waits(self.view, PluginUnloaded(self.name, "it is unloaded"))
         self._is_held_up = self.is_called_by_child()
-        for step in (partial(self._end_runs, gone, timeout), self._end_tasks, self._tear_down):
+        for step in (partial(self._end_runs, gone, timeout), self._end_tasks, self._tear_down, self._end_threads):
             try:
                 await step()
             except asyncio.CancelledError as error:  # what comes next must be undone all the same
@@ -215,16 +219,22 @@ class PluginScope:
 
     def _end(self) -> None:
         registry_of(self._dispatcher).remove_all(self.owner)  # what the tear-down has added
-        if busy := self.owner.end_threads():
-            self.left.append(f"{busy} of its threads still run: each ends when its function does")
         self.owner.is_active = False
         self.owner.has_ended = True
         self.instance = None
 
+    async def _end_threads(self) -> None:
+        until = asyncio.get_running_loop().time() + THREADS_END_WITHIN
+        while (busy := self.owner.end_threads()) and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110  # no thread tells that it is idle
+            await asyncio.sleep(THREADS_END_WITHIN / 100)
+        if busy:
+            self.left.append(f"{busy} of its threads still run: each ends when its function does")
+
     async def _end_runs(self, gone: list[ref[Any]], timeout: float) -> None:
         cancelled: asyncio.CancelledError | None = None
         try:
-            await wait_for_dispatches(gone, timeout)
+            if self.has_successor:  # else a dispatch under way goes on without the plugin
+                await wait_for_dispatches(gone, timeout)
             self.owner.has_ended = True
             late = await self.owner.wait_for_runs(timeout) if self.owner.runs else []
         except asyncio.CancelledError as error:  # the runs must end all the same
@@ -276,10 +286,15 @@ class PluginScope:
         self._has_ended = True
         error = life.exception() if life.done() and not life.cancelled() else None
         if error is not None and self._is_open:
-            logger.error("plugin failed at its end", exc_info=error, extra={"plugin": self.name})
+            logger.error("plugin %s failed at its end", self.name, exc_info=error, extra={"plugin": self.name})
             self.left.append(f"its tear-down failed: {describe_error(error)}")
 
     def _log_error(self, task: asyncio.Task[Any]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not (self.is_closed and isinstance(error, PluginUnloaded)):
-            logger.error("task of plugin failed", exc_info=error, extra={"plugin": self.name})
+            note_plugin(error, self.name, f"its task {task.get_name()}")
+            self.owner.report("failed", f"its task {task.get_name()!r}", listener=None, error=_as_exception(error))
+
+
+def _as_exception(error: BaseException) -> Exception | None:
+    return error if isinstance(error, Exception) else None
