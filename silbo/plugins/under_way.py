@@ -31,7 +31,7 @@ async def wait_for_dispatches(listeners: Iterable[ReferenceType[Any]], timeout: 
         timeout: Seconds.
     """
     loop = asyncio.get_running_loop()
-    alive = [listener for weak in listeners if (listener := weak()) is not None]
+    alive = list(filter(None, (weak() for weak in listeners)))
     if not alive or _is_in_dispatch():
         return
     left = len(alive)
@@ -44,7 +44,7 @@ async def wait_for_dispatches(listeners: Iterable[ReferenceType[Any]], timeout: 
             done.set_result(None)
 
     watches = [finalize(listener, _call_in, loop, count_down) for listener in alive]
-    del alive
+    alive.clear()
     try:
         async with asyncio.timeout(timeout):
             await done
