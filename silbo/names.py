@@ -61,7 +61,7 @@ __all__ = [
     "watch_policies",
 ]
 
-Key: TypeAlias = "str | Callable[[Any], object]"
+Key: TypeAlias = str | Callable[[Any], object]
 """The source of a routing key: the name of an attribute, or a function of the event."""
 
 Name: TypeAlias = "str | int | float | bytes | tuple[object, ...] | frozenset[object] | Enum | type[object]"

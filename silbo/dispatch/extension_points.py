@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtensionPoints", "Names", "Unknown", "check_heard_names", "make_event", "use_by_listener"]
 
-Names: TypeAlias = "ModuleType | Iterable[EventName[Any] | ModuleType]"
+Names: TypeAlias = ModuleType | Iterable[EventName[Any] | ModuleType]
 """Declared names: EventName constants, and modules that have some."""
 
 Unknown: TypeAlias = Literal["allow", "warn", "error"]

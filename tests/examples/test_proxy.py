@@ -24,7 +24,7 @@ import pytest
 from examples.harp_plugin.upstream import Echo
 from tools.server import ROOT
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]  # builds wheels, and an environment for them
 
 EXAMPLE = ROOT / "examples" / "proxy"
 DISTRIBUTIONS = ["host", "plugins/tenant", "plugins/gate", "plugins/unruly"]

@@ -238,6 +238,8 @@ class Process:
         if self.sending is not None:
             self.sending.cancel()
             await asyncio.wait({self.sending})
+            if not self.sending.cancelled():
+                self.sending.exception()  # or asyncio would log it, in the middle of whatever runs then
         self.sending = self.lead = None
         self._outcome = Outcome()
         self.publisher.froze.clear()
