@@ -18,13 +18,13 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
         pytest.param("replies", marks=pytest.mark.long),
         pytest.param("clocks", marks=pytest.mark.long),
         pytest.param("restarts", marks=pytest.mark.long),
-        "data",
+        pytest.param("data", marks=pytest.mark.long),
         "loops",
-        "strays",
+        pytest.param("strays", marks=pytest.mark.long),
         "fence",
-        "poison",
+        pytest.param("poison", marks=pytest.mark.long),
         pytest.param("patience", marks=pytest.mark.long),
-        "freeze",
+        pytest.param("freeze", marks=pytest.mark.long),
     ],
 )
 async def test_promises_hold_under(battery: str) -> None:
