@@ -42,10 +42,9 @@ class Budget:
             raise ValueError(f"loop_time is seconds in a second, so at most 1, not {self.loop_time!r}")
         _check_seconds("window", self.window)
         _check_seconds("pause", self.pause)
-        if self.failures is not None and (isinstance(self.failures, bool) or not self.failures >= 0):
-            raise ValueError(f"failures is a whole number, 0 or more, not {self.failures!r}")
-        if isinstance(self.threads, bool) or not self.threads >= 1:
-            raise ValueError(f"threads is a whole number, 1 or more, not {self.threads!r}")
+        if self.failures is not None:
+            _check_count("failures", self.failures, 0)
+        _check_count("threads", self.threads, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +88,17 @@ def _shorter(one: float | None, other: float | None) -> float | None:
     return min((seconds for seconds in (one, other) if seconds is not None), default=None)
 
 
-def _check_seconds(option: str, seconds: float | None) -> None:
-    if seconds is not None and not seconds > 0:
+def _check_seconds(option: str, seconds: object) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{option} is a number of seconds, not {seconds!r}")
+    if not seconds > 0:
         raise ValueError(f"{option} is a number of seconds above 0, not {seconds!r}")
+
+
+def _check_count(option: str, count: object, least: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{option} is a whole number, not {count!r}")
+    if count < least:
+        raise ValueError(f"{option} is a whole number, {least} or more, not {count!r}")

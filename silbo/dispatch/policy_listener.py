@@ -126,7 +126,7 @@ class PolicyListener(ConfiguredListener):
             if observe is not None:
                 await observe(partial(self._run, self.target if listener is None else listener), event)
                 return
-            # What follows is _run() with _step() in it: without these two calls it takes a third less time.
+            # The rest is _run() with step() in it: without these two calls it takes a third less time.
             coroutine: Any = (self._target if listener is None else listener)(event)
             if type(coroutine) is not CoroutineType:
                 coroutine = as_coroutine(coroutine)

@@ -75,7 +75,7 @@ async def test_listener_of_a_delivery_that_was_given_up_hears_the_next(d: AsyncE
 async def test_listener_is_given_back_by_an_inbox_that_can_not_remember(
     d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the listener did in the inbox's transaction was undone."""
+    """The inbox's transaction is rolled back, with all that the listener did in it."""
     monkeypatch.setattr("silbo.consumer.attempts.INBOX_RETRY", 0.01)
 
     class Commits:

@@ -317,7 +317,7 @@ async def test_a_cancellation_that_was_asked_for_before_reaches_the_caller() -> 
 
 @pytest.mark.parametrize("whose", ["name", "plugin"])
 async def test_collecting_is_not_outvoted_by_a_callable(whose: str) -> None:
-    """Where a policy says "collect", neither the plugin's own hook nor a binding one of the dispatcher swallows the error."""
+    """Under "collect", neither the plugin's own hook nor a binding one of the dispatcher swallows the error."""
 
     def swallow(error: Exception, event: Any, listener: Any) -> None: ...
 
@@ -619,6 +619,22 @@ async def test_a_plugin_does_not_pay_for_another_inside_of_its_listener() -> Non
 def test_a_policy_that_makes_no_sense_is_refused(make: Any) -> None:
     """A wrong limit is an error where it is written."""
     with pytest.raises(ValueError):  # each has a text of its own
+        make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Policy(timeout="2"),  # type: ignore[arg-type]
+        lambda: Policy(report_after=True),
+        lambda: Budget(loop_time="0.5"),  # type: ignore[arg-type]
+        lambda: Budget(failures=2.5),  # type: ignore[arg-type]
+        lambda: Budget(threads="4"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_limit_that_is_no_number_is_refused(make: Any) -> None:
+    """The error names the option and the value, not an operator."""
+    with pytest.raises(TypeError, match=r"is a (whole )?number.*, not "):
         make()
 
 

@@ -134,7 +134,7 @@ def running(python: Path, upstream: str, *plugins: str, patience: float = 30, **
 
 
 def test_wheels_enrich_and_refuse(python: Path, upstream: str, tmp_path: Path) -> None:
-    """What is not asked for is not even imported: the third wheel is installed, too."""
+    """A plugin that is not asked for is not even imported: the third wheel is installed, too."""
     settings = tmp_path / "plugins.toml"
     settings.write_text('[tenant]\ntenant = "blue"\n')
     with running(python, upstream, "tenant", "gate", settings=settings) as proxy:

@@ -473,7 +473,7 @@ class Picky(Plain):
     ids=["unavailable", "unknown", "defect", "cancelled"],
 )
 async def test_message_that_fails_again_and_again_lets_the_others_be_sent_once(error: BaseException) -> None:
-    """What the publisher took is settled, whatever becomes of its neighbours."""
+    """A message that the publisher took is settled, whatever becomes of its neighbours."""
     store, plain = await store_of(), Picky()
     for number in range(1, 7):
         await put(store, number, key=str(number))
@@ -491,7 +491,7 @@ async def test_message_that_fails_again_and_again_lets_the_others_be_sent_once(e
 
 
 async def test_failed_message_holds_back_those_of_its_key_and_address() -> None:
-    """What went behind it goes once more after it; later ones wait for it, and are not sent at each attempt."""
+    """Messages sent behind it go once more after it; later ones wait for it, and are not sent at each attempt."""
     store, plain = await store_of(1, 2), Picky()
     await put(store, 3, key=None)
     await store.add([pack(replace(message(4), to="other"), 1)], Quota())

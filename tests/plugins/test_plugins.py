@@ -59,7 +59,7 @@ class Gate:
 
 
 async def test_a_failed_reload_holds_up_nobody_else() -> None:
-    """Where a plugin is gone that another requires, others are loaded, and all are unloaded, dependents first."""
+    """A plugin is gone that another requires: others are loaded, and all are unloaded, dependents first."""
     dispatcher = AsyncEventDispatcher()
     torn: list[str] = []
     fails = False

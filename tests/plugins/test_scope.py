@@ -120,7 +120,7 @@ async def test_a_view_removes_only_the_plugins_own() -> None:
 
 
 async def test_the_host_alone_closes_drains_and_observes() -> None:
-    """What would end or watch the whole host is refused, with the plugin's name."""
+    """A call that would end or watch the whole host is refused, with the plugin's name."""
     dispatcher = AsyncEventDispatcher()
     async with Plugins(dispatcher) as plugins:
         view = (await plugins.load(lambda view: None, name="eager")).view
@@ -136,7 +136,7 @@ async def test_the_host_alone_closes_drains_and_observes() -> None:
 
 
 async def test_an_events_dispatcher_is_the_root() -> None:
-    """What a host's listener registers through ``event.dispatcher`` is the host's, also in a plugin's dispatch."""
+    """A listener that a host's listener registers through ``event.dispatcher`` is the host's, also in a plugin's dispatch."""
     dispatcher = AsyncEventDispatcher()
 
     async def grow(event: Event) -> None:

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from silbo import _read_budget
 from silbo.message import Message
 from silbo.outbox.rows import pack
-from silbo.stores import _read_budget
 from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
 from tests.support.store_conformance import PLENTY, Conformance, Make, leader, numbers, packed, send
 

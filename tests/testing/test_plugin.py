@@ -20,7 +20,7 @@ OPTIONS = (
 
 @pytest.fixture(autouse=True)
 def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those take longer to load than the tests to run."""
+    """These libraries take longer to load than the tests to run."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 

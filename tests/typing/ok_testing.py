@@ -1,4 +1,4 @@
-"""What the recorder's assertions return has the class of the name; no line here may be an error."""
+"""The recorder's assertions return events of the name's class; no line here may be an error."""
 
 from __future__ import annotations
 

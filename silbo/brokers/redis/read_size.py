@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from silbo._read_budget import ReadBudget
+
 __all__ = ["READ_BYTES", "ReadSize"]
 
 READ_BYTES: Final = 1 << 20
 """The reply to a read has about 1 MiB at most, or one entry."""
-LEAST_BYTES: Final = 1 << 14
-"""On a slow link it has about 16 KiB at least."""
-SLOW: Final = 2.0
-"""A reply that takes longer than 2 seconds makes the next ones smaller."""
 ENTRY_OVERHEAD: Final = 64
 """Bytes of an entry beside its fields."""
 
@@ -25,13 +23,13 @@ class ReadSize:
 
     def __init__(self) -> None:
         self._entry = 0.0  # bytes of an entry; 0 before the first
-        self._budget = float(READ_BYTES)
+        self._budget = ReadBudget(READ_BYTES)
 
     def count(self, limit: int, streams: int = 1) -> int:
         """Return the number of entries to ask each of so many streams for, from 1 to ``limit``."""
         if not self._entry:
             return 1
-        return max(1, min(limit, int(self._budget / (self._entry * streams))))
+        return max(1, min(limit, int(self._budget.size / (self._entry * streams))))
 
     def note(self, entries: int, size: int, seconds: float) -> None:
         """Note a reply: the number of its entries, the bytes of their fields, and the seconds that it took."""
@@ -39,11 +37,8 @@ class ReadSize:
             return
         # One large entry among many small ones is remembered for some reads.
         self._entry = max(size / entries + ENTRY_OVERHEAD, self._entry * 0.75)
-        if seconds > SLOW:
-            self._budget = max(LEAST_BYTES, self._budget * SLOW / seconds)
-        elif seconds < SLOW / 2:
-            self._budget = min(READ_BYTES, self._budget * 2)
+        self._budget.note(seconds)
 
     def has_room(self, size: int) -> bool:
         """Return True if a reply of this size leaves room for as much again."""
-        return size < self._budget / 2
+        return size < self._budget.size / 2

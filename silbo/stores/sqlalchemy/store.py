@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import StaticPool
 
 from silbo._loops import LoopBinding, describe_lookup
+from silbo._read_budget import ReadBudget
 from silbo.errors import DeliveryUnknown, MessageRefused, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
 from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
 from silbo.stores._group_commit import Addition, GroupCommit
-from silbo.stores._read_budget import ReadBudget
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
 from silbo.stores.sqlalchemy.dialect import begin_writing, check_constraints, is_refusal_of_data, read_clock

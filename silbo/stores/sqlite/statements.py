@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
+from silbo._read_budget import READ_SIZE
 from silbo.errors import LeadLost, OutboxFull
 from silbo.outbox.rows import (
     NO_SEQUENCE,
@@ -28,7 +29,6 @@ from silbo.outbox.rows import (
     unpack,
 )
 from silbo.stores._group_commit import Addition
-from silbo.stores._read_budget import READ_SIZE
 
 FREE_STEP: Final = 1000
 """Sent rows that are deleted at a time to make room."""

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from silbo._read_budget import LEAST_SIZE
 from silbo.brokers.redis import DeadLetters, RedisPubSub, RedisStreams
 from silbo.brokers.redis import group as reading
-from silbo.brokers.redis.read_size import LEAST_BYTES, READ_BYTES, ReadSize
+from silbo.brokers.redis.read_size import READ_BYTES, ReadSize
 from silbo.errors import BrokerUnavailable
 from silbo.message import Delivery
 from silbo.protocols import Receiver
@@ -213,8 +214,8 @@ def test_size_follows_the_entries_and_the_link() -> None:
     assert size.count(100) == 1
     for _ in range(30):
         size.note(1, 100_000, 60.0)
-    assert size.has_room(LEAST_BYTES // 2 - 1)
-    assert not size.has_room(LEAST_BYTES)
+    assert size.has_room(LEAST_SIZE // 2 - 1)
+    assert not size.has_room(LEAST_SIZE)
     for _ in range(30):
         size.note(1, 1, 0.01)
     assert not size.has_room(READ_BYTES // 2)
