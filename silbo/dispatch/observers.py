@@ -146,6 +146,8 @@ class _ObservedListener(WrappedListener):
 
     _replacement: Listener | None = None  # in place of the target of a listener with options
 
+    _plugin: str = ""
+
     def __init__(self, listener: Listener, dispatch: Dispatch, observers: Sequence[Observer]) -> None:
         self._configured = listener if isinstance(listener, ConfiguredListener) else None
         self._target = listener
@@ -153,6 +155,8 @@ class _ObservedListener(WrappedListener):
             self.concurrent = listener.concurrent
             self.rank = listener.rank
             self.container = listener.container
+            if (owner := getattr(listener, "owner", None)) is not None:
+                self._plugin = owner.name
             listener = listener.__wrapped__
         super().__init__(listener)
         self._dispatch = dispatch
@@ -171,9 +175,7 @@ class _ObservedListener(WrappedListener):
         return replaced
 
     async def _observe(self, run: Listener, event: Any) -> None:
-        owner = getattr(self._target, "owner", None)
-        plugin = "" if owner is None else owner.name
-        call = Call(dispatch=self._dispatch, listener=self.__wrapped__, plugin=plugin)
+        call = Call(dispatch=self._dispatch, listener=self.__wrapped__, plugin=self._plugin)
         with _observing(self._observers, "listener", call, event):
             await run(event)
 
