@@ -89,7 +89,7 @@ async def test_failing_message_does_not_hold_up_the_others(
     async with Program(streams, 1).running() as program:
 
         async def others_are_done() -> bool:
-            return await pending(admin) == [bad]
+            return len(program.heard) == 5 and await pending(admin) == [bad]
 
         await eventually(others_are_done, LONG)
         await asyncio.sleep(0.2)  # several tries to count
@@ -119,7 +119,7 @@ async def test_dead_letter_that_is_refused_waits(admin: Redis, streams: RedisStr
     async with Program(streams).running() as program:
 
         async def others_are_done() -> bool:
-            return await pending(admin) == [malformed]
+            return len(program.heard) == 3 and await pending(admin) == [malformed]
 
         await eventually(others_are_done, LONG)
         await empty(admin)
@@ -142,7 +142,7 @@ async def test_dead_letters_that_take_no_more_hold_up_nobody(admin: Redis, strea
     async with Program(streams, 0, max_attempts=1).running() as program:
 
         async def others_are_done() -> bool:
-            return await pending(admin) == [bad]
+            return len(program.heard) == 3 and await pending(admin) == [bad]
 
         await eventually(others_are_done, LONG)
         await admin.delete(DEAD)
