@@ -121,7 +121,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("swallows refusals", {"refusal"}),
         ("stops at a refusal", {"refusal"}),
         ("loses some", {"batch", "call_order", "concurrency", "cancellation", "closing"}),
-        ("loses payloads", {"content", "batch", "call_order", "concurrency", "cancellation", "closing"}),
+        pytest.param(
+            "loses payloads",
+            {"content", "batch", "call_order", "concurrency", "cancellation", "closing"},
+            marks=pytest.mark.long,
+        ),
         ("doubles some", {"batch", "call_order", "concurrency", "cancellation"}),
         ("reverses calls", {"batch"}),
         ("overtakes", {"call_order"}),
@@ -130,7 +134,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("closes once", {"closing"}),
         ("fails at once", EACH - {"closing"}),
         ("raises what it likes", EACH),
-        ("does not answer", EACH),
+        pytest.param("does not answer", EACH, marks=pytest.mark.long),
         ("does all well", set()),
     ],
 )

@@ -79,6 +79,7 @@ async def test_stop_sends_what_waits(redis: Redis, redis_url: str, prefix: str, 
     assert (await counts(store))["sent"] == 2000
 
 
+@pytest.mark.long
 async def test_second_relay_takes_over_from_a_killed_one(
     redis: Redis, redis_url: str, prefix: str, store: Path
 ) -> None:

@@ -139,6 +139,7 @@ async def test_healthy_work_is_not_taken_over_however_long_it_takes(workers: Wor
     assert await workers.effects("begin") == [("one", 1)]
 
 
+@pytest.mark.long
 async def test_frozen_consumer_that_wakes_up_begins_nothing_that_another_has_taken(workers: Workers) -> None:
     """The one thing that it was at is done twice, for nobody can know; of the others none."""
     one = await workers.start("one")

@@ -83,6 +83,7 @@ def test_program_does_what_its_document_promises(name: str, said: str, logged: s
     assert (done.returncode, done.stdout, done.stderr) == (0, said, logged)
 
 
+@pytest.mark.long
 def test_notification_events_on_kafka_are_heard_again() -> None:
     """Kafka orders within a partition, and the two orders may have different ones."""
     done = program("cqrs_kafka")

@@ -206,7 +206,7 @@ def test_demo_notices_what_goes_with_the_host(start: Start) -> None:
 INTERRUPTIONS = [
     ("Redis: ", signal.SIGINT),
     pytest.param("kill -9 billing", signal.SIGINT, marks=pytest.mark.long),
-    ("kill -9 Redis", signal.SIGTERM),
+    pytest.param("kill -9 Redis", signal.SIGTERM, marks=pytest.mark.long),
     pytest.param("kill -9 host", signal.SIGINT, marks=pytest.mark.long),
     pytest.param("225 of 300", signal.SIGHUP, marks=pytest.mark.long),
 ]
@@ -254,6 +254,7 @@ def test_killed_demo_leaves_no_process_and_no_file(start: Start, moment: str) ->
         assert os.listdir(folder) == []
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_real_terminal(start: Start) -> None:
     """With a progress bar, and the key itself."""
     spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
@@ -287,6 +288,7 @@ def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None
     assert (code, err) == (1, "tests.support.faulty_meetings_host ended too early\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_each_program_also_runs_alone_and_ends_quietly(
     start: Start, own_redis: RedisServer, tmp_path: Path, program: str
@@ -341,6 +343,7 @@ def test_a_given_redis_is_left_as_it_was(start: Start, own_redis: RedisServer, i
         assert client.keys() == [b"mine"]
 
 
+@pytest.mark.long
 def test_what_a_killed_demo_leaves_in_a_given_redis_expires(
     start: Start, own_redis: RedisServer, tmp_path: Path
 ) -> None:
@@ -368,6 +371,7 @@ def test_a_wrong_url_is_one_clear_line(start: Start, url: str, told: str) -> Non
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_frozen_redis_is_one_clear_line(start: Start, own_redis: RedisServer) -> None:
     own_redis.pause()
     code, _, err = start(DEMO, SILBO_REDIS_URL=own_redis.url).end()

@@ -277,6 +277,7 @@ async def test_relays_killed_in_the_middle_leave_each_message_once(
     check(load.published, await arrived(redis, prefix))
 
 
+@pytest.mark.long
 async def test_frozen_relay_wakes_up_and_changes_nothing(redis: Redis, redis_url: str, prefix: str, path: Path) -> None:
     """SIGSTOP for longer than its lease; or, where that hits it in the middle of a transaction and so locks the file for
     everybody, for three seconds, in which publishes wait.

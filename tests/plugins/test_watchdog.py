@@ -336,6 +336,7 @@ def output(process: subprocess.Popen[str], stdin: str | None = None) -> list[str
     return printed.splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP on this platform")
 def test_process_that_stood_still_is_no_fault_of_a_plugin() -> None:
     """It is stopped twice in one step, between two steps, and in a step after another plugin has blocked."""

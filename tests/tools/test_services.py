@@ -39,6 +39,7 @@ def services(folder: Path, machine: str, *options: str, **environment: str) -> s
     )
 
 
+@pytest.mark.long
 def test_missing_server_is_told_at_the_end_and_the_rest_runs(tmp_path: Path) -> None:
     done = services(tmp_path, POSTGRES_ALONE, "--numprocesses=1")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -52,6 +52,7 @@ class Program:
         await eventually(has)
 
 
+@pytest.mark.long
 async def test_flushed_deleted_and_destroyed_in_mid_run(
     admin: Redis, streams: RedisStreams, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,6 +31,7 @@ async def read(receiver: Receiver, many: int) -> list[int]:
     return [number(item) for item in items]
 
 
+@pytest.mark.long
 async def test_group_behind_the_retention_gets_a_gap_once_with_the_count(admin: Redis, streams_client: Redis) -> None:
     """Exactly where Redis counts; and the entries that are left."""
     async with RedisStreams(streams_client, app="web", retain=RETAIN) as streams:

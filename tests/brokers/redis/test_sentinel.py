@@ -48,6 +48,7 @@ async def sentinel(master: RedisServer, folder: Path) -> AsyncIterator[Sentinel]
         process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(90)
 async def test_demoted_master_is_left_for_the_new_one(tmp_path: Path) -> None:
     """A READONLY is told to its callers, as not sent; the next publish and the next read find the new master."""
