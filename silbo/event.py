@@ -85,7 +85,11 @@ class Refusal:
     error: Exception
 
     def __str__(self) -> str:
-        cause = f"{type(self.error).__name__}: {self.error}"
+        try:
+            text = str(self.error)
+        except Exception:  # noqa: BLE001  # a plugin's error class may fail in __str__
+            text = "(it has no text)"
+        cause = f"{type(self.error).__name__}: {text}"
         return cause if self.plugin is None else f"plugin {self.plugin!r}: {cause}"
 
 
@@ -109,7 +113,7 @@ class Event(WhistleEvent):
         origin: The app and instance that sent the event, if a consumer dispatched it; else None.
         refusal: The reason why the policy of the name has stopped the last dispatch; else None.
 
-    The same object may be dispatched again, also from inside its own dispatch. Two *concurrent* dispatches of one object are
+    The same object may be dispatched again, also from inside its own dispatch; a refusal there stops the outer dispatch, too. Two *concurrent* dispatches of one object are
     unsupported: they would overwrite each other's marks.
     """
 
@@ -132,7 +136,8 @@ class Event(WhistleEvent):
 
     def stop_propagation(self) -> None:
         """End this dispatch after the running listener."""
-        self.__dict__["propagation_stopped"] = True
+        if not self.propagation_stopped:  # a concurrent listener may have failed: its Refusal stays
+            self.__dict__["propagation_stopped"] = True
 
 
 class DomainEvent(Event):
@@ -273,7 +278,7 @@ class _Marks(NamedTuple):
 
     name: Any
     dispatcher: object
-    stopped: bool
+    stopped: bool | Refusal
     errors: list[Exception] | None
 
 
@@ -333,12 +338,17 @@ def begin_dispatch(event: Any, name: Hashable, dispatcher: object) -> _Marks | N
 
 
 def end_dispatch(event: Any, outer: _Marks | None) -> None:
-    """Set the marks of the dispatch around the ended one; after an outermost dispatch the event keeps its marks."""
+    """Set the marks of the dispatch around the ended one; after an outermost dispatch the event keeps its marks.
+
+    A refusal of the ended one stays: without it, the event would look as if it had been allowed.
+    """
     if outer is None:
         _set_errors(event, None, is_dispatched=False)
         return
     _set_errors(event, outer.errors, is_dispatched=True)
-    _set_marks(event, outer.name, outer.dispatcher, stopped=outer.stopped)
+    inner = event.propagation_stopped
+    stopped = inner if isinstance(inner, Refusal) else outer.stopped
+    _set_marks(event, outer.name, outer.dispatcher, stopped=stopped)
 
 
 def collected_errors(event: Any) -> list[Exception] | None:
@@ -369,7 +379,7 @@ def set_mark(event: Any, mark: str, value: object) -> None:
         event.__dict__[mark] = value
 
 
-def _set_marks(event: Any, name: Hashable, dispatcher: object, *, stopped: bool) -> None:
+def _set_marks(event: Any, name: Hashable, dispatcher: object, *, stopped: bool | Refusal) -> None:
     set_mark(event, "name", name)
     set_mark(event, "dispatcher", dispatcher)
     set_mark(event, "propagation_stopped", stopped)

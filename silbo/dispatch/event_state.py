@@ -6,6 +6,8 @@ from types import MemberDescriptorType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from silbo.event import Refusal
+
 __all__ = ["State", "has_slots", "keep_state", "put_back"]
 
 State = dict[str, Any] | tuple[dict[str, Any] | None, tuple[Any, ...]]
@@ -41,8 +43,11 @@ def put_back(event: Any, state: State) -> None:
     if attributes is not None:
         now = event.__dict__
         kept = {made: now[made] for made in _MADE_LATER if made in now and made not in attributes}
+        if isinstance(stopped := now.get("propagation_stopped"), Refusal):  # of a dispatch inside of the listener
+            kept["propagation_stopped"] = stopped
         now.clear()
-        now.update(attributes, **kept)
+        now.update(attributes)
+        now.update(kept)
     for slot, value in zip(_slots[type(event)] if values else (), values, strict=True):
         if value is not _UNSET:
             slot.__set__(event, value)

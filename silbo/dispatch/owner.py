@@ -132,6 +132,12 @@ class Owner:
         self.off_until = float("inf") if pause is None else monotonic() + pause
         self.report("switched off", reason, listener=None, error=None)
 
+    def stay_off(self, before: Owner) -> None:
+        """Stay switched off, as the generation before this one was. The host knows of it."""
+        self.off = before.off
+        self.is_off_by_host = before.is_off_by_host
+        self.off_until = before.off_until
+
     def switch_on(self) -> None:
         """Run its listeners again, with a new budget."""
         if self.off:

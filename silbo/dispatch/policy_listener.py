@@ -154,8 +154,10 @@ class PolicyListener(ConfiguredListener):
                     on_loop.since = since + now - started
             await self._wait(coroutine, awaited, started)
         except Exception as error:  # the policy decides; a cancellation passes through
-            self._count_failure(error)
+            if owner is not None:
+                note_plugin(error, owner.name, describe_listener(self.__wrapped__))
             if self._on_failure == "raise":
+                self._count_failure()
                 raise
             await self._handle(error, event, state)
 
@@ -265,14 +267,18 @@ class PolicyListener(ConfiguredListener):
 
     # -- the end --------------------------------------------------------------------------------------------
 
-    def _count_failure(self, error: Exception) -> None:
-        owner = self.owner
-        if owner is not None:
-            note_plugin(error, owner.name, describe_listener(self.__wrapped__))
-            owner.count_failure()
-
     async def _handle(self, error: Exception, event: Any, state: State | None) -> None:
         """Give an error its effect: the dispatch goes on, with the event as it was before the listener ran."""
+        try:
+            await self._take_effect(error, event, state)
+        finally:
+            self._count_failure()  # last: a host is told of the failure before the plugin is switched off for it
+
+    def _count_failure(self) -> None:
+        if self.owner is not None:
+            self.owner.count_failure()
+
+    async def _take_effect(self, error: Exception, event: Any, state: State | None) -> None:
         _drop_own_frames(error)
         if state is not None:
             put_back(event, state)

@@ -116,6 +116,8 @@ class ConfiguredListener(WrappedListener):
         except Exception as error:  # the policy decides; a cancellation passes through
             if self._policy == "raise":
                 raise
+            if _hides_cancellation(error):
+                raise asyncio.CancelledError from error
             await self._apply_policy(error, event)
 
     def registered(self) -> ConfiguredListener:
@@ -178,6 +180,21 @@ class ConfiguredListener(WrappedListener):
             collected.append(error)
         else:  # run by hand, outside of a dispatch
             raise error
+
+
+def _hides_cancellation(error: Exception) -> bool:
+    """Return True if the task is being cancelled, and an error has taken the place of that: a clean-up that has failed."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return False
+    seen: set[int] = set()  # an error may be its own cause
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, asyncio.CancelledError | TimeoutError):
+            return isinstance(cause, asyncio.CancelledError)  # a time limit cancels, too
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def fail_delivery(error: Exception, event: Any) -> None:

@@ -308,7 +308,7 @@ class Plugins(AsyncCloseable):
             self._loaded[name] = new
             self._arrange()
             if old.owner.off and old.owner.is_off_by_host:
-                new.owner.switch_off(old.owner.off, by_host=True)
+                new.owner.stay_off(old.owner)
             old.owner.is_active = False
             old.has_successor = overlap
             new.owner.is_active = True

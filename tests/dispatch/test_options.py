@@ -277,6 +277,38 @@ async def test_when_a_concurrent_listener_fails_its_siblings_are_awaited() -> No
     assert [type(one) for one in group.value.exceptions] == [LookupError, KeyError]
 
 
+@pytest.mark.parametrize("isolates", ["hook", "collect"])
+async def test_no_hook_swallows_the_cancellation_of_the_caller(isolates: str) -> None:
+    """A listener whose clean-up fails while it is cancelled must not keep the host's task alive."""
+    errors: list[Exception] = []
+    started = asyncio.Event()
+    d = AsyncEventDispatcher(on_error="collect" if isolates == "collect" else lambda error, *_: errors.append(error))
+
+    @d.listen("x")
+    async def spoil(event: Any) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("close failed")
+
+    @d.listen("y", timeout=0.001)
+    async def spoil_by_its_own_limit(event: Any) -> None:
+        await spoil(event)
+
+    task = asyncio.create_task(d.adispatch("x", Ping()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert errors == []
+    try:
+        await d.adispatch("y", Ping())  # nobody has cancelled the caller
+    except ExceptionGroup as group:
+        errors += group.exceptions
+    assert [str(error) for error in errors] == ["close failed"]
+
+
 async def test_cancelling_a_dispatch_cancels_its_concurrent_listeners() -> None:
     """And they have ended when it has."""
     d = AsyncEventDispatcher()

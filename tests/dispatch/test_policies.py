@@ -448,6 +448,57 @@ async def test_a_failed_plugin_refuses_where_the_name_decides(dispatched: str) -
     assert event.refusal is None
 
 
+@pytest.mark.parametrize("fails_itself", [False, True])
+async def test_a_refusal_of_the_same_event_inside_of_its_dispatch_is_not_lost(fails_itself: bool) -> None:
+    """Who asks the question with the event at hand must not take a refusal for a yes, nor does the rest of the outer dispatch."""
+    may_join = EventName("may.join", Joining, policy=Policy(on_failure="refuse"))
+    dispatcher = AsyncEventDispatcher()
+    asked: list[object] = []
+    ran: list[str] = []
+    owner = owner_of(dispatcher, Policy(on_failure="ignore"))
+
+    async def ask(event: Joining) -> None:
+        await dispatcher.adispatch(may_join, event)
+        asked.append(event.refusal)
+        if fails_itself:
+            raise ValueError("afterwards")
+
+    async def later(event: Joining) -> None:
+        ran.append("later")
+
+    add_as(owner, dispatcher, may_join, fail)
+    add_as(owner, dispatcher, "joined", ask)
+    dispatcher.add_listener("joined", later)
+    event = await dispatcher.adispatch("joined", Joining())
+    assert isinstance(asked[0], Refusal)
+    assert event.refusal is asked[0]
+    assert (event.name, ran) == ("joined", [])
+
+
+async def test_a_neighbour_that_stops_the_event_leaves_the_refusal() -> None:
+    """Two listeners run at once: one has failed, the other stops the event. The event still says why it was refused."""
+    may_join = EventName("may.join", Joining, policy=Policy(on_failure="refuse"))
+    dispatcher = AsyncEventDispatcher()
+
+    async def stop(event: Joining) -> None:
+        await asyncio.sleep(0)
+        event.stop_propagation()
+
+    add_as(owner_of(dispatcher, None), dispatcher, may_join, fail, concurrent=True)
+    dispatcher.add_listener(may_join, stop, concurrent=True)
+    event = await dispatcher.adispatch(may_join, Joining())
+    assert event.refusal is not None
+    assert str(event.refusal) == "plugin 'audit': ValueError: no"
+
+
+def test_a_refusal_has_a_text_though_its_error_has_none() -> None:
+    class BadError(Exception):
+        def __str__(self) -> str:
+            raise TypeError("no text")
+
+    assert str(Refusal(plugin="audit", listener=fail, error=BadError())) == "plugin 'audit': BadError: (it has no text)"
+
+
 @pytest.mark.parametrize("pattern", ["may.*", "**", "may.join"])
 async def test_a_names_policy_holds_for_listeners_of_patterns(pattern: str) -> None:
     """The policy is that of the dispatched name, whichever pattern the listener is registered for."""
@@ -529,6 +580,13 @@ async def test_observers_see_the_error_and_the_plugin() -> None:
 # -- budgets ------------------------------------------------------------------------------------------------
 
 
+async def test_a_failure_is_told_before_the_end_that_it_brings() -> None:
+    dispatcher, told = AsyncEventDispatcher(), Told()
+    add_as(owner_of(dispatcher, Policy(on_failure="ignore", budget=Budget(failures=0)), told), dispatcher, "j", fail)
+    await dispatcher.adispatch("j", Joining())
+    assert told.kinds == ["failed", "switched off"]
+
+
 async def test_a_plugin_that_fails_too_often_is_switched_off() -> None:
     """One report, and its listeners rest until it is switched on."""
     dispatcher, told = AsyncEventDispatcher(), Told()
@@ -537,7 +595,7 @@ async def test_a_plugin_that_fails_too_often_is_switched_off() -> None:
     add_as(owner, dispatcher, "j", fail)
     for _ in range(6):
         await dispatcher.adispatch("j", Joining())
-    assert told.kinds == ["failed", "failed", "switched off", "failed"]
+    assert told.kinds == ["failed", "failed", "failed", "switched off"]
     owner.switch_on()
     await dispatcher.adispatch("j", Joining())
     assert told.kinds[4:] == ["switched on", "failed"]
@@ -554,7 +612,7 @@ async def test_a_paused_plugin_is_back_by_itself() -> None:
         while "switched on" not in told.kinds:
             await dispatcher.adispatch("j", Joining())
             await asyncio.sleep(0)
-    assert told.kinds[:3] == ["switched off", "failed", "switched on"]
+    assert told.kinds[:3] == ["failed", "switched off", "switched on"]
 
 
 async def test_a_plugin_that_holds_the_loop_too_long_is_switched_off() -> None:

@@ -246,7 +246,8 @@ async def test_a_plugin_counts_as_loaded_while_it_is_reloaded() -> None:
 
 async def test_a_reload_keeps_off_only_by_the_hosts_hand() -> None:
     """A plugin whose budget was used up, or whose set-up ended by itself, gets a new start."""
-    async with Plugins(AsyncEventDispatcher(), report=lambda report: None) as plugins:
+    told: list[str] = []
+    async with Plugins(AsyncEventDispatcher(), report=lambda report: told.append(report.kind)) as plugins:
         scope = await plugins.load(listens)
         scope.owner.switch_off("used up")
         assert not (await plugins.reload("listens")).owner.off
@@ -255,6 +256,7 @@ async def test_a_reload_keeps_off_only_by_the_hosts_hand() -> None:
             assert (await plugins.reload("listens", overlap=overlap)).owner.off
         plugins.switch_on("listens")
         assert not (await plugins.reload("listens")).owner.off
+    assert told == ["switched off", "switched off", "switched on"]  # no reload repeats it
 
 
 async def test_all_can_be_unloaded_in_a_loop() -> None:
