@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 
-__all__ = ["wound"]
+__all__ = ["find_library", "wound"]
 
 
 def wound(by: str) -> Mapping[str, str] | None:
     """The environment of a program whose clock is wound, `by` as in "+1h"; None where `faketime` is not installed."""
-    library = _library()
+    library = find_library()
     if library is None:
         return None
     # The monotonic clock stays as it is: no NTP step changes it.
@@ -20,8 +20,8 @@ def wound(by: str) -> Mapping[str, str] | None:
 
 
 @cache
-def _library() -> str | None:
-    """Return the library that the command `faketime` preloads."""
+def find_library() -> str | None:
+    """Return the path of the library that the command `faketime` preloads; None where it is not installed."""
     program = shutil.which("faketime")
     if program is None:
         return None

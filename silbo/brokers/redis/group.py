@@ -23,7 +23,7 @@ from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, d
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.read_size import ReadSize
-from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, TIDY
+from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Delivery, Format, instance
@@ -42,6 +42,8 @@ NEAR: Final = 0.8
 """A group is reported as falling behind from this share of the retention on."""
 IDLE_LOOK_EVERY: Final = 1.0
 """A group without new entries is looked at again after at least 1 second."""
+SET_BACK: Final = 1.0
+"""Redis's clock counts as set back if it has lost more than 1 second to the consumer's."""
 RECREATE_EVERY: Final = 1.0
 """There is at least 1 second between two attempts to make a deleted group again."""
 LOOK_ASIDE_EVERY: Final = 1.0
@@ -277,7 +279,7 @@ class StreamReceiver:
         self._failures = 0
         self._reread_after = {key: b"0" for key in self._upkeep if key not in self._aside}
         for upkeep in self._upkeep.values():
-            upkeep.look_soon()  # Redis may have been away, and its counts may be wrong
+            upkeep.note_connected()
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -395,6 +397,7 @@ class StreamReceiver:
                 await self._offer_again(connection, key, entries)
             elif not gone:
                 break
+        await upkeep.redate(connection)
         await upkeep.remove_silent_consumers(connection)
         if gap := await upkeep.find_gap(connection, self._last_given.get(key, "0")):
             self._ready.append(gap)
@@ -532,6 +535,8 @@ class GroupUpkeep:
         self._idle = b"%d" % (claim_after * 1000)
         self._forget_after = max(10 * claim_after, FORGET_AFTER)
         self._cursor = _START
+        self._redate_from = b"-"  # an id, or nothing if no entry is left to be looked at
+        self._ahead = float("-inf")  # seconds that Redis's clock was ahead of the loop's, at most
         # By the loop's clock: the next times, and the last one.
         self._claim_at = float("-inf")
         self._find_gap_at = float("-inf")
@@ -542,6 +547,12 @@ class GroupUpkeep:
         self._told_after = b""  # the last id that the group had been given at the last gap
         self._is_counted = True  # False while Redis's count of what the group was given is in doubt
         self._log = RateLimitedLog(logger, every=60.0)
+
+    def note_connected(self) -> None:
+        """Note a new connection: Redis may have been away with wrong counts, and this may be one whose clock is behind."""
+        self.look_soon()
+        self._redate_from = b"-"
+        self._ahead = float("-inf")
 
     def note_all_given(self) -> None:
         """Note that a read has just given the group everything that the stream has."""
@@ -574,13 +585,31 @@ class GroupUpkeep:
         for _ in range(CLAIM_PAGES):
             arguments = [self._group, self._consumer, self._idle, self._cursor, b"%d" % limit]
             reply = await run_script(connection, CLAIM, [self._key, self._attempts_key], *arguments)
-            self._cursor, entries, attempts, gone = reply
+            self._cursor, entries, attempts, gone, milliseconds = reply
+            self._note_clock(milliseconds / 1000 - loop.time())
             if self._cursor == _START:
                 self._claim_at = loop.time() + self._every
                 break
             if entries or gone:
                 break
         return entries, attempts, gone
+
+    def _note_clock(self, ahead: float) -> None:
+        if ahead < self._ahead - SET_BACK:
+            self._redate_from = b"-"
+            self._ahead = ahead
+        self._ahead = max(self._ahead, ahead)
+
+    async def redate(self, connection: Connection) -> None:
+        """Let entries be idle from now on that Redis gave out before its clock was set back.
+
+        Nobody could claim them before the clock has caught up. All entries are looked at after connecting, and when the clock
+        has lost time since.
+        """
+        for _ in range(CLAIM_PAGES):
+            if not self._redate_from:
+                break
+            self._redate_from = await run_script(connection, REDATE, [self._key], self._group, self._redate_from)
 
     async def remove_silent_consumers(self, connection: Connection) -> None:
         """Remove consumers that are silent and have nothing in hand, if it is time to."""

@@ -23,6 +23,7 @@ __all__ = [
     "OFFER",
     "PUBLISH",
     "PURGE",
+    "REDATE",
     "REMEMBER",
     "RETRY",
     "SIGN",
@@ -330,7 +331,8 @@ Key: the stream. Arguments: group, consumer, 1 to take back what nobody has in h
 another consumer has taken over, or has done.
 """
 
-# An entry counts as idle for long enough, and stays its consumer's until another claims it.
+# An entry counts as idle for long enough, and stays its consumer's until another claims it. LT keeps the first time, unless the
+# clock has been set back to before it.
 OFFER: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -339,7 +341,7 @@ local offered = {}
 for i = 5, #ARGV do
   local id, age = ARGV[i], -1
   if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
-    redis.call('ZADD', KEYS[2], 'NX', string.format('%.0f', now), id)
+    redis.call('ZADD', KEYS[2], 'LT', string.format('%.0f', now), id)
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', ARGV[3], 'JUSTID')
     age = math.max(0, now - tonumber(redis.call('ZSCORE', KEYS[2], id)))
   end
@@ -372,13 +374,31 @@ for _, id in ipairs(reply[2]) do
   end
 end
 for _, id in ipairs(gone) do redis.pcall('HDEL', KEYS[2], id) end
-return {reply[1], taken, attempts, #gone}
+local time = redis.call('TIME')
+return {reply[1], taken, attempts, #gone, time[1] * 1000 + math.floor(time[2] / 1000)}
 """
 )
 """Takes over entries of silent consumers.
 
 Keys: the stream, the attempts. Arguments: group, consumer, idle milliseconds, cursor, the most at once. Reply: the next cursor,
-entries, the attempts counted of each, and how many other entries were gone from the stream.
+entries, the attempts counted of each, how many other entries were gone from the stream, and Redis's time in milliseconds.
+"""
+
+# Redis shows an entry that it gave out at a time to come with the idle time 0. Such an entry stays its consumer's, and gets the
+# present time; one that Redis really gave out in this millisecond has it already. What is gone from the stream is left to CLAIM,
+# which tells: from Redis 7 on XCLAIM would drop it.
+REDATE: Final = Script("""
+local rows = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], '+', 100)
+for _, row in ipairs(rows) do
+  if row[3] == 0 and #redis.call('XRANGE', KEYS[1], row[1], row[1]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], row[2], 0, row[1], 'JUSTID')
+  end
+end
+return rows[100] and '(' .. rows[100][1] or ''
+""")
+"""Lets entries be idle from now on that Redis gave out at a time to come: its clock has been set back since.
+
+Key: the stream. Arguments: group, where to begin. Reply: where to go on, or nothing.
 """
 
 # The number is set and not added to, so that the call can be repeated.
