@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from silbo._process import find_process
 from silbo.message import Message
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "format_size",
     "format_time",
     "message_to_fields",
+    "process_to_fields",
 ]
 
 
@@ -74,3 +76,9 @@ def message_to_fields(message: Message) -> dict[str, Any]:
         "headers": message.headers,
         "to": message.to,
     }
+
+
+def process_to_fields(name: str) -> dict[str, str | int | None]:
+    """Return the host and the pid that the name of a consumer or a relay tells, for JSON; None where it tells none."""
+    host, pid = find_process(name) or (None, None)
+    return {"host": host, "pid": pid}

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from silbo._process import find_process
 from silbo.cli.arguments import (
     Commands,
     UsageError,
@@ -26,11 +27,12 @@ from silbo.cli.formatting import (
     format_size,
     format_time,
     message_to_fields,
+    process_to_fields,
 )
 from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, repeat_step, retry_in_steps
-from silbo.outbox.rows import STATES, OutboxStatus, OutboxStore, Row, State
+from silbo.outbox.rows import STATES, Lead, OutboxStatus, OutboxStore, Row, State
 
 __all__ = ["add_commands"]
 
@@ -161,7 +163,8 @@ def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
         "next_attempt_at": now.next_attempt_at,
         "partitions": store.partitions,
         "leads": [
-            {"partition": lead.partition, "owner": lead.owner, "epoch": lead.epoch, "until": lead.until}
+            {"partition": lead.partition, "owner": lead.owner, **process_to_fields(lead.owner)}
+            | {"epoch": lead.epoch, "until": lead.until}
             for lead in now.leads.values()
         ],
     }
@@ -171,11 +174,13 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None) ->
     print_table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
     leads = [(number, now.leads.get(number)) for number in range(store.partitions)]
     rows = [
-        (number, lead.owner, lead.epoch, f"in {format_age(lead.until)}") if lead else (number, "nobody", None, None)
+        (number, *_describe_leader(lead), lead.epoch, f"in {format_age(lead.until)}")
+        if lead
+        else (number, "nobody", None, None, None)
         for number, lead in leads
     ]
     print_line("")
-    print_table(["partition", "led by", "epoch", "lease ends"], rows, numbers=["partition", "epoch"])
+    print_table(["partition", "led by", "pid", "epoch", "lease ends"], rows, numbers=["partition", "pid", "epoch"])
     print_line(f"\n{format_size(now.size)} count for the quota")
     if now.oldest_at:
         print_line(
@@ -190,6 +195,11 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None) ->
         print_line(escape_controls(f"{what}: {failing.error}"))
     if now.counts["dead"]:
         print_line("dead rows were refused for good: `silbo outbox status --rows dead` says why")
+
+
+def _describe_leader(lead: Lead) -> tuple[str, int | None]:
+    """Return the leader's host and pid; its name where that does not tell them."""
+    return find_process(lead.owner) or (lead.owner, None)
 
 
 async def _print_rows(store: OutboxStore, options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._host_code import HostCode, OwnTasks
 from silbo._loops import LoopBinding
+from silbo._process import name_process
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause
 from silbo.errors import (
@@ -143,7 +144,7 @@ class Relay(AsyncCloseable):
         self._retain = check_seconds("retain", retain, zero=True)
         self._lease = check_seconds("lease", lease)
         self._drain = check_seconds("drain", drain, zero=True)
-        self._owner = uuid4().hex
+        self._owner = name_process(uuid4().hex[:12])
         self._stopping = asyncio.Event()
         self._tasks = OwnTasks("relay", stopping=self._stopping, on_failure=self.stop, stats=self.stats)
         self._report = ErrorReporter(on_error, logger, isolate=self._tasks.isolate)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ async def test_it_sends_what_is_stored_and_what_comes(redis: Redis, redis_url: s
     assert status.object["leads"] == []
     entries: Any = await redis.xrange(f"{prefix}:{{events}}")
     assert json.loads(entries[0][1][b"message"])["headers"]["app"] == "shop", "the program's own, not the relay's"
+
+
+async def test_status_names_the_leading_process(redis: Redis, redis_url: str, prefix: str, store: Path) -> None:
+    """Its host and its pid: with them an operator finds it among many machines."""
+    await fill(store, 1)
+    async with relay("--store", store, "--redis", redis_url, "--prefix", prefix) as process:
+        await eventually(lambda: _has(redis, prefix, 1))
+        table, program = await asyncio.gather(
+            silbo("outbox", "status", "--store", store), silbo("outbox", "status", "--store", store, "--json")
+        )
+        await stopped(process)
+    (lead,) = program.object["leads"]
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
+    assert (lead["host"], lead["pid"]) == (host, process.pid) and lead["owner"].startswith(f"{host}:{process.pid}:")
+    assert f"{host}" in table.out and f"{process.pid}" in table.out and lead["owner"] not in table.out
 
 
 async def _has(redis: Redis, prefix: str, many: int) -> bool:

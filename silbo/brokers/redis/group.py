@@ -16,6 +16,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from silbo._loops import LoopBinding
+from silbo._process import name_process
 from silbo._reports import Outage, RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
@@ -122,7 +123,7 @@ class StreamReceiver:
         self._timeout = group.timeout
         self._block = min(BLOCK, group.claim_after / 4)
         self._group = group.name.encode()
-        who = f"{instance()}-{next(_opened)}".encode()
+        who = name_process(f"{instance()[:12]}-{next(_opened)}").encode()
         self._consumer = who if group.consumer is None else group.consumer.encode()
         self.keep_every: float | None = group.claim_after / 3
         self._in_hand = DeliveriesInHand(
