@@ -98,7 +98,12 @@ def add_redis_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("SILBO_REDIS_URL"),
         help="redis://, rediss:// or unix:// ...; or in SILBO_REDIS_URL",
     )
-    parser.add_argument("--prefix", type=parse_address, default="silbo", help="the first part of every key (silbo)")
+    parser.add_argument(
+        "--prefix",
+        type=parse_address,
+        default=os.environ.get("SILBO_PREFIX") or "silbo",
+        help="the first part of every key, as the program's broker has it; or in SILBO_PREFIX (silbo)",
+    )
 
 
 def add_format_option(parser: argparse.ArgumentParser) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from redis.asyncio import Redis
 
 from silbo.cli.arguments import UsageError
 from silbo.errors import StoreInvalid
 from silbo.outbox.rows import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 __all__ = ["make_redis", "make_store", "open_store"]
 
@@ -81,6 +82,8 @@ async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
     """
     if not url:
         raise UsageError("where is Redis? Give --redis, or SILBO_REDIS_URL in the environment")
+    from redis.asyncio import Redis  # here: the commands of an outbox don't need it
+
     try:
         parts = urlsplit(url)
         if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:

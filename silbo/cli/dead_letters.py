@@ -16,6 +16,7 @@ from silbo.cli.arguments import (
     Commands,
     UsageError,
     add_command,
+    add_command_group,
     add_format_option,
     add_json_option,
     add_redis_options,
@@ -31,7 +32,7 @@ from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid
 from silbo.message import Message
 
-__all__ = ["add_commands"]
+__all__ = ["add_to"]
 
 COLUMNS: Final = ("id", "group", "event", "time", "attempts", "error")
 PAGE: Final = 100
@@ -205,8 +206,9 @@ examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of ``silbo dead``."""
+def add_to(silbo: Commands) -> None:
+    """Add ``silbo dead`` and its commands."""
+    commands = add_command_group(silbo, "dead", "look at dead letters, retry and delete them")
     parser = add_command(commands, "list", "the oldest dead letters", epilog=LIST, run=list_letters)
     _add_stream_options(parser)
     parser.add_argument("--group", type=parse_address, help="only this group's")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import time
-from typing import Final
+from dataclasses import asdict
+from typing import Any, Final
 
 from silbo.cli.formatting import escape_controls
 
-__all__ = ["LineFormatter", "log_to_stderr"]
+__all__ = ["LineFormatter", "log_figures", "log_to_stderr"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -43,3 +45,20 @@ class LineFormatter(logging.Formatter):
         if type(error).__module__.startswith("silbo.") or record.exc_info is None:
             return line
         return f"{line}\n{self.formatException(record.exc_info)}"
+
+
+async def log_figures(logger: logging.Logger, what: str, stats: Any, every: float | None) -> None:
+    """Log counters when they have changed, at most once in ``every`` seconds; never if that is None.
+
+    Args:
+        logger: The logger.
+        what: Of what they are, for the line.
+        stats: A dataclass of counters, which changes.
+        every: Seconds.
+    """
+    logged = asdict(stats)
+    while every is not None:
+        await asyncio.sleep(every)
+        if (now := asdict(stats)) != logged:
+            logger.info("%s figures", what, extra=now)
+            logged = now

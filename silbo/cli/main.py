@@ -9,16 +9,24 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import import_module
+from typing import Final, NoReturn
 
 import silbo
-from silbo.cli import dead_letters, outbox, relay
-from silbo.cli.arguments import UsageError, add_command_group
+from silbo.cli.arguments import UsageError
 from silbo.cli.formatting import escape_controls
 from silbo.cli.output import StdoutClosed, print_note
 from silbo.errors import SilboError
 
 __all__ = ["main", "make_parser"]
+
+COMMANDS: Final = {
+    "relay": "silbo.cli.relay",
+    "outbox": "silbo.cli.outbox",
+    "dead": "silbo.cli.dead_letters",
+}
+"""The module of each command, in the order of the help; its function ``add_to`` adds the command. A command that is called
+imports its own module alone, so that it starts quickly."""
 
 EPILOG = """\
 examples:
@@ -26,7 +34,8 @@ examples:
   silbo outbox status --store outbox.db
   silbo dead list --redis redis://localhost --json | jq -r .id
 
-SILBO_STORE and SILBO_REDIS_URL in the environment stand for --store and --redis.
+SILBO_STORE, SILBO_REDIS_URL and SILBO_PREFIX in the environment stand for --store, --redis
+and --prefix.
 
 exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 130 it was interrupted
@@ -41,8 +50,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(re.sub(r"(pass\w*=)[^\s&]*", r"\1***", message, flags=re.IGNORECASE))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands and their options."""
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands and their options, or of ``only`` one command."""
     parser = _Parser(
         prog="silbo",
         description="Run and look after an outbox, and the dead letters of consumers.",
@@ -52,15 +61,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"silbo {silbo.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    relay.add_relay_command(commands)
-    outbox.add_commands(add_command_group(commands, "outbox", "look at an outbox and mend it"))
-    dead_letters.add_commands(add_command_group(commands, "dead", "look at dead letters, retry and delete them"))
+    for name, module in COMMANDS.items():
+        if only in (None, name):
+            import_module(module).add_to(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. An expected error is one line on stderr."""
-    options = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = make_parser(words[0] if words and words[0] in COMMANDS else None).parse_args(words)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"

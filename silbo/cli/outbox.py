@@ -12,6 +12,7 @@ from silbo.cli.arguments import (
     Commands,
     UsageError,
     add_command,
+    add_command_group,
     add_json_option,
     add_store_option,
     make_count_parser,
@@ -34,7 +35,7 @@ from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, repeat_step, retry_in_steps
 from silbo.outbox.rows import STATES, Lead, OutboxStatus, OutboxStore, Row, State
 
-__all__ = ["add_commands"]
+__all__ = ["add_to"]
 
 COLUMNS: Final = ("id", "event", "key", "since", "attempts", "error")
 PAGE: Final = 1000
@@ -69,8 +70,9 @@ examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
-    """Add the commands of ``silbo outbox``."""
+def add_to(silbo: Commands) -> None:
+    """Add ``silbo outbox`` and its commands."""
+    commands = add_command_group(silbo, "outbox", "look at an outbox and mend it")
     parser = add_command(
         commands, "status", "rows in each state, who leads, what fails", epilog=STATUS, run=show_status
     )

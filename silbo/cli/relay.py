@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 from silbo.brokers.redis import RedisStreams
@@ -25,10 +22,11 @@ from silbo.cli.arguments import (
     parse_seconds,
 )
 from silbo.cli.connect import make_redis, make_store
-from silbo.cli.log import log_to_stderr
-from silbo.outbox.relay import Relay, RelayStats
+from silbo.cli.log import log_figures, log_to_stderr
+from silbo.cli.signals import stop_at_signals
+from silbo.outbox.relay import Relay
 
-__all__ = ["add_relay_command"]
+__all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ examples:
 """
 
 
-def add_relay_command(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """Add ``silbo relay`` to the commands."""
     parser = add_command(commands, "relay", "send what is in an outbox to Redis Streams", epilog=EPILOG, run=run_relay)
     add_store_option(parser)
@@ -104,36 +102,13 @@ async def run_relay(options: argparse.Namespace) -> int:
             retain=options.stream_retain,
         )
         relay = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
-        with _stop_at_signals(relay):
+        with stop_at_signals(relay.stop):
             async with relay:
                 stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a user who forgot --prefix sees it here
                 to = {"broker": describe_server(client), "stream": stream, "format": options.format}
                 logger.info("relay started", extra={"partitions": store.partitions, **to})
-                figures = asyncio.create_task(_log_figures(relay.stats, options.figures))
+                figures = asyncio.create_task(log_figures(logger, "relay", relay.stats, options.figures))
                 await relay.run()
                 figures.cancel()
         logger.info("relay stopped", extra=asdict(relay.stats))
     return 0
-
-
-@contextmanager
-def _stop_at_signals(relay: Relay) -> Generator[None]:
-    """Stop the relay at SIGTERM and SIGINT. More signals do no harm: a wrapper may pass on what the terminal sent already."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, relay.stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-async def _log_figures(stats: RelayStats, every: float | None) -> None:
-    """Log the relay's counters when they have changed, at most once in ``every`` seconds; never if that is None."""
-    logged = asdict(stats)
-    while every is not None:
-        await asyncio.sleep(every)
-        if (now := asdict(stats)) != logged:
-            logger.info("relay figures", extra=now)
-            logged = now

@@ -15,6 +15,7 @@ from tests.support.logging_state import logging_as_it_was
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.delenv("SILBO_STORE", raising=False)
     monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
+    monkeypatch.delenv("SILBO_PREFIX", raising=False)
 
     def call(*arguments: str) -> Done:
         try:

@@ -71,7 +71,7 @@ class Run(Protocol):
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The test's own, without what the command line would read."""
-    ours = {"SILBO_STORE", "SILBO_REDIS_URL", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONUNBUFFERED"}
+    ours = {"SILBO_STORE", "SILBO_REDIS_URL", "SILBO_PREFIX", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONUNBUFFERED"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, "PYTHONPATH": str(ROOT), **extra}
 

@@ -1,0 +1,39 @@
+"""Options that all commands share, and what a command imports to start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.cli.conftest import Run
+from tests.support.command_line import environment, silbo
+
+
+async def test_prefix_may_stand_in_the_environment(redis: Redis, redis_url: str, prefix: str) -> None:
+    """The option comes before the environment."""
+    env = {"SILBO_REDIS_URL": redis_url, "SILBO_PREFIX": prefix}
+    found = await silbo("dead", "count", env=env)
+    assert (found.code, found.err) == (1, f"silbo: there is no stream {prefix}:{{events}}\n")
+    found = await silbo("dead", "count", "--prefix", f"{prefix}.other", env=env)
+    assert f"{prefix}.other:{{events}}" in found.err
+
+
+def test_wrong_prefix_in_the_environment_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SILBO_PREFIX", "a prefix")
+    done = run("dead", "count", "--redis", "redis://localhost:1")
+    assert (done.code, done.out) == (2, "") and "'a prefix'" in done.err.splitlines()[-1]
+
+
+def test_command_imports_no_library_that_it_does_not_need() -> None:
+    """It is called again and again, by people and by alarms."""
+    program = """
+import sys
+from silbo.cli.main import make_parser
+make_parser("outbox")
+print(*{"redis", "rich", "sqlalchemy"}.intersection(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment({}), capture_output=True, check=True)
+    assert done.stdout == b"\n"
