@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-plots bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -71,10 +71,17 @@ docs: $(VENV)/.docs ## the documentation, into docs/_build/html; warnings are er
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
 
-bench: $(VENV)/.demo ## measure dispatch against Whistle, bridge and consumer against redis-py, the outbox against one by hand
-	$(RUN) -m benchmarks.dispatch
-	$(RUN) -m benchmarks.redis_publish
-	$(RUN) -m benchmarks.outbox
+bench: $(VENV)-bench/.bench ## silbo against its peers, under 20 minutes; goes on where it was cut short (ARGS=--again: anew)
+	$(VENV)-bench/bin/python -m benchmarks.run $(ARGS)
+
+bench-quick: $(VENV)-bench/.bench ## a part of it, rougher, in under 2 minutes
+	$(VENV)-bench/bin/python -m benchmarks.run --tier quick --again $(ARGS)
+
+bench-all: $(VENV)-bench/.bench ## all that is measured, for hours
+	$(VENV)-bench/bin/python -m benchmarks.run --tier all $(ARGS)
+
+bench-plots: $(VENV)-bench/.bench ## draw the plots of the documentation from benchmarks/results/
+	$(VENV)-bench/bin/python -m benchmarks.plots
 
 bench-check: $(VENV)/.check ## count the instructions of the core paths (valgrind); red if one grew by 3 % (ARGS=--refresh: new ratios)
 	$(RUN) -m benchmarks.instructions $(ARGS)
@@ -115,6 +122,9 @@ $(VENV)/.%: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/
 
 $(VENV)-oldest/.oldest: pyproject.toml setup.cfg tools/make_venv.py $(wildcard requirements/*.txt)
 	@$(PYTHON) tools/make_venv.py $(VENV)-oldest oldest
+
+$(VENV)-bench/.bench: pyproject.toml setup.cfg tools/make_venv.py requirements/bench.txt requirements/demo.txt requirements/silbo.txt requirements/build.txt
+	@$(PYTHON) tools/make_venv.py $(VENV)-bench bench
 
 # HARP runs on Python 3.13 alone, and pins some of what silbo's tests use.
 .venv/harp/.harp: pyproject.toml setup.cfg tools/make_venv.py tools/find_python.py requirements/harp.txt requirements/build.txt

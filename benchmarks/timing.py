@@ -1,7 +1,7 @@
 """Contenders side by side: interleaved rounds in one process, and medians of ratios.
 
 Machines are noisy, so no figure stands alone: each round runs every contender once, in another order, and what is
-reported is the median over the rounds of a contender's time divided by the reference's in the same round.
+reported is the median over the rounds of a contender's figure divided by the reference's in the same round.
 """
 
 from __future__ import annotations
@@ -10,13 +10,30 @@ import gc
 import platform
 import random
 import statistics
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from time import perf_counter
 
 Contender = Callable[[int], Awaitable[object]]
-"""Does its work so many times."""
+"""Does its work so many times. It may return a :class:`Measured` in place of being timed."""
+
+
+Clock = Callable[[], float]
+"""`perf_counter`, or `process_time`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure that a contender took itself in one round, as a latency or bytes.
+
+    Attributes:
+        figure: Takes the place of the seconds for one repetition.
+        percentiles: Further figures of the round by name, as ``p99``.
+    """
+
+    figure: float
+    percentiles: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,10 +41,12 @@ class Result:
     """One contender.
 
     Attributes:
-        each: Median seconds for one repetition.
-        ratio: Median of its time divided by the reference's in the same round; 1 for the reference.
+        each: Median seconds for one repetition, or the median of the figures that it took itself.
+        ratio: Median of its figure divided by the reference's in the same round; 1 for the reference.
         low: The quartile below.
         high: The quartile above.
+        rounds: Its figure in each round.
+        percentiles: The medians of the further figures that it took.
     """
 
     name: str
@@ -35,33 +54,81 @@ class Result:
     ratio: float
     low: float
     high: float
+    rounds: Sequence[float] = ()
+    percentiles: Mapping[str, float] = field(default_factory=dict)
 
 
 async def compare(
-    contenders: dict[str, Contender], *, times: int, rounds: int, reference: str | None = None
+    contenders: Mapping[str, Contender],
+    *,
+    times: int | Mapping[str, int],
+    rounds: int,
+    reference: str | None = None,
+    clock: Clock = perf_counter,
+    on_round: Callable[[int], object] = lambda done: None,
 ) -> list[Result]:
-    """Measure them; the reference is the first one unless named."""
+    """Measure the contenders.
+
+    Args:
+        contenders: By name.
+        times: Repetitions in each round; or by name, where one contender is much slower than another.
+        rounds: Interleaved rounds, 2 at least.
+        reference: The contender that the others are divided by; the first one unless named.
+        clock: `process_time` for work that waits for nothing: what else runs on the machine counts less.
+        on_round: Called with the number of rounds that are done.
+    """
     reference = reference or next(iter(contenders))
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[Measured]] = {name: [] for name in contenders}
     order = list(contenders)
-    for contender in contenders.values():
-        await contender(max(1, times // 10))  # caches, connections, specialised bytecode
-    for _ in range(rounds):
+    if isinstance(times, int):
+        times = dict.fromkeys(contenders, times)
+        for contender in contenders.values():
+            await contender(max(1, times[order[0]] // 10))  # caches, connections, specialised bytecode
+    for done in range(1, rounds + 1):
         random.shuffle(order)
-        gc.collect()
         for name in order:
-            started = perf_counter()
-            await contenders[name](times)
-            taken[name].append((perf_counter() - started) / times)
+            gc.collect()  # what another one left behind is not this one's work
+            taken[name].append(await measure(contenders[name], times[name], clock))
+        on_round(done)
     results = []
-    for name, seconds in taken.items():
-        ratios = [one / other for one, other in zip(seconds, taken[reference], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        results.append(Result(name, statistics.median(seconds), middle, low, high))
+    for name, measured in taken.items():
+        figures = [one.figure for one in measured]
+        low, middle, high = find_ratio(figures, [one.figure for one in taken[reference]])
+        percentiles = {
+            key: statistics.median(one.percentiles[key] for one in measured) for key in measured[0].percentiles
+        }
+        results.append(Result(name, statistics.median(figures), middle, low, high, figures, percentiles))
     return results
 
 
+def find_ratio(figures: Sequence[float], of_reference: Sequence[float]) -> tuple[float, float, float]:
+    """Return the quartiles of the ratios, round by round: the lower one, the median, the upper one."""
+    ratios = [one / other for one, other in zip(figures, of_reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return low, middle, high
+
+
+async def measure(contender: Contender, times: int, clock: Clock = perf_counter) -> Measured:
+    """Run a contender once: its own figure, or else the seconds for one repetition."""
+    started = clock()
+    returned = await contender(times)
+    taken = clock() - started
+    return returned if isinstance(returned, Measured) else Measured(taken / times)
+
+
+async def find_times(contender: Contender, seconds: float) -> int:
+    """Return the number of repetitions that take about so many seconds; warms up what is measured later."""
+    times = 1
+    while True:
+        started = perf_counter()
+        await contender(times)
+        taken = perf_counter() - started
+        if taken > seconds / 3:
+            return max(1, round(times * seconds / taken))
+        times = max(times + 1, min(10 * times, round(times * seconds / max(taken, 1e-9) / 2)))
+
+
 def machine() -> str:
-    """What the figures were measured with."""
+    """Describe the versions that the figures were measured with."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("silbo", "whistle", "redis", "msgspec"))
     return f"Python {platform.python_version()} on {platform.machine()}; {libraries}"

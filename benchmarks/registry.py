@@ -1,0 +1,11 @@
+"""Every scenario that the runner knows, in the order of the table."""
+
+from __future__ import annotations
+
+from benchmarks import in_process
+from benchmarks.scenario import Scenario
+
+__all__ = ["SCENARIOS"]
+
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (*in_process.SCENARIOS,)}
+"""By name."""
