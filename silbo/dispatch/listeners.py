@@ -82,7 +82,7 @@ class _Edge(float):
 FIRST: Final[float] = _Edge("-inf")
 """The priority that runs before every number."""
 LAST: Final[float] = _Edge("inf")
-"""The priority that runs after every number."""
+"""The priority that runs after every number. A bridge runs after the other listeners that have it."""
 
 
 def _rank(priority: object) -> Any:
@@ -103,7 +103,7 @@ class _Entry:
     """One listener under one name or pattern.
 
     Attributes:
-        order: Rank of the priority, then number of the registration.
+        order: Rank of the priority, then 0 for most listeners (see :func:`_lateness`), then number of the registration.
         run: The callable that a dispatch calls: the listener, or a wrapper of it.
         owner: The plugin that has added the listener; None if the host has.
         variants: The callables for names with a policy of their own, by that policy; None before the first.
@@ -113,17 +113,17 @@ class _Entry:
     listener: Listener | HandlerClass
     priority: float
     options: Options
-    order: tuple[Any, int]
+    order: tuple[Any, int, int]
     run: Listener
     pattern: re.Pattern[str] | None = None
     owner: Owner | None = None
     variants: dict[Policy, Listener] | None = None
 
     @property
-    def place(self) -> tuple[Any, float, int]:
+    def place(self) -> tuple[Any, int, float, int]:
         """The order of a listener of a plugin: within its priority, its plugin's place comes first."""
-        rank, number = self.order
-        return rank, number if self.owner is None else self.owner.place, number
+        rank, lateness, number = self.order
+        return rank, lateness, number if self.owner is None else self.owner.place, number
 
 
 class Registration:
@@ -235,7 +235,7 @@ class ListenerRegistry:
             listener=listener,
             priority=priority,
             options=options,
-            order=(rank, next(self._numbers)),
+            order=(rank, _lateness(listener) if rank is LAST else 0, next(self._numbers)),
             run=run,
             pattern=pattern,
             owner=self.adding if self._has_plugins else None,
@@ -485,14 +485,24 @@ def _is_bridge(listener: Any) -> bool:
     return hasattr(type(owner), "__silbo_sends__")  # silbo.bridge imports this module, so its class is not known here
 
 
+def _lateness(listener: Any) -> int:
+    """Return 1 for a bridge, 2 for a ``wait_for``, and 0 for others. Of the listeners at LAST, those with a higher number run later.
+
+    So none of them changes, stops or refuses an event that has left already.
+    """
+    if getattr(listener, "__silbo_waits__", None) is True:
+        return 2
+    return 1 if _is_bridge(listener) else 0
+
+
 async def _do_nothing(event: object) -> None: ...
 
 
-def _order(entry: _Entry) -> tuple[Any, int]:
+def _order(entry: _Entry) -> tuple[Any, int, int]:
     return entry.order
 
 
-def _place(entry: _Entry) -> tuple[Any, float, int]:
+def _place(entry: _Entry) -> tuple[Any, int, float, int]:
     return entry.place
 
 

@@ -27,7 +27,9 @@ class OnLoop:
             now = perf_counter()
             on_loop.coroutine = coroutine
             on_loop.listener = listener
-            on_loop.since = since + now - started
+            if coroutine is not None:
+                on_loop.since = since + now - started
+                on_loop.forget_ended()
 
     So ``since`` leaves out the listeners that have run inside of the step: a coroutine that is marked and stands on the stack
     of a thread has held its loop itself for at least that long. If the loops of several threads share the object, it shows the
@@ -51,3 +53,13 @@ class OnLoop:
         self.since = 0.0
         self.slow_after = float("inf")
         self.on_slow: Callable[[Any, Any, float, float], None] = _do_nothing
+
+    def forget_ended(self) -> None:
+        """Forget the mark of a listener whose plugin has ended.
+
+        A step in another thread may have put it back, and it would keep the plugin's objects alive.
+        """
+        owner = getattr(self.listener, "owner", None)
+        if owner is not None and owner.has_ended:
+            self.coroutine = None
+            self.listener = None

@@ -152,6 +152,7 @@ class PolicyListener(ConfiguredListener):
                 on_loop.listener = around_listener
                 if around is not None:
                     on_loop.since = since + now - started
+                    on_loop.forget_ended()
             await self._wait(coroutine, awaited, started)
         except Exception as error:  # the policy decides; a cancellation passes through
             if owner is not None:
@@ -201,6 +202,7 @@ class PolicyListener(ConfiguredListener):
             on_loop.listener = around_listener
             if around is not None:  # its time is not that of the listener around it
                 on_loop.since = since + now - started
+                on_loop.forget_ended()
 
     async def _wait(self, coroutine: Any, awaited: Any, started: float) -> None:
         """Run the rest of a coroutine that waits for something."""

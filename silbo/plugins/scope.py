@@ -221,6 +221,7 @@ class PluginScope:
         registry_of(self._dispatcher).remove_all(self.owner)  # what the tear-down has added
         self.owner.is_active = False
         self.owner.has_ended = True
+        self.owner.on_loop.forget_ended()
         self.instance = None
 
     async def _end_threads(self) -> None:

@@ -13,10 +13,12 @@ import pydantic
 import pytest
 
 import silbo
-from silbo import AsyncEventDispatcher, Budget, Event, EventName, Policy, Refusal
+from silbo import LAST, AsyncEventDispatcher, Bridge, Budget, ECSTEvent, Event, EventName, Policy, Refusal
+from silbo.brokers.memory import MemoryBroker
 from silbo.dispatch.on_loop import OnLoop
 from silbo.dispatch.owner import Owner
 from silbo.errors import ListenerTimeout, NameInvalid, PluginOff
+from silbo.message import Message
 from silbo.policy import combine_policies
 
 
@@ -473,6 +475,44 @@ async def test_a_refusal_of_the_same_event_inside_of_its_dispatch_is_not_lost(fa
     assert isinstance(asked[0], Refusal)
     assert event.refusal is asked[0]
     assert (event.name, ran) == ("joined", [])
+
+
+@pytest.mark.parametrize("whose", ["plugin", "host"])
+async def test_the_bridge_runs_after_every_listener_that_may_refuse(whose: str) -> None:
+    """An event that is refused does not leave, whatever priority the listener has that fails, and whenever it was added."""
+
+    @dataclass
+    class Asked(ECSTEvent):
+        user: str = "ada"
+
+    class Sends(MemoryBroker):
+        async def publish(self, *messages: Message) -> None:
+            sent.extend(messages)
+
+    may_join = EventName("may.join", Asked, policy=Policy(on_failure="refuse"))
+    dispatcher = AsyncEventDispatcher()
+    sent: list[Message] = []
+    dispatcher.add_subscriber(Bridge(Sends()))
+    if whose == "plugin":
+        add_as(owner_of(dispatcher, None), dispatcher, may_join, fail, priority=LAST)
+    else:
+        dispatcher.add_listener(may_join, fail, priority=LAST)
+    event = await dispatcher.adispatch(may_join, Asked())
+    assert event.refusal is not None
+    assert sent == []
+
+
+async def test_a_wait_for_hears_an_event_after_the_bridge() -> None:
+    """So what it returns has been sent, also if the bridge was added later, or a plugin waits."""
+    dispatcher = AsyncEventDispatcher()
+    waits = asyncio.create_task(dispatcher.wait_for("joined"))
+    await asyncio.sleep(0)
+    bridge = Bridge(MemoryBroker(app="web"))
+    dispatcher.add_subscriber(bridge)
+    dispatcher.add_listener("joined", hang, priority=LAST)
+    hanging, forward, _ = dispatcher.get_listeners("joined")
+    assert (hanging, forward) == (hang, bridge.forward)
+    waits.cancel()
 
 
 async def test_a_neighbour_that_stops_the_event_leaves_the_refusal() -> None:

@@ -892,6 +892,42 @@ async def reload_many_times(reloads: int, *, overlap: bool) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("silbo")] == []
 
 
+@pytest.mark.parametrize("unloaded", ["afterwards", "meanwhile"])
+async def test_a_step_in_another_thread_keeps_no_generation_alive(unloaded: str) -> None:
+    """The loops of two threads share the mark of the listener that runs. One puts back the other's, which has ended meanwhile."""
+    dispatcher = AsyncEventDispatcher()
+    first_runs, second_runs, go = (threading.Event() for _ in range(3))
+
+    class First:
+        @on("first")
+        async def hear(self, event: Event) -> None:
+            first_runs.set()
+            assert second_runs.wait(30)
+
+    async def second(event: Event) -> None:
+        second_runs.set()
+        assert go.wait(30)
+
+    def run_second() -> None:
+        assert first_runs.wait(30)
+        asyncio.run(dispatcher.adispatch("second"))
+
+    async with Plugins(dispatcher, slow_after=None) as plugins:
+        await plugins.load(lambda view: view.add_listener("second", second), name="second")
+        instance = weakref.ref((await plugins.load(First)).instance)
+        thread = threading.Thread(target=run_second)
+        thread.start()
+        await dispatcher.adispatch("first")
+        if unloaded == "meanwhile":
+            await plugins.unload("First")
+        go.set()
+        thread.join()
+        if unloaded == "afterwards":
+            await plugins.unload("First")
+        gc.collect()
+        assert instance() is None
+
+
 async def test_reports_name_what_is_at_fault() -> None:
     """Each report stands for itself: the plugin, the setting, the plugin that is missing, the task."""
     from dataclasses import dataclass
