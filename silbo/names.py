@@ -52,13 +52,14 @@ __all__ = [
     "has_name",
     "is_pattern",
     "is_too_long",
+    "may_be_deprecated",
     "may_have_policy",
     "name_of",
     "use_by",
     "version_of",
     "warn_caller",
     "warn_if_deprecated",
-    "watch_policies",
+    "watch_names",
 ]
 
 Key: TypeAlias = str | Callable[[Any], object]
@@ -165,6 +166,9 @@ else:
                 _add_name(cls, self)
             if policy is not None:
                 _with_policy.add(str(self))
+            if deprecated is not None:
+                _deprecated.add(str(self))
+            if policy is not None or deprecated is not None:
                 for watcher in tuple(_watchers):
                     watcher.refresh()
             return self
@@ -334,18 +338,26 @@ def _may_have(base: Any, attribute: str) -> bool:
 _with_policy: Final[set[str]] = set()
 """The texts of all names that were made with a policy."""
 
+_deprecated: Final[set[str]] = set()
+"""The texts of all names that were made deprecated."""
+
 _watchers: Final[WeakSet[Any]] = WeakSet()
-"""The registries of listeners: each looks its names up anew when a name with a policy is made."""
+"""The registries of listeners: each looks its names up anew when a name with a policy, or a deprecated one, is made."""
 
 
-def watch_policies(watcher: Any) -> None:
-    """Call ``watcher.refresh()`` whenever a name with a policy is made, as long as the watcher lives."""
+def watch_names(watcher: Any) -> None:
+    """Call ``watcher.refresh()`` whenever a name with a policy, or a deprecated one, is made, as long as the watcher lives."""
     _watchers.add(watcher)
 
 
 def may_have_policy(name: object) -> bool:
     """Return True if there is, or was, an EventName with this text and a policy."""
     return isinstance(name, str) and name in _with_policy
+
+
+def may_be_deprecated(name: object) -> bool:
+    """Return True if there is, or was, a deprecated EventName with this text."""
+    return isinstance(name, str) and name in _deprecated
 
 
 def _check_policy(policy: object) -> Policy | None:

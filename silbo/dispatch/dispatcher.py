@@ -20,7 +20,7 @@ from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.sync_callers import Portal
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
-from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, warn_if_deprecated
+from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, may_be_deprecated, warn_if_deprecated
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
@@ -335,6 +335,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         if self._observers or not own or not self.__dict__.keys().isdisjoint(_OVERRIDABLE):
             return
         if self._listeners.awaits_policy(name):  # a dispatch of the constant must not find the plain text's listeners
+            return
+        if self._points is None and may_be_deprecated(name):  # each dispatch of the constant warns
             return
         if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
             if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:

@@ -25,7 +25,7 @@ from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.source import find_source
 from silbo.errors import NameInvalid
-from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long, may_have_policy, watch_policies
+from silbo.names import check_name_or_pattern, compile_pattern, is_pattern, is_too_long, may_have_policy, watch_names
 from silbo.policy import combine_policies
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class ListenerRegistry:
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
-        watch_policies(self)
+        watch_names(self)
 
     def add(
         self, name: Any, listener: Listener | HandlerClass, /, *, priority: float = 0, options: Options = DEFAULTS

@@ -132,7 +132,8 @@ class BackgroundTasks:
             except Exception as error:  # noqa: BLE001  # raised to the code that waits
                 _settle(heard, partial(heard.set_exception, _as_future_error(error)))
 
-        hear.__silbo_waits__ = True  # type: ignore[attr-defined]  # it runs after a bridge, too
+        marked: Any = hear
+        marked.__silbo_waits__ = True  # it runs after a bridge, too
         registration = dispatcher.add_listener(name, hear, priority=LAST)
         try:
             async with asyncio.timeout(timeout):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
+from itertools import chain
 from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 
+from silbo._checks import suggest_name
 from silbo.bridge import Bridge
 from silbo.brokers.memory import DeadLetter
 from silbo.consumer.consumer import Consumer
@@ -21,7 +24,7 @@ from silbo.dispatch.options import Listener
 from silbo.dispatch.received_event import received
 from silbo.dispatch.trace import find_not_called
 from silbo.errors import DeliveryGivenUp, MessageInvalid
-from silbo.event import Refusal
+from silbo.event import ENVELOPE, Refusal, declared_fields
 from silbo.message import Delivery, Message
 from silbo.names import E, EventName, Name, compile_pattern, is_pattern
 from silbo.protocols import Publisher
@@ -342,12 +345,25 @@ class EventRecorder:
             f" with {', '.join(f'{key}={value!r}' for key, value in fields.items())}" * bool(fields)
         )
         if not matching:
-            problem = f"nothing was {wanted}"
+            problem = f"nothing was {wanted}{self._find_mistake(kind, name, fields)}"
         elif all(record.is_asserted for _, record in matching):
             problem = f"only {len(matching)} asserted before, and no other, was {wanted}"
         else:
             problem = f"not in this order (record {matching[-1][0] + 1} comes before record {first}) was {wanted}"
         raise AssertionError(f"{problem}\n{self.draw()}")
+
+    def _find_mistake(self, kind: Kind, name: Any, fields: Mapping[str, Any]) -> str:
+        """Return the end of a sentence if the name, or a field, is none that was recorded but like one; else nothing."""
+        named = [record.value for record in self._records if _matches(record, kind, name, {})]
+        if not named:
+            known = [str(record.name) for record in self._records if record.kind == kind]
+            near = get_close_matches(str(name), known, n=1)
+            return f"; did you mean {near[0]!r}?" if near else ""
+        for field in fields:
+            known = list(dict.fromkeys(chain.from_iterable(map(_field_names, named))))
+            if field not in known and all(_find(value, field) is _MISSING for value in named):
+                return f"; it has no {field!r}{suggest_name(field, known)}"
+        return ""
 
     # -- an observer ----------------------------------------------------------------------------------------
 
@@ -417,19 +433,37 @@ def _matches(record: _Record, kind: Kind, name: Any, fields: Mapping[str, Any]) 
 
 def _has(value: Any, field: str, wanted: Any) -> bool:
     """Return True if a field of a record has this value; on the wire, also as JSON carries it."""
+    found = _find(value, field)
+    if found is _MISSING:
+        return False
+    on_wire = isinstance(value, DeadLetter | Message)
+    return bool(found == wanted) or (on_wire and found == _to_json(wanted))
+
+
+def _find(value: Any, field: str) -> Any:
+    """Return the value of a field of a record; _MISSING if it has no such field."""
     if isinstance(value, DeadLetter):
         try:
             value = value.delivery.message()
         except MessageInvalid:
-            return False
+            return _MISSING
     if isinstance(value, Message):
-        found = value.payload.get(field, _MISSING)
-        return bool(found == wanted) or (found is not _MISSING and found == _to_json(wanted))
+        return value.payload.get(field, _MISSING)
     found = getattr(value, field, _MISSING)
     payload = getattr(value, "payload", None)
     if found is _MISSING and isinstance(payload, Mapping):  # a received event without a class of its own
         found = payload.get(field, _MISSING)
-    return bool(found == wanted)
+    return found
+
+
+def _field_names(value: Any) -> Iterable[str]:
+    """Return the names of the fields of a record, as far as they are known."""
+    payload = getattr(value, "payload", None)
+    if isinstance(payload, Mapping):
+        return map(str, payload)
+    declared = declared_fields(type(value))
+    own = getattr(value, "__dict__", {}) if declared is None else declared
+    return (name for name in own if not name.startswith("_") and name not in ENVELOPE)
 
 
 def _to_json(value: Any) -> Any:

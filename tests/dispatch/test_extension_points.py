@@ -340,6 +340,18 @@ async def test_a_deprecated_name_warns_also_where_it_is_plain_text() -> None:
         assert [warning.filename for warning in caught] == [__file__]
 
 
+@pytest.mark.parametrize("made", ["before", "after"])
+async def test_a_dispatch_of_the_plain_text_hides_no_warning_of_the_constant(made: str) -> None:
+    """Where nothing is declared, only the constant knows of its deprecation."""
+    d = AsyncEventDispatcher()
+    text = f"user.renamed.{made}"
+    names = [EventName(text, deprecated="use user.joined")] if made == "before" else []
+    await d.adispatch(text)
+    name = names[0] if names else EventName(text, deprecated="use user.joined")
+    with pytest.warns(DeprecationWarning, match="use user.joined"):
+        await d.adispatch(name)
+
+
 async def test_each_plugin_that_dispatches_a_deprecated_name_is_told() -> None:
     """Not only the first."""
     d = strict()

@@ -98,7 +98,7 @@ def test_fails_without_the_fixture():
     result.assert_outcomes(failed=4, passed=1)
     result.stdout.fnmatch_lines(
         [
-            "E * AssertionError: nothing was dispatched: order.paid with number=7",
+            "E * AssertionError: nothing was dispatched: order.paid with number=7; it has no 'number'; known: 'veto', 'fails'",
             "E * Recorded:",
             "E * 1 dispatched 'order.paid' <*Event*: completed, *ms",
             "E *     called * check [[]shop[]] shop.py:8 *ms",

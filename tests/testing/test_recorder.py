@@ -92,6 +92,25 @@ async def test_another_name_value_or_field_does_not_meet_an_assertion(
             other(USER_JOINED)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "hint"),
+    [
+        ("user.joind", {}, "; did you mean 'user.joined'?"),
+        ("something.else", {}, ""),
+        (USER_JOINED, {"user_di": 1}, "; it has no 'user_di'; did you mean 'user_id'?"),
+        (USER_JOINED, {"user_id": 2}, ""),
+    ],
+)
+async def test_a_misspelt_name_or_field_is_answered_with_the_right_one(
+    events: EventRecorder, d: AsyncEventDispatcher, name: Any, fields: dict[str, Any], hint: str
+) -> None:
+    await d.adispatch(USER_JOINED, UserJoined(1))
+    with pytest.raises(AssertionError) as caught:
+        events.assert_dispatched(name, **fields)
+    first, _, _ = str(caught.value).partition("\n")
+    assert first.endswith(hint or ("with user_id=2" if fields else str(name)))
+
+
 async def test_two_assertions_ask_for_two_dispatches(events: EventRecorder, d: AsyncEventDispatcher) -> None:
     await d.adispatch(USER_JOINED, UserJoined(1))
     events.assert_dispatched(USER_JOINED)
