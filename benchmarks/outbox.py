@@ -1,6 +1,6 @@
 """The outbox and the consumer group, against what one would write by hand.
 
-    python -m benchmarks.outbox [--rounds 8] [--messages 100000] [--folder FOLDER]
+    python -m benchmarks.outbox [--rounds 8] [--messages 100000] [--folder FOLDER] [publish] [drain] [consume]
 
 One Redis on loopback, one process of ours, an SQLite file in a temporary folder. Three tables:
 
@@ -11,7 +11,7 @@ One Redis on loopback, one process of ours, an SQLite file in a temporary folder
   which is the most that one connection of redis-py can do;
 * consume: a consumer of a group with one listener, against XREADGROUP, json.loads and XACK for 100 entries at a time.
 
-What a COMMIT takes is the disk's affair, so put `--folder` where the outbox is to be.
+Without a name all three are printed. What a COMMIT takes is the disk's affair, so put `--folder` where the outbox is to be.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ STREAM = f"{PREFIX}:{{events}}"
 PUBLISHES = {1: 200, 100: 2000}
 """By the number of callers: how many of each contender in a round."""
 CONSUMED = 20_000
+TABLES = ("publish", "drain", "consume")
 QUOTA = Quota(rows=10_000_000, size=1 << 40)
 
 
@@ -237,14 +238,17 @@ async def _consumer(streams: RedisStreams, client: Redis, times: int) -> None:
             assert pending["pending"] == 0, pending
 
 
-async def main(rounds: int, messages: int, folder: str | None) -> None:
-    """Print the three tables."""
+async def main(rounds: int, messages: int, folder: str | None, tables: Sequence[str]) -> None:
+    """Print the tables."""
     print(machine(), f"SQLite {sqlite3.sqlite_version}", sep=", ")
     with open_redis(port=True) as server, TemporaryDirectory(prefix="silbo-benchmark-", dir=folder) as temporary:
         async with Redis.from_url(server.url) as client:
-            await publish(client, Path(temporary), rounds)
-            await drain(client, Path(temporary), max(3, rounds // 2), messages)
-            await consume(client, rounds)
+            if "publish" in tables:
+                await publish(client, Path(temporary), rounds)
+            if "drain" in tables:
+                await drain(client, Path(temporary), max(3, rounds // 2), messages)
+            if "consume" in tables:
+                await consume(client, rounds)
 
 
 if __name__ == "__main__":
@@ -252,5 +256,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=8, help="interleaved rounds (default: 8)")
     parser.add_argument("--messages", type=int, default=100_000, help="stored messages to drain (default: 100000)")
     parser.add_argument("--folder", help="where the files are (default: the system's for temporary ones)")
+    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="publish, drain, consume (default: all)")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.rounds, arguments.messages, arguments.folder))
+    asyncio.run(main(arguments.rounds, arguments.messages, arguments.folder, arguments.tables or TABLES))

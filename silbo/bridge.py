@@ -214,7 +214,8 @@ class Bridge(AsyncCloseable):
         self._joining = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes = Routes(routes)
         self._wait = wait
-        self._send = self._publish if wait else self._publish_later
+        # Without a hook a bridge that waits adds nothing to the publisher's call.
+        self._send = self._publish_later if not wait else self._publish if on_error is not None else publisher.publish
         self._hook = on_error
         self._report = ErrorReporter(on_error, logger)
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -276,8 +277,12 @@ class Bridge(AsyncCloseable):
         Raises:
             MessageRefused: the event leaves but can't be made a message.
         """
-        kind = kind_of(type(event))
-        if kind == "domain" or isinstance(getattr(event, "origin", None), Origin):
+        cls = type(event)
+        kind = kind_of(cls)
+        if kind == "domain":
+            return None
+        origin = getattr(event, "origin", None)
+        if origin is not None and isinstance(origin, Origin):
             return None
         if collected_errors(event):
             return None
@@ -291,7 +296,7 @@ class Bridge(AsyncCloseable):
         if isinstance(name, EventName):
             key, version = name.key if key is None else key, name.version
         else:
-            version = version_of(type(event), name)
+            version = version_of(cls, name)
         if key is not None:
             key = routing_key(event, name, key)
         return to_message(event, name=name, kind=kind, key=key, to=to, version=version)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import getattr_static
-from os import urandom
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, overload
-from uuid import UUID, uuid4
+from uuid import UUID
 from weakref import WeakSet
 
 from silbo._whistle import WhistleEvent
@@ -39,6 +39,7 @@ __all__ = [
     "end_dispatch",
     "find_id_maker",
     "kind_of",
+    "new_id",
     "pass_class_keywords",
     "prepare_event",
     "set_mark",
@@ -170,6 +171,38 @@ class _OnFirstRead(Generic[_T]):
         return value
 
 
+IDS_AT_ONCE: Final = 256
+"""The ids that are made of one read of random bytes."""
+_HEX_DIGITS: Final = [place for place in range(36) if place not in (8, 13, 18, 23)]
+"""The places of the hexadecimal digits in the text of a UUID."""
+_VARIANT: Final = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)
+"""The digit of a UUID that holds its variant, for each random digit."""
+_spare_ids: list[str] = []
+os.register_at_fork(after_in_child=_spare_ids.clear)  # or parent and child would give the same ids
+
+
+def new_id() -> str:
+    """Return a version 4 UUID as text.
+
+    Many are made at a time, digit by digit for all of them: a tenth of the time of one read of ``os.urandom`` for each.
+    """
+    try:
+        return _spare_ids.pop()
+    except IndexError:
+        pass
+    digits = os.urandom(16 * IDS_AT_ONCE).hex().encode()
+    texts = bytearray(b"-" * 36 * IDS_AT_ONCE)
+    for number, place in enumerate(_HEX_DIGITS):
+        texts[place::36] = digits[number::32]
+    texts[14::36] = b"4" * IDS_AT_ONCE
+    texts[19::36] = texts[19::36].translate(_VARIANT)
+    text = texts.decode()
+    ids = [text[start : start + 36] for start in range(0, len(text), 36)]
+    last = ids.pop()  # not from the list of all threads, which another one may have emptied
+    _spare_ids.extend(ids)
+    return last
+
+
 class _EventId(_OnFirstRead[UUID]):
     """The id of an event. Its text is made first, the UUID at the first read: most ids are only sent."""
 
@@ -185,9 +218,7 @@ class _EventId(_OnFirstRead[UUID]):
             return None
         text: str | None = marks.get("__silbo_id__")
         if text is None:
-            digits = urandom(16).hex()  # a version 4 UUID, in a fourth of the time that uuid4() and str() take
-            variant = "89ab"[int(digits[16], 16) & 3]
-            text = f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+            text = new_id()
             marks["__silbo_id__"] = text
         return text
 
@@ -200,7 +231,7 @@ class _Outward(Event):
         event_timestamp: datetime
     else:
         __silbo_outward__ = True
-        event_id = _EventId(uuid4, "The id of the fact; the same event sent twice has it twice.")
+        event_id = _EventId(lambda: UUID(new_id()), "The id of the fact; the same event sent twice has it twice.")
         event_timestamp = _OnFirstRead(lambda: datetime.now(UTC), "The time of the fact: aware, UTC.")
 
 

@@ -10,13 +10,13 @@ from decimal import Decimal
 from enum import Enum
 from math import isfinite
 from typing import Any, Final, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 
 from silbo.errors import MessageRefused
-from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent
-from silbo.message import Message, new_publication
+from silbo.event import ENVELOPE, ECSTEvent, NotificationEvent, new_id
+from silbo.message import Message, make_message, new_publication
 from silbo.wire.fields import EventFields, event_fields, is_root_model, model_values, nested_values
 
 __all__ = [
@@ -99,10 +99,10 @@ def to_message(
         raise MessageRefused(name, error.problem, field=error.path or None) from None
     except Exception as error:  # the host's properties and serializers
         raise MessageRefused(name, str(error) or repr(error)) from error
-    headers = {"publication": new_publication(), "version": str(version)}
+    headers = {"publication": new_publication(), "version": "1" if version == 1 else str(version)}
     if key is not None:
         headers["key"] = key
-    return Message(  # positional, for speed: keywords would cost 8 % of this function
+    return make_message(  # positional, for speed: keywords would cost 8 % of this function
         f"{kind}_event",
         name if type(name) is str else str.__str__(name),
         event_id,
@@ -121,25 +121,32 @@ def _write_payload(event: Any, fields: EventFields) -> tuple[str, dict[str, Any]
         "event_id": event_id,
         "event_timestamp": _write_time(getattr(event, fields.time_field, None)),
     }
-    values: Iterable[tuple[str, Any]]
-    if fields.library == "plain":
-        values = _public_values(event)
-    elif fields.library == "pydantic":
-        values = _model_values(event, fields)
-    else:
-        values = ((wire, getattr(event, attribute, msgspec.UNSET)) for attribute, wire in fields.payload)
-    for wire, value in values:
-        try:
-            if value is not msgspec.UNSET:
-                payload[wire] = to_json_value(value)
-        except Unwritable as error:
-            raise error.under(wire) from None
+    library = fields.library
+    if library == "plain" or library == "pydantic":
+        for wire, value in _public_values(event) if library == "plain" else _model_values(event, fields):
+            _write_field(payload, wire, value)
+        return event_id, payload
+    for attribute, wire in fields.payload:
+        value = getattr(event, attribute, msgspec.UNSET)
+        # The most common values are their own JSON; without this line a small event takes a fifth longer.
+        if (type(value) is int and -(2**63) <= value < 2**64) or (type(value) is str and value.isascii()):
+            payload[wire] = value
+        else:
+            _write_field(payload, wire, value)
     return event_id, payload
+
+
+def _write_field(payload: dict[str, Any], wire: str, value: Any) -> None:
+    try:
+        if value is not msgspec.UNSET:
+            payload[wire] = to_json_value(value)
+    except Unwritable as error:
+        raise error.under(wire) from None
 
 
 def _write_id(value: Any) -> str:
     if value is None:
-        return str(uuid4())
+        return new_id()
     try:
         return _write_uuid(value if isinstance(value, UUID) else UUID(value))
     except (ValueError, AttributeError, TypeError):

@@ -113,13 +113,19 @@ def wire_names(cls: type) -> tuple[str, dict[str, str]]:
     return "dataclass", {field.name: field.metadata.get("wire", field.name) for field in dataclasses.fields(cls)}
 
 
+@once_per_class
+def _instance_fields(cls: type) -> tuple[str, dict[str, str]]:
+    """Return :func:`wire_names` of a class that has an instance, so its fields are complete."""
+    return wire_names(cls)
+
+
 def nested_values(value: Any) -> Any:
     """Return the fields of an object inside a payload, under their wire names; None for a plain class.
 
     A Struct with ``array_like`` gives a list, a root model its root, a model with a serializer what that writes.
     """
     cls = type(value)
-    library, names = wire_names(cls)
+    library, names = _instance_fields(cls)
     if library == "plain":
         return None
     if library == "pydantic":
