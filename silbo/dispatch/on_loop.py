@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from time import perf_counter
 from typing import Any
 
-__all__ = ["OnLoop"]
+__all__ = ["OnLoop", "Unmarked"]
 
 
 def _do_nothing(_listener: Any, _coroutine: Any, _began: float, _took: float) -> None: ...
@@ -63,3 +64,45 @@ class OnLoop:
         if owner is not None and owner.has_ended:
             self.coroutine = None
             self.listener = None
+
+
+class Unmarked:
+    """A coroutine whose time on the loop is not that of the listener around it. To be awaited once.
+
+    It is a dispatch by a plugin: the host's listeners, which mark nothing, run in it.
+    """
+
+    __slots__ = ("_coroutine", "_on_loop")
+
+    def __init__(self, on_loop: OnLoop, coroutine: Any) -> None:
+        self._on_loop = on_loop
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        advance, value = coroutine.send, None
+        while True:
+            try:
+                awaited = self._step(advance, value)
+            except StopIteration as end:
+                return end.value
+            try:
+                advance, value = coroutine.send, (yield awaited)
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as thrown:  # noqa: BLE001  # the coroutine decides
+                advance, value = coroutine.throw, thrown
+
+    def _step(self, advance: Callable[[Any], Any], value: Any) -> Any:
+        on_loop = self._on_loop
+        around, listener, since = on_loop.coroutine, on_loop.listener, on_loop.since
+        on_loop.coroutine = on_loop.listener = None
+        started = perf_counter()
+        try:
+            return advance(value)
+        finally:
+            on_loop.coroutine = around
+            on_loop.listener = listener
+            on_loop.since = since + perf_counter() - started
+            on_loop.forget_ended()

@@ -12,12 +12,13 @@ from weakref import ReferenceType, finalize
 
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 
-__all__ = ["wait_for_dispatches"]
+__all__ = ["DISPATCHES", "wait_for_dispatches"]
 
-_DISPATCHES = frozenset(
+DISPATCHES = frozenset(
     method.__code__
     for method in (AsyncEventDispatcher.adispatch, AsyncEventDispatcher._dispatch)  # noqa: SLF001  # the code of a dispatch
 )
+"""The code that runs a dispatch."""
 
 
 async def wait_for_dispatches(listeners: Iterable[ReferenceType[Any]], timeout: float) -> None:
@@ -63,7 +64,7 @@ def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> N
 def _is_in_dispatch() -> bool:
     frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the call stack
     while frame is not None:
-        if frame.f_code in _DISPATCHES:
+        if frame.f_code in DISPATCHES:
             return True
         frame = frame.f_back
     return False

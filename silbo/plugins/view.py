@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import registry_of
+from silbo.dispatch.on_loop import Unmarked
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginForbidden, PluginUnloaded
@@ -99,7 +100,11 @@ class PluginView(AsyncEventDispatcher):
 
     async def adispatch(self, name: Any, event: Any = None, /) -> Any:
         """Dispatch to the listeners of the host and of all plugins."""
-        return await self._root.adispatch(name, event)
+        dispatched = self._root.adispatch(name, event)
+        on_loop = self.scope.owner.on_loop
+        if on_loop.coroutine is None:  # no listener of a plugin calls
+            return await dispatched
+        return await Unmarked(on_loop, dispatched)
 
     async def _adispatch(self, listeners: Any, event: Any, /) -> None:
         await self._root._adispatch(listeners, event)  # noqa: SLF001  # the method that a host may override

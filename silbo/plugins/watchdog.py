@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from silbo._checks import check_seconds
 from silbo.dispatch.source import describe_listener
+from silbo.plugins.under_way import DISPATCHES
 
 if TYPE_CHECKING:
     from silbo.dispatch.on_loop import OnLoop
@@ -82,6 +83,8 @@ class _SlowStep:
 class Watchdog:
     """A watchdog over the listeners of plugins. It has one thread, between :meth:`start` and :meth:`close`.
 
+    A dispatch inside of a step is not the listener's own time: who blocks there is told for himself, or is the host's.
+
     A listener that holds the loop for ``slow_after`` seconds is reported once for each such step: while it runs, with its line and
     stack, if other threads can run meanwhile. A call that keeps the GIL is seen when it returns, or else the step is reported
     after its end, with its time.
@@ -105,11 +108,13 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._slow: deque[_SlowStep] = deque(maxlen=REMEMBERED)  # to be judged, which nobody does in a forked child
-        self._own: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)  # slow steps: thread, beginning, seconds
+        # Slow steps, and dispatches seen inside of a step: thread, beginning, seconds.
+        self._own: deque[tuple[int | None, float, float]] = deque(maxlen=REMEMBERED)
         self._named: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # coroutine, and when it got the loop
         self._gaps: deque[tuple[float, float, float]] = deque(maxlen=REMEMBERED)  # beginning, end, seconds that count
         self._debugger_at = float("-inf")
         self._alive_at = 0.0
+        self._looked_at = 0.0
         self._used = 0.0
         on_loop.slow_after = slow_after  # the owners that are made from now on tell of slow steps
 
@@ -158,6 +163,7 @@ class Watchdog:
             self._note_gap()
             self._judge_ended()
             self._look()
+            self._looked_at = perf_counter()
 
     def _mark_alive(self) -> None:
         self._alive_at = perf_counter()
@@ -186,7 +192,8 @@ class Watchdog:
         Args:
             began: The first time.
             ended: The last time.
-            thread: Leave out also the slow steps of this thread that lie in between: those of the listeners inside of a step.
+            thread: Leave out also the slow steps of this thread that lie in between, those of the listeners inside of a step, and the
+                dispatches that were seen inside of it.
         """
         held = ended - began
         for gap_began, gap_ended, counts in self._gaps:
@@ -201,11 +208,15 @@ class Watchdog:
         if coroutine is None or since <= self._debugger_at or (id(coroutine), since) in self._named:
             return
         now = perf_counter()
-        if self._held(since, now) < self._slow_after:
+        if self._held(since, now) < self._interval:
             return
         thread, frames = _running_frames(coroutine)
         if any(os.path.basename(frame.f_code.co_filename) in _DEBUGGERS for frame in frames):
             self._debugger_at = now
+            return
+        if any(frame.f_code in DISPATCHES for frame in frames):  # by the listener: what holds the loop is another's
+            began = max(since, self._looked_at)
+            self._own.append((thread, began, self._held(began, now)))
             return
         duration = self._held(since, now, thread)
         if frames and duration >= self._slow_after:

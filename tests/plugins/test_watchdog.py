@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from silbo import AsyncEventDispatcher, PluginReport, Plugins, PluginView
+from silbo import AsyncEventDispatcher, Event, PluginReport, Plugins, PluginView
 from silbo.dispatch.on_loop import OnLoop
 from silbo.plugins import watchdog as watchdog_module
 from silbo.plugins.watchdog import Blocked, Watchdog
@@ -471,6 +471,39 @@ async def test_host_is_told_which_plugin_blocks_while_it_does() -> None:
     assert (blocked.kind, blocked.plugin, blocked.listener) == ("blocked", "audit", blocks)
     assert line_of(blocks, "async def") in blocked.text
     assert "is_told.wait(30)" in blocked.stack
+
+
+@pytest.mark.parametrize("through", ["view", "event.dispatcher"])
+@pytest.mark.parametrize("whose", ["the host's", "another Plugins'"])
+async def test_plugin_that_dispatches_is_not_charged_for_what_others_do(through: str, whose: str) -> None:
+    """The host's own listener blocks, or one under another watchdog, in a dispatch of the plugin's."""
+    dispatcher = AsyncEventDispatcher()
+    told: list[str] = []
+
+    async def blocks(_event: object) -> None:
+        await asyncio.sleep(0)
+        time.sleep(6 * SLOW_AFTER)
+
+    def innocent(view: PluginView) -> None:
+        async def asks(event: Event) -> None:
+            answer: Any = await (view if through == "view" else event.dispatcher).adispatch("asked")
+            assert answer.name == "asked"
+
+        view.add_listener("checked", asks)
+
+    async with (
+        Plugins(dispatcher, slow_after=None) as others,
+        Plugins(dispatcher, slow_after=SLOW_AFTER, report=lambda report: told.append(report.plugin)) as plugins,
+    ):
+        if whose == "the host's":
+            dispatcher.add_listener("asked", blocks)
+        else:
+            await others.load(lambda view: view.add_listener("asked", blocks), name="guilty")
+        scope = await plugins.load(innocent)
+        await dispatcher.adispatch("checked")
+        if through == "view":
+            assert scope.owner.held < SLOW_AFTER  # its budget is not charged either
+    assert told == []
 
 
 async def test_plugins_without_a_limit_have_no_thread() -> None:
