@@ -37,6 +37,8 @@ class TestSQLAlchemyStore(SQLAlchemyConformance):
         ("sequence", "9223372036854775807"),
         *(("attempts", value) for value in ("-1", "2147483647")),
         *(("epoch", value) for value in ("-1", "9223372036854775807")),
+        *(("partition", value) for value in ("7", "-1")),
+        *(("state", value) for value in ("'Pending'", "''")),
     )
 
     async def test_what_was_sent_makes_room_for_new(self, store: OutboxStore) -> None:

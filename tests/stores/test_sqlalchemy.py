@@ -37,6 +37,8 @@ class TestSQLAlchemyStore(SQLAlchemyConformance):
         ("sequence", "-1"),
         *((column, value) for column in ("attempts", "epoch") for value in ("-1", "9223372036854775807")),
         ("stored_at", "CAST(x'ff' AS TEXT)"),
+        *(("partition", value) for value in ("'abc'", "7", "-1")),
+        *(("state", value) for value in ("'Pending'", "''", "7", "x'ff'", "CAST(x'ff' AS TEXT)")),
     )
     DAMAGED_TEXTS = (("error", "CAST(x'ff' AS TEXT)"), ("owner", "CAST(x'ff' AS TEXT)"))
 

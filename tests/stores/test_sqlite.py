@@ -55,6 +55,8 @@ class TestSQLiteStore(Conformance):
         ("stored_at", "1.5"),
         ("partition", "'abc'"),
         ("partition", "7"),
+        ("partition", "-1"),
+        *(("state", value) for value in ("7", "-1", "1.5", "2.5", "'abc'", "x'ff'")),
     )
     DAMAGED_TEXTS = (("error", "CAST(x'ff' AS TEXT)"), ("owner", "CAST(x'ff' AS TEXT)"))
 

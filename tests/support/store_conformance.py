@@ -522,6 +522,8 @@ class Conformance:
         await send(store, lead, 1)
         for state in ("dead", "sent"):
             for column, value in (*self.DAMAGED_COLUMNS, *self.DAMAGED_TEXTS):
+                if column == "state":
+                    continue
                 (row,) = await store.rows(state)
                 await self.damage_column(store, row.id, column, value)
                 assert ids(await store.rows(state)) == [row.id], column

@@ -32,6 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from silbo.outbox.rows import STATES
 from silbo.stores.sqlalchemy.tables import message, outbox
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "earliest",
     "insert_missing",
     "is_among",
+    "is_in_no_state",
     "is_in_state",
     "is_refusal_of_data",
     "read_clock",
@@ -152,6 +154,11 @@ def is_in_state(*states: str) -> ColumnElement[bool]:
     index has all rows.
     """
     return message.c.state.in_([literal_column(f"'{state}'") for state in states])
+
+
+def is_in_no_state() -> ColumnElement[bool]:
+    """Return the condition that a message is in a state that does not exist; see :func:`is_in_state`."""
+    return message.c.state.not_in([literal_column(f"'{state}'") for state in STATES])
 
 
 def is_among(rows: Collection[int], connection: AsyncConnection) -> ColumnElement[bool]:

@@ -12,7 +12,22 @@ from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy
-from sqlalchemy import Column, ColumnElement, Select, bindparam, case, delete, func, insert, select, text, true, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Select,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
@@ -37,6 +52,7 @@ from silbo.stores.sqlalchemy.dialect import (
     earliest,
     insert_missing,
     is_among,
+    is_in_no_state,
     is_in_state,
     read_clock,
     readable,
@@ -232,17 +248,45 @@ async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
     )
     found = (
         await connection.execute(
-            select(*columns, statement_time(connection.dialect).label("now"))
+            select(
+                *columns,
+                statement_time(connection.dialect).label("now"),
+                or_(*(exists().where(each) for each in _find_strays(lead.partition))).label("has_strays"),
+            )
             .select_from(partition.outerjoin(first, true()))
             .where(partition.c.number == lead.partition)
         )
     ).one()
     if (to_text(found.owner), to_number(found.epoch)) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
+    if found.has_strays:
+        return True
     state_at, next_attempt_at = to_time(found.state_at), to_time(found.next_attempt_at)
     if found.id is None or not isinstance(state_at, datetime) or not isinstance(next_attempt_at, datetime):
         return found.id is not None
     return not has_to_wait(state_at, next_attempt_at, to_utc(found.now))
+
+
+def _find_strays(number: int) -> list[ColumnElement[bool]]:
+    """Return conditions of messages that are to be put aside: an index answers each.
+
+    They are in a state that does not exist; the first partition also has those of partitions that do not exist. Something else was
+    written into that column.
+    """
+    strays: list[ColumnElement[bool]] = [is_in_no_state() & (message.c.partition == number)]
+    if number == 0:
+        partitions = select(outbox.c.partitions).scalar_subquery()
+        outside = message.c.partition < 0, message.c.partition >= partitions
+        strays += [kind & each for kind in (is_in_state(*UNSENT), is_in_no_state()) for each in outside]
+    return strays
+
+
+async def _select_strays(connection: AsyncConnection, number: int, limit: int, size: int) -> list[Row]:
+    for condition in _find_strays(number):
+        chosen = _select_up_to(connection, condition, [message.c.id], limit, size)
+        if found := (await connection.execute(chosen)).all():
+            return [_to_row(each, number) for each in found]
+    return []
 
 
 async def take(
@@ -261,6 +305,9 @@ async def take(
     chosen = _select_up_to(connection, waiting, [message.c.sequence, message.c.id], limit, size)
     rows = [_to_row(each) for each in await connection.execute(chosen)]
     if not rows or has_to_wait(rows[0].state_at, rows[0].next_attempt_at, now):
+        # A relay that has just sent something asks again soon, with nothing to settle.
+        rows = [] if sent or dead else await _select_strays(connection, lead.partition, limit, size)
+    if not rows:
         return []
     # Not below the clock: so a database that was restored from an older copy never gives the same sequence again.
     last = max(last, int(now.timestamp() * 1_000_000))
@@ -370,7 +417,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
     now = await read_clock(connection)
     found = await connection.execute(
         select(
-            message.c.state,
+            *readable(connection, message.c.state),
             func.count().label("rows"),
             func.sum(message.c.size).label("size"),
             earliest(connection, message.c.stored_at),
@@ -378,7 +425,7 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
             earliest(connection, message.c.next_attempt_at),
         ).group_by(message.c.state)
     )
-    by_state: dict[Any, Any] = {row.state: row for row in found}
+    by_state: dict[Any, Any] = {to_text(row.state): row for row in found}
     waiting = [by_state[state] for state in UNSENT if state in by_state]
     leads = await connection.execute(
         select(*readable(connection, *partition.c))
@@ -467,8 +514,8 @@ def _without_sequence(now: datetime) -> dict[str, Any]:
     return {"state": "pending", "attempts": 0, "sequence": NO_SEQUENCE, "state_at": now, "next_attempt_at": None}
 
 
-def _to_row(found: sqlalchemy.Row[Any]) -> Row:
-    """Make a row; an unreadable one if a column has a value of another type."""
+def _to_row(found: sqlalchemy.Row[Any], number: int | None = None) -> Row:
+    """Make a row, of the partition with this number if one is given; an unreadable row if a column has a wrong value."""
     values = [
         found.attempts,
         to_text(found.error),
@@ -480,11 +527,16 @@ def _to_row(found: sqlalchemy.Row[Any]) -> Row:
         to_time(found.next_attempt_at),
     ]
     mended, problem = _columns.mend(values)
+    state, stored_in = to_text(found.state), found.partition
+    if number not in (None, stored_in):
+        problem = f"its column partition has the value {stored_in!r:.100}"
+    if state not in STATES:
+        problem = f"its column state has the value {state!r:.100}"
     attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at = mended
     return Row(
         id=found.id,
-        partition=found.partition,
-        state=to_text(found.state),
+        partition=stored_in if number is None else number,
+        state=state,
         message=mark_unreadable(unpack(found.message), problem),
         attempts=attempts,
         error=error,

@@ -45,6 +45,7 @@ CREATE_LOCK: Final = -1
 
 _ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # on SQLite only INTEGER counts up by itself
 _UNSENT = text("state IN ('pending', 'sending')")
+_STRAY = text("state NOT IN ('pending', 'sending', 'sent', 'dead')")
 
 metadata: Final[MetaData] = MetaData()
 """silbo's tables, for Alembic's ``target_metadata`` or for ``metadata.create_all``."""
@@ -92,6 +93,7 @@ message: Final[Table] = Table(
         sqlite_where=text("state = 'sent'"),
     ),
     Index("silbo_message_dead", "id", postgresql_where=text("state = 'dead'"), sqlite_where=text("state = 'dead'")),
+    Index("silbo_message_stray", "partition", postgresql_where=_STRAY, sqlite_where=_STRAY),
     sqlite_autoincrement=True,
 )
 

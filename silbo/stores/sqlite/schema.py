@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from silbo.errors import StoreInvalid
 from silbo.outbox.rows import NO_SEQUENCE
-from silbo.stores.sqlite.statements import read_clock
+from silbo.stores.sqlite.statements import STRAY, read_clock
 
 __all__ = ["MIGRATIONS", "open_schema"]
 
@@ -64,6 +64,7 @@ MIGRATIONS: Final[list[Sequence[str]]] = [
         END
         """,
     ),
+    (f"CREATE INDEX message_stray ON message (partition) WHERE {STRAY}",),
 ]
 """The statements that bring a file from version n to n + 1, at position n; a new file goes through all of them."""
 

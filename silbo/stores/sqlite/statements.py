@@ -35,6 +35,10 @@ FREE_STEP: Final = 1000
 COLUMNS: Final = (  # state: the position in STATES
     "id, partition, state, raw, attempts, error, sequence, owner, epoch, stored_at, state_at, next_attempt_at"
 )
+STRAY: Final = "state >= 2 AND state NOT IN (2, 3)"
+"""The condition that a row that is not unsent is in no state: something else was written there."""
+UNSENT: Final = (0, 1)
+"""The states of rows to send. They are asked for as ``state < 2``, and so come with rows whose state is negative."""
 _1970: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 _LAST_TIME: Final = 253_402_300_799_999_999
@@ -142,16 +146,20 @@ def take(
     now = read_clock()
     found = _select_next(connection, lead.partition, limit)
     if not found or _is_waiting(found[0], now):
+        found = _select_strays(connection, lead.partition, limit)
+    if not found:
         return []
     # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
     next_sequence = max(last + 1, now)
     rows = []
     damaged = []
-    for row, partition, _, raw, *others in found:
+    for row, partition, state, raw, *others in found:
         (attempts, error, sequence, _, _, stored_at, _, _), problem = _columns.mend(others)
         if partition != lead.partition:
             problem = f"its column partition has the value {partition!r:.100}"
             partition = lead.partition
+        if state not in UNSENT:
+            problem = f"its column state has the value {state!r:.100}"
         if problem:
             damaged.append((now, row))
         if sequence == NO_SEQUENCE:
@@ -177,26 +185,37 @@ def _is_waiting(values: Sequence[Any], now: int) -> bool:
 
 
 def _select_next(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
-    """Read the first rows to send: at most ``limit``, fewer if their messages reach READ_SIZE before.
-
-    The first partition has the rows of partitions that do not exist, too: something else was written into that column.
-    """
+    """Read the first rows to send: at most ``limit``, fewer if their messages reach READ_SIZE before."""
     cursor = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
         (partition, limit),
     )
-    found, is_full = _fetch_up_to_size(cursor)
-    if partition == 0 and not is_full:
-        cursor = connection.execute(
-            f"SELECT {COLUMNS} FROM message WHERE state < 2 AND partition >= (SELECT partitions FROM outbox) LIMIT ?",
-            (limit,),
+    return _fetch_up_to_size(cursor)
+
+
+def _select_strays(connection: sqlite3.Connection, partition: int, limit: int) -> list[tuple[Any, ...]]:
+    """Read rows in a state that does not exist; the first partition also has the rows of partitions that do not exist.
+
+    Something else was written into that column. There is an index for each question.
+    """
+    questions = [f"{STRAY} AND partition = {partition}"]
+    if partition == 0:
+        questions += [
+            f"{kind} AND partition {outside}"
+            for kind in ("state < 2", STRAY)
+            for outside in ("< 0", ">= (SELECT partitions FROM outbox)")
+        ]
+    for question in questions:
+        found = _fetch_up_to_size(
+            connection.execute(f"SELECT {COLUMNS} FROM message WHERE {question} LIMIT ?", (limit,))
         )
-        found += _fetch_up_to_size(cursor)[0]
-    return found
+        if found:
+            return found
+    return []
 
 
-def _fetch_up_to_size(cursor: sqlite3.Cursor) -> tuple[list[tuple[Any, ...]], bool]:
-    """Read rows of COLUMNS until their messages reach READ_SIZE. Return them, and True if they do."""
+def _fetch_up_to_size(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+    """Read rows of COLUMNS until their messages reach READ_SIZE."""
     found = []
     size = 0
     for values in cursor:
@@ -204,8 +223,8 @@ def _fetch_up_to_size(cursor: sqlite3.Cursor) -> tuple[list[tuple[Any, ...]], bo
         size += len(values[3]) if isinstance(values[3], str | bytes) else 0
         if size >= READ_SIZE:
             cursor.close()
-            return found, True
-    return found, False
+            break
+    return found
 
 
 def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], dead: Mapping[int, str]) -> None:
@@ -304,7 +323,7 @@ def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -
         f"SELECT {COLUMNS} FROM message WHERE state = {STATES.index(state)} AND id > ? ORDER BY id LIMIT ?",
         (after, limit),
     )
-    found, _ = _fetch_up_to_size(cursor)
+    found = _fetch_up_to_size(cursor)
     return [_to_row(values) for values in found]
 
 
