@@ -14,6 +14,8 @@ from typing import Any
 __all__ = [
     "AddressInvalid",
     "AlreadyBound",
+    "AppFailed",
+    "AppInvalid",
     "BrokerRefused",
     "BrokerUnavailable",
     "CircularWait",
@@ -858,3 +860,40 @@ class Gap(SilboError):
     def __str__(self) -> str:
         many = "an unknown number of" if self.count is None else str(self.count)
         return f"{self.address}: {many} messages may have been missed: {self.reason}"
+
+
+# -- looking at a program -----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class AppInvalid(SilboError, ValueError):
+    """A reference, as ``shop.web:dispatcher``, leads to no object that can be used.
+
+    Attributes:
+        reference: The reference.
+        problem: The fault, and what to do.
+    """
+
+    reference: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.reference!r}: {self.problem}"
+
+
+@dataclass(eq=False)
+class AppFailed(SilboError, RuntimeError):
+    """The host's own code has failed while its objects were looked for; ``__cause__`` is the error.
+
+    Attributes:
+        reference: The reference that was followed.
+        step: The code that failed: ``its import``, ``its call``, ``its start``.
+        error: The error.
+    """
+
+    reference: str
+    step: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.reference!r}: {self.step} failed: {type(self.error).__name__}: {self.error}".removesuffix(": ")

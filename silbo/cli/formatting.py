@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from silbo._process import find_process
@@ -14,6 +15,8 @@ __all__ = [
     "explain_missing",
     "format_age",
     "format_count",
+    "format_number",
+    "format_place",
     "format_size",
     "format_time",
     "message_to_fields",
@@ -56,6 +59,17 @@ def format_size(size: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """Return a number with its noun: ``1 row``, ``1,200 rows``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def format_number(value: object) -> str:
+    """Return a number without a needless ``.0``; another value as its text."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def format_place(place: str) -> str:
+    """Return a ``file:line``, relative to the current folder if the file is in it."""
+    here = f"{Path.cwd()}/"
+    return place.removeprefix(here)
 
 
 def explain_missing(ids: Sequence[object], done: int, noun: str) -> str:

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, NoReturn
@@ -16,12 +17,15 @@ import silbo
 from silbo.cli.arguments import UsageError
 from silbo.cli.formatting import escape_controls
 from silbo.cli.output import StdoutClosed, print_note
-from silbo.errors import SilboError
+from silbo.errors import AppFailed, SilboError
 
 __all__ = ["main", "make_parser"]
 
 COMMANDS: Final = {
     "relay": "silbo.cli.relay",
+    "listeners": "silbo.cli.listeners",
+    "names": "silbo.cli.names",
+    "plugins": "silbo.cli.plugins",
     "outbox": "silbo.cli.outbox",
     "dead": "silbo.cli.dead_letters",
 }
@@ -103,4 +107,8 @@ def _discard_stdout() -> None:
 
 
 def _print_error(error: Exception) -> None:
+    """Print an error as one line; before it, the traceback of an error in the host's own code."""
+    if isinstance(error, AppFailed):
+        for line in traceback.format_exception(error.error):
+            sys.stderr.write(line)
     print_note(f"silbo: {escape_controls(str(error))}")

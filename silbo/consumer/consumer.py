@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -196,6 +196,16 @@ class Consumer:
     def dispatcher(self) -> IAsyncEventDispatcher:
         """The dispatcher that runs the listeners."""
         return self._options.dispatcher
+
+    @property
+    def events(self) -> Collection[EventName[Any]]:
+        """The names whose events are rebuilt as their class, in all their versions."""
+        return self._options.rebuilder.names
+
+    @property
+    def subscription(self) -> Subscription:
+        """The description of what it receives."""
+        return self._subscription
 
     @property
     def in_hand(self) -> int:

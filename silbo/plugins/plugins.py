@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Final, Literal, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from silbo._checks import check_hook, suggest_name
 from silbo._closing import AsyncCloseable
@@ -30,7 +30,7 @@ from silbo.plugins.view import make_view
 from silbo.plugins.watchdog import Blocked, Watchdog
 from silbo.policy import Policy
 
-__all__ = ["PluginReport", "PluginRow", "Plugins"]
+__all__ = ["PluginReport", "PluginRow", "Plugins", "plugins_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,10 @@ class PluginRow:
     tasks: int
     failures: int
     policy: Policy
+
+
+_all: Final[WeakSet[Plugins]] = WeakSet()
+"""The Plugins objects of this process."""
 
 
 class Plugins(AsyncCloseable):
@@ -152,6 +156,12 @@ class Plugins(AsyncCloseable):
         )
         self._host_package = _package_of_caller()
         self._loop = LoopBinding("Plugins", is_busy=self._has_plugins)
+        _all.add(self)
+
+    @property
+    def dispatcher(self) -> AsyncEventDispatcher:
+        """The dispatcher whose plugins these are."""
+        return self._dispatcher
 
     # -- load -----------------------------------------------------------------------------------------------
 
@@ -567,6 +577,11 @@ class Plugins(AsyncCloseable):
             self._report_hook(report)
         except Exception:
             logger.exception("report hook failed", extra={"plugin": report.plugin})
+
+
+def plugins_of(dispatcher: AsyncEventDispatcher) -> list[Plugins]:
+    """Return the ``Plugins`` objects that were made for a dispatcher and are alive; most often one or none."""
+    return [plugins for plugins in _all if plugins.dispatcher is dispatcher]
 
 
 def _isolating(policy: Policy) -> Policy:

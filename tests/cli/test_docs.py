@@ -46,7 +46,7 @@ EXAMPLES = [
 @pytest.mark.parametrize("line", dict.fromkeys([line for _, line in SHOWN] + EXAMPLES))
 def test_command_that_is_shown_is_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a page, or in a --help."""
-    words = shlex.split(re.split(r" [|#] | {3,}", line)[0])
+    words = shlex.split(re.split(r" [|#>] | {3,}", line)[0])
     assert callable(make_parser().parse_args(words).run)
 
 

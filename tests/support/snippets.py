@@ -28,7 +28,7 @@ import re
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,15 @@ async def execute(code: str, namespace: dict[str, Any], name: str = "page") -> N
         await result
 
 
+def forget_modules(folder: Path, names: Iterable[str]) -> None:
+    """Let Python import anew those of the modules that came from a folder; to be called while ``sys.path`` still has it."""
+    for name in names:
+        module = sys.modules[name]
+        where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+        if where.startswith(f"{folder}/"):  # also a folder of modules, which has no file
+            del sys.modules[name]
+
+
 class Page:
     """One page while it is run, in a folder of its own."""
 
@@ -142,12 +151,8 @@ class Page:
             with logging_as_it_was():
                 yield
         finally:
+            forget_modules(self._folder, set(sys.modules) - modules)
             sys.path[:] = path
-            for name in set(sys.modules) - modules:
-                module = sys.modules[name]
-                where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-                if where.startswith(str(self._folder)):  # also a folder of modules, which has no file
-                    del sys.modules[name]
             sys.modules.pop(self._module.__name__, None)
             os.environ["SILBO_REDIS_URL"] = environment or ""
 
