@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import in_process
+from benchmarks import dispatch, in_process
 from benchmarks.scenario import Scenario
 
 __all__ = ["SCENARIOS"]
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (*in_process.SCENARIOS,)}
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (*in_process.SCENARIOS, *dispatch.SCENARIOS)}
 """By name."""
