@@ -7,11 +7,12 @@ from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from silbo.errors import AddressInvalid, MissingExtra
 
 __all__ = [
+    "LONGEST",
     "check_address",
     "check_count",
     "check_hook",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+LONGEST: Final = 18_262 * 86_400.0
+"""Fifty years, in seconds: Redis knows no time before 1970, and so nothing that is idle for longer than since then."""
 
 
 @contextmanager
@@ -45,16 +49,18 @@ def require_extra(module: str, *, extra: str, libraries: Collection[str]) -> Gen
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
-    """Return a duration in seconds: a finite number above 0, or with ``zero`` also 0.
+    """Return a duration in seconds: a number above 0, or with ``zero`` also 0, and at most fifty years.
 
     Raises:
         TypeError: the value is not a number: a text, a timedelta.
-        ValueError: the number is too small, or not finite.
+        ValueError: the number is too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not (value >= 0 if zero else value > 0) or value == float("inf"):
+    if not (value >= 0 if zero else value > 0):
         raise ValueError(f"{name} is seconds, {'0 or more' if zero else 'more than 0'}, not {value!r}")
+    if value > LONGEST:
+        raise ValueError(f"{name} is seconds, at most {LONGEST:g} (fifty years), not {value!r}")
     return value
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
-from silbo._checks import check_address
+from silbo._checks import LONGEST, check_address
 from silbo.errors import AddressInvalid
 from silbo.message import Format
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
@@ -122,7 +122,10 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "one JSON objec
 def parse_seconds(text: str) -> float:
     """Return the seconds of a duration: ``90``, ``90s``, ``15m``, ``1.5h`` or ``7d``."""
     if found := _is_duration(text if text[-1:] in UNITS else f"{text}s"):
-        return float(found[1]) * UNITS[found[2]]
+        seconds = float(found[1]) * UNITS[found[2]]
+        if seconds > LONGEST:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than fifty years")
+        return seconds
     raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90s, 15m, 1h or 7d")
 
 
@@ -142,7 +145,7 @@ def parse_time(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(seconds=parse_seconds(text))
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+    except (argparse.ArgumentTypeError, ValueError, OverflowError) as error:
         problem = f"{text!r} is no time: write 2026-03-07T09:26Z; or 15m, 1h or 7d for a time before now; or now"
         raise argparse.ArgumentTypeError(problem) from error
 

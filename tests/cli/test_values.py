@@ -24,6 +24,13 @@ def test_anything_else_is_no_duration(text: str) -> None:
         parse_seconds(text)
 
 
+@pytest.mark.parametrize("text", ["18263d", "9" * 400])
+def test_duration_is_at_most_fifty_years(text: str) -> None:
+    assert parse_seconds("18262d") == 18_262 * 86_400
+    with pytest.raises(ArgumentTypeError, match="fifty years"):
+        parse_seconds(text)
+
+
 @pytest.mark.parametrize(
     "text", ["2026-03-07T09:26Z", "2026-03-07T09:26", "2026-03-07 09:26:00", "2026-03-07T10:26+01:00", "20260307T0926Z"]
 )

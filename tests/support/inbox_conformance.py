@@ -155,12 +155,10 @@ class InboxBehaviour:
         assert await self.remembered(sessions) <= 100
 
     async def test_keep_is_checked(self, sessions: Sessions) -> None:
-        for keep in (0, float("inf"), float("nan")):
+        for keep in (0, float("inf"), float("nan"), 1e11):
             with pytest.raises(ValueError, match="keep is seconds"):
                 SQLAlchemyInbox(sessions, keep=keep)
-        with pytest.raises(ValueError, match="keep is at most"):
-            SQLAlchemyInbox(sessions, keep=1e11)
-        assert await SQLAlchemyInbox(sessions, keep=36_525 * 86_400).purge() == 0
+        assert await SQLAlchemyInbox(sessions, keep=18_262 * 86_400).purge() == 0
 
     # -- with a consumer and an outbox --------------------------------------------------------------------------
 

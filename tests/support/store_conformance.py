@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from silbo._checks import LONGEST
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import LeadLost, MessageInvalid, MessageRefused, OutboxFull, StoreInvalid
 from silbo.message import Message
@@ -729,6 +730,19 @@ class Conformance:
         assert await store.forget(retain=0, limit=2) == 1
         assert await store.forget(retain=0, limit=2) == 0
         assert (await store.status()).counts == {"pending": 1, "sending": 0, "sent": 0, "dead": 1}
+
+    async def test_longest_durations_work(self, store: OutboxStore) -> None:
+        """Fifty years, the most that a relay takes."""
+        await store.add(packed(1, 2), PLENTY)
+        lead = await leader(store, lease=LONGEST)
+        await send(store, lead, 1)
+        assert await store.forget(retain=LONGEST) == 0
+        (row,) = await store.take(lead, 1)
+        await store.postpone(lead, [row.id], error="away", delay=LONGEST)
+        (row,) = await store.rows("pending")
+        assert row.next_attempt_at is not None
+        assert abs(row.next_attempt_at - row.state_at - timedelta(seconds=LONGEST)) < timedelta(seconds=1)
+        assert (await store.status()).next_attempt_at == row.next_attempt_at
 
     async def test_replayed_row_is_not_forgotten(self, store: OutboxStore) -> None:
         """Neither while it waits, nor by the time of its first sending."""

@@ -61,8 +61,8 @@ class RedisStreams(AsyncCloseable):
         timeout: float = 5.0,
         retain: float | None = 7 * 24 * 3600,
     ) -> None:
-        if retain is not None and not retain > 0:
-            raise ValueError(f"retain is seconds, more than 0, or None to keep everything, not {retain!r}")
+        if retain is not None:
+            check_seconds("retain", retain)
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")

@@ -25,8 +25,6 @@ PURGE_EVERY: Final = 100
 """Deliveries between two calls of ``purge``; one call deletes many more publications than are stored in between."""
 PURGE_LIMIT: Final = 1000
 """Publications that one call of ``purge`` deletes, at most."""
-LONGEST_KEEP: Final = 36_525 * 86_400.0
-"""A hundred years, in seconds: the times that a database and Python have don't reach back much further."""
 
 
 class SQLAlchemyInbox:
@@ -46,7 +44,7 @@ class SQLAlchemyInbox:
     Args:
         sessions: The host's ``async_sessionmaker``, or its engine. A session's transaction lasts as long as the listeners
             run; SQLite has one such transaction at a time.
-        keep: Seconds for which a publication is remembered, more than 0 and at most a hundred years. Take more than the time after which a delivery
+        keep: Seconds for which a publication is remembered, more than 0 and at most fifty years. Take more than the time after which a delivery
             may still come again: with the retention of the stream itself, every delivery that comes again is known.
     """
 
@@ -55,8 +53,6 @@ class SQLAlchemyInbox:
             async_sessionmaker(sessions, expire_on_commit=False) if isinstance(sessions, AsyncEngine) else sessions
         )
         self._keep = check_seconds("keep", keep)
-        if keep > LONGEST_KEEP:
-            raise ValueError(f"keep is at most {LONGEST_KEEP:g} seconds, a hundred years, not {keep!r}")
         self._handled = count()
         self._binding = LoopBinding("SQLAlchemyInbox")
 

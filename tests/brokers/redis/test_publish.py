@@ -262,9 +262,7 @@ def test_app_and_prefix_are_addresses(settings: dict[str, str]) -> None:
             broker(Redis(), **settings)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": float("inf")}, {"retain": 0}, {"retain": -1}]
-)
+@pytest.mark.parametrize("settings", [{"timeout": 0}, {"timeout": float("nan")}, {"retain": 0}, {"retain": -1}])
 def test_durations_are_more_than_nothing(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="seconds, more than 0"):
         RedisStreams(Redis(), app="web", **settings)  # type: ignore[arg-type]
