@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from collections import deque
 from contextlib import suppress
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.options import Listener
     from silbo.policy import Policy
 
-__all__ = ["Owner", "Report", "Run"]
+__all__ = ["Owner", "Report", "Run", "awaits"]
 
 Kind: TypeAlias = Literal["failed", "long", "switched off", "switched on"]
 
@@ -44,12 +45,19 @@ class Run:
         is_expired: True if the owner has ended the run.
     """
 
-    __slots__ = ("_limit", "_loop", "coroutine", "is_expired", "listener")
+    __slots__ = ("_limit", "_loop", "_task", "coroutine", "is_expired", "listener")
 
-    def __init__(self, listener: Listener, coroutine: Coroutine[Any, Any, object], limit: asyncio.Timeout) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        coroutine: Coroutine[Any, Any, object],
+        limit: asyncio.Timeout,
+        task: asyncio.Task[Any],
+    ) -> None:
         self.listener: Final = listener
         self.coroutine: Final = coroutine
         self.is_expired = False
+        self._task = task
         self._limit = limit
         self._loop = asyncio.get_running_loop()
 
@@ -69,7 +77,9 @@ class Run:
         return describe_listener(self.listener)
 
     def is_around(self) -> bool:
-        """Return True if the code that calls this is a part of the run."""
+        """Return True if the code that calls this is a part of the run, or of a task that the run awaits."""
+        if awaits(self._task, asyncio.current_task()):  # as wait_for() of Python 3.11, gather() and wait() do
+            return True
         frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the call stack
         own = getattr(self.coroutine, "cr_frame", None)
         while frame is not None:
@@ -241,6 +251,23 @@ class Owner:
             finally:
                 self._ended.discard(ended)
         return []
+
+
+def awaits(task: object, other: object) -> bool:
+    """Return True if a task waits for another, itself or through a function of asyncio."""
+    awaited = getattr(task, "_fut_waiter", None)  # nothing public tells it before Python 3.14
+    if awaited is None or task is other:
+        return False
+    callbacks = getattr(other, "_callbacks", None) or ()
+    return awaited is other or any(awaited in _held_by(callback) for callback, *_ in callbacks)
+
+
+def _held_by(callback: Any) -> list[Any]:
+    """Return the futures that a callback of a task has at hand, one of which it wakes."""
+    held = list(inspect.getclosurevars(callback).nonlocals.values()) if inspect.isfunction(callback) else []
+    held += getattr(callback, "args", ())  # of a partial
+    held += getattr(getattr(callback, "__self__", None), "__dict__", {}).values()  # of a TaskGroup
+    return [one for one in held if asyncio.isfuture(one)]
 
 
 def _wake(ended: asyncio.Future[None]) -> None:

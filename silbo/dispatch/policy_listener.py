@@ -216,8 +216,8 @@ class PolicyListener(ConfiguredListener):
         if limit is not None:
             stubborn = loop.call_later(max(0.0, limit - waited) + HEEDS_WITHIN, self._report_stubborn, limit)
         scope = asyncio.timeout(None if limit is None else max(0.0, limit - waited))
-        run = Run(self.__wrapped__, coroutine, scope)
         task: Any = asyncio.current_task()
+        run = Run(self.__wrapped__, coroutine, scope, task)
         requests = task.cancelling() - task._must_cancel  # noqa: SLF001  # a cancellation that comes with the next wait
         try:
             async with scope:

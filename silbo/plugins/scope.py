@@ -13,7 +13,7 @@ from weakref import ref
 
 from silbo._reports import describe_error, note_plugin
 from silbo.dispatch.listeners import registry_of
-from silbo.dispatch.owner import Owner
+from silbo.dispatch.owner import Owner, awaits
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginInvalid, PluginUnloaded
 from silbo.plugins.plugin import Plugin, open_plugin
@@ -255,7 +255,7 @@ class PluginScope:
         loop = asyncio.get_running_loop()
         tasks = []
         for task in tuple(self._tasks):
-            if task is own or task.done():
+            if task is own or task.done() or awaits(task, own):
                 continue
             if task.get_loop() is loop:
                 task.cancel()

@@ -474,6 +474,38 @@ async def test_a_plugin_can_be_unloaded_from_inside_of_its_own_listener(call: st
             done.clear()
 
 
+@pytest.mark.parametrize("whose", ["listener", "task"])
+@pytest.mark.parametrize("by", ["wait_for", "task", "gather", "wait", "shield", "group"])
+async def test_a_plugin_may_wait_for_a_task_that_unloads_it(whose: str, by: str) -> None:
+    """The unload does not wait for the listener that waits for it, and does not cancel a task that does; ``wait_for`` of Python 3.11 makes a task, too."""
+    dispatcher = AsyncEventDispatcher()
+
+    async with Plugins(dispatcher, policy=Policy(on_failure="raise")) as plugins:
+
+        async def leave(event: object) -> None:
+            unload = plugins.unload("own", timeout=0.01)  # then the listener would be ended with PluginUnloaded
+            if by == "wait_for":
+                await asyncio.wait_for(unload, 100)
+            elif by == "task":
+                await asyncio.create_task(unload)
+            elif by == "gather":
+                await asyncio.gather(asyncio.sleep(0), unload)
+            elif by == "wait":
+                await asyncio.wait([asyncio.create_task(unload)])
+            elif by == "shield":
+                await asyncio.shield(unload)
+            else:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(unload)
+
+        scope = await plugins.load(lambda view: view.add_listener("leave", leave), name="own")
+        if whose == "listener":
+            await dispatcher.adispatch("leave")
+        else:
+            await scope.create_task(leave(None))
+        assert len(plugins) == 0
+
+
 async def test_a_cancelled_unload_undoes_everything_all_the_same() -> None:
     """A host that shuts down in haste is left without a half-unloaded plugin."""
     dispatcher = AsyncEventDispatcher()
