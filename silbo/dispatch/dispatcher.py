@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable, overridable_async
 from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
-from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, make_event, use_by_listener
+from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, find_use, make_event
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
@@ -20,7 +20,16 @@ from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.sync_callers import Portal
 from silbo.dispatch.tasks import BackgroundTasks
 from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
-from silbo.names import E, EventName, Name, check_name, check_name_or_pattern, may_be_deprecated, warn_if_deprecated
+from silbo.names import (
+    E,
+    EventName,
+    Name,
+    check_name,
+    check_name_or_pattern,
+    find_caller,
+    may_be_deprecated,
+    warn_if_deprecated,
+)
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
@@ -119,7 +128,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             self._points.check_listener(name, listener)
         if isinstance(name, EventName):
             if self._points is None and name.deprecated is not None:
-                warn_if_deprecated(name, use_by_listener(listener))
+                warn_if_deprecated(name, find_use(listener, find_caller()))
             if name.policy is not None:
                 self._listeners.set_policy(name)
         return self._listeners.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from difflib import get_close_matches
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from silbo.dispatch.received_event import received
 from silbo.dispatch.source import find_source
+from silbo.dispatch.subscribers import Subscribers
 from silbo.errors import EventMismatch, EventMissing, NameUnknown, NameUnknownWarning
 from silbo.event import Event
 from silbo.names import (
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.listeners import ListenerRegistry
     from silbo.dispatch.options import Listener
 
-__all__ = ["ExtensionPoints", "Names", "Unknown", "check_heard_names", "make_event", "use_by_listener"]
+__all__ = ["ExtensionPoints", "Names", "Unknown", "check_heard_names", "find_use", "make_event"]
 
 Names: TypeAlias = ModuleType | Iterable[EventName[Any] | ModuleType]
 """Declared names: EventName constants, and modules that have some."""
@@ -37,6 +39,8 @@ Names: TypeAlias = ModuleType | Iterable[EventName[Any] | ModuleType]
 Unknown: TypeAlias = Literal["allow", "warn", "error"]
 """The answer to a name that is not declared."""
 
+_ADDING: Final = ("add_listener", "listen")
+"""The methods that add a listener under a name."""
 MOST_TOLD: Final = 1024
 """Most names that are warned of. A program may make new names without end, and each warning is remembered."""
 
@@ -95,7 +99,7 @@ class ExtensionPoints:
         if deprecated is None and self._is_known(name):
             return
         caller = find_caller()
-        use = use_by_listener(listener) or use_by(caller)
+        use = find_use(listener, caller)
         if (owner := self._registry.adding) is not None:
             use = use._replace(plugin=owner.name)
         self._answer(name, deprecated, use, caller)
@@ -246,10 +250,25 @@ def _collect(names: Any) -> tuple[EventName[Any], ...]:
     return tuple(found.values())
 
 
-def use_by_listener(listener: Any) -> NameUse | None:
-    """Return the place of a listener; None for one of silbo's own, as of ``wait_for``: the caller is the one that uses the name."""
+def find_use(listener: Any, caller: FrameType) -> NameUse:
+    """Return the use of a name by a listener that is being added: its module, and the line that has the name.
+
+    That is the line of the call, or the definition of a subscriber's method, whose ``@on`` has the name.
+    """
     source = find_source(listener)
-    return None if source.module.startswith("silbo.") else NameUse(source.module, source.place)
+    if source.module.startswith("silbo."):  # of wait_for
+        return use_by(caller)
+    while caller.f_code.co_name in _ADDING and caller.f_back is not None:  # a host's own method of that name
+        caller = caller.f_back
+    place = source.place if _is_subscriber_added() else use_by(caller).place
+    return NameUse(source.module, place or source.place)
+
+
+def _is_subscriber_added() -> bool:
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the call stack
+    while frame is not None and frame.f_code is not Subscribers.add.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def check_heard_names(dispatcher: object, names: Iterable[EventName[Any]]) -> None:

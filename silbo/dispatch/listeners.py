@@ -261,7 +261,7 @@ class ListenerRegistry:
 
     @contextmanager
     def adding_for(self, owner: Owner) -> Generator[None]:
-        """Let the listeners that this thread adds within the block belong to a plugin."""
+        """Let the listeners that this thread adds within the block belong to a plugin; it removes only the plugin's own there."""
         around = self.adding
         self._has_plugins = True
         self._adding.owner = owner
@@ -303,13 +303,10 @@ class ListenerRegistry:
         """Look up all listeners anew: a plugin has another place, or runs or ends."""
         self._changed()
 
-    def remove(self, name: Hashable, listener: Listener | HandlerClass, /, *, owner: Owner | None = None) -> None:
+    def remove(self, name: Hashable, listener: Listener | HandlerClass, /) -> None:
         """Remove every registration of a listener under a name, compared by ``==``. There may be none.
 
-        Args:
-            name: The name.
-            listener: The listener.
-            owner: A plugin, of which alone the registrations are removed.
+        If the view of a plugin removes, see :meth:`adding_for`, only those of the plugin are removed.
 
         Raises:
             ValueError: No listener was ever registered under this name.
@@ -319,6 +316,7 @@ class ListenerRegistry:
             if forgotten is None or hash(name) in forgotten:
                 return
             raise ValueError(f"no listener was ever registered for {name!r}, so {listener!r} can't be removed")
+        owner = self.adding
         self._entries[name][:] = [
             entry
             for entry in self._entries[name]

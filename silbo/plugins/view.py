@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -31,6 +34,9 @@ class PluginView(AsyncEventDispatcher):
     What is added through it belongs to the plugin, and is removed with it. It removes only what is the plugin's own. The host
     alone closes and drains the dispatcher.
 
+    What the host's class overrides is called: ``listen``, ``add_subscriber``, ``remove_subscriber`` and ``wait_for`` on the view,
+    where attributes are those of the dispatcher, the others on the dispatcher itself.
+
     Attributes:
         scope: The plugin's scope: ``view.scope.create_task(...)``.
     """
@@ -56,15 +62,16 @@ class PluginView(AsyncEventDispatcher):
         Raises:
             ValueError: No listener was ever registered for this name.
         """
-        registry_of(self._root).remove(name, listener, owner=self.scope.owner)
+        with registry_of(self._root).adding_for(self.scope.owner):
+            self._root.remove_listener(name, listener)
 
     def add_subscriber(self, subscriber: object, /) -> Registration:
         """Register every ``@on`` method of an object; see :meth:`silbo.AsyncEventDispatcher.add_subscriber`."""
-        return self._subscribers.add(self, subscriber)
+        return super().add_subscriber(subscriber)
 
     def remove_subscriber(self, subscriber: object, /) -> None:
         """Remove the listeners of an object that the plugin itself has added."""
-        self._subscribers.remove(subscriber)
+        super().remove_subscriber(subscriber)
 
     def spawn(self, name: Any, event: Any = None, /) -> asyncio.Task[Any]:
         """Dispatch in a new task, which is cancelled when the plugin is unloaded."""
@@ -82,7 +89,7 @@ class PluginView(AsyncEventDispatcher):
             PluginUnloaded: The plugin was unloaded, before or meanwhile.
         """
         self._check_loaded()
-        return await background_of(self._root).wait_for(self, name, where, timeout)
+        return await super().wait_for(name, where=where, timeout=timeout)
 
     # -- the dispatcher's -----------------------------------------------------------------------------------
 
@@ -147,7 +154,9 @@ class PluginView(AsyncEventDispatcher):
         raise _forbidden(self, "async with")
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        raise _forbidden(self, f"setting .{attribute}")
+        if sys._getframe(1).f_code not in _codes_of(type(self._root)):  # noqa: SLF001  # the code that sets it
+            raise _forbidden(self, f"setting .{attribute}")
+        setattr(self._root, attribute, value)  # a method of the host's class, called on the view
 
     def __delattr__(self, attribute: str) -> None:
         raise _forbidden(self, f"deleting .{attribute}")
@@ -187,6 +196,13 @@ def _view_class(cls: type[AsyncEventDispatcher]) -> type[PluginView]:
         added = {name: _delegate(name) for name in dir(cls) if not hasattr(AsyncEventDispatcher, name)}
         _classes[cls] = type(f"PluginView of {cls.__qualname__}", (PluginView, cls), added)
     return _classes[cls]
+
+
+def _codes_of(cls: type) -> set[CodeType]:
+    """Return the code of the methods that a host's class has beside those of silbo's."""
+    own = cls.__mro__[: cls.__mro__.index(AsyncEventDispatcher)]
+    methods = (inspect.unwrap(method) for one in own for method in vars(one).values() if callable(method))
+    return {method.__code__ for method in methods if hasattr(method, "__code__")}
 
 
 def _delegate(name: str) -> property:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,6 +21,7 @@ from silbo import (
     EventName,
     Message,
     NotificationEvent,
+    Plugins,
     Policy,
     Trace,
     on,
@@ -60,7 +62,8 @@ def strict(**options: Any) -> AsyncEventDispatcher:
 async def hear(event: Any) -> None: ...
 
 
-HEAR_AT = f"{__file__}:{hear.__code__.co_firstlineno}"
+def line() -> int:
+    return sys._getframe(1).f_lineno
 
 
 # -- which names ---------------------------------------------------------------------------------------------
@@ -116,13 +119,16 @@ async def test_an_unknown_name_is_refused_wherever_it_is_used_and_the_right_one_
     d = strict()
     with pytest.raises(NameUnknown, match=r"'user.joind' is not declared: did you mean 'user.joined'\?") as caught:
         d.add_listener("user.joind", hear)
+    added_at = f"{__file__}:{line() - 1}"
     assert (caught.value.name, caught.value.similar) == ("user.joind", "user.joined")
-    assert (caught.value.plugin, caught.value.place) == (__name__, HEAR_AT)
-    assert f"used by {__name__}, {HEAR_AT}" in str(caught.value)
-    with pytest.raises(NameUnknown):
+    assert (caught.value.plugin, caught.value.place) == (__name__, added_at)
+    assert f"used by {__name__}, {added_at}" in str(caught.value)
+    with pytest.raises(NameUnknown) as listened:
         d.listen("user.joind")(hear)
-    with pytest.raises(NameUnknown):
+    assert listened.value.place == f"{__file__}:{line() - 1}"
+    with pytest.raises(NameUnknown) as subscribed:
         d.add_subscriber(Plugin())
+    assert subscribed.value.place == f"{__file__}:{Plugin.misspelt.__code__.co_firstlineno}"  # the line of its @on
     with pytest.raises(NameUnknown) as waited:
         await d.wait_for("user.joind", timeout=30)
     assert waited.value.plugin == __name__ and waited.value.place.startswith(f"{__file__}:")
@@ -138,6 +144,23 @@ async def test_an_unknown_name_is_refused_wherever_it_is_used_and_the_right_one_
     with pytest.raises(NameUnknown):
         await d.adispatch(("user", "joined"))  # any hashable is a name
     await d.aclose()
+
+
+async def test_the_line_of_a_misspelling_is_the_plugins_also_through_a_hosts_own_method() -> None:
+    class HostDispatcher(AsyncEventDispatcher):
+        def add_listener(self, name: Any, listener: Any, /, **options: Any) -> Any:
+            return super().add_listener(name, listener, **options)
+
+    at: list[int] = []
+
+    def setup(view: AsyncEventDispatcher) -> None:
+        at.append(line() + 1)
+        view.add_listener("user.joind", hear)
+
+    async with Plugins(HostDispatcher(names=NAMES, unknown="error")) as plugins:
+        with pytest.raises(NameUnknown) as caught:
+            await plugins.load(setup)
+    assert (caught.value.plugin, caught.value.place) == ("setup", f"{__file__}:{at[0]}")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +351,7 @@ async def test_a_deprecated_name_warns_also_where_it_is_plain_text() -> None:
         with pytest.warns(DeprecationWarning, match=r"user.added is deprecated: use user.joined") as caught:
             d.add_listener(name, hear)
         assert [warning.filename for warning in caught] == [__file__]
-        assert f"used by {__name__}, {HEAR_AT}" in str(caught[0].message)
+        assert f"used by {__name__}, {__file__}:{line() - 2}" in str(caught[0].message)
         d = strict()
         with pytest.warns(DeprecationWarning, match="use user.joined") as caught:
             await d.adispatch(name)

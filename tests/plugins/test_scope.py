@@ -86,6 +86,58 @@ async def test_a_view_is_a_dispatcher_of_the_hosts_own_class() -> None:
         assert [(row.plugin, row.priority) for row in dispatcher.describe("a")] == [("setup", 3)]
 
 
+async def test_what_the_host_overrides_is_called_by_a_plugin_too() -> None:
+    """A host that counts, checks or logs what is added sees what plugins add, and it is the plugin's all the same."""
+
+    class HostDispatcher(AsyncEventDispatcher):
+        calls: tuple[str, ...] = ()
+
+        def listen(self, name: Any, /, **options: Any) -> Any:
+            self.calls += ("listen",)
+            return super().listen(name, **options)
+
+        def add_subscriber(self, subscriber: object, /) -> Any:
+            self.calls += ("add_subscriber",)
+            return super().add_subscriber(subscriber)
+
+        def remove_subscriber(self, subscriber: object, /) -> None:
+            self.calls += ("remove_subscriber",)
+            super().remove_subscriber(subscriber)
+
+        def remove_listener(self, name: Any, listener: Any, /) -> None:
+            self.calls += ("remove_listener",)
+            super().remove_listener(name, listener)
+
+        async def wait_for(self, name: Any, /, **options: Any) -> Any:
+            self.calls += ("wait_for",)
+            return await super().wait_for(name, **options)
+
+    dispatcher = HostDispatcher()
+    removed = Hears()
+    dispatcher.add_listener("a", hear)
+    dispatcher.add_subscriber(removed)  # the host's own stays
+    dispatcher.calls = ()
+
+    def setup(view: PluginView) -> None:
+        view.listen("a")(hear)
+        view.add_subscriber(removed)
+        view.remove_subscriber(removed)
+        view.remove_listener("a", hear)
+        view.add_subscriber(Hears())
+        view.scope.create_task(view.wait_for("b"))
+
+    async with Plugins(dispatcher, report=lambda report: None) as plugins:
+        await plugins.load(setup)
+        await asyncio.sleep(0)
+        add, remove = "add_subscriber", "remove_subscriber"
+        assert dispatcher.calls == ("listen", add, remove, "remove_listener", add, "wait_for")
+        assert [row.name for row in plugins["setup"].listeners()] == ["a", "b"]
+        assert len(dispatcher.describe("a")) == 3
+        with pytest.raises(PluginForbidden, match=r"setting \.calls"):
+            plugins["setup"].view.calls = ()  # type: ignore[attr-defined]
+    assert len(dispatcher.describe()) == 2
+
+
 async def test_every_method_of_the_dispatcher_has_its_answer_in_the_view() -> None:
     """A new public method of the dispatcher must be decided for the view: the plugin's, the dispatcher's or the host's."""
     shared = {"listen", "__aexit__", "__init__"}  # through other methods; or never called on a view
