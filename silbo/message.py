@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self
 from uuid import uuid4
 
 from silbo.errors import MessageInvalid
 
-__all__ = ["Delivery", "Format", "Message", "Origin", "instance", "make_message", "new_publication"]
+__all__ = ["Delivery", "Format", "Headed", "Message", "Origin", "instance", "make_message", "new_publication"]
 
 
 VERSION_DIGITS: Final = 18
@@ -42,29 +42,13 @@ class Origin(_Sender):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """The record of an event that leaves the process: a snapshot, which later changes to the event don't reach.
+class Headed:
+    """A message's key, version and origin, as its headers say."""
 
-    Attributes:
-        message_type: ``notification_event`` or ``ecst_event``.
-        message_name: The event name.
-        message_id: The ``event_id``, a UUID as text; silbo's consumers refuse any other text. It names the fact: the same
-            event sent twice has it twice.
-        payload: Plain JSON values; treat it as read-only.
-        headers: ``publication`` names this one sending: duplicates are recognised by it. ``version`` is the version of the
-            payload, ``key`` the routing key. The broker adds ``app`` and ``instance``.
-        to: The address that a route chose; None for the broker's default.
-        class_name: The name of the event's class, for formats that send it.
-    """
+    __slots__ = ()
 
-    message_type: str
-    message_name: str
-    message_id: str
-    payload: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    to: str | None = None
-    class_name: str = ""
+    if TYPE_CHECKING:
+        headers: Mapping[str, str]
 
     @property
     def key(self) -> str | None:
@@ -101,7 +85,32 @@ class Message:
         return Origin(app, headers.get("instance", ""), self.version)
 
 
-class _Draft:
+@dataclass(frozen=True, slots=True)
+class Message(Headed):
+    """The record of an event that leaves the process: a snapshot, which later changes to the event don't reach.
+
+    Attributes:
+        message_type: ``notification_event`` or ``ecst_event``.
+        message_name: The event name.
+        message_id: The ``event_id``, a UUID as text; silbo's consumers refuse any other text. It names the fact: the same
+            event sent twice has it twice.
+        payload: Plain JSON values; treat it as read-only.
+        headers: ``publication`` names this one sending: duplicates are recognised by it. ``version`` is the version of the
+            payload, ``key`` the routing key. The broker adds ``app`` and ``instance``.
+        to: The address that a route chose; None for the broker's default.
+        class_name: The name of the event's class, for formats that send it.
+    """
+
+    message_type: str
+    message_name: str
+    message_id: str
+    payload: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    to: str | None = None
+    class_name: str = ""
+
+
+class _Draft(Headed):
     """A message that is being made. It has the slots of a Message, so that it can become one."""
 
     __slots__ = ("class_name", "headers", "message_id", "message_name", "message_type", "payload", "to")

@@ -13,7 +13,7 @@ from silbo._whistle import IAsyncEventDispatcher
 from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.heard_names import Heard, HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
-from silbo.consumer.receive import EventRebuilder, RebuiltEvent
+from silbo.consumer.receive import EventRebuilder, Opened, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
 from silbo.dispatch.received_event import Received, dispatch_received, received
 from silbo.errors import (
@@ -25,7 +25,7 @@ from silbo.errors import (
     StoreUnavailable,
     VersionTooNew,
 )
-from silbo.message import Delivery, Message
+from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
 
 __all__ = ["Attempts", "HandlingOptions"]
@@ -293,7 +293,7 @@ class Attempts:
             return await self._note_failure(queued, delivery, error)
         return None
 
-    async def _handle_event(self, queued: QueuedDelivery, delivery: Delivery, message: Message | None) -> None:
+    async def _handle_event(self, queued: QueuedDelivery, delivery: Delivery, message: Opened | None) -> None:
         """Rebuild the event and run its listeners.
 
         Raises:

@@ -22,7 +22,7 @@ from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.attempts import Attempts, HandlingOptions
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue
-from silbo.consumer.receive import EventRebuilder, Own, check_own
+from silbo.consumer.receive import EventRebuilder, Own, check_own, open_delivery
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.consumer.stats import ConsumerStats
@@ -410,10 +410,12 @@ class Consumer:
     def _put(self, delivery: Delivery, receiver: Receiver) -> None:
         rebuilder = self._options.rebuilder
         try:
-            message = delivery.message()
+            message = open_delivery(delivery)
             too_new = None
             if message.headers.get("version", "1") != "1":  # everybody knows version 1
                 too_new = rebuilder.find_too_new(delivery, message, skips_own_instance=receiver.skips_own_instance)
+                if too_new is not None:
+                    _ = delivery.message()  # a malformed payload is no better elsewhere
         except MessageInvalid:  # reported when the delivery is attempted
             self._queue.put(delivery, None, None)
         else:

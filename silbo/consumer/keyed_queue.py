@@ -7,8 +7,9 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf
 
+from silbo.consumer.receive import Opened
 from silbo.errors import VersionTooNew
-from silbo.message import Delivery, Message
+from silbo.message import Delivery
 
 __all__ = ["KeyedQueue", "QueuedDelivery"]
 
@@ -20,7 +21,7 @@ class QueuedDelivery:
     Attributes:
         order: The number of its arrival, from 1.
         delivery: As it was received.
-        message: The decoded message, for the first attempt only: listeners may change it. None if it is not kept.
+        message: The opened message, for the first attempt only: listeners may change it. None if it is not kept.
         key: The routing key; None if the delivery waits for no other.
         too_new: The error if the message is of a newer version than this consumer knows.
         tries: Attempts made by this consumer.
@@ -34,7 +35,7 @@ class QueuedDelivery:
 
     order: int
     delivery: Delivery
-    message: Message | None
+    message: Opened | None
     key: str | None
     too_new: VersionTooNew | None = None
     tries: int = 0
@@ -66,13 +67,13 @@ class KeyedQueue:
         return self._length
 
     def put(
-        self, delivery: Delivery, message: Message | None, key: str | None, too_new: VersionTooNew | None = None
+        self, delivery: Delivery, message: Opened | None, key: str | None, too_new: VersionTooNew | None = None
     ) -> None:
         """Add a delivery behind all others of its key.
 
         Args:
             delivery: The delivery.
-            message: Its message, if it is decoded already.
+            message: Its message, if it is opened already.
             key: Its routing key; None if it has none.
             too_new: The error if this consumer does not know its version.
         """

@@ -17,9 +17,13 @@ from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
 from silbo.wire.decode import check_class, to_event
-from silbo.wire.formats import JSON
+from silbo.wire.direct import read_directly
+from silbo.wire.formats import JSON, Envelope, JsonFormat
 
-__all__ = ["EventRebuilder", "Own", "RebuiltEvent", "check_own", "receive"]
+__all__ = ["EventRebuilder", "Opened", "Own", "RebuiltEvent", "check_own", "open_delivery", "receive"]
+
+Opened = Message | Envelope
+"""A received message, whose payload may not be decoded yet."""
 
 Own = Literal["skip", "handle"]
 """A decision on messages of the program's own app."""
@@ -35,12 +39,22 @@ def check_own(own: object) -> None:
         raise ValueError(f'own is "skip", "handle" or None, not {own!r}')
 
 
+def open_delivery(delivery: Delivery) -> Opened:
+    """Decode a delivery as far as its format can without its payload.
+
+    Raises:
+        MessageInvalid: it is not a valid message; in an envelope the payload may still be malformed.
+    """
+    form = delivery.format
+    return form.open(delivery.raw) if type(form) is JsonFormat else delivery.message()
+
+
 class RebuiltEvent(NamedTuple):
     """An event that was rebuilt from a message, and the name to dispatch it under."""
 
     name: Any
     event: Any
-    message: Message
+    message: Opened
 
 
 class EventRebuilder:
@@ -95,13 +109,13 @@ class EventRebuilder:
         ]
 
     def rebuild(
-        self, delivery: Delivery, message: Message | None = None, *, skips_own_instance: bool
+        self, delivery: Delivery, message: Opened | None = None, *, skips_own_instance: bool
     ) -> RebuiltEvent | None:
         """Return the event to dispatch, a new one at each call; None for an unwanted message of this program's own.
 
         Args:
             delivery: As it was received.
-            message: The delivery's message, if it is decoded already and no listener has had its payload.
+            message: The delivery's message, if it is opened already and no listener has had its payload.
             skips_own_instance: Messages of this very process are unwanted, whatever ``own`` says.
 
         Raises:
@@ -109,7 +123,7 @@ class EventRebuilder:
             VersionTooNew: the message is of a newer version than the names of ``events``.
             Exception: whatever a class of the host's raises when an event is made of it.
         """
-        message = message or delivery.message()
+        message = message or open_delivery(delivery)
         # The event came from outside, even if the message has no origin.
         origin = message.origin or Origin("", "", message.version)
         if origin.app == self._app and self._is_unwanted(origin, skips_own_instance=skips_own_instance):
@@ -118,7 +132,7 @@ class EventRebuilder:
         if delivery.format.names == "class" and cls is not None:  # the class says which version it is
             origin = Origin(origin.app, origin.instance, name.version)
         try:
-            event = to_event(message, cls, steps)
+            event = _make_event(delivery, message, cls, steps)
         except MessageInvalid as error:
             if cls is None or steps or origin.version == name.version:
                 raise
@@ -130,7 +144,7 @@ class EventRebuilder:
         set_mark(event, "origin", origin)
         return RebuiltEvent(name, event, message)
 
-    def find_too_new(self, delivery: Delivery, message: Message, *, skips_own_instance: bool) -> VersionTooNew | None:
+    def find_too_new(self, delivery: Delivery, message: Opened, *, skips_own_instance: bool) -> VersionTooNew | None:
         """Return the error that :meth:`rebuild` raises for a message of a newer version than ``events`` has; else None.
 
         Raises:
@@ -151,7 +165,7 @@ class EventRebuilder:
             self._own == "skip" or (skips_own_instance and origin.instance == instance())
         )
 
-    def routing_key(self, delivery: Delivery, message: Message) -> str | None:
+    def routing_key(self, delivery: Delivery, message: Opened) -> str | None:
         """Return the message's routing key, or else the key that its name gives it here.
 
         A publisher that writes the name as a plain string sends no key, and its events have to keep their order all the
@@ -163,7 +177,7 @@ class EventRebuilder:
             name, cls, steps = self._resolve(message, delivery.format.names, message.version)
             if not isinstance(name, EventName) or name.key is None:
                 return None
-            event = to_event(message, cls, steps)
+            event = _make_event(delivery, message, cls, steps)
             # Without a class the key is looked up in the payload.
             return routing_key(event if cls else SimpleNamespace(**event.payload), str(name), name.key)
         except Exception:  # noqa: BLE001  # of the message or the host's class: reported when the delivery is attempted
@@ -177,7 +191,7 @@ class EventRebuilder:
         return known
 
     def _resolve(
-        self, message: Message, names: Literal["event", "class"], version: int
+        self, message: Opened, names: Literal["event", "class"], version: int
     ) -> tuple[Any, type | None, Sequence[tuple[int, Upcast]]]:
         """Return the name to dispatch under, the class, and the upcast functions that older payloads pass through."""
         if names == "class":
@@ -196,6 +210,19 @@ class EventRebuilder:
                 f"{len(message.message_name)} characters, more than {MAX_NAME_LENGTH}", field="message_name"
             )
         return message.message_name, None, ()
+
+
+def _make_event(delivery: Delivery, message: Opened, cls: type | None, steps: Sequence[tuple[int, Upcast]]) -> Any:
+    """Return a new event made of a delivery.
+
+    Raises:
+        MessageInvalid: its payload is malformed, or does not fit the class.
+    """
+    if isinstance(message, Envelope):
+        if cls is not None and not steps and (event := read_directly(message.payload, cls)) is not None:
+            return event
+        message = JSON.complete(message, delivery.raw)
+    return to_event(message, cls, steps)
 
 
 class _KnownVersions:
@@ -301,7 +328,7 @@ async def receive(
     if not isinstance(given, (bytes, bytearray, memoryview, str)):
         raise TypeError(f"raw is the message as it came, bytes or str, not {type(given).__name__}")
     delivery = Delivery(raw.encode() if isinstance(raw, str) else bytes(raw), "", format)
-    message = delivery.message()
+    message = open_delivery(delivery)
     origin = message.origin
     if origin is not None and own != "handle" and _is_own(dispatcher, origin.app, app):
         if own is None:

@@ -7,7 +7,7 @@ old programs read new messages. If a key occurs twice, the last value counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -15,12 +15,12 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import msgspec
 
 from silbo.errors import MessageInvalid, MessageRefused
-from silbo.message import Message, Origin
+from silbo.message import Headed, Message, Origin
 from silbo.names import MAX_NAME_LENGTH
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
 from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 
-__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "JsonFormat", "to_json"]
+__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "Envelope", "JsonFormat", "to_json"]
 
 _T = TypeVar("_T")
 _encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
@@ -35,6 +35,20 @@ class _Record(msgspec.Struct):
     message_id: str
     payload: dict[str, Any]
     headers: dict[str, str] = {}
+
+
+class Envelope(Headed, msgspec.Struct):
+    """A message whose payload is not decoded yet: most of a consumer's questions are about the rest."""
+
+    message_type: str
+    message_name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
+    message_id: str
+    payload: msgspec.Raw
+    headers: Mapping[str, str] = {}
+
+
+_envelopes = msgspec.json.Decoder(Envelope)
+_payloads = msgspec.json.Decoder(dict[str, Any])
 
 
 class _ByEventName:
@@ -56,8 +70,6 @@ class _ByEventName:
 class JsonFormat(_ByEventName):
     """silbo's own format: message_type, message_name, message_id, payload, headers."""
 
-    _decoder = msgspec.json.Decoder(_Record)
-
     def encode(self, message: Message, origin: Origin) -> bytes:
         """Return the bytes, see :class:`~silbo.message.Format`; an origin in the message's headers is kept."""
         return to_json(
@@ -73,9 +85,24 @@ class JsonFormat(_ByEventName):
 
     def decode(self, raw: bytes) -> Message:
         """Return the message, see :class:`~silbo.message.Format`; ``headers`` may be missing."""
-        record = _decode(raw, self._decoder)
-        _check_depth(record.payload, "payload")
-        return Message(record.message_type, record.message_name, record.message_id, record.payload, record.headers)
+        return self.complete(self.open(raw), raw)
+
+    def open(self, raw: bytes) -> Envelope:
+        """Return the message with its payload as it is: that may be malformed.
+
+        Raises:
+            MessageInvalid: the rest is.
+        """
+        return _decode(raw, _envelopes, _Record)
+
+    def complete(self, envelope: Envelope, raw: bytes) -> Message:
+        """Return the message of an envelope and the bytes that it was read from.
+
+        Raises:
+            MessageInvalid: the payload is malformed.
+        """
+        payload = _decode_payload(envelope, raw)
+        return Message(envelope.message_type, envelope.message_name, envelope.message_id, payload, envelope.headers)
 
 
 # -- Diator -------------------------------------------------------------------------------------------------
@@ -92,7 +119,6 @@ class DiatorFormat:
 
     names: Literal["event", "class"] = "class"
     content_type = "application/json"
-    _decoder = msgspec.json.Decoder(_Record)
 
     def __init__(self, prefix: str = "python_diator_channel") -> None:
         self.prefix = prefix
@@ -115,10 +141,10 @@ class DiatorFormat:
 
     def decode(self, raw: bytes) -> Message:
         """Return the message, see :class:`~silbo.message.Format`; the class name is its ``message_name`` and ``class_name``."""
-        record = _decode(raw, self._decoder)
-        _check_depth(record.payload, "payload")
-        name = record.message_name
-        return Message(record.message_type, name, record.message_id, record.payload, class_name=name)
+        envelope = _decode(raw, _envelopes, _Record)
+        name = envelope.message_name
+        payload = _decode_payload(envelope, raw)
+        return Message(envelope.message_type, name, envelope.message_id, payload, class_name=name)
 
     def channel(self, message: Message, prefix: str) -> str:
         """Return Diator's channel, one for each message, or ``{prefix}:{address}`` if a route chose an address."""
@@ -199,7 +225,7 @@ class CloudEventsFormat(_ByEventName):
 
     def decode(self, raw: bytes) -> Message:
         """Return the message, see :class:`~silbo.message.Format`."""
-        record = _decode(raw, self._decoder)
+        record = _decode(raw, self._decoder, dict[str, Any])
         try:
             event = msgspec.convert(record, _CloudEvent)
         except MSGSPEC_ERRORS as error:
@@ -260,21 +286,35 @@ def _find_unwritable(message: Message, error: Exception) -> MessageRefused:
     return MessageRefused(message.message_name, f"can't be written as JSON: {error}")
 
 
-def _decode(raw: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
+def _decode(raw: bytes, decoder: msgspec.json.Decoder[_T], kind: Any) -> _T:
+    """Decode bytes; ``kind`` is the type that names the fault in bytes that are refused."""
     if len(raw) > MAX_SIZE:
         raise MessageInvalid(f"{len(raw)} bytes, more than {MAX_SIZE}")
     try:
         return decoder.decode(raw)
     except MSGSPEC_ERRORS as error:
-        raise _find_fault(raw, decoder.type, error) from None
+        raise _find_fault(raw, kind, error) from None
+
+
+def _decode_payload(envelope: Envelope, raw: bytes) -> dict[str, Any]:
+    """Decode the payload of an envelope that was read from these bytes."""
+    try:
+        payload = _payloads.decode(envelope.payload)
+    except MSGSPEC_ERRORS as error:
+        raise _find_fault(raw, _Record, error) from None
+    _check_depth(payload, "payload")
+    return payload
 
 
 def _find_fault(raw: bytes, kind: Any, error: Exception) -> MessageInvalid:
     """Find the fault in bytes that msgspec refused: its errors and their texts differ between releases."""
     try:
         raw.decode()
+        msgspec.json.decode(raw, type=kind)
     except UnicodeDecodeError as found:
         return to_message_invalid(found)
+    except MSGSPEC_ERRORS as found:
+        error = found
     if not isinstance(error, msgspec.ValidationError):
         return to_message_invalid(error)
     try:

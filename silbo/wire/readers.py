@@ -30,7 +30,7 @@ from silbo.wire.fields import encoded_fields, has_serializer, is_root_model, wir
 from silbo.wire.hints import find_hints, is_alias, required_keys, resolve_alias, resolve_self, resolve_variable
 from silbo.wire.shapes import find_overlap
 
-__all__ = ["Constructor", "FieldReader", "Reader", "model_steps", "object_fields", "place_error"]
+__all__ = ["Constructor", "FieldReader", "Reader", "convert_custom", "model_steps", "object_fields", "place_error"]
 
 Reader = Callable[[Any], Any]
 """Converts a JSON value; raises an error if it does not fit."""
@@ -140,7 +140,7 @@ def _alias_reader(hint: Any, seen: Seen) -> Reader:
 
 
 def _read_by_msgspec(hint: Any) -> Reader:
-    return partial(msgspec.convert, type=hint, dec_hook=_convert_custom, str_keys=True)
+    return partial(msgspec.convert, type=hint, dec_hook=convert_custom, str_keys=True)
 
 
 def _is_supported(hint: Any) -> bool:
@@ -151,7 +151,12 @@ def _is_supported(hint: Any) -> bool:
     return True
 
 
-def _convert_custom(kind: Any, value: Any) -> Any:
+def convert_custom(kind: Any, value: Any) -> Any:
+    """Return a value of a type that msgspec asks for and does not know: ``object``, or a class derived from one of its own.
+
+    Raises:
+        TypeError: it is another type, or the JSON is of another one.
+    """
     if kind is object:
         return value
     for base, json in _JSON_TYPES:
@@ -321,7 +326,7 @@ def _mapping_reader(hint: Any, arguments: tuple[Any, ...], seen: Seen) -> Reader
         return None if _is_supported(hint) else _refuse(hint)
 
     def read(value: Any) -> Any:
-        found: dict[Any, Any] = msgspec.convert(value, keys, dec_hook=_convert_custom, str_keys=True)
+        found: dict[Any, Any] = msgspec.convert(value, keys, dec_hook=convert_custom, str_keys=True)
         return {name: _read_under(str(name), reader, inside) for name, inside in found.items()}
 
     return read
@@ -410,7 +415,7 @@ class FieldReader:
             MessageInvalid: a value does not fit its annotation; the error names the field.
         """
         try:
-            found = msgspec.convert(payload, self._struct, dec_hook=_convert_custom, str_keys=True)
+            found = msgspec.convert(payload, self._struct, dec_hook=convert_custom, str_keys=True)
         except Exception as error:  # also the host's constructors
             for wire, hint in self._hints.items():  # each on its own, to name the field at fault
                 if wire in payload:
@@ -467,6 +472,14 @@ class Constructor:
                 raise
             return self._without_init(values)  # its __init__ gives the next one an argument of its own
         return _set_attributes(made, values if sets_all else left)
+
+    def find_keywords(self) -> dict[str, str] | None:
+        """Return the attribute of each keyword, if a call with all attributes as keywords does what a call of this does; else None."""
+        parameters = self._parameters
+        if parameters is None or self._passes_on or any(parameter.by_position for parameter in parameters):
+            return None
+        keywords = {parameter.name: parameter.attribute for parameter in parameters}
+        return keywords if {*keywords.values()} == self._names.keys() else None
 
     def _without_init(self, values: Mapping[str, Any]) -> Any:
         return _set_attributes(self._cls.__new__(self._cls), values)
