@@ -176,8 +176,12 @@ class Receiver(Protocol):
         """
         ...
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         """Count one attempt of a delivery durably: an attempt that failed, or that a redelivery begins.
+
+        Args:
+            delivery: In hand.
+            error: Its type and text, for whoever looks for the message, if the attempt has failed; a broker may leave it out.
 
         Returns:
             The attempts counted so far, this one included.

@@ -328,7 +328,7 @@ class _MemoryReceiver:
         self._binding.enter("group")
         return [self._backlog.offer(delivery, self) if self._has_pending(delivery) else None for delivery in deliveries]
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         """See :class:`~silbo.protocols.Receiver`."""
         attempts = self._backlog.attempts[delivery.id] = self._backlog.attempts.get(delivery.id, 0) + 1
         return attempts

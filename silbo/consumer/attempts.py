@@ -228,7 +228,7 @@ class Attempts:
             return None
         if not queued.is_counted:
             queued.failure = error  # the listeners don't run again before it is counted
-            await self._count(queued)
+            await self._count(queued, _describe_error(error))
             queued.failure = None
         queued.is_counted = False
         queued.tries += 1
@@ -237,9 +237,11 @@ class Attempts:
             return None
         return queued.delay
 
-    async def _count(self, queued: QueuedDelivery) -> None:
-        """Count an attempt at the broker."""
-        queued.attempts = await self._run.until_answered("count", lambda: self._receiver.count(queued.delivery))
+    async def _count(self, queued: QueuedDelivery, error: str = "") -> None:
+        """Count an attempt at the broker, with its error if it has failed."""
+        queued.attempts = await self._run.until_answered(
+            "count", lambda: self._receiver.count(queued.delivery, error=error)
+        )
         self._run.reports.storing_outage.answered("store")
         queued.refusals = 0
         queued.is_counted = True
@@ -249,7 +251,7 @@ class Attempts:
         delivery = queued.delivery
         if not self._acks.holds(delivery):  # since the broker refused it
             return
-        text = _dead_letter_error(error)
+        text = _describe_error(error)
         self._acks.stop_keeping(delivery)
         queued.burial = error, attempts
         try:
@@ -458,8 +460,8 @@ class _SharedLock:
             self._alone.release()
 
 
-def _dead_letter_error(error: BaseException) -> str:
-    """Return an error's type and text for its dead letter; the type alone if its text can't be made."""
+def _describe_error(error: BaseException) -> str:
+    """Return an error's type and text for the broker; the type alone if its text can't be made."""
     try:
         return f"{type(error).__name__}: {error}"[:ERROR_LENGTH] + describe_plugins(error)[:ERROR_LENGTH]
     except Exception:  # noqa: BLE001  # the host's error class may fail in __str__

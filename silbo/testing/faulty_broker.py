@@ -216,9 +216,9 @@ class _FaultyReceiver:
         self._check_here()
         return await self._receiver.offer(*deliveries)
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         self._check_here()
-        return await self._receiver.count(delivery)
+        return await self._receiver.count(delivery, error=error)
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
         self._check_here()

@@ -185,9 +185,9 @@ async def test_counting_and_burying_wait_for_the_broker(d: AsyncEventDispatcher)
     class Away(Scripted):
         outages = 4
 
-        async def count(self, delivery: Delivery) -> int:
+        async def count(self, delivery: Delivery, *, error: str = "") -> int:
             self._be_away()
-            return await super().count(delivery)
+            return await super().count(delivery, error=error)
 
         async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
             self._be_away()

@@ -35,16 +35,16 @@ def test_an_event_has_one_id_whoever_asks_first(cls: type[NotificationEvent]) ->
         messages = [to_message(event, name="x", kind="notification") for _ in range(2)]
         assert {message.message_id for message in messages} == {str(event.event_id)}
         assert messages[0].payload["event_id"] == str(event.event_id)
-        assert event.event_id.version == 4 and event.event_id.variant == uuid4().variant
+        assert event.event_id.version == 7 and event.event_id.variant == uuid4().variant
         assert event.event_id is event.event_id
     assert read_first.event_id != sent_first.event_id
 
 
-def test_ids_are_random_version_4_uuids_in_their_usual_form() -> None:
+def test_ids_are_version_7_uuids_in_their_usual_form() -> None:
     """Also those that were first made as text."""
     texts = {to_message(Told(), name="x", kind="notification").message_id for _ in range(2000)}
     assert len(texts) == 2000
-    assert all(str(UUID(text)) == text and UUID(text).version == 4 for text in texts)
+    assert all(str(UUID(text)) == text and UUID(text).version == 7 for text in texts)
     assert {text[19] for text in texts} == set("89ab")
 
 

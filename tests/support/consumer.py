@@ -160,7 +160,7 @@ class Scripted:
     async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
         return [None] * len(deliveries)
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         self.attempts[delivery.id] += 1
         return self.attempts[delivery.id]
 

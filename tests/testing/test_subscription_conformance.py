@@ -120,7 +120,7 @@ class Faulty:
         if self.how != "does not acknowledge":
             await self.good.ack(*deliveries)
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         return 1 if self.how == "counts to one" else await self.good.count(delivery)
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:

@@ -116,17 +116,17 @@ def test_a_generated_class_is_written_as_by_the_long_way(data: st.DataObject) ->
 # -- ids ----------------------------------------------------------------------------------------------------
 
 
-def test_ids_are_random_uuids_of_version_4() -> None:
-    """Each bit but those of version and variant is 0 in one and 1 in another."""
+def test_ids_are_uuids_of_version_7() -> None:
+    """Each bit but those of time, version and variant is 0 in one and 1 in another."""
     texts = {new_id() for _ in range(4 * IDS_AT_ONCE)}
     ids = [UUID(text) for text in texts]
     assert len(texts) == 4 * IDS_AT_ONCE
-    assert all(str(found) in texts and found.version == 4 and found.variant == RFC_4122 for found in ids)
+    assert all(str(found) in texts and found.version == 7 and found.variant == RFC_4122 for found in ids)
     ones, all_ones = 0, ids[0].int
     for found in ids:
         ones |= found.int
         all_ones &= found.int
-    fixed = 0xF << 76 | 0b11 << 62
+    fixed = (2**48 - 1) << 80 | 0xF << 76 | 0b11 << 62
     assert (ones ^ all_ones) | fixed == 2**128 - 1
 
 

@@ -201,9 +201,9 @@ class StreamReceiver:
         """See :class:`~silbo.protocols.Receiver`."""
         return await self._in_hand.offer(deliveries)
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         """See :class:`~silbo.protocols.Receiver`; a call that is repeated after an error counts once."""
-        return await self._in_hand.count(delivery)
+        return await self._in_hand.count(delivery, error)
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
         """See :class:`~silbo.protocols.Receiver`."""

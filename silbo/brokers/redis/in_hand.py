@@ -23,6 +23,8 @@ ATTEMPTS_FOR: Final = 7 * 24 * 3600 * 1000
 """A group's attempts are forgotten 7 days (in milliseconds) after the last count."""
 OFFERED_FOR: Final = 24 * 3600 * 1000
 """The time of the first offer of an entry is forgotten after a day (in milliseconds)."""
+NOTED: Final = 500
+"""The first 500 characters of an attempt's error are noted."""
 DEAD_FOR: Final = 30 * 24 * 3600 * 1000
 """Dead letters are kept for 30 days (in milliseconds)."""
 
@@ -31,7 +33,7 @@ _Entry: TypeAlias = tuple[str, str]
 
 
 def build_attempts_key(key: bytes, group: bytes) -> bytes:
-    """Return the key of the hash that counts the attempts of a stream's entries, in one group."""
+    """Return the key of the hash that counts the attempts of a stream's entries in one group: ``3`` or ``3 the last error``."""
     return b"%b:attempts:%b" % (key, group)
 
 
@@ -190,14 +192,16 @@ class DeliveriesInHand:
             for entry_id in (ids if isinstance(lost, WrongType) else lost)
         }
 
-    async def count(self, delivery: Delivery) -> int:
-        """Count one attempt, and return the number of all; a call that is repeated after an error counts once."""
+    async def count(self, delivery: Delivery, error: str = "") -> int:
+        """Count one attempt, and note its error; return the number of all. A repeated call after an error counts once."""
         key, entry_id, entry = delivery.address.encode(), delivery.id.encode(), _entry_of(delivery)
         keys = [key, build_attempts_key(key, self._group)]
         if entry not in self._attempts:
             (self._attempts[entry],) = await self._run("read attempts at", [ScriptCall.of(COUNT, keys, entry_id)])
         number = b"%d" % (self._attempts[entry] + 1)
-        call = ScriptCall.of(COUNT, keys, entry_id, number, b"%d" % ATTEMPTS_FOR)
+        call = ScriptCall.of(
+            COUNT, keys, entry_id, number, b"%d" % ATTEMPTS_FOR, error[:NOTED].encode(errors="replace")
+        )
         (known,) = await self._run("count an attempt at", [call], stores=True)
         self._attempts.pop(entry, None)  # perhaps it was removed meanwhile
         return int(known)

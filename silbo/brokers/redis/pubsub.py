@@ -214,7 +214,7 @@ class _PubSubReceiver:
     async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
         return [None] * len(deliveries)
 
-    async def count(self, delivery: Delivery) -> int:
+    async def count(self, delivery: Delivery, *, error: str = "") -> int:
         return delivery.attempt
 
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:

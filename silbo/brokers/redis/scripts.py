@@ -60,11 +60,13 @@ end
 """
 
 
-# Attempts are kept in a key that anybody may write: what is no count there, or no hash, is none.
+# Attempts are kept in a key that anybody may write: what is no count there, or no hash, is none. An error may follow the count.
 _COUNT_OF: Final = """
 local function count_of(key, id)
   local found = redis.pcall('HGET', key, id)
-  return type(found) == 'string' and #found < 10 and string.match(found, '^%d+$') and tonumber(found) or 0
+  local count = type(found) == 'string' and string.match(found .. ' ', '^(%d+) ')
+  if not count or #count >= 10 then return 0, nil end
+  return tonumber(count), string.match(found, ' .*')
 end
 """
 
@@ -405,18 +407,19 @@ Key: the stream. Arguments: group, where to begin. Reply: where to go on, or not
 COUNT: Final = Script(
     _COUNT_OF
     + """
-local known = count_of(KEYS[2], ARGV[1])
+local known, noted = count_of(KEYS[2], ARGV[1])
 if not ARGV[2] then return known end
 if known >= tonumber(ARGV[2]) then return known end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+if ARGV[4] ~= '' then noted = ' ' .. ARGV[4] end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. (noted or ''))
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return tonumber(ARGV[2])
 """
 )
 """Reads or raises the number of attempts of one entry.
 
-Keys: the stream, the attempts. Arguments: id; to raise it also the new number, and milliseconds to keep all attempts. Reply:
-the number.
+Keys: the stream, the attempts. Arguments: id; to raise it also the new number, milliseconds to keep all attempts, and the error
+of the attempt or nothing, which leaves the last one noted. Reply: the number.
 """
 
 COUNTS: Final = Script(

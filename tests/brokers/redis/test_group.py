@@ -197,6 +197,21 @@ async def test_what_is_acknowledged_while_it_is_read_again_does_not_come_twice(
 # -- count and bury -----------------------------------------------------------------------------------------
 
 
+async def test_last_error_is_noted_beside_the_count(admin: Redis, streams: RedisStreams) -> None:
+    """For `silbo why`: an attempt that only begins leaves the error of the one before, and the count counts on."""
+    async with opened(streams.group("billing", start="new")) as receiver:
+        await streams.publish(message(1))
+        (delivery,) = await deliveries(receiver, 1)
+        assert await receiver.count(delivery, error="ValueError: 2 late\n\udc80") == 1
+        assert await admin.hget(ATTEMPTS, delivery.id) == b"1 ValueError: 2 late\n?"
+        assert await receiver.count(delivery) == 2
+        assert await admin.hget(ATTEMPTS, delivery.id) == b"2 ValueError: 2 late\n?"
+        assert await receiver.count(delivery, error="KeyError: " + "x" * 1000) == 3
+        assert await admin.hget(ATTEMPTS, delivery.id) == b"3 KeyError: " + b"x" * 490
+        await receiver.ack(delivery)
+        assert await admin.exists(ATTEMPTS) == 0
+
+
 async def test_attempts_count_over_consumers_until_it_is_acknowledged(admin: Redis, streams: RedisStreams) -> None:
     group = streams.group("billing", start="new", claim_after=SOON)
     async with opened(group) as one, opened(group) as other:
