@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from os import PathLike
 from typing import Any, Final, Literal, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
-from silbo._checks import check_hook, suggest_name
+from silbo._checks import check_hook, check_list, suggest_name
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import describe_error
@@ -25,7 +28,7 @@ from silbo.plugins.entry_points import find_plugins
 from silbo.plugins.order import check_plugin, required_names, requirement_order, running_order
 from silbo.plugins.plugin import Plugin, as_plugin
 from silbo.plugins.scope import PluginScope
-from silbo.plugins.settings import read_settings
+from silbo.plugins.settings import read_settings, read_tables
 from silbo.plugins.view import make_view
 from silbo.plugins.watchdog import Blocked, Watchdog
 from silbo.policy import Policy
@@ -36,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 Settings: TypeAlias = "Mapping[str, Any] | str | PathLike[str] | None"
 
-ReportKind: TypeAlias = Literal["failed", "long", "blocked", "switched off", "switched on", "not loaded", "left behind"]
+ReportKind: TypeAlias = Literal[
+    "failed", "long", "blocked", "switched off", "switched on", "not loaded", "left behind", "misspelt"
+]
+_LIKE: Final = 0.75
+"""The likeness of a name, as of ``difflib``, from which on it is taken for a misspelling."""
 _SERIOUS: Final = ("failed", "switched off", "not loaded", "left behind")
 
 
@@ -48,6 +55,7 @@ class PluginReport:
         kind: ``failed``: a listener failed, and the dispatch went on. ``long``: a listener runs longer than ``report_after``.
             ``blocked``: a listener holds the event loop. ``switched off``, ``switched on``: by its budget or by hand.
             ``not loaded``: its set-up failed. ``left behind``: something of it is still there after it was unloaded.
+            ``misspelt``: it has no settings, or no policy of its own, but a name like its own has, which is no plugin's.
         plugin: The name of the plugin.
         text: What happened, for people.
         listener: The listener; None if there is none.
@@ -148,6 +156,7 @@ class Plugins(AsyncCloseable):
         self._places: dict[
             str, float
         ] = {}  # of each that is loaded, before ``before`` and ``after``: a reload keeps it
+        self._expected: Counter[str] = Counter()  # the plugins that calls of load_all() are about to load
         self._closers = 0  # calls of aclose() that run
         self._endings: dict[asyncio.Task[None], PluginScope] = {}  # wait for a tear-down for which its caller could not
         self._on_loop = OnLoop()
@@ -228,11 +237,12 @@ class Plugins(AsyncCloseable):
                 self._fail(failed, getattr(error, "plugin", str(candidate)), error)
         for name in twice:
             del wanted[name]
-        for plugin in self._ordered(wanted, failed):
-            try:
-                await self.load(plugin)
-            except Exception as error:  # noqa: BLE001  # told to the host
-                self._fail(failed, plugin.name, error)
+        with self._expecting(wanted):
+            for plugin in self._ordered(wanted, failed):
+                try:
+                    await self.load(plugin)
+                except Exception as error:  # noqa: BLE001  # told to the host
+                    self._fail(failed, plugin.name, error)
         return failed
 
     async def load_entry_points(self, group: str, *, allow: Iterable[str]) -> dict[str, BaseException]:
@@ -247,12 +257,14 @@ class Plugins(AsyncCloseable):
         """
         failed: dict[str, BaseException] = {}
         plugins: list[Plugin] = []
-        for found in find_plugins(group, allow=allow):
+        allowed = check_list("allow", allow)
+        for found in find_plugins(group, allow=allowed):
             if found.plugin is not None:
                 plugins.append(found.plugin)
             elif found.error is not None:
                 self._fail(failed, found.name, found.error)
-        return failed | await self.load_all(plugins)
+        with self._expecting(allowed):
+            return failed | await self.load_all(plugins)
 
     # -- unload, reload -------------------------------------------------------------------------------------
 
@@ -474,7 +486,29 @@ class Plugins(AsyncCloseable):
 
     def _read_settings(self, plugin: Plugin, given: Settings) -> Any:
         source = self._settings if given is None else {plugin.name: given} if isinstance(given, Mapping) else given
+        if plugin.settings is not None and given is None:
+            self._check_spelling("the settings have no table for it", plugin.name, read_tables(plugin, source))
+        self._check_spelling("policies= has no policy of its own for it", plugin.name, self._policies)
         return read_settings(plugin, source)
+
+    def _check_spelling(self, problem: str, name: str, given: Iterable[str]) -> None:
+        """Tell the host that a plugin has nothing under its name, but another name is like it, and is no plugin's."""
+        names = set(given)
+        if name not in names:
+            others = names - {*self._loaded, *self._moving, *self._expected}
+            for near in get_close_matches(name, others, 1, _LIKE):
+                text = f"{problem}, but {near!r} has one, and is no plugin: did you mean {name!r}?"
+                self._report(PluginReport(kind="misspelt", plugin=name, text=text))
+
+    @contextmanager
+    def _expecting(self, names: Iterable[str]) -> Generator[None]:
+        """Take names for those of plugins that are about to be loaded, within the block."""
+        expected = list(names)
+        self._expected.update(expected)
+        try:
+            yield
+        finally:
+            self._expected -= Counter(expected)
 
     def _arrange(self) -> None:
         """Give each plugin the place that ``before`` and ``after`` ask for."""

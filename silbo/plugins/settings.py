@@ -16,7 +16,7 @@ from silbo.plugins.plugin import Plugin
 from silbo.wire.faults import explain_refusal, to_message_invalid
 from silbo.wire.fields import is_root_model
 
-__all__ = ["read_settings"]
+__all__ = ["read_settings", "read_tables"]
 
 
 def read_settings(plugin: Plugin, source: Mapping[str, Any] | str | PathLike[str] | None) -> Any:
@@ -32,7 +32,7 @@ def read_settings(plugin: Plugin, source: Mapping[str, Any] | str | PathLike[str
             default is missing; the class refuses the settings; or the file is not TOML.
         OSError: The file can't be read.
     """
-    table = _read_tables(plugin, source).get(plugin.name, {})
+    table = read_tables(plugin, source).get(plugin.name, {})
     if not isinstance(table, Mapping):
         raise PluginSettingsInvalid(plugin.name, f"they are a table of settings by name, not {describe_object(table)}")
     cls: Any = plugin.settings
@@ -49,7 +49,8 @@ def read_settings(plugin: Plugin, source: Mapping[str, Any] | str | PathLike[str
     return settings
 
 
-def _read_tables(plugin: Plugin, source: Any) -> Mapping[str, Any]:
+def read_tables(plugin: Plugin, source: Any) -> Mapping[str, Any]:
+    """Return the settings of all plugins by name, for one of them, which an error names."""
     if source is None or isinstance(source, Mapping):
         return source or {}
     if not isinstance(source, str | PathLike):

@@ -10,6 +10,8 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -353,6 +355,37 @@ async def test_settings_come_from_the_host() -> None:
             await plugins.load(plugin, name="other", settings={"mots": 1})
         await plugins.load(plugin, name="third", settings={"most": 7})
     assert got == [Limits(5), Limits(5), Limits(7)]
+
+
+async def test_a_misspelt_table_or_policy_is_told(tmp_path: Path) -> None:
+    """The plugin would run with its defaults, or without the limits that the host has meant for it."""
+    file = tmp_path / "plugins.toml"
+    file.write_text("[audti]\nfolder = 'x'\n[audit2]\n[other]\n")
+    reports: list[PluginReport] = []
+
+    @dataclass
+    class Folder:
+        folder: str = "."
+
+    def setup(view: Any, folder: Folder) -> None: ...
+
+    audit, audit2 = (Plugin(setup, name=name, settings=Folder) for name in ("audit", "audit2"))
+    policies = {"adit": Policy(timeout=1), "audit2": Policy()}
+    async with Plugins(AsyncEventDispatcher(), settings=file, policies=policies, report=reports.append) as plugins:
+        assert await plugins.load_all([audit, audit2]) == {}
+        await plugins.load(Plugin(setup, name="third", settings=Folder))
+        assert [(report.kind, report.plugin, report.text) for report in reports] == [
+            (
+                "misspelt",
+                "audit",
+                "the settings have no table for it, but 'audti' has one, and is no plugin: did you mean 'audit'?",
+            ),
+            (
+                "misspelt",
+                "audit",
+                "policies= has no policy of its own for it, but 'adit' has one, and is no plugin: did you mean 'audit'?",
+            ),
+        ]
 
 
 async def test_before_and_after_order_listeners_of_equal_priority() -> None:
