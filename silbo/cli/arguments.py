@@ -17,6 +17,7 @@ from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 __all__ = [
     "FORMATS",
     "Commands",
+    "Time",
     "UsageError",
     "add_command",
     "add_command_group",
@@ -24,6 +25,7 @@ __all__ = [
     "add_json_option",
     "add_redis_options",
     "add_store_option",
+    "find_moment",
     "make_count_parser",
     "parse_address",
     "parse_positive_seconds",
@@ -31,6 +33,8 @@ __all__ = [
     "parse_time",
 ]
 
+Time: TypeAlias = datetime | timedelta
+"""A moment, or the time before now."""
 Commands: TypeAlias = Any
 """The type of the value of ``add_subparsers``; argparse has no public name for it."""
 
@@ -136,18 +140,23 @@ def parse_positive_seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} must be more than 0: write 90s, 15m, 1h or 7d")
 
 
-def parse_time(text: str) -> datetime:
-    """Return the time that an ISO 8601 text, a duration before now, or ``now`` means. A time without a zone is in UTC."""
+def parse_time(text: str) -> Time:
+    """Return the time that an ISO 8601 text means, or the duration before now; ``now`` is none at all. No zone is UTC."""
     if text == "now":
-        return datetime.now(UTC)
+        return timedelta()
     try:
         if _is_duration(text):
-            return datetime.now(UTC) - timedelta(seconds=parse_seconds(text))
+            return timedelta(seconds=parse_seconds(text))
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (argparse.ArgumentTypeError, ValueError, OverflowError) as error:
         problem = f"{text!r} is no time: write 2026-03-07T09:26Z; or 15m, 1h or 7d for a time before now; or now"
         raise argparse.ArgumentTypeError(problem) from error
+
+
+def find_moment(time: Time, now: datetime) -> datetime:
+    """Return the moment that a time means, by a clock that shows ``now``: the clock of the store, or of Redis."""
+    return now - time if isinstance(time, timedelta) else time
 
 
 def parse_address(text: str) -> str:

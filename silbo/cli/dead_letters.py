@@ -20,6 +20,7 @@ from silbo.cli.arguments import (
     add_format_option,
     add_json_option,
     add_redis_options,
+    find_moment,
     make_count_parser,
     parse_address,
     parse_time,
@@ -289,17 +290,20 @@ async def retry_letters(options: argparse.Namespace) -> int:
 
 async def purge_letters(options: argparse.Namespace) -> int:
     """Delete dead letters: by id; or of one group, or before a time, or both."""
-    if bool(options.ids) == bool(options.group or options.before):
+    if bool(options.ids) == bool(options.group or options.before is not None):
         raise UsageError("which dead letters? Give their ids, or --group, or --before")
     ids = list(dict.fromkeys(options.ids))
     what = format_count(len(ids), "dead letter") if ids else "all dead letters"
     what += f" of {options.group}" if options.group else ""
-    what += f" from before {format_time(options.before)}" if options.before else ""
-    if not confirm(f"Delete {what} for good?", yes=options.yes):
-        return 1
     async with _open_dead_letters(options) as dead:
+        before = None
+        if options.before is not None:
+            before = find_moment(options.before, await dead.read_clock())
+            what += f" from before {format_time(before)}"
+        if not confirm(f"Delete {what} for good?", yes=options.yes):
+            return 1
         with show_progress("purge", len(ids) or None) as update:
-            done = await dead.purge(ids or None, group=options.group, before=options.before, progress=update)
+            done = await dead.purge(ids or None, group=options.group, before=before, progress=update)
         is_unknown = not done and await _report_unknown_name(dead, options, options.group)
     print_outcome({"purged": done}, f"{format_count(done, 'dead letter')} deleted", as_json=options.json)
     if done < len(ids) and not is_unknown:

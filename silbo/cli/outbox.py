@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncGenerator, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from silbo._process import find_process
@@ -15,6 +14,7 @@ from silbo.cli.arguments import (
     add_command_group,
     add_json_option,
     add_store_option,
+    find_moment,
     make_count_parser,
     parse_time,
 )
@@ -281,41 +281,37 @@ async def retry_rows(options: argparse.Namespace) -> int:
 
 async def replay_rows(options: argparse.Namespace) -> int:
     """Send again the rows that were sent from a time on."""
-    if options.before:
-        _check_period(options.since, options.before)
     async with open_store(options.store) as store:
         clock = await store.read_clock()
-        before = min(clock, options.before or clock)
-        _check_period(options.since, before)
+        since = find_moment(options.since, clock)
+        before = clock if options.before is None else min(clock, find_moment(options.before, clock))
+        if since >= before:
+            raise UsageError(f"--since {format_time(since)} is not before {format_time(before)}")
         now = await store.status()
         sent = now.counts["sent"]
         if now.oldest_sent_at is None:
             print_note("silbo: nothing that was sent is kept")
-        elif options.since < now.oldest_sent_at:
+        elif since < now.oldest_sent_at:
             print_note(
                 f"silbo: what was sent before {format_time(now.oldest_sent_at)} is not kept any more, if there was any"
             )
-        what = f"Send again what was sent from {format_time(options.since)} to {format_time(before)}, of {sent:,} rows that are kept?"
+        what = f"Send again what was sent from {format_time(since)} to {format_time(before)}, of {sent:,} rows that are kept?"
         if not confirm(what, yes=options.yes):
             return 1
         with show_progress("replay") as update:
-            done = await repeat_step(lambda: store.replay(since=options.since, before=before, limit=STEP), update)
+            done = await repeat_step(lambda: store.replay(since=since, before=before, limit=STEP), update)
     print_outcome({"replayed": done}, f"{format_count(done, 'row')} will be sent again", as_json=options.json)
     return 0
-
-
-def _check_period(since: datetime, before: datetime) -> None:
-    if since >= before:
-        raise UsageError(f"--since {format_time(since)} is not before {format_time(before)}")
 
 
 async def purge_rows(options: argparse.Namespace) -> int:
     """Delete the rows that have been sent, or dead, since before a time."""
     async with open_store(options.store) as store:
-        what = f"Delete what has been {options.state} since before {format_time(options.before)}?"
+        before = find_moment(options.before, await store.read_clock())
+        what = f"Delete what has been {options.state} since before {format_time(before)}?"
         if not confirm(what, yes=options.yes):
             return 1
         with show_progress("purge") as update:
-            done = await repeat_step(lambda: store.purge(options.state, before=options.before, limit=STEP), update)
+            done = await repeat_step(lambda: store.purge(options.state, before=before, limit=STEP), update)
     print_outcome({"purged": done}, f"{format_count(done, 'row')} deleted", as_json=options.json)
     return 0

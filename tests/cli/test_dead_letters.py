@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from chaos.faketime import wound
 from silbo.brokers.redis import RedisStreams
 from silbo.message import Delivery
 from silbo.protocols import Receiver
-from tests.support.command_line import Done, Run, message, silbo, terminal
+from tests.support.command_line import SILBO, Done, Run, message, silbo, terminal
+from tests.support.faketime import require_faketime
 
 
 class Dead:
@@ -193,6 +195,16 @@ async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
             assert await screen.end() == code, screen.shown
         assert len(await dead.ids()) == left
     assert "3/3" in screen.shown
+
+
+async def test_duration_counts_back_from_the_clock_of_redis(dead: Dead) -> None:
+    """This machine's clock may differ."""
+    require_faketime()
+    await dead.bury("billing", 1)
+    for clock, before, purged in (("+1h", "30m", 0), ("-1h", "now", 1)):
+        arguments = ("dead", "purge", *dead.where, "--before", before, "--yes", "--json")
+        done = await silbo(*arguments, env=wound(clock), command=SILBO)
+        assert done.object == {"purged": purged}
 
 
 async def test_dead_letters_of_one_group_are_purged(dead: Dead) -> None:

@@ -259,6 +259,11 @@ class DeadLetters(AsyncCloseable):
                 progress(deleted)
         return deleted
 
+    async def read_clock(self) -> datetime:
+        """Return the time of Redis's clock, which decides when a dead letter died: aware, UTC."""
+        seconds, microseconds = await self._connection.run_command(b"TIME")
+        return UNIX_EPOCH + timedelta(seconds=int(seconds), microseconds=int(microseconds))
+
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""
         await self._connection.aclose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -13,10 +12,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from chaos.faketime import find_library
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
 from silbo.message import Delivery
+from tests.support.faketime import require_faketime
 from tests.support.redis_streams import eventually, message, number, opened, receive
 from tools.redis_binary import Binary, find_binary
 from tools.redis_server import RedisServer
@@ -73,12 +72,7 @@ class WoundRedis:
 
 @pytest.fixture
 def wound_redis(redis_binary: Binary | None, tmp_path: Path) -> Iterator[WoundRedis]:
-    library = find_library()
-    if library is None:
-        reason = "no `faketime`; install it: apt-get install faketime"
-        if os.environ.get("SILBO_LEAVE_OUT") == "nothing":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    library = require_faketime()
     binary = redis_binary or find_binary()
     setting, program = tmp_path / "clock", tmp_path / "redis-server"
     setting.write_text("+0")
