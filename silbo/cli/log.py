@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -18,11 +19,15 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def log_to_stderr() -> None:
-    """Set up the logging of this process: silbo's records from INFO on, and warnings of all others, go to stderr."""
+    """Set up the logging of this process: silbo's records from INFO on, and warnings of all others, go to stderr.
+
+    A program that has set up logging already, by a handler of its own or a level for silbo, keeps that.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("silbo").setLevel(logging.INFO)
+    if (own := logging.getLogger("silbo")).level == logging.NOTSET:
+        own.setLevel(logging.INFO)
 
 
 class LineFormatter(logging.Formatter):
@@ -47,7 +52,9 @@ class LineFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}"
 
 
-async def log_figures(logger: logging.Logger, what: str, stats: Any, every: float | None) -> None:
+async def log_figures(
+    logger: logging.Logger, what: str, stats: Any, every: float | None, *, extra: Mapping[str, Any] | None = None
+) -> None:
     """Log counters when they have changed, at most once in ``every`` seconds; never if that is None.
 
     Args:
@@ -55,10 +62,11 @@ async def log_figures(logger: logging.Logger, what: str, stats: Any, every: floa
         what: Of what they are, for the line.
         stats: A dataclass of counters, which changes.
         every: Seconds.
+        extra: Further fields of the line.
     """
     logged = asdict(stats)
     while every is not None:
         await asyncio.sleep(every)
         if (now := asdict(stats)) != logged:
-            logger.info("%s figures", what, extra=now)
+            logger.info("%s figures", what, extra={**(extra or {}), **now})
             logged = now

@@ -22,6 +22,7 @@ from silbo.errors import AppFailed, SilboError
 __all__ = ["main", "make_parser"]
 
 COMMANDS: Final = {
+    "consume": "silbo.cli.consume",
     "relay": "silbo.cli.relay",
     "listeners": "silbo.cli.listeners",
     "names": "silbo.cli.names",
@@ -34,6 +35,8 @@ imports its own module alone, so that it starts quickly."""
 
 EPILOG = """\
 examples:
+  silbo consume shop.billing:consumer
+  silbo listeners shop.web:dispatcher order.paid
   silbo relay --store outbox.db --redis redis://localhost
   silbo outbox status --store outbox.db
   silbo dead list --redis redis://localhost --json | jq -r .id
@@ -58,7 +61,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of all commands and their options, or of ``only`` one command."""
     parser = _Parser(
         prog="silbo",
-        description="Run and look after an outbox, and the dead letters of consumers.",
+        description="Run consumers and relays, look at programs and at what is in Redis, and mend it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -31,7 +31,7 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 def shown(page: Path) -> Iterator[str]:
     """The lines of a page's shell blocks that call silbo."""
     for token in MarkdownIt().parse(page.read_text()):
-        if token.type == "fence" and token.info.strip() in {"sh", "shell", "bash", "console"}:
+        if token.type == "fence" and token.info.split()[:1] in (["sh"], ["shell"], ["bash"], ["console"]):
             yield from re.findall(r"^(?:\$ )?silbo (.*)$", token.content, re.MULTILINE)
 
 

@@ -8,6 +8,9 @@ The convention, for whoever writes a page (CONTRIBUTING.md has it too):
   imported, or run if it is a program.
 - ```python background is a program that runs while the page goes on and is ended with Ctrl-C: it must then exit
   with 0. The page goes on when the first line that it promises (see below) is out.
+- ```console background is a command, `$ silbo consume ...`, that runs while the page goes on, once its consumer is connected, and is
+  ended with Ctrl-C. Its other lines are all that it prints; of those that begin with a time, its log, the words before the
+  fields have to be among what it logs.
 - `#> text` promises a line of output; where a block has any, they are all of its output.
 - `Redis()` and `redis://localhost:6379` are the page's own server, and so is SILBO_REDIS_URL in the environment;
   `localhost:9092` is its own Kafka.
@@ -25,6 +28,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import types
@@ -40,6 +44,9 @@ from tests.support.source import parse_source
 
 SECONDS = 30.0
 """For one program, or one awaited line of a background program."""
+
+TIME = r"\d{4}-\d\d-\d\dT[\d:]+Z"
+"""The beginning of a line of a command's log."""
 
 OTHER_NAMES = re.compile(r"py|python3|pycon|ipython\d?|\{(code|code-block|code-cell|testcode|doctest)\}\s*(i?py.*)?")
 
@@ -62,7 +69,23 @@ class Snippet:
         return named[1] if named else None
 
     @property
+    def command(self) -> list[str]:
+        """The words of a command of silbo's; none for Python."""
+        return (
+            shlex.split(self.code.partition("\n")[0].removeprefix("$ silbo"))
+            if self.code.startswith("$ silbo ")
+            else []
+        )
+
+    @property
+    def logged(self) -> list[str]:
+        """What a command has to log: level and words, without the time and the fields."""
+        return re.findall(rf"^{TIME} (.*?)(?: \w+=.*)?$", self.code, re.MULTILINE)
+
+    @property
     def promised(self) -> list[str]:
+        if self.command:
+            return [line for line in self.code.splitlines()[1:] if not re.match(TIME, line)]
         return re.findall(r"^[ \t]*#> ?(.*)$", self.code, re.MULTILINE)
 
 
@@ -73,7 +96,7 @@ def snippets(text: str, line: int = 0) -> list[Snippet]:
         if token.type != "fence" or token.map is None:
             continue
         info, start = token.info.strip(), line + token.map[0] + 1
-        if info in {"python", "python background"}:
+        if info in {"python", "python background", "console background"}:
             found.append(Snippet(token.content, start, background=info.endswith("background")))
         elif info.startswith("python ") or OTHER_NAMES.fullmatch(info):
             raise AssertionError(f"line {start}: a block marked {info!r} would not be run; mark it ```python")
@@ -122,6 +145,7 @@ class Page:
         self._kafka_url = kafka_url
         self._module = types.ModuleType(re.sub(r"\W", "_", f"page_{path.stem}"))
         self._background: list[tuple[Snippet, asyncio.subprocess.Process]] = []
+        self._logs: dict[asyncio.subprocess.Process, asyncio.Task[str]] = {}  # of commands
 
     async def run(self) -> None:
         """Every block in turn.
@@ -158,6 +182,9 @@ class Page:
 
     async def _run(self, snippet: Snippet) -> None:
         code = snippet.code
+        if snippet.command:
+            await self._start_command(snippet)
+            return
         if self._url:
             code = code.replace("redis://localhost:6379", self._url).replace("redis://localhost", self._url)
             code = re.sub(r"\bRedis\(\)", f"Redis.from_url({self._url!r})", code)
@@ -213,13 +240,41 @@ class Page:
         assert process.returncode == 0, f"{self._at(snippet)} exited with {process.returncode}:\n{err.decode()}"
         self._compare(snippet, out.decode())
 
+    async def _start_command(self, snippet: Snippet) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-u", "-W", "error", "-m", "silbo", *snippet.command),
+            cwd=self._folder,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._background.append((snippet, process))
+        stderr = process.stderr
+        assert stderr is not None
+        told = ""
+        async with asyncio.timeout(SECONDS):
+            while "consumer connected" not in told:
+                line = (await stderr.readline()).decode()
+                assert line, f"{self._at(snippet)} ended: {told}"
+                told += line
+
+        async def read() -> str:
+            return told + (await stderr.read()).decode()
+
+        self._logs[process] = asyncio.create_task(read())
+
     async def _end(self, snippet: Snippet, process: asyncio.subprocess.Process) -> None:
-        for line in snippet.promised[1:]:
+        for line in snippet.promised if snippet.command else snippet.promised[1:]:
             await self._expect(snippet, process, line)
         process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
         async with asyncio.timeout(SECONDS):
-            rest, _ = await process.communicate()
+            rest = await process.stdout.read()
+            await process.wait()
         assert process.returncode == 0, f"{self._at(snippet)} exited with {process.returncode} on Ctrl-C"
+        if snippet.command:
+            log = await self._logs[process]
+            for words in snippet.logged:
+                assert words in log, f"{self._at(snippet)} promises the line {words!r} and logged {log}"
         if snippet.promised:
             assert rest == b"", f"{self._at(snippet)} said more than the page: {rest.decode()}"
 
