@@ -30,8 +30,8 @@ def add_app_arguments(parser: argparse.ArgumentParser, what: str = "a dispatcher
     )
 
 
-def open_app_of(options: argparse.Namespace) -> AbstractAsyncContextManager[App]:
-    """Open the app that the options name.
+def open_app_of(options: argparse.Namespace, reference: str | None = None) -> AbstractAsyncContextManager[App]:
+    """Open the app that the options name, or that ``reference`` names, from their ``--app-dir``.
 
     Raises:
         AppInvalid: On entering: there is no such module or attribute, or it has nothing of silbo's.
@@ -39,4 +39,4 @@ def open_app_of(options: argparse.Namespace) -> AbstractAsyncContextManager[App]
     """
     from silbo.operations.app import open_app
 
-    return open_app(options.app, app_dir=options.app_dir)
+    return open_app(options.app if reference is None else reference, app_dir=options.app_dir)

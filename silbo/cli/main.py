@@ -24,6 +24,7 @@ __all__ = ["main", "make_parser"]
 COMMANDS: Final = {
     "consume": "silbo.cli.consume",
     "relay": "silbo.cli.relay",
+    "send": "silbo.cli.send",
     "listeners": "silbo.cli.listeners",
     "names": "silbo.cli.names",
     "plugins": "silbo.cli.plugins",

@@ -1,0 +1,108 @@
+"""One message by hand: made of a name and a payload, and checked as the program that has the name would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from silbo._checks import suggest_name
+from silbo.bridge import routing_key
+from silbo.errors import MessageInvalid, MessageRefused
+from silbo.event import kind_of
+from silbo.message import Message, new_publication
+from silbo.names import EventName, check_name
+from silbo.wire.decode import to_event
+from silbo.wire.encode import format_time, to_message
+from silbo.wire.fields import event_fields
+
+if TYPE_CHECKING:
+    from silbo.operations.app import App
+
+__all__ = ["make_message"]
+
+Kind = Literal["notification", "ecst"]
+
+
+def make_message(
+    name: str,
+    payload: Mapping[str, Any],
+    *,
+    kind: Kind | None = None,
+    key: str | None = None,
+    to: str | None = None,
+    app: App | None = None,
+) -> Message:
+    """Return a message as a bridge would send it.
+
+    With an app, its name gives class, kind, key and version: the payload is rebuilt as an event of the class, and written again, so
+    that fields which may be left out are there. Without one, the payload is taken as it is.
+
+    Args:
+        name: The event name.
+        payload: The fields of the event; ``event_id`` and ``event_timestamp`` are made if they are not among them.
+        kind: The kind as which it is sent; by default that of the class, else ``notification``.
+        key: The routing key; by default that of the name.
+        to: The address; None for the broker's default.
+        app: The program that has the name.
+
+    Raises:
+        NameInvalid: The name is a pattern, or too long.
+        MessageRefused: The app has no such name, its class is a domain event or of another kind, or the payload does not fit.
+    """
+    check_name(name)
+    constant = EventName(name) if app is None else _find_name(name, app)
+    cls = constant.cls
+    own = None if cls is None else kind_of(cls)
+    if own == "domain":
+        raise MessageRefused(name, f"{_describe(cls)} is a domain event, and stays in its process")
+    if own is not None and kind not in (None, own):
+        raise MessageRefused(name, f"{_describe(cls)} is of the kind {own}, not {kind}")
+    wanted: Kind = own or kind or "notification"
+    identity = str(payload.get("event_id") or uuid4())
+    if cls is None:
+        whole = {"event_id": identity, "event_timestamp": format_time(datetime.now(UTC)), **payload}
+        headers = {"publication": new_publication(), "version": str(constant.version)}
+        if key is not None:
+            headers["key"] = key
+        return Message(f"{wanted}_event", name, identity, whole, headers, to)
+    _check_fields(name, cls, payload)
+    version = {"version": str(constant.version)}
+    try:
+        event = to_event(Message(f"{wanted}_event", name, identity, dict(payload), version), cls)
+    except MessageInvalid as error:
+        field = (error.field or "").removeprefix("payload.") or None
+        raise MessageRefused(name, f"{error.problem}; events of this name are {_describe(cls)}", field=field) from error
+    if key is None:
+        key = routing_key(event, name, constant.key)
+    return to_message(event, name=name, kind=wanted, key=key, to=to, version=constant.version)
+
+
+def _find_name(name: str, app: App) -> EventName[Any]:
+    """Return the newest version of a name."""
+    from silbo.operations.names import find_constants, list_names
+
+    same = [constant for constant in find_constants(app) if str(constant) == name]
+    if same:
+        return max(same, key=lambda constant: constant.version)
+    known = dict.fromkeys(info.name for info in list_names(app))
+    if name in known:
+        return EventName(name)
+    raise MessageRefused(name, f"{app.reference} has no such name{suggest_name(name, known)}")
+
+
+def _check_fields(name: str, cls: type, payload: Mapping[str, Any]) -> None:
+    """Refuse a field that the class does not have: a consumer would ignore it, and with it a misspelt one."""
+    fields = event_fields(cls)
+    if fields.library == "plain" or getattr(cls, "model_config", {}).get("extra") == "allow":
+        return
+    known = [*fields.names.values(), *fields.names, "event_id", "event_timestamp"]
+    for field in payload:
+        if field not in known:
+            hint = suggest_name(field, [wire for _, wire in fields.payload])
+            raise MessageRefused(name, f"{_describe(cls)} has no such field{hint}", field=field)
+
+
+def _describe(cls: type | None) -> str:
+    return "" if cls is None else f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,64 @@
+"""A message by hand is the one that the program itself would send, or is refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from silbo.errors import MessageRefused, NameInvalid
+from silbo.operations.app import open_app
+from silbo.operations.send import make_message
+
+IDENTITY = "9f62e977-73f7-462b-92cb-8ea658d3bcb5"
+
+
+async def test_message_of_an_app_has_its_kind_key_version_and_all_fields(folder: Path) -> None:
+    async with open_app("shop.web:dispatcher", app_dir=str(folder)) as app:
+        message = make_message("order.paid", {"order": 7}, app=app)
+    assert (message.message_type, message.key, message.version) == ("notification_event", "7", 1)
+    assert message.payload["order"] == 7 and message.payload["tags"] is None
+    assert message.message_id == message.payload["event_id"] and message.headers["publication"]
+
+
+async def test_message_without_an_app_is_as_it_was_given() -> None:
+    message = make_message("order.paid", {"order": [1]}, kind="ecst", key="k", to="orders")
+    assert (message.message_type, message.key, message.to) == ("ecst_event", "k", "orders")
+    assert UUID(message.message_id) and message.payload["event_timestamp"].endswith("Z")
+    assert make_message("order.paid", {"event_id": IDENTITY}).message_id == IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "problem"),
+    [
+        ("order.pad", {}, "'order.pad': shop.web:dispatcher has no such name; did you mean 'order.paid'?"),
+        ("cart.emptied", {"cart": "x"}, "shop.events.CartEmptied is a domain event, and stays in its process"),
+        ("order.paid", {}, "field 'order': missing; events of this name are shop.events.OrderPaid"),
+        ("order.paid", {"order": "7"}, "field 'order': Expected `int`, got `str`"),
+        (
+            "order.paid",
+            {"order": 7, "tag": []},
+            "field 'tag': shop.events.OrderPaid has no such field; did you mean 'tags'?",
+        ),
+    ],
+)
+async def test_message_that_does_not_fit_is_refused(
+    folder: Path, name: str, payload: dict[str, object], problem: str
+) -> None:
+    async with open_app("shop.web:dispatcher", app_dir=str(folder)) as app:
+        with pytest.raises(MessageRefused) as caught:
+            make_message(name, payload, app=app)
+    assert problem.lower() in str(caught.value).lower()
+
+
+async def test_kind_that_the_class_does_not_have_is_refused(folder: Path) -> None:
+    async with open_app("shop.web:dispatcher", app_dir=str(folder)) as app:
+        with pytest.raises(MessageRefused, match="of the kind notification, not ecst"):
+            make_message("order.paid", {"order": 7}, kind="ecst", app=app)
+        assert make_message("order.payed", {"any": 1}, app=app).payload["any"] == 1, "a name that a listener alone has"
+
+
+def test_pattern_is_no_name() -> None:
+    with pytest.raises(NameInvalid):
+        make_message("order.*", {})
