@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 from silbo._checks import suggest_name
 from silbo.bridge import routing_key
 from silbo.errors import MessageInvalid, MessageRefused
-from silbo.event import kind_of
+from silbo.event import kind_of, new_id
 from silbo.message import Message, new_publication
 from silbo.names import EventName, check_name
 from silbo.wire.decode import to_event
@@ -60,7 +59,7 @@ def make_message(
     if own is not None and kind not in (None, own):
         raise MessageRefused(name, f"{_describe(cls)} is of the kind {own}, not {kind}")
     wanted: Kind = own or kind or "notification"
-    identity = str(payload.get("event_id") or uuid4())
+    identity = str(payload.get("event_id") or new_id())
     if cls is None:
         whole = {"event_id": identity, "event_timestamp": format_time(datetime.now(UTC)), **payload}
         headers = {"publication": new_publication(), "version": str(constant.version)}

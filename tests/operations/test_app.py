@@ -210,6 +210,7 @@ async def test_nothing_else_is_imported(folder: Path) -> None:
 
 
 async def test_without_a_folder_the_path_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.chdir(folder)
     with pytest.raises(AppInvalid, match="there is no module 'shop'"):
         async with open_app("shop.web:dispatcher"):
             pass

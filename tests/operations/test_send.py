@@ -20,12 +20,14 @@ async def test_message_of_an_app_has_its_kind_key_version_and_all_fields(folder:
     assert (message.message_type, message.key, message.version) == ("notification_event", "7", 1)
     assert message.payload["order"] == 7 and message.payload["tags"] is None
     assert message.message_id == message.payload["event_id"] and message.headers["publication"]
+    assert UUID(message.message_id).version == 7
 
 
 async def test_message_without_an_app_is_as_it_was_given() -> None:
     message = make_message("order.paid", {"order": [1]}, kind="ecst", key="k", to="orders")
     assert (message.message_type, message.key, message.to) == ("ecst_event", "k", "orders")
-    assert UUID(message.message_id) and message.payload["event_timestamp"].endswith("Z")
+    assert UUID(message.message_id).version == 7, "`silbo why` finds it by its time"
+    assert message.payload["event_timestamp"].endswith("Z")
     assert make_message("order.paid", {"event_id": IDENTITY}).message_id == IDENTITY
 
 
