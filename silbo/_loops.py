@@ -11,7 +11,7 @@ from typing import Any
 
 from silbo.errors import LoopConflict
 
-__all__ = ["LoopBinding", "describe_lookup"]
+__all__ = ["LoopBinding", "describe_busy_threads", "describe_lookup"]
 
 _binding = RLock()
 
@@ -92,22 +92,28 @@ class LoopBinding:
 
 
 def describe_lookup(*hosts: object) -> str:
-    """Return the reason why the names of hosts can't be looked up at the moment; empty if none is known.
+    """Return the reason why the names of hosts can't be looked up at the moment; empty if none is known."""
+    names = [host for host in hosts if isinstance(host, str) and not _is_address(host)]
+    busy = describe_busy_threads() if names else ""
+    return f"the address of {' or '.join(map(repr, dict.fromkeys(names)))} can't be looked up: {busy}" if busy else ""
+
+
+def describe_busy_threads() -> str:
+    """Return a text that says that all threads of the loop's default pool are busy, and what to do; empty if not so.
 
     The running loop looks names up in its default thread pool. If hung threads fill the pool, no name is looked up, and no
     connection is made, whatever the server does.
     """
-    names = [host for host in hosts if isinstance(host, str) and not _is_address(host)]
     pool: Any = getattr(asyncio.get_running_loop(), "_default_executor", None)  # asyncio offers no way to ask
     try:
         threads, most, waiting = len(pool._threads), pool._max_workers, pool._work_queue.qsize()  # noqa: SLF001
     except AttributeError:  # another event loop, or another pool
         return ""
-    if not names or threads < most or not waiting:
+    if threads < most or not waiting:
         return ""
     return (
-        f"the address of {' or '.join(map(repr, dict.fromkeys(names)))} can't be looked up: all {most} threads of the event "
-        "loop's thread pool are busy; give what blocks them (asyncio.to_thread) an executor of its own"
+        f"all {most} threads of the event loop's thread pool are busy; give what blocks them (asyncio.to_thread) an "
+        "executor of its own"
     )
 
 

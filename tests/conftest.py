@@ -14,9 +14,11 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,19 @@ def own_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server of this test's own on a unix socket, every write on disk before it is answered."""
     with RedisServer(appendonly="always", binary=getattr(request, "param", None)) as server:
         yield server
+
+
+@pytest.fixture
+async def busy_pool() -> AsyncIterator[None]:
+    """All threads of the loop's pool are hung, as by plugins."""
+    loop = asyncio.get_running_loop()
+    end = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        loop.set_default_executor(pool)
+        hung = [loop.run_in_executor(None, end.wait) for _ in range(2)]
+        yield
+        end.set()
+        await asyncio.gather(*hung)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from silbo._checks import check_seconds
-from silbo._loops import LoopBinding
+from silbo._loops import LoopBinding, describe_busy_threads
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message
 
@@ -302,7 +302,9 @@ class _AddressQueue:
             self.task = loop.create_task(self._run(), context=Context())
 
     def _silence(self) -> str:
-        return f"{self._label} has not answered since {self._silent_since:%H:%M:%S} UTC"
+        busy = describe_busy_threads()
+        perhaps = f" (no new connection can look up the name of its host: {busy})" if busy else ""
+        return f"{self._label} has not answered since {self._silent_since:%H:%M:%S} UTC{perhaps}"
 
     async def _run(self) -> None:
         """Send batches until the queue is empty."""

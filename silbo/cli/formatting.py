@@ -36,9 +36,9 @@ def format_time(time: datetime | None) -> str | None:
     return None if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
-def format_age(time: datetime) -> str:
+def format_age(time: datetime, now: datetime) -> str:
     """Return the time between now and a time, before or after now: ``12 s``, ``3 min``, ``5 h`` or ``4 days``."""
-    seconds = abs((datetime.now(UTC) - time).total_seconds())
+    seconds = abs((now - time).total_seconds())
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from silbo._process import find_process
@@ -134,7 +135,7 @@ async def show_status(options: argparse.Namespace) -> int:
         if options.json:
             print_json(_status_to_fields(store, now) | {"failing": failing and _failing_to_fields(failing)})
         else:
-            _print_status(store, now, failing)
+            _print_status(store, now, failing, await store.read_clock())
     return 0
 
 
@@ -172,11 +173,11 @@ def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
     }
 
 
-def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None) -> None:
+def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None, clock: datetime) -> None:
     print_table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
     leads = [(number, now.leads.get(number)) for number in range(store.partitions)]
     rows = [
-        (number, *_describe_leader(lead), lead.epoch, f"in {format_age(lead.until)}")
+        (number, *_describe_leader(lead), lead.epoch, f"in {format_age(lead.until, clock)}")
         if lead
         else (number, "nobody", None, None, None)
         for number, lead in leads
@@ -186,12 +187,14 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None) ->
     print_line(f"\n{format_size(now.size)} count for the quota")
     if now.oldest_at:
         print_line(
-            f"the oldest row that waits was stored {format_age(now.oldest_at)} ago, {format_time(now.oldest_at)}"
+            f"the oldest row that waits was stored {format_age(now.oldest_at, clock)} ago, {format_time(now.oldest_at)}"
         )
         if not now.leads:
             print_line("no relay is at work: start one with `silbo relay`, or the program that owns the outbox")
     if now.oldest_sent_at:
-        print_line(f"a replay reaches back {format_age(now.oldest_sent_at)}, to {format_time(now.oldest_sent_at)}")
+        print_line(
+            f"a replay reaches back {format_age(now.oldest_sent_at, clock)}, to {format_time(now.oldest_sent_at)}"
+        )
     if failing:
         what = f"row {failing.id}, {failing.message.message_name}, attempt {_count_failed(failing)} failed"
         print_line(escape_controls(f"{what}: {failing.error}"))

@@ -315,6 +315,25 @@ async def test_silent_broker_is_tried_by_one_at_a_time() -> None:
     assert [batch for _, batch in library.batches][2:] == [["n5"], ["n7"]]
 
 
+async def look_up(messages: Sequence[OutgoingMessage]) -> None:
+    """Connect, as every client library does, to a host that has a name."""
+    await asyncio.get_running_loop().getaddrinfo("localhost", 1)
+    await ok(messages)
+
+
+async def test_busy_thread_pool_is_named_where_a_broker_does_not_answer(busy_pool: None) -> None:
+    """It may keep the library from connecting: the broker does nothing wrong. Named to those too who find it silent."""
+    sender = Library(look_up, look_up).sender(timeout=0.05)
+    busy = r"not answered since .* UTC \(no new .* host: all 2 threads of the event loop's thread pool are busy; give"
+    calls = [asyncio.create_task(sender.publish([message(number)])) for number in range(2)]
+    for call in calls:
+        with pytest.raises(BrokerUnavailable, match=busy):
+            await call
+    with pytest.raises(BrokerUnavailable, match=busy):
+        await sender.publish([message(3)])
+    await sender.aclose()
+
+
 async def test_try_of_a_silent_broker_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sender, "PROBE_TIMEOUT", 0.3)
     library = Library(silent, silent)

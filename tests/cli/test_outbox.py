@@ -203,6 +203,8 @@ async def test_duration_counts_back_from_the_clock_of_the_store(store: Path, mon
         return datetime.now(UTC) + timedelta(hours=2)
 
     monkeypatch.setattr(SQLiteStore, "read_clock", read_clock)
+    status = await silbo("outbox", "status", "--store", store)
+    assert "waits was stored 2 h ago" in status.out and "a replay reaches back 2 h," in status.out
     where = ("--yes", "--json", "--store", store)
     assert (await silbo("outbox", "replay", "--since", "1h", *where)).object == {"replayed": 0}
     assert (await silbo("outbox", "purge", "dead", "--before", "3h", *where)).object == {"purged": 0}

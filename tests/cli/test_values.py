@@ -57,6 +57,7 @@ def test_figures_are_shown_as_people_read_them() -> None:
     ]
     assert [format_count(number, "row") for number in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
     spans = ((5, "5 s"), (119, "119 s"), (180, "3 min"), (3 * 3600, "3 h"), (3 * 86400, "3 days"))
+    now = datetime.now(UTC)
     for length, text in spans:
-        assert format_age(datetime.now(UTC) - timedelta(seconds=length)) == text
-        assert format_age(datetime.now(UTC) + timedelta(seconds=length + 0.4)) == text
+        assert format_age(now - timedelta(seconds=length), now) == text
+        assert format_age(now + timedelta(seconds=length), now) == text

@@ -471,19 +471,6 @@ async def test_the_error_survives_a_pickle() -> None:
 # -- the thread pool -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def busy_pool() -> AsyncGenerator[None]:
-    """All threads of the loop's pool are hung, as by plugins."""
-    loop = asyncio.get_running_loop()
-    end = threading.Event()
-    with ThreadPoolExecutor(2) as pool:
-        loop.set_default_executor(pool)
-        hung = [loop.run_in_executor(None, end.wait) for _ in range(2)]
-        yield
-        end.set()
-        await asyncio.gather(*hung)
-
-
 def to_publish(client: Redis) -> Use:
     async def use() -> None:
         async with RedisStreams(client, app="web", timeout=0.2) as broker:  # closing ends the probe
