@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks import dispatch, in_process
+from benchmarks import dispatch, in_process, pubsub
 from benchmarks.scenario import Scenario
 
 __all__ = ["SCENARIOS"]
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (*in_process.SCENARIOS, *dispatch.SCENARIOS)}
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        *in_process.SCENARIOS,
+        *dispatch.SCENARIOS,
+        *pubsub.SCENARIOS,
+    )
+}
 """By name."""

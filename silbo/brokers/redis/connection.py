@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -15,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from silbo._loops import describe_lookup
+from silbo.brokers.redis.incoming import Progress, ReplyStream
+from silbo.brokers.redis.redis_errors import Lost, Refused
 
 __all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "find_trouble", "pack_words"]
 
@@ -53,36 +54,6 @@ _DROPPED: Final = frozenset(
 )
 # Errors of a server that is not ready yet.
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
-# Errors of a server that refuses every write.
-_OF_SERVER: Final = frozenset(
-    {"LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "READONLY", "UNKILLABLE", "BUSY"}
-)
-_find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ").match
-
-
-class Lost(Exception):
-    """The connection broke, or could not be made. A command sent over it may have been carried out."""
-
-
-class Refused(Exception):
-    """Redis answered with an error: the command was not carried out. The text is Redis's own."""
-
-    @property
-    def code(self) -> str:
-        """The code, as ``READONLY``: the first word of the text, or the one that Redis 6.2 hides in a script's error."""
-        text = str(self)
-        hidden = _find_hidden_code(text)
-        return hidden[1] if hidden else text.partition(" ")[0]
-
-    @property
-    def is_demotion(self) -> bool:
-        """True if the server takes no writes any more: a new connection may lead to the new master."""
-        return self.code in ("READONLY", "MASTERDOWN")
-
-    @property
-    def is_of_server(self) -> bool:
-        """True if the server refuses every write for now, not only this one."""
-        return self.code in _OF_SERVER
 
 
 def check_client(client: object) -> Redis:
@@ -154,7 +125,9 @@ class Connection:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._transport: asyncio.WriteTransport | None = None
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
+        self._replies: ReplyStream | None = None
+        self._unreturned: list[Any] = []  # replies of a read_all() that was cancelled
 
     async def open(self) -> None:
         """Connect, and wait for the answer to a PING: see :func:`connect`."""
@@ -211,10 +184,55 @@ class Connection:
             Lost: the connection broke.
             Refused: the reply is an error.
         """
+        if self._replies is not None:
+            replies = await self.read_all(1, float("inf") if timeout is None else timeout)
+            return replies[0] if replies else None
         try:
             return await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
         except (RedisError, OSError) as error:
             raise _find_refusal(error) or Lost(str(error) or repr(error)) from error
+
+    async def read_all(self, limit: int, wait: float) -> list[Any]:
+        """Return the replies that have come, at most ``limit``; wait for the first of them, up to so many seconds.
+
+        Raises:
+            Lost: the connection broke; the replies before were returned by earlier calls.
+            Refused: the next reply is an error.
+        """
+        stream = self._replies
+        if stream is not None:
+            ends_at = asyncio.get_running_loop().time() + wait
+            while not (replies := stream.take(limit)):
+                left = ends_at - asyncio.get_running_loop().time()
+                if left <= 0:
+                    break
+                await stream.wait(left)
+            return replies
+        replies = self._unreturned
+        while len(replies) < limit and (not replies or await self.has_unread()):
+            try:
+                reply = await self.read(0 if replies else wait)
+            except (Lost, Refused):
+                if not replies:  # else the next call raises it
+                    raise
+                break
+            if reply is None:  # only a part of one has come
+                break
+            replies.append(reply)
+        self._unreturned = []
+        return replies
+
+    def stream_replies(self) -> None:
+        """Read from now on all replies that have come at once, and note when bytes come. Not while a reply is under way.
+
+        Without a transport, for redis-py keeps it in a private place, replies are read one by one.
+        """
+        transport = self._transport
+        if isinstance(transport, asyncio.Transport):
+            protocol = transport.get_protocol()
+            assert isinstance(protocol, asyncio.Protocol)
+            self._progress = self._replies = ReplyStream(protocol, transport)
+            transport.set_protocol(self._replies)
 
     @property
     def heard_at(self) -> float:
@@ -226,7 +244,7 @@ class Connection:
         if self._progress is None and self._transport is not None:
             protocol = self._transport.get_protocol()
             assert isinstance(protocol, asyncio.Protocol)
-            self._progress = _Progress(protocol)
+            self._progress = Progress(protocol)
             self._transport.set_protocol(self._progress)
 
     @contextmanager
@@ -272,44 +290,6 @@ class Connection:
     def _current_transport(self) -> asyncio.WriteTransport | None:
         writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)  # redis-py offers no abort
         return None if writer is None else writer.transport
-
-
-class _Progress(asyncio.Protocol):
-    """Stands before a connection's protocol, and notes when bytes come.
-
-    Attributes:
-        heard_at: The loop's time when bytes came last.
-        limit: The time limit that bytes extend; None if there is none.
-        seconds: The seconds by which they extend it.
-    """
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self._protocol = protocol
-        self._time = asyncio.get_running_loop().time
-        self.heard_at = float("-inf")
-        self.limit: asyncio.Timeout | None = None
-        self.seconds = 0.0
-
-    def data_received(self, data: bytes) -> None:
-        self._protocol.data_received(data)
-        now = self.heard_at = self._time()
-        if (limit := self.limit) is not None and not limit.expired():
-            ends_at = limit.when()
-            # A tenth late at most: to move a timer with each small reply would cost more than the reply.
-            if ends_at is not None and now + 0.9 * self.seconds > ends_at:
-                limit.reschedule(now + self.seconds)
-
-    def eof_received(self) -> bool | None:
-        return self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
 
 
 def _find_refusal(error: BaseException) -> Refused | None:

@@ -194,15 +194,11 @@ class _PubSubReceiver:
         assert self._connection is not None
         try:
             if not self._ready:
-                await self._read(self._connection, WAIT)
-            while len(self._ready) < limit and await self._connection.has_unread():
-                if not await self._read(self._connection, 0):
-                    break  # only a part of a message has come
+                await self._read(self._connection, limit)
         except (Lost, Refused) as error:
-            if not self._ready:  # else the next call raises it
-                self._lost = str(error)
-                await self._drop()
-                raise BrokerUnavailable(f"lost the subscription to {self._server}: {error}") from error
+            self._lost = str(error)
+            await self._drop()
+            raise BrokerUnavailable(f"lost the subscription to {self._server}: {error}") from error
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
 
     async def ack(self, *deliveries: Delivery) -> None:
@@ -238,7 +234,7 @@ class _PubSubReceiver:
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 self._connection = await connect(self._client)
-                self._connection.watch_progress()
+                self._connection.stream_replies()
                 with self._connection.extending(limit, self._timeout):
                     await self._subscribe(self._connection)
         except (Lost, Refused, TimeoutError) as error:
@@ -291,18 +287,19 @@ class _PubSubReceiver:
 
     # -- reading --------------------------------------------------------------------------------------------
 
-    async def _read(self, connection: Connection, wait: float) -> bool:
-        """Read one reply within ``wait`` seconds; True if there was one."""
-        reply = await connection.read(wait)
+    async def _read(self, connection: Connection, limit: int) -> None:
+        """Read the replies that have come; wait for one, and look after a connection that is silent."""
+        replies = await connection.read_all(limit, WAIT)
+        if replies:
+            self._pinged_at = None
+            self._heard_at = asyncio.get_running_loop().time()
+            for reply in replies:
+                self._add_ready(reply)
+            return
         now = asyncio.get_running_loop().time()
         if connection.heard_at > self._heard_at:  # also a part of a large message
             self._heard_at = connection.heard_at
             self._pinged_at = None
-        if reply is not None:
-            self._heard_at = now
-            self._pinged_at = None
-            self._add_ready(reply)
-            return True
         # Without a PING, a connection whose other side is gone looks like one on which nothing is published.
         if self._pinged_at is not None:
             if now - self._pinged_at > self._timeout:
@@ -310,7 +307,6 @@ class _PubSubReceiver:
         elif now - self._heard_at > self._timeout:
             self._pinged_at = now
             await connection.send(b"PING")
-        return False
 
     def _add_ready(self, reply: list[Any]) -> None:
         if reply[0] == b"pmessage":

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub
+from silbo.brokers.redis.connection import Connection
 from silbo.brokers.redis.pubsub import _ChannelFilter
 from silbo.errors import AddressInvalid, BrokerUnavailable, Gap, NameInvalid
 from silbo.message import Delivery
@@ -19,7 +20,15 @@ from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
 
+BOTH_WAYS = pytest.mark.usefixtures("way_of_reading")
 NAMES = ["user", "user.joined", "user.left", "user.plan.changed", "order.placed", "users.joined"]
+
+
+@pytest.fixture(params=["all at once", "one by one"])
+def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read replies with silbo's own parser; or through redis-py, as if it did not give its transport any more."""
+    if request.param == "one by one":
+        monkeypatch.setattr(Connection, "_current_transport", lambda connection: None)
 
 
 async def heard(broker: RedisPubSub, receiver: Receiver, names: Sequence[str] = NAMES) -> list[str]:
@@ -117,6 +126,7 @@ async def test_open_returns_when_redis_has_confirmed(admin: Redis, pubsub: Redis
             assert [number(item) for item in await receive(receiver, 1)] == [1]
 
 
+@BOTH_WAYS
 async def test_messages_during_the_confirmation_are_not_taken_for_one(admin: Redis) -> None:
     """Between the patterns and the exact channels; from its opening on the receiver hears every message."""
     async with RedisPubSub(admin, app="web") as pubsub:
@@ -135,6 +145,7 @@ async def test_messages_during_the_confirmation_are_not_taken_for_one(admin: Red
             assert got == list(range(got[0], 300))
 
 
+@BOTH_WAYS
 async def test_limit_and_wait(pubsub: RedisPubSub) -> None:
     loop = asyncio.get_running_loop()
     async with opened(pubsub.subscribe()) as receiver:
@@ -151,6 +162,7 @@ async def test_limit_and_wait(pubsub: RedisPubSub) -> None:
         await receiver.ack()
 
 
+@BOTH_WAYS
 async def test_cancelled_receive_loses_nothing(pubsub: RedisPubSub) -> None:
     """The connection stays: there is no gap either."""
     async with opened(pubsub.subscribe()) as receiver:
@@ -202,6 +214,7 @@ async def test_back_within_two_seconds_of_a_restart(own_redis: RedisServer, pubs
         assert [number(item) for item in await receive(receiver, 1)] == [2]
 
 
+@BOTH_WAYS
 async def test_back_after_its_connection_was_cut(admin: Redis, pubsub: RedisPubSub) -> None:
     async with opened(pubsub.subscribe()) as receiver:
         await admin.client_kill_filter(_type="pubsub")
@@ -213,6 +226,7 @@ async def test_back_after_its_connection_was_cut(admin: Redis, pubsub: RedisPubS
         await has_connections(admin, "pubsub", 1)
 
 
+@BOTH_WAYS
 async def test_slow_subscriber_that_redis_cut_off_hears_of_it(admin: Redis, pubsub: RedisPubSub) -> None:
     """What had come before is handed out first."""
     await admin.config_set("client-output-buffer-limit", "pubsub 200kb 0 0")
@@ -231,6 +245,7 @@ async def test_slow_subscriber_that_redis_cut_off_hears_of_it(admin: Redis, pubs
         assert isinstance(gap, Gap)
 
 
+@BOTH_WAYS
 async def test_silent_connection_is_noticed(own_redis: RedisServer, pubsub_client: Redis) -> None:
     """One whose other side is gone without a word looks like one on which nothing is published."""
     async with RedisPubSub(pubsub_client, app="web", timeout=0.6) as pubsub:

@@ -1,0 +1,39 @@
+"""How a connection fails: it is lost, or Redis refuses a command."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["Lost", "Refused"]
+
+# Errors of a server that refuses every write.
+_OF_SERVER: Final = frozenset(
+    {"LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "READONLY", "UNKILLABLE", "BUSY"}
+)
+_find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ").match
+
+
+class Lost(Exception):
+    """The connection broke, or could not be made. A command sent over it may have been carried out."""
+
+
+class Refused(Exception):
+    """Redis answered with an error: the command was not carried out. The text is Redis's own."""
+
+    @property
+    def code(self) -> str:
+        """The code, as ``READONLY``: the first word of the text, or the one that Redis 6.2 hides in a script's error."""
+        text = str(self)
+        hidden = _find_hidden_code(text)
+        return hidden[1] if hidden else text.partition(" ")[0]
+
+    @property
+    def is_demotion(self) -> bool:
+        """True if the server takes no writes any more: a new connection may lead to the new master."""
+        return self.code in ("READONLY", "MASTERDOWN")
+
+    @property
+    def is_of_server(self) -> bool:
+        """True if the server refuses every write for now, not only this one."""
+        return self.code in _OF_SERVER
