@@ -132,8 +132,9 @@ def reading(setting: Setting, read: Reader) -> Contender:
         setting.feeder.start(times, setting.rate)
         await counter.done.wait()
         await setting.feeder.wait()
-        task.cancel()
-        await asyncio.wait([task])
+        while not task.done():  # redis-py swallows some cancellations on Python 3.11
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
         return counter.measured()
 
     return run
@@ -176,7 +177,6 @@ async def read_group(setting: Setting, counter: Counter, ready: asyncio.Event) -
             for _, fields in entries:
                 await counter.listen(rebuild(fields[b"message"]))
             await setting.client.xack(STREAM, group, *[entry_id for entry_id, _ in entries])
-    await asyncio.Event().wait()
 
 
 # -- silbo ----------------------------------------------------------------------------------------------------

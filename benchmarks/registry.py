@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import dispatch, in_process, pubsub
+from benchmarks import at_redis, dispatch, in_process, pubsub
 from benchmarks.scenario import Scenario
 
 __all__ = ["SCENARIOS"]
@@ -12,6 +12,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         *in_process.SCENARIOS,
         *dispatch.SCENARIOS,
+        *at_redis.SCENARIOS,
         *pubsub.SCENARIOS,
     )
 }

@@ -128,7 +128,7 @@ def measure(scenario: Scenario, effort: Effort, progress: Progress) -> dict[str,
             reader.join()
             progress.remove_task(task)
     if "results" not in record:
-        last = "".join(errors[-3:]).strip()
+        last = next((line.strip() for line in reversed(errors) if line.strip()), "")
         record["failed"] = last or f"it was ended after {scenario.seconds:g} seconds"
         record["log"] = "".join(errors[-40:])
     record["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 1)
