@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
@@ -212,7 +213,9 @@ class Owner:
     def share_threads(self, listener: InThread[Any]) -> InThread[Any]:
         """Return an ``in_thread`` listener that shares the threads of the plugin."""
         if self._threads is None:
-            self._threads = ThreadPool(self.budget.threads)
+            self._threads = ThreadPool(
+                self.budget.threads, report=partial(self.report, "long", listener=None, error=None)
+            )
         return listener.with_pool(self._threads)
 
     def end_threads(self) -> int:

@@ -52,7 +52,8 @@ class PluginReport:
     """One thing that a host is told about a plugin.
 
     Attributes:
-        kind: ``failed``: a listener failed, and the dispatch went on. ``long``: a listener runs longer than ``report_after``.
+        kind: ``failed``: a listener failed, and the dispatch went on. ``long``: a listener runs longer than ``report_after``, or waits
+            for a free thread.
             ``blocked``: a listener holds the event loop. ``switched off``, ``switched on``: by its budget or by hand.
             ``not loaded``: its set-up failed. ``left behind``: something of it is still there after it was unloaded.
             ``misspelt``: it has no settings, or no policy of its own, but a name like its own has, which is no plugin's.

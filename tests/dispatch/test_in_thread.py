@@ -212,7 +212,9 @@ async def test_a_long_wait_for_a_thread_is_a_warning_once(
     blocking.let_go.set()
     await asyncio.gather(*runs)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage() == "listener waits for a free thread"
+    assert record.getMessage() == (
+        "listener waits for a free thread: Blocking has waited for a free thread for 0 s; in the 1 threads: Blocking"
+    )
     assert (record.__dict__["listener"], record.__dict__["threads"]) == ("Blocking", 1)
 
 
@@ -419,6 +421,54 @@ async def test_several_listeners_may_share_a_pool() -> None:
     second.let_go.set()
     await asyncio.gather(running, waiting)
     assert first.threads == second.threads
+
+
+async def test_a_listener_keeps_its_own_limit_in_a_pool_that_is_shared() -> None:
+    """One that may run once at a time, for what it uses is no good in two threads, does so in a plugin, too."""
+    once, other = Blocking(), Blocking()
+    pool = ThreadPool(3)
+    limited = in_thread(once, max_threads=1).with_pool(pool)
+    runs = [asyncio.create_task(limited(Event())) for _ in range(3)]
+    await once.until_begun()
+    runs.append(asyncio.create_task(in_thread(other).with_pool(pool)(Event())))
+    await other.until_begun()  # what waits for its own limit holds up nobody else
+    runs[1].cancel()
+    await asyncio.wait([runs[1]])
+    assert once.calls == 1
+    once.let_go.set()
+    other.let_go.set()
+    await asyncio.gather(*runs, return_exceptions=True)
+    assert once.calls == 2
+    await limited(Event())
+    async with asyncio.timeout(SECONDS):
+        while pool.busy():
+            await asyncio.sleep(0)
+    assert not pool._claims
+    assert not pool._begun
+
+
+async def test_threads_that_wait_for_one_another_are_told(
+    monkeypatch: pytest.MonkeyPatch, d: AsyncEventDispatcher
+) -> None:
+    """All threads wait for a dispatch whose listener waits for a thread: nothing else names such a hang."""
+    monkeypatch.setattr(module, "REPORT_AFTER", 0.05)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    pool = ThreadPool(2, report=told.put_nowait)
+    portal = d.portal()
+
+    def ask(event: Event) -> None:
+        portal.dispatch("inner", timeout=SECONDS)
+
+    d.add_listener("outer", in_thread(ask).with_pool(pool))
+    d.add_listener("inner", in_thread(lambda event: None).with_pool(pool))
+    runs = [asyncio.create_task(d.adispatch("outer")) for _ in range(2)]
+    async with asyncio.timeout(SECONDS):
+        text = await told.get()
+    assert "in the 2 threads: " in text
+    assert ".ask; 2 of them wait for a dispatch through a portal" in text
+    pool.max_threads = 3  # type: ignore[misc]
+    await in_thread(lambda event: None).with_pool(pool)(Event())
+    await asyncio.gather(*runs)
 
 
 async def work(event: Any) -> None: ...

@@ -30,6 +30,7 @@ from silbo import (
     in_thread,
     on,
 )
+from silbo.dispatch import in_thread as in_thread_module
 from silbo.errors import (
     LoopConflict,
     PluginConflict,
@@ -763,6 +764,23 @@ async def test_the_threads_of_a_plugin_are_bounded_together_and_end_with_it() ->
     async with asyncio.timeout(60):
         while set(threading.enumerate()) - before:
             await asyncio.sleep(0.01)
+
+
+async def test_a_listener_of_a_plugin_that_waits_for_a_thread_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_thread_module, "REPORT_AFTER", 0.01)
+    dispatcher = AsyncEventDispatcher()
+    told: asyncio.Queue[PluginReport] = asyncio.Queue()
+    go = threading.Event()
+    policy = Policy(budget=Budget(threads=1))
+    async with Plugins(dispatcher, policy=policy, report=told.put_nowait) as plugins:
+        await plugins.load(lambda view: view.add_listener("a", in_thread(lambda event: go.wait(60))), name="p")
+        runs = [asyncio.create_task(dispatcher.adispatch("a")) for _ in range(2)]
+        async with asyncio.timeout(60):
+            report = await told.get()
+        assert (report.kind, report.plugin) == ("long", "p")
+        assert "waited for a free thread" in report.text
+        go.set()
+        await asyncio.gather(*runs)
 
 
 def test_another_loop_is_told_so_at_once() -> None:
