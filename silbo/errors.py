@@ -7,7 +7,7 @@ to repeat) and :class:`DeliveryUnknown` (it may have arrived). An outbox raises 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ __all__ = [
     "StopIncomplete",
     "StoreInvalid",
     "StoreUnavailable",
+    "StreamMissing",
     "Unresolvable",
     "VersionTooNew",
 ]
@@ -661,6 +662,25 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 class BrokerRefused(BrokerUnavailable):
     """The broker answers, and refuses one step, as storing while its memory is full. Safe to repeat; other steps may pass."""
+
+
+@dataclass(eq=False)
+class StreamMissing(SilboError, LookupError):
+    """There is no stream of this key: perhaps the prefix is another one, or nothing was sent yet.
+
+    Attributes:
+        stream: The key of the stream.
+        found: The keys of the streams that exist.
+    """
+
+    stream: str
+    found: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        if not self.found:
+            return f"there is no stream {self.stream}: nothing was sent there yet, or the prefix is another one"
+        shown = ", ".join([*self.found[:10], *(["..."] if self.found[10:] else [])])
+        return f"there is no stream {self.stream}; there are {shown}: give that prefix and stream"
 
 
 class DeliveryUnknown(PublishError, ConnectionError):

@@ -28,6 +28,8 @@ COMMANDS: Final = {
     "listeners": "silbo.cli.listeners",
     "names": "silbo.cli.names",
     "plugins": "silbo.cli.plugins",
+    "groups": "silbo.cli.groups",
+    "why": "silbo.cli.why",
     "outbox": "silbo.cli.outbox",
     "dead": "silbo.cli.dead_letters",
 }

@@ -16,6 +16,7 @@ from silbo.message import Message
 from silbo.wire.formats import to_json
 
 __all__ = [
+    "FOUND_AT_MOST",
     "LARGEST_ATTEMPTS",
     "LARGEST_NUMBER",
     "LEASE",
@@ -63,6 +64,9 @@ NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 _FIELDS: Final = tuple(field.name for field in fields(Message))
 _decode: Final = msgspec.json.Decoder(Message).decode
 
+
+FOUND_AT_MOST: Final = 100
+"""A search for a message's id finds 100 rows at most."""
 
 LEASE: Final = 10.0
 """A relay leads for 10 seconds, by default, and renews that after a third of them."""
@@ -300,6 +304,10 @@ class OutboxStore(Protocol):
 
         Empty only if there are no more.
         """
+        ...
+
+    async def find(self, message_id: str) -> Sequence[Row]:
+        """Return the rows of a message's id, by their ids, at most 100. Reads all rows: a second for a million or two."""
         ...
 
     async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:

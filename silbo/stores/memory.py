@@ -14,7 +14,20 @@ from uuid import uuid4
 
 from silbo._loops import LoopBinding
 from silbo.errors import LeadLost, OutboxFull, StoreInvalid
-from silbo.outbox.rows import LEASE, NOTHING, STATES, Lead, OutboxStatus, Packed, Quota, Row, State, has_to_wait, unpack
+from silbo.outbox.rows import (
+    FOUND_AT_MOST,
+    LEASE,
+    NOTHING,
+    STATES,
+    Lead,
+    OutboxStatus,
+    Packed,
+    Quota,
+    Row,
+    State,
+    has_to_wait,
+    unpack,
+)
 
 __all__ = ["MemoryStore"]
 
@@ -222,6 +235,11 @@ class MemoryStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         self._binding.enter("rows")
         return list(islice((row for row in self._rows.values() if row.state == state and row.id > after), limit))
+
+    async def find(self, message_id: str) -> Sequence[Row]:
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        self._binding.enter("find")
+        return list(islice((row for row in self._rows.values() if row.message.message_id == message_id), FOUND_AT_MOST))
 
     async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""

@@ -648,6 +648,17 @@ class Conformance:
         assert await store.retry([second, fourth], after=second) == [fourth]
         assert await in_state(store, "dead") == [2]
 
+    async def test_row_is_found_by_the_id_of_its_message(self, store: OutboxStore) -> None:
+        """In whatever state it is, each sending of it, and not a row that only mentions the id."""
+        wanted = "01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3"
+        told = Message("notification_event", "told", wanted, {"n": 1})
+        mention = Message("notification_event", "told", "01976c3e-5f0a-7c4e-8f14-46d3a8aa17b4", {"cause": wanted})
+        await store.add([pack(mention, 1), pack(told, 1), pack(told, 1)], PLENTY)
+        found = await store.find(wanted)
+        assert [row.message.message_id for row in found] == [wanted, wanted]
+        assert [row.id for row in found] == sorted(row.id for row in await store.rows("pending"))[1:]
+        assert await store.find("01976c3e-5f0a-7c4e-8f14-46d3a8aa17b5") == []
+
     async def test_clock_is_the_one_that_its_rows_show(self, store: OutboxStore) -> None:
         before = await store.read_clock()
         await store.add(packed(1), PLENTY)

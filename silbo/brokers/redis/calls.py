@@ -15,7 +15,7 @@ from silbo.brokers.redis.key_types import find_wrong_types
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
-__all__ = ["UNANSWERED", "CallConnection", "ScriptCall", "run_calls", "run_script"]
+__all__ = ["UNANSWERED", "Call", "CallConnection", "Command", "ScriptCall", "run_calls", "run_script"]
 
 UNANSWERED: Final = object()
 """The reply of a call that has none yet."""

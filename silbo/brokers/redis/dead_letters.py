@@ -23,7 +23,7 @@ from silbo.errors import BrokerUnavailable
 from silbo.message import Format, Message
 from silbo.wire.formats import JSON
 
-__all__ = ["DeadLetter", "DeadLetters", "Retried", "is_letter_id"]
+__all__ = ["DeadLetter", "DeadLetters", "Retried", "is_letter_id", "parse_letter"]
 
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_TIME: Final = datetime(9999, 12, 30, tzinfo=UTC)
@@ -190,7 +190,7 @@ class DeadLetters(AsyncCloseable):
         """
         (checked,) = _check_ids([id])
         rows = await self._connection.run_command(b"XRANGE", self._key, checked, checked)
-        return _parse_letter(rows[0], self._format) if rows else None
+        return parse_letter(rows[0], self._format) if rows else None
 
     async def retry(
         self,
@@ -284,7 +284,7 @@ class DeadLetters(AsyncCloseable):
             if not rows:
                 return
             self._size.note(len(rows), sum(len(text) for row in rows for text in row[1]), loop.time() - asked_at)
-            letters = [_parse_letter(row, self._format) for row in rows]
+            letters = [parse_letter(row, self._format) for row in rows]
             yield [letter for letter in letters if group in (None, letter.group)]
             begin = b"(" + rows[-1][0]
             if _is_last(begin):
@@ -347,7 +347,7 @@ def _check_ids(ids: Collection[str]) -> Sequence[bytes]:
     return [letter.encode() for letter in dict.fromkeys(ids)]
 
 
-def _parse_letter(row: Any, format: Format) -> DeadLetter:  # noqa: A002  # the word of every broker
+def parse_letter(row: Any, format: Format) -> DeadLetter:  # noqa: A002  # the word of every broker
     """Return a row of Redis's reply as a dead letter; what an entry of another program lacks is empty."""
     letter_id, flat = row[0].decode(), row[1]
     fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))

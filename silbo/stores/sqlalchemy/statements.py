@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import LeadLost, StoreInvalid
 from silbo.outbox.rows import (
+    FOUND_AT_MOST,
     LARGEST_ATTEMPTS,
     NO_SEQUENCE,
     STATES,
@@ -457,6 +458,13 @@ async def rows(connection: AsyncConnection, state: State, after: int, limit: int
     """Return at most ``limit`` rows in a state with ids above ``after``, by id; fewer if they reach ``size`` bytes before."""
     chosen = _select_up_to(connection, is_in_state(state) & (message.c.id > after), [message.c.id], limit, size)
     return [_to_row(found) for found in await connection.execute(chosen)]
+
+
+async def find(connection: AsyncConnection, message_id: str) -> list[Row]:
+    """Return the rows of a message's id. See ``OutboxStore.find``."""
+    chosen = select(*readable(connection, *message.c)).where(message.c.message.contains(message_id, autoescape=True))
+    found = await connection.execute(chosen.order_by(message.c.id).limit(FOUND_AT_MOST))
+    return [row for row in map(_to_row, found) if row.message.message_id == message_id]
 
 
 async def retry(connection: AsyncConnection, chosen: Collection[int] | None, after: int, limit: int) -> list[int]:

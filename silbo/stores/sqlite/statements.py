@@ -16,6 +16,7 @@ from typing import Any, Final
 from silbo._read_budget import READ_SIZE
 from silbo.errors import LeadLost, OutboxFull
 from silbo.outbox.rows import (
+    FOUND_AT_MOST,
     NO_SEQUENCE,
     STATES,
     ColumnCheck,
@@ -325,6 +326,14 @@ def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -
     )
     found = _fetch_up_to_size(cursor)
     return [_to_row(values) for values in found]
+
+
+def find(connection: sqlite3.Connection, message_id: str) -> list[Row]:
+    """Return the rows of a message's id. See ``OutboxStore.find``."""
+    cursor = connection.execute(
+        f"SELECT {COLUMNS} FROM message WHERE instr(raw, ?) ORDER BY id LIMIT {FOUND_AT_MOST}", (message_id.encode(),)
+    )
+    return [row for row in map(_to_row, cursor.fetchall()) if row.message.message_id == message_id]
 
 
 _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {NO_SEQUENCE}, state_at = ?"

@@ -125,6 +125,10 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.rows, state, after, limit)
 
+    async def find(self, message_id: str) -> Sequence[Row]:
+        """See :class:`~silbo.outbox.rows.OutboxStore`."""
+        return await self._transact(sql.find, message_id)
+
     async def retry(self, rows: Collection[int] | None = None, *, after: int = 0, limit: int = 1000) -> Sequence[int]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         return await self._transact(sql.retry, rows, after, limit)

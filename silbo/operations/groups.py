@@ -1,0 +1,290 @@
+"""The consumer groups of streams: how far each is behind, what it has in hand, and who its consumers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from silbo._process import Process, find_process
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
+from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key
+from silbo.brokers.redis.signs_of_life import build_signs_key
+from silbo.operations.redis import ask, choose_streams, opened, read_clock, time_of_entry, to_mapping
+from silbo.operations.scripts import COUNT_AFTER, COUNT_DEAD
+
+__all__ = [
+    "SILENT_AFTER",
+    "ConsumerStatus",
+    "GroupStatus",
+    "OldestInHand",
+    "read_groups",
+    "read_stream_groups",
+    "split_attempts",
+]
+
+SILENT_AFTER: Final = 30.0
+"""A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
+PAGE: Final = 500
+"""A call counts 500 entries: Redis does nothing else meanwhile, for about 2 milliseconds."""
+COUNTED_EXACTLY: Final = 10_000
+"""Up to 10,000 entries behind are counted one by one; of more, Redis's own count is believed."""
+COUNTED_AT_MOST: Final = 100_000
+"""Where Redis has no count, at most 100,000 entries are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerStatus:
+    """One consumer of a group.
+
+    Attributes:
+        name: Its name in the group.
+        process: Its host and pid; None where neither its name nor its sign of life tells them.
+        in_hand: The number of messages that it has in hand.
+        seen_at: The time of its last call, by Redis's clock. A consumer that lives makes one every 10 seconds at least.
+        is_silent: True if that was more than 30 seconds ago: it was killed, or it can't reach Redis.
+    """
+
+    name: str
+    process: Process | None
+    in_hand: int
+    seen_at: datetime
+    is_silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OldestInHand:
+    """The oldest message that a group has in hand.
+
+    Attributes:
+        entry: The id of its entry.
+        added_at: The time at which it was added to the stream.
+        consumer: The name of the consumer that has it.
+        kept_at: The time at which this consumer last said that it still works on it.
+        attempts: The attempts that have failed, or did not end.
+        error: The error of the last one; None where none is known.
+    """
+
+    entry: str
+    added_at: datetime
+    consumer: str
+    kept_at: datetime
+    attempts: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One group of one stream.
+
+    Attributes:
+        stream: The stream's key.
+        group: The group's name.
+        lag: The number of messages that it has not been given yet.
+        lag_is_at_least: True if there are more than ``lag``, and they were not counted.
+        waiting_since: The time at which the oldest of them was added; None if there is none.
+        in_hand: The number of messages that its consumers were given and have not acknowledged: Redis's "pending".
+        oldest: The oldest of them.
+        retrying: The number of those that an attempt has failed for, and that wait for the next or are at it.
+        dead: The number of its dead letters.
+        consumers: Its consumers, by name.
+        read_at: The time at which this was read, by Redis's clock, as the other times.
+    """
+
+    stream: str
+    group: str
+    lag: int
+    lag_is_at_least: bool
+    waiting_since: datetime | None
+    in_hand: int
+    oldest: OldestInHand | None
+    retrying: int
+    dead: int
+    consumers: Sequence[ConsumerStatus]
+    read_at: datetime
+
+    @property
+    def is_deserted(self) -> bool:
+        """True if no consumer of the group gives a sign of life."""
+        return all(consumer.is_silent for consumer in self.consumers)
+
+
+async def read_groups(
+    client: Redis, *, prefix: str = "silbo", stream: str | None = None, timeout: float = 5.0
+) -> Sequence[GroupStatus]:
+    """Return the groups of a stream, or of all streams under a prefix.
+
+    Nothing is written. The figures are right on a replica too, and after a restart of Redis, where ``XINFO GROUPS`` has no lag.
+
+    Args:
+        client: The program's client.
+        prefix: The broker's prefix.
+        stream: The stream's address; None looks for all, which reads the names of all keys of the database.
+        timeout: Seconds in which each step is answered.
+
+    Raises:
+        StreamMissing: there is no such stream, or none under the prefix.
+        BrokerUnavailable: Redis can't be reached, or refuses.
+    """
+    async with opened(client, timeout) as connection:
+        keys = await choose_streams(connection, prefix, stream)
+        return [group for key in keys for group in await read_stream_groups(connection, key.encode())]
+
+
+async def read_stream_groups(connection: CallConnection, key: bytes) -> list[GroupStatus]:
+    """Return the groups of one stream, by its key."""
+    now = await read_clock(connection)
+    info, groups = await ask(connection, Command(b"XINFO", b"STREAM", key), Command(b"XINFO", b"GROUPS", key))
+    dead = await _count_dead(connection, key + b":dead") if groups else {}
+    stream = to_mapping(info)
+    return [await _read_group(connection, key, stream, to_mapping(row), dead, now) for row in groups]
+
+
+async def _read_group(
+    connection: CallConnection,
+    key: bytes,
+    stream: dict[str, Any],
+    group: dict[str, Any],
+    dead: dict[bytes, int],
+    now: datetime,
+) -> GroupStatus:
+    name: bytes = group["name"]
+    attempts_key = build_attempts_key(key, name)
+    last: bytes = group["last-delivered-id"]
+    consumers, oldest, retrying, signs, given, waiting = await ask(
+        connection,
+        Command(b"XINFO", b"CONSUMERS", key, name),
+        Command(b"XPENDING", key, name, b"-", b"+", b"1"),
+        Command(b"HLEN", attempts_key),
+        Command(b"HGETALL", build_signs_key(key, name)),
+        Command(b"HGET", build_given_key(key), name),
+        Command(b"XRANGE", key, b"(" + last, b"+", b"COUNT", b"1"),
+    )
+    lag, is_at_least = await _count_lag(connection, key, stream, group, given)
+    return GroupStatus(
+        stream=key.decode(),
+        group=_text(name),
+        lag=lag,
+        lag_is_at_least=is_at_least,
+        waiting_since=time_of_entry(waiting[0][0].decode()) if waiting else None,
+        in_hand=group["pending"],
+        oldest=await _read_oldest(connection, attempts_key, oldest[0], now) if oldest else None,
+        retrying=min(retrying, group["pending"]),
+        dead=dead.get(name, 0),
+        consumers=[_to_consumer(to_mapping(row), to_mapping_of_bytes(signs), now) for row in consumers],
+        read_at=now,
+    )
+
+
+async def _read_oldest(connection: CallConnection, attempts_key: bytes, row: Any, now: datetime) -> OldestInHand:
+    entry, consumer, idle, _ = row
+    (noted,) = await ask(connection, Command(b"HGET", attempts_key, entry))
+    attempts, error = split_attempts(noted)
+    return OldestInHand(
+        entry=entry.decode(),
+        added_at=time_of_entry(entry.decode()),
+        consumer=_text(consumer),
+        kept_at=now - timedelta(milliseconds=idle),
+        attempts=attempts,
+        error=error,
+    )
+
+
+def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime) -> ConsumerStatus:
+    name: bytes = row["name"]
+    process = find_process(_text(name)) or find_process(_text(signs.get(name, b"")).partition(" ")[0])
+    return ConsumerStatus(
+        name=_text(name),
+        process=process,
+        in_hand=row["pending"],
+        seen_at=now - timedelta(milliseconds=row["idle"]),
+        is_silent=row["idle"] > SILENT_AFTER * 1000,
+    )
+
+
+def split_attempts(noted: bytes | None) -> tuple[int, str | None]:
+    """Return the number of attempts and the last error that are noted of an entry: ``3 ValueError: no such order``."""
+    count, _, error = (noted or b"").partition(b" ")
+    return (int(count) if count.isdigit() and len(count) < 10 else 0), _text(error) or None
+
+
+def to_mapping_of_bytes(flat: Any) -> dict[bytes, bytes]:
+    """Return the reply of HGETALL as a dict."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
+
+
+# -- counting -----------------------------------------------------------------------------------------------
+
+
+async def _count_lag(
+    connection: CallConnection, key: bytes, stream: dict[str, Any], group: dict[str, Any], noted: bytes | None
+) -> tuple[int, bool]:
+    """Return the number of entries that a group has not been given, and True if there are more.
+
+    Redis 6.2 has no count, Redis 7 sometimes none or, until 7.4, a wrong one after a restart. So a few are counted one by one.
+    """
+    last, first = group["last-delivered-id"], stream["first-entry"]
+    if first is None or last == stream["last-generated-id"]:
+        return 0, False
+    if _parse_id(last) < _parse_id(first[0]):
+        return stream["length"], False
+    counted, last_counted = await _count_after(connection, key, last, COUNTED_EXACTLY)
+    if counted < COUNTED_EXACTLY:
+        return counted, False
+    if (given := _find_given(stream, group, noted)) is not None:
+        return max(counted, stream["entries-added"] - given), False
+    more, _ = await _count_after(connection, key, last_counted, COUNTED_AT_MOST - COUNTED_EXACTLY)
+    return counted + more, counted + more >= COUNTED_AT_MOST
+
+
+async def _count_after(connection: CallConnection, key: bytes, after: bytes, limit: int) -> tuple[int, bytes]:
+    """Return the number of entries behind an id, ``limit`` at most, and the id of the last one."""
+    counted = 0
+    while counted < limit:
+        page = min(PAGE, limit - counted)
+        ((many, after),) = await ask(connection, ScriptCall.of(COUNT_AFTER, [key], after, b"%d" % page))
+        counted += many
+        if many < page:
+            break
+    return counted, after
+
+
+def _find_given(stream: dict[str, Any], group: dict[str, Any], noted: bytes | None) -> int | None:
+    """Return the number of entries up to the last one that the group was given; None if it is in doubt.
+
+    The note beside the stream is silbo's own (see ``_CHECK_GIVEN`` of the scripts); without it Redis's number is taken.
+    """
+    added, read = stream.get("entries-added"), group.get("entries-read")
+    if added is None:
+        return None
+    doubt, _, number = (noted or b"0-0:0").rpartition(b":")
+    if doubt.startswith(b"?") or not number.isdigit():
+        return None
+    if doubt == group["last-delivered-id"]:
+        return int(number)
+    return read if read is not None and read >= int(number) else None
+
+
+async def _count_dead(connection: CallConnection, key: bytes) -> dict[bytes, int]:
+    """Return the number of dead letters of each group."""
+    counts: dict[bytes, int] = {}
+    begin = b"-"
+    while True:
+        ((last, *page),) = await ask(connection, ScriptCall.of(COUNT_DEAD, [key], begin, b"%d" % PAGE))
+        for group, count in zip(page[::2], page[1::2], strict=True):
+            counts[group] = counts.get(group, 0) + count
+        if not last:
+            return counts
+        begin = b"(" + last
+
+
+def _parse_id(entry: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry.partition(b"-")
+    return int(milliseconds), int(number)

@@ -1,0 +1,81 @@
+"""The Lua scripts with which this package looks into Redis. They only read, so they run on a replica too."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from silbo.brokers.redis.scripts import Script
+
+__all__ = ["COUNT_AFTER", "COUNT_DEAD", "FIND", "FIND_IN"]
+
+COUNT_AFTER: Final = Script("""
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+return {#found, #found > 0 and found[#found][1] or ARGV[1]}
+""")
+"""Counts entries, a page at a time.
+
+Key: the stream. Arguments: the id after which to begin, the most entries of the page. Reply: their number, the last one's id.
+"""
+
+COUNT_DEAD: Final = Script("""
+local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
+local counts, reply = {}, {#found > 0 and found[#found][1] or ''}
+for _, entry in ipairs(found) do
+  local fields = entry[2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'group' then counts[fields[i + 1]] = (counts[fields[i + 1]] or 0) + 1 end
+  end
+end
+for group, count in pairs(counts) do
+  reply[#reply + 1] = group
+  reply[#reply + 1] = count
+end
+return reply
+""")
+"""Counts the dead letters of each group, a page at a time.
+
+Key: the dead letters. Arguments: the first id, the most letters of the page. Reply: the last id, or nothing if there is no letter;
+then group and number, again and again.
+"""
+
+_HAS: Final = """
+local function has(fields, text)
+  for i = 2, #fields, 2 do
+    if string.find(fields[i], text, 1, true) then return true end
+  end
+  return false
+end
+"""
+
+FIND: Final = Script(
+    _HAS
+    + """
+local found = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4])
+local hits = {}
+for _, entry in ipairs(found) do
+  if has(entry[2], ARGV[5]) then hits[#hits + 1] = entry end
+end
+return {#found, #found > 0 and found[#found][1] or '', hits}
+"""
+)
+"""Looks for the entries that contain a text, a page at a time.
+
+Key: a stream. Arguments: XRANGE or XREVRANGE, the two ends, the most entries of the page, the text. Reply: the number of entries, the
+last one's id, and those that contain the text.
+"""
+
+FIND_IN: Final = Script(
+    _HAS
+    + """
+local hits = {}
+for i = 2, #ARGV do
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+  if entry and has(entry[2], ARGV[1]) then hits[#hits + 1] = entry end
+end
+return hits
+"""
+)
+"""Looks for the entries among those of some ids that contain a text.
+
+Key: a stream. Arguments: the text, then ids. Reply: the entries.
+"""
