@@ -147,7 +147,8 @@ def take(
     now = read_clock()
     found = _select_next(connection, lead.partition, limit)
     if not found or _is_waiting(found[0], now):
-        found = _select_strays(connection, lead.partition, limit)
+        # A relay that has just sent something asks again soon, with nothing to settle.
+        found = [] if sent or dead else _select_strays(connection, lead.partition, limit)
     if not found:
         return []
     # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
