@@ -86,7 +86,7 @@ class TestSQLiteStore(Conformance):
         """A lease that can't be read has ended; a broker knows the newest epoch, and the clock a new sequence."""
         await store.add(packed(1), PLENTY)
         await leader(store, lease=LONG)
-        change(store.path, f"UPDATE partition SET {column} = {value}")
+        change(store.path, f"UPDATE lead SET {column} = {value}")
         await store.status()
         lead = await leader(store, owner="another" if column == "until" else "a")
         (row,) = await store.take(lead, 10)
@@ -193,6 +193,106 @@ async def test_quota_counters_are_what_is_there(store: SQLiteStore, path: Path) 
     assert list(status.counts.items()) == [
         (state, len(await store.rows(state))) for state in ("pending", "sending", "sent", "dead")
     ]
+
+
+# -- rows that are taken by one write --------------------------------------------------------------------------
+
+
+def written(path: Path) -> list[tuple]:
+    """What the rows themselves say, and the records of those taken by one write."""
+    return look(path, "SELECT state, attempts FROM message ORDER BY id") + look(path, "SELECT first, last FROM taken")
+
+
+async def test_rows_taken_first_are_written_once_when_they_are_sent(store: SQLiteStore, path: Path) -> None:
+    await store.add(packed(*range(4)), PLENTY)
+    lead = await leader(store)
+    rows = await store.take(lead, 3)
+    assert written(path) == [*4 * [(0, 0)], (1, 3)]
+    await store.settle(lead, [row.id for row in rows], {})
+    assert written(path) == [*3 * [(2, 1)], (0, 0)]
+    sent = await store.rows("sent")
+    assert [(row.sequence, row.owner, row.epoch) for row in sent] == [
+        (row.sequence, row.owner, row.epoch) for row in rows
+    ]
+    (status,) = look(path, "SELECT rows, size, all_rows, all_size FROM outbox")
+    raw = len(packed(0)[0].raw)
+    assert status == (1, raw, 4, 4 * raw)
+    (last,) = await store.take(lead, 3)
+    assert last.sequence is not None and last.sequence > max(sequences(rows))
+
+
+async def test_rows_that_are_not_all_sent_are_written_each_as_it_is(store: SQLiteStore) -> None:
+    await store.add(packed(*range(5)), PLENTY)
+    lead = await leader(store)
+    rows = await store.take(lead, 5)
+    first, second, *_, last = [row.id for row in rows]
+    await store.settle(lead, [first, last, 1000], {second: "too odd"})
+    assert [await in_state(store, state) for state in ("sent", "dead", "sending")] == [[0, 4], [1], [2, 3]]
+    again = await store.take(lead, 5)
+    assert [(row.sequence, row.attempts) for row in again] == [(row.sequence, 2) for row in rows[2:4]]
+
+
+@pytest.mark.parametrize("how", ["retry", "replay"])
+async def test_row_that_waits_again_among_taken_ones_is_not_settled_with_them(store: SQLiteStore, how: str) -> None:
+    """It was neither taken nor sent, and its sequence is to be above theirs."""
+    await store.add(packed(1, 2, 3), PLENTY)
+    lead = await leader(store)
+    first, second, third = await store.take(lead, 3)
+    if how == "retry":
+        await store.settle(lead, (), {second.id: "too odd"})
+    else:
+        await store.settle(lead, [second.id], {})
+    await store.renumber(lead, above=third.sequence or 0)
+    taken = await store.take(lead, 3)
+    assert numbers(taken) == [1, 3]
+    if how == "retry":
+        assert await store.retry() == [second.id]
+    else:
+        assert await store.replay(since=first.stored_at, before=FAR) == 1
+    await store.settle(lead, [first.id, third.id], {})
+    assert (await in_state(store, "sent"), await in_state(store, "pending")) == ([1, 3], [2])
+    (last,) = await store.take(lead, 3)
+    assert last.sequence is not None and last.sequence > max(sequences(taken)) and last.attempts == 1
+
+
+async def test_row_that_was_deleted_by_hand_leaves_the_others_their_sequences(store: SQLiteStore, path: Path) -> None:
+    """The broker may have them under these already."""
+    await store.add(packed(*range(4)), PLENTY)
+    lead = await leader(store)
+    rows = await store.take(lead, 4)
+    change(path, f"DELETE FROM message WHERE id = {rows[1].id}")
+    again = await store.take(lead, 4)
+    assert sequences(again) == [row.sequence for row in rows if row.id != rows[1].id]
+
+
+async def test_relay_of_an_older_silbo_stops_where_the_file_is_migrated(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows nothing of rows that are taken by one write. What it has stored stays, and what it stores is sent."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        with closing(sqlite3.connect(path, isolation_level=None)) as older:
+            older.execute("PRAGMA user_version=0")
+            for statement in schema.MIGRATIONS[0]:
+                older.execute(statement)
+            older.execute(f"PRAGMA application_id={schema.APPLICATION}")
+            older.execute("PRAGMA user_version=1")
+            older.execute("INSERT INTO outbox (id, partitions) VALUES ('one', 1)")
+            older.execute("INSERT INTO partition (partition, owner, epoch, sequence) VALUES (0, 'old', 7, 5)")
+    store = SQLiteStore(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as older:
+        add = "INSERT INTO message (partition, raw, stored_at, state_at) VALUES (0, ?, 1, 1)"
+        older.execute(add, (packed(1)[0].raw,))
+        older.execute("UPDATE partition SET until = 0")
+        await store.open()
+        older.execute(add, (packed(2)[0].raw,))
+        with pytest.raises(sqlite3.OperationalError, match="partition"):
+            older.execute("UPDATE partition SET until = 0")
+    lead = await leader(store)
+    assert (store.id, lead.epoch) == ("one", 8)
+    assert numbers(await send(store, lead)) == [1, 2]
+    assert look(path, "SELECT rows, size, all_rows FROM outbox") == [(0, 0, 2)]
+    await store.aclose()
 
 
 # -- what is no store ----------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ MIGRATIONS: Final[list[Sequence[str]]] = [
         """,
     ),
     (f"CREATE INDEX message_stray ON message (partition) WHERE {STRAY}",),
+    (
+        # A relay of an older silbo does not know of "taken": it would number those rows anew, and double them. It looks for
+        # "partition" in vain, opens the file again, and is told to be updated. What only publishes goes on.
+        "ALTER TABLE partition RENAME TO lead",
+        """
+        CREATE TABLE taken (
+            partition INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, sequence INTEGER NOT NULL,
+            size INTEGER NOT NULL, owner TEXT NOT NULL, epoch INTEGER NOT NULL, taken_at INTEGER NOT NULL)
+        """,
+        # Not for pending rows that become sent at once: settle() counts those itself.
+        "DROP TRIGGER sent",
+        """
+        CREATE TRIGGER sent AFTER UPDATE OF state ON message WHEN new.state = 2 AND old.state NOT IN (0, 2) BEGIN
+            UPDATE outbox SET rows = rows - 1, size = size - length(old.raw);
+        END
+        """,
+    ),
 ]
 """The statements that bring a file from version n to n + 1, at position n; a new file goes through all of them."""
 
@@ -119,9 +136,9 @@ def _set_partitions(connection: sqlite3.Connection, partitions: int | None, leas
     if partitions not in (None, has):
         now = read_clock()
         end = now + int(lease * 1e6)
-        connection.execute("UPDATE partition SET until = ? WHERE until > ?", (end, end))
+        connection.execute("UPDATE lead SET until = ? WHERE until > ?", (end, end))
         (leads,) = connection.execute(
-            "SELECT count(*) FROM partition WHERE owner IS NOT NULL AND until > ?", (now,)
+            "SELECT count(*) FROM lead WHERE owner IS NOT NULL AND until > ?", (now,)
         ).fetchone()
         in_use = f"{rows} messages wait in it" if rows else "a relay runs on it" if leads else ""
         if in_use:
@@ -130,5 +147,5 @@ def _set_partitions(connection: sqlite3.Connection, partitions: int | None, leas
         connection.execute("UPDATE outbox SET partitions = ?", (partitions,))
         has = partitions
     numbers = [(number,) for number in range(has)]
-    connection.executemany("INSERT OR IGNORE INTO partition (partition) VALUES (?)", numbers)
+    connection.executemany("INSERT OR IGNORE INTO lead (partition) VALUES (?)", numbers)
     return identity, has, ""

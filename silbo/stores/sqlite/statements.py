@@ -2,6 +2,10 @@
 
 The functions carry the names of ``OutboxStore``'s methods; import the module, not the functions. Times in the file are
 integers: microseconds since 1970.
+
+Rows that are taken for the first time are not written one by one: a record in the table ``taken`` says which they are, and
+their sequences, which ascend as their ids do. If all of them are settled as sent, one statement does so. Whatever else is
+done or asked first writes them down, see :func:`_write_down`.
 """
 
 from __future__ import annotations
@@ -95,19 +99,19 @@ def _read_totals(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
 def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: float, above: int) -> Lead | None:
     """Take or renew the lead of a partition; None while another owner's lease runs. See ``OutboxStore.lead``."""
     holder, epoch, until = connection.execute(
-        "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
+        "SELECT owner, epoch, until FROM lead WHERE partition = ?", (partition,)
     ).fetchone()
     epoch, until = to_number(epoch), to_number(until)
     now = read_clock()
     end = now + int(lease * 1e6)
     if holder not in (None, owner) and until > now:
         if until > end:
-            connection.execute("UPDATE partition SET until = ? WHERE partition = ?", (end, partition))
+            connection.execute("UPDATE lead SET until = ? WHERE partition = ?", (end, partition))
         return None
     if holder != owner or epoch <= above:
         epoch = max(epoch, above) + 1
     connection.execute(
-        "UPDATE partition SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, end, partition)
+        "UPDATE lead SET owner = ?, epoch = ?, until = ? WHERE partition = ?", (owner, epoch, end, partition)
     )
     return Lead(partition=partition, owner=owner, epoch=epoch, until=to_datetime(end))
 
@@ -115,7 +119,7 @@ def lead(connection: sqlite3.Connection, partition: int, owner: str, lease: floa
 def resign(connection: sqlite3.Connection, lead: Lead) -> None:
     """End a lease, if it is still this lead's. See ``OutboxStore.resign``."""
     connection.execute(
-        "UPDATE partition SET owner = NULL WHERE partition = ? AND owner = ? AND epoch = ?",
+        "UPDATE lead SET owner = NULL WHERE partition = ? AND owner = ? AND epoch = ?",
         (lead.partition, lead.owner, lead.epoch),
     )
 
@@ -127,7 +131,7 @@ def _check_lead(connection: sqlite3.Connection, lead: Lead) -> int:
         LeadLost: another relay leads the partition.
     """
     owner, epoch, sequence = connection.execute(
-        "SELECT owner, epoch, sequence FROM partition WHERE partition = ?", (lead.partition,)
+        "SELECT owner, epoch, sequence FROM lead WHERE partition = ?", (lead.partition,)
     ).fetchone()
     if (owner, epoch) != (lead.owner, lead.epoch):
         raise LeadLost(lead.partition, lead.epoch)
@@ -143,6 +147,7 @@ def take(
         LeadLost: another relay leads the partition.
     """
     settle(connection, lead, sent, dead)
+    _write_down(connection)
     last = _check_lead(connection, lead)
     now = read_clock()
     found = _select_next(connection, lead.partition, limit)
@@ -153,6 +158,8 @@ def take(
         return []
     # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
     next_sequence = max(last + 1, now)
+    if (fresh := _take_fresh(connection, lead, found, next_sequence, now)) is not None:
+        return fresh
     rows = []
     damaged = []
     for row, partition, state, raw, *others in found:
@@ -176,8 +183,98 @@ def take(
     )
     # The other columns have right values by now, so that a retry can send the row.
     connection.executemany("UPDATE message SET stored_at = ? WHERE id = ? AND typeof(stored_at) <> 'integer'", damaged)
-    connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (last, lead.partition))
+    connection.execute("UPDATE lead SET sequence = ? WHERE partition = ?", (last, lead.partition))
     return rows
+
+
+def _take_fresh(
+    connection: sqlite3.Connection, lead: Lead, found: Sequence[tuple[Any, ...]], sequence: int, now: int
+) -> list[Row] | None:
+    """Take rows with one write, if none was taken before, and nothing is wrong with any. None if that can't be done.
+
+    Args:
+        connection: To the file.
+        lead: The lead.
+        found: Values of COLUMNS, by id.
+        sequence: The first row's. The others' are as far above it as their ids are above the first one's.
+        now: The time of the taking.
+    """
+    first = found[0][0]
+    size = 0
+    rows: list[Row] = []
+    taken_at = to_datetime(now)
+    stored = stored_at = None
+    for row, partition, state, raw, attempts, error, its_sequence, owner, epoch, at, state_at, next_attempt_at in found:
+        if (partition, state, attempts, its_sequence) != (lead.partition, 0, 0, NO_SEQUENCE) or type(raw) is not bytes:
+            return None
+        _, problem = _columns.mend((attempts, error, its_sequence, owner, epoch, at, state_at, next_attempt_at))
+        if problem or type(state) is not int:
+            return None
+        if at != stored or stored_at is None:
+            stored, stored_at = at, to_datetime(at)
+        size += len(raw)
+        rows.append(
+            Row(
+                row,
+                lead.partition,
+                "sending",
+                unpack(raw),
+                1,
+                error,
+                sequence + row - first,
+                lead.owner,
+                lead.epoch,
+                stored_at,
+                taken_at,
+                None,
+            )
+        )
+    last = found[-1][0]
+    connection.execute(
+        "INSERT INTO taken (partition, first, last, sequence, size, owner, epoch, taken_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (lead.partition, first, last, sequence, size, lead.owner, lead.epoch, now),
+    )
+    connection.execute("UPDATE lead SET sequence = ? WHERE partition = ?", (sequence + last - first, lead.partition))
+    return rows
+
+
+def _write_down(connection: sqlite3.Connection) -> None:
+    """Write into each row that was taken with others by one write what the record of the taking says of it."""
+    for partition, first, last, sequence, _, owner, epoch, taken_at in _read_taken(connection):
+        connection.execute(
+            "UPDATE message SET state = 1, attempts = attempts + 1, sequence = id + ?, owner = ?, epoch = ?, state_at = ?"
+            f" WHERE {_TAKEN}",
+            (sequence - first, owner, epoch, taken_at, partition, first, last),
+        )
+        connection.execute("DELETE FROM taken WHERE partition = ?", (partition,))
+
+
+_TAKEN: Final = f"state < 2 AND partition = ? AND sequence = {NO_SEQUENCE} AND id BETWEEN ? AND ?"
+"""The rows of a record in ``taken``."""
+
+
+def _read_taken(connection: sqlite3.Connection, partition: int | None = None) -> list[tuple[Any, ...]]:
+    """Read the records of rows that were taken by one write: of a partition, or of all."""
+    if partition is None:
+        return connection.execute("SELECT * FROM taken").fetchall()
+    return connection.execute("SELECT * FROM taken WHERE partition = ?", (partition,)).fetchall()
+
+
+def _settle_taken(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], now: int) -> bool:
+    """Mark the rows of the lead's record in ``taken`` as sent by one statement, if they are the sent ones. True if so."""
+    for partition, first, last, sequence, size, owner, epoch, _ in _read_taken(connection, lead.partition):
+        found = connection.execute(f"SELECT id FROM message WHERE {_TAKEN}", (partition, first, last)).fetchall()
+        if epoch != lead.epoch or [row for (row,) in found] != sorted(sent):
+            return False
+        connection.execute(
+            "UPDATE message SET state = 2, error = NULL, attempts = attempts + 1, sequence = id + ?, owner = ?, epoch = ?,"
+            f" state_at = ? WHERE {_TAKEN}",
+            (sequence - first, owner, epoch, now, partition, first, last),
+        )
+        connection.execute("UPDATE outbox SET rows = rows - ?, size = size - ?", (len(found), size))
+        connection.execute("DELETE FROM taken WHERE partition = ?", (partition,))
+        return True
+    return False
 
 
 def _is_waiting(values: Sequence[Any], now: int) -> bool:
@@ -237,6 +334,11 @@ def settle(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], de
     """
     _check_lead(connection, lead)
     now = read_clock()
+    if not sent and not dead:
+        return
+    if not dead and _settle_taken(connection, lead, sent, now):
+        return
+    _write_down(connection)
     connection.executemany(
         "UPDATE message SET state = 2, error = NULL, state_at = ? WHERE id = ? AND state = 1 AND epoch = ?",
         [(now, row, lead.epoch) for row in sent],
@@ -254,6 +356,7 @@ def postpone(connection: sqlite3.Connection, lead: Lead, rows: Collection[int], 
         LeadLost: another relay leads the partition.
     """
     _check_lead(connection, lead)
+    _write_down(connection)
     now = read_clock()
     connection.executemany(
         "UPDATE message SET state = 0, error = ?, state_at = ?, next_attempt_at = ? WHERE id = ? AND state = 1"
@@ -269,7 +372,8 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
         LeadLost: another relay leads the partition.
     """
     sequence = max(_check_lead(connection, lead), above)
-    connection.execute("UPDATE partition SET sequence = ? WHERE partition = ?", (sequence, lead.partition))
+    _write_down(connection)
+    connection.execute("UPDATE lead SET sequence = ? WHERE partition = ?", (sequence, lead.partition))
     connection.execute(
         f"UPDATE message SET state = 0, attempts = 0, sequence = {NO_SEQUENCE}, state_at = ?"
         " WHERE state < 2 AND partition = ? AND attempts = 1",
@@ -282,6 +386,7 @@ def renumber(connection: sqlite3.Connection, lead: Lead, above: int) -> None:
 
 def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
     """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
+    _write_down(connection)
     rows, size, all_rows, _ = _read_totals(connection)
     (dead,) = connection.execute("SELECT count(*) FROM message WHERE state = 3").fetchone()
     (sent_at,) = connection.execute("SELECT min(state_at) FROM message WHERE state = 2").fetchone()
@@ -305,7 +410,7 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
         oldest += [at for at in (begun[1], waiting and waiting[0]) if type(at) is int]
         due += [at for at in (begun[2],) if type(at) is int]
         owner, epoch, until = connection.execute(
-            "SELECT owner, epoch, until FROM partition WHERE partition = ?", (partition,)
+            "SELECT owner, epoch, until FROM lead WHERE partition = ?", (partition,)
         ).fetchone()
         if owner is not None and to_number(until) > read_clock():
             leads[partition] = Lead(partition=partition, owner=owner, epoch=to_number(epoch), until=to_datetime(until))
@@ -321,6 +426,7 @@ def status(connection: sqlite3.Connection, partitions: int) -> OutboxStatus:
 
 def rows(connection: sqlite3.Connection, state: State, after: int, limit: int) -> list[Row]:
     """Return at most ``limit`` rows in a state with ids above ``after``, by id; fewer if they reach READ_SIZE before."""
+    _write_down(connection)
     cursor = connection.execute(
         f"SELECT {COLUMNS} FROM message WHERE state = {STATES.index(state)} AND id > ? ORDER BY id LIMIT ?",
         (after, limit),
@@ -342,6 +448,7 @@ _WAIT_AGAIN: Final = f"UPDATE message SET state = 0, attempts = 0, sequence = {N
 
 def retry(connection: sqlite3.Connection, chosen: Collection[int] | None, after: int, limit: int) -> list[int]:
     """Make dead rows pending again, the chosen ones or all; return their ids. See ``OutboxStore.retry``."""
+    _write_down(connection)
     if chosen is None:
         found = connection.execute(
             "SELECT id FROM message WHERE state = 3 AND id > ? ORDER BY id LIMIT ?", (after, limit)
@@ -358,6 +465,7 @@ def retry(connection: sqlite3.Connection, chosen: Collection[int] | None, after:
 
 def replay(connection: sqlite3.Connection, since: datetime, before: datetime, limit: int) -> int:
     """Make at most ``limit`` rows pending again that were sent from ``since`` on and before ``before``; return their number."""
+    _write_down(connection)
     chosen = "SELECT id FROM message WHERE state = 2 AND state_at >= ? AND state_at < ? ORDER BY state_at, id LIMIT ?"
     return connection.execute(
         f"{_WAIT_AGAIN} WHERE id IN ({chosen})",
