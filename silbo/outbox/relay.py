@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 BATCH: Final = 500
 """Rows sent in one call to the broker, at most."""
+LONG_TAKING: Final = 5000
+"""Rows taken at once, at most, after a broker with a record of what it has has answered; they are settled when all are sent. If
+the relay is killed before, the broker refuses to take them twice. Each taking waits for the disk: with 500 rows at a time the
+drain of a backlog takes twice as long."""
 POLL: Final = 0.25
 """Seconds between two looks at a store in which another process may have stored something."""
 STANDBY: Final = 0.5
@@ -99,6 +103,17 @@ class Outcome:
     dead: Mapping[int, str] = field(default_factory=dict)
     known: int = 0
     refused: Sequence[tuple[MessageRefused | MessageInvalid, Message]] = ()
+
+    def join(self, other: Outcome) -> Outcome:
+        """Return the outcome of the rows of both."""
+        if not self.sent and not self.dead:
+            return other
+        return Outcome(
+            sent=[*self.sent, *other.sent],
+            dead={**self.dead, **other.dead},
+            known=self.known + other.known,
+            refused=[*self.refused, *other.refused],
+        )
 
 
 class Relay(AsyncCloseable):
@@ -291,17 +306,24 @@ class Relay(AsyncCloseable):
         outcome = Outcome()
         has_asked = False  # the broker answered once: empty batches need not be sent to it any more
         owes_attempt = False  # rows were postponed; a stop waits for their next attempt
+
+        async def renew() -> None:
+            nonlocal renew_at
+            self._tasks.check_cancelled()
+            if now() >= renew_at:
+                # If that fails, so does the next step, with LeadLost or Fenced.
+                await self._store.lead(lead.partition, self._owner, lease=self._lease)
+                renew_at = now() + self._lease / 3
+
         try:
             while True:
-                self._tasks.check_cancelled()
-                if now() >= renew_at:
-                    # If that fails, so does the next step, with LeadLost.
-                    await self._store.lead(lead.partition, self._owner, lease=self._lease)
-                    renew_at = now() + self._lease / 3
+                await renew()
                 woken.clear()
                 begun_at = now()
                 stopping = self._stopping.is_set()  # asked before taking: messages stored before a stop are sent
-                rows = await self._store.take(lead, BATCH, sent=outcome.sent, dead=outcome.dead)
+                is_known = has_asked and not failures and isinstance(self._publisher, SequencedPublisher)
+                limit = LONG_TAKING if is_known else BATCH
+                rows = await self._store.take(lead, limit, sent=outcome.sent, dead=outcome.dead)
                 busy = now() - begun_at
                 self._store_outage.answered(lead.partition)
                 await self._report_settled(outcome)
@@ -317,7 +339,7 @@ class Relay(AsyncCloseable):
                     continue
                 delay = OUTAGE_RETRY.delay(failures + 1) or OUTAGE_RETRY.cap
                 # The first batch may be empty: so an unavailable broker is noticed at the start.
-                answered = await self._send(lead, rows, delay)
+                answered = await self._send(lead, rows, delay, renew)
                 if answered is not None:
                     failures = 0
                     outcome = answered
@@ -334,41 +356,71 @@ class Relay(AsyncCloseable):
         finally:
             await self._resign(lead)
 
-    async def _send(self, lead: Lead, rows: Sequence[Row], delay: float) -> Outcome | None:
-        """Send rows. Return the rows to settle; None if the broker did not answer and they wait at least ``delay`` seconds."""
-        try:
-            answer = await self._tasks.isolate(self._publish(lead, rows), "a publisher")
-        except (BrokerUnavailable, DeliveryUnknown) as error:
-            await self._report.report_outage(self._broker_outage, lead.partition, error)
-            if rows:
-                self.stats.postponed += 1
-                await self._store.postpone(lead, [row.id for row in rows], error=_to_text(error), delay=delay)
-            return None
-        if not answer.unsent and (rows or isinstance(self._publisher, SequencedPublisher)):
-            self._broker_outage.answered(lead.partition)
-            self._relay_outage.answered(lead.partition)
-        # Known at their first attempt: the sequence was given once before, and these rows were never sent.
-        behind = {row.id for row in rows if row.attempts == 1 and row.sequence in answer.known}
-        answered = [row for row in rows if row.id not in behind and row.sequence not in answer.unsent]
-        outcome = _outcome_of(answered, answer)
-        if behind or answer.unsent:
-            await self._store.settle(lead, outcome.sent, outcome.dead)
-        if behind:
-            logger.warning(
-                "outbox is older than its broker, restored from a copy: giving new sequences",
-                extra={"partition": lead.partition, "sequence": answer.last},
-            )
-            await self._store.renumber(lead, above=answer.last)
-        if answer.unsent:
-            await self._report_settled(outcome)
-            await self._postpone_unsent(lead, rows, answer.unsent, delay)
-            return None
+    async def _send(
+        self, lead: Lead, rows: Sequence[Row], delay: float, renew: Callable[[], Awaitable[None]]
+    ) -> Outcome | None:
+        """Send rows, :data:`BATCH` in a call. Return the rows to settle.
+
+        None if the broker did not answer, and the rows that were not sent wait at least ``delay`` seconds; the others are settled.
+
+        Args:
+            lead: Of their partition.
+            rows: The rows; none to ask the broker only.
+            delay: Seconds.
+            renew: Renews the lead between two calls.
+        """
+        outcome = Outcome()
+        for start in range(0, max(1, len(rows)), BATCH):
+            batch = rows[start : start + BATCH]
+            later = rows[start + BATCH :]
+            if start:
+                await asyncio.sleep(0)  # with store and broker in memory no other await lets other tasks run
+                await renew()
+            try:
+                answer = await self._tasks.isolate(self._publish(lead, batch), "a publisher")
+            except (BrokerUnavailable, DeliveryUnknown) as error:
+                await self._report.report_outage(self._broker_outage, lead.partition, error)
+                if rows:
+                    self.stats.postponed += 1
+                    await self._settle(lead, outcome)
+                    waiting = [row.id for row in (*batch, *later)]
+                    await self._store.postpone(lead, waiting, error=_to_text(error), delay=delay)
+                return None
+            if not answer.unsent and (batch or isinstance(self._publisher, SequencedPublisher)):
+                self._broker_outage.answered(lead.partition)
+                self._relay_outage.answered(lead.partition)
+            # Known at their first attempt: the sequence was given once before, and these rows were never sent.
+            behind = {row.id for row in batch if row.attempts == 1 and row.sequence in answer.known}
+            answered = [row for row in batch if row.id not in behind and row.sequence not in answer.unsent]
+            outcome = outcome.join(_outcome_of(answered, answer))
+            if (
+                behind or answer.unsent
+            ):  # before later ones are renumbered or postponed: what was sent keeps its sequence
+                await self._settle(lead, outcome)
+                outcome = Outcome()
+            if behind:
+                logger.warning(
+                    "outbox is older than its broker, restored from a copy: giving new sequences",
+                    extra={"partition": lead.partition, "sequence": answer.last},
+                )
+                await self._store.renumber(lead, above=answer.last)
+            if answer.unsent:
+                await self._postpone_unsent(lead, batch, () if behind else later, answer.unsent, delay)
+                return None
+            if behind:  # the later rows have no sequences any more, and are taken anew
+                break
         return outcome
 
+    async def _settle(self, lead: Lead, outcome: Outcome) -> None:
+        """Settle rows at once, not with the next taking."""
+        if outcome.sent or outcome.dead:
+            await self._store.settle(lead, outcome.sent, outcome.dead)
+            await self._report_settled(outcome)
+
     async def _postpone_unsent(
-        self, lead: Lead, rows: Sequence[Row], unsent: Mapping[int, Exception], delay: float
+        self, lead: Lead, rows: Sequence[Row], later: Sequence[Row], unsent: Mapping[int, Exception], delay: float
     ) -> None:
-        """Postpone the rows that were not sent. Raise the first error that is no outage of the broker."""
+        """Postpone the rows that were not sent, and ``later`` ones. Raise the first error that is no outage of the broker."""
         for error in unsent.values():
             if not isinstance(error, (BrokerUnavailable, DeliveryUnknown)):
                 raise error
@@ -378,6 +430,8 @@ class Relay(AsyncCloseable):
         for row in rows:
             if (failure := unsent.get(row.sequence or 0)) is not None:
                 by_text.setdefault(_to_text(failure), []).append(row.id)
+        if later:
+            by_text.setdefault(next(iter(by_text)), []).extend(row.id for row in later)
         for text, its_rows in by_text.items():
             await self._store.postpone(lead, its_rows, error=text, delay=delay)
 

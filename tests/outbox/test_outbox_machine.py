@@ -30,6 +30,7 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, Fenced, LeadLost, MessageRefused
 from silbo.message import Message, Origin
+from silbo.outbox import relay as relaying
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Outcome, Relay
 from silbo.outbox.rows import Lead
@@ -142,13 +143,14 @@ class RedisStream:
 
 
 class Faulty:
-    """The broker as one relay sees it: the next call goes wrong in one way."""
+    """The broker as one relay sees it: one of the next calls goes wrong in one way."""
 
     app = "web"
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.fault: Fault = "none"
+        self.calls_before = 0  # that go well
         self.frozen: asyncio.Future[None] | None = None
         self.froze = asyncio.Event()
 
@@ -156,7 +158,11 @@ class Faulty:
         raise NotImplementedError
 
     async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
-        fault, self.fault = self.fault, "none"
+        fault: Fault = "none"
+        if self.calls_before:
+            self.calls_before -= 1
+        else:
+            fault, self.fault = self.fault, "none"
         if fault == "unavailable":
             raise BrokerUnavailable("away")
         if fault == "crash before":
@@ -202,8 +208,9 @@ class Process:
             self._outcome = Outcome()
         self.lead = lead
 
-    async def sends(self, limit: int, fault: Fault) -> None:
+    async def sends(self, limit: int, fault: Fault, calls_before: int = 0) -> None:
         self.publisher.fault = fault
+        self.publisher.calls_before = calls_before
         self.sending = asyncio.get_running_loop().create_task(self._send(limit))
         froze = asyncio.get_running_loop().create_task(self.publisher.froze.wait())
         await asyncio.wait({self.sending, froze}, return_when=asyncio.FIRST_COMPLETED)
@@ -214,9 +221,13 @@ class Process:
 
     async def _send(self, limit: int) -> None:
         assert self.lead is not None
+
+        async def renew() -> None:
+            """Nothing: a lease of no seconds is never over for its owner."""
+
         outcome, self._outcome = self._outcome, Outcome()
         if rows := await self._store.take(self.lead, limit, sent=outcome.sent, dead=outcome.dead):
-            self._outcome = await self._relay._send(self.lead, rows, delay=0.0) or Outcome()
+            self._outcome = await self._relay._send(self.lead, rows, 0.0, renew) or Outcome()
 
     async def thaws(self) -> None:
         assert self.publisher.frozen is not None
@@ -294,14 +305,20 @@ class Machine(RuleBasedStateMachine):
             self.expected[number] = 1
         self.run(self.outbox.publish(*made))
 
-    @rule(owner=OWNER, anew=st.booleans(), limit=st.sampled_from([1, 2, 100]), fault=st.sampled_from(FAULTS))
-    def sends(self, owner: str, anew: bool, limit: int, fault: Fault) -> None:
-        """As the leader that it believes to be, or as a new one."""
+    @rule(
+        owner=OWNER,
+        anew=st.booleans(),
+        limit=st.sampled_from([1, 2, 100]),
+        fault=st.sampled_from(FAULTS),
+        calls_before=st.integers(0, 2),
+    )
+    def sends(self, owner: str, anew: bool, limit: int, fault: Fault, calls_before: int = 0) -> None:
+        """As the leader that it believes to be, or as a new one; in calls of two rows."""
         process = self.processes[owner]
         if process.sending is None:
             if process.lead is None or anew:
                 self.run(process.takes_the_lead())
-            self.run(process.sends(limit, fault))
+            self.run(process.sends(limit, fault, calls_before))
 
     def _frozen(self) -> list[Process]:
         return [process for process in self.processes.values() if process.sending is not None]
@@ -403,6 +420,11 @@ class Machine(RuleBasedStateMachine):
         for key in ("a", "b"):
             its = [number for number in first if self.keys[number] == key]
             assert its == sorted(its), f"key {key} is out of order: {its}"
+
+
+@pytest.fixture(autouse=True)
+def few_rows_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "BATCH", 2)
 
 
 def histories(world: Callable[[], Any], stream: Callable[[], Any]) -> None:

@@ -395,6 +395,63 @@ async def test_publisher_without_sequences_is_given_what_is_stored() -> None:
     assert (relay.stats.sent, relay.stats.dead) == (3, 2)
 
 
+async def test_backlog_is_taken_at_once_where_the_broker_has_a_record(
+    broker: FailingBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it has answered once: it refuses what a crash would send again. Any other publisher would double all of it."""
+    monkeypatch.setattr(relaying, "BATCH", 2)
+    takings: list[int] = []
+
+    async def take(lead: Lead, limit: int, **named: Any) -> Sequence[Row]:
+        rows = await store.take(lead, limit, **named)
+        takings.append(len(rows))
+        return rows
+
+    for publisher, expected in ((broker, [2, 9]), (Plain(), [2, 2, 2, 2, 2, 1])):
+        store = await store_of(*range(11))
+        takings.clear()
+        async with running(_with(store, take=take), publisher):
+            await wait_until_sent(store)
+        assert [many for many in takings if many] == expected
+    assert [len(sequences) for _, _, sequences in broker.calls if sequences] == [2, 2, 2, 2, 2, 1]
+
+
+async def test_lead_is_renewed_between_the_calls_of_one_taking(
+    broker: FailingBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow link they take longer than a lease."""
+    monkeypatch.setattr(relaying, "BATCH", 2)
+    store = await store_of(*range(7))
+    lead = await store.lead(0, "a", lease=LONG)
+    assert lead is not None
+    calls_so_far: list[int] = []
+
+    async def renew() -> None:
+        calls_so_far.append(len(broker.calls))
+
+    await Relay(store, broker)._send(lead, await store.take(lead, 7), 0.0, renew)
+    assert calls_so_far == [1, 2, 3] and len(broker.calls) == 4
+
+
+async def test_failed_call_lets_the_calls_before_it_be_settled(
+    broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the rows of later calls wait with its own."""
+    monkeypatch.setattr(relaying, "BATCH", 2)
+    store = await store_of(*range(7))
+    lead = await store.lead(0, "a", lease=LONG)
+    assert lead is not None
+
+    async def renew() -> None:
+        broker.away = BrokerUnavailable("away")
+
+    relay = Relay(store, broker, on_error=lambda *_: None)
+    assert await relay._send(lead, await store.take(lead, 7), LONG, renew) is None
+    assert await heard.until(2) == [0, 1]
+    assert [row.message.payload["n"] for row in await store.rows("sent")] == [0, 1]
+    assert {row.error for row in await store.rows("pending")} == {"away"} and relay.stats.sent == 2
+
+
 async def test_value_that_a_publisher_returns_is_no_error() -> None:
     """Else what it has published would be published again without an end."""
 
@@ -720,6 +777,22 @@ async def test_rows_that_nobody_sent_and_the_broker_knows_get_new_sequences(
     assert sorted(await heard.until(5)) == [-2, -1, 1, 2, 3]
     assert (relay.stats.sent, relay.stats.known) == (3, 0)
     assert "outbox is older than its broker, restored from a copy: giving new sequences" in texts(caplog)
+
+
+async def test_rows_of_a_later_call_that_the_broker_knows_get_new_sequences(
+    broker: FailingBroker, heard: GroupReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They and those behind them; not those of an earlier call, which are sent, though not settled yet."""
+    monkeypatch.setattr(relaying, "BATCH", 2)
+    store = await store_of(1, 2, 3, 4)
+    await store.add([pack(replace(message(number), to="other"), 1) for number in (5, 6)], Quota())
+    await put(store, 7, 8)
+    await broker.publish_sequenced(f"{store.id}/0", 1, [(2**52, replace(message(-1), to="other"))])
+    async with running(store, broker) as relay:
+        await wait_until_sent(store)
+    assert await heard.until(6) == [1, 2, 3, 4, 7, 8]
+    assert [delivery.message().payload["n"] for delivery in broker._kept] == [-1, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert (relay.stats.sent, relay.stats.known) == (8, 0)
 
 
 # -- a store that fails --------------------------------------------------------------------------------------
