@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from silbo.cli.app_arguments import add_app_arguments, open_app_of
+from silbo.cli.app_arguments import add_app_arguments
 from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
 from silbo.cli.formatting import escape_controls
 from silbo.cli.log import log_figures, log_to_stderr
@@ -47,7 +47,9 @@ examples:
 def add_to(commands: Commands) -> None:
     """Add ``silbo consume``."""
     parser = add_command(commands, "consume", "run a program's consumers", epilog=EPILOG, run=consume)
-    add_app_arguments(parser, "a consumer, a list of them, or an app that holds one")
+    add_app_arguments(
+        parser, "a consumer, a list of them, or an app that holds one", example="shop.billing:consumer", lifespan=False
+    )
     parser.add_argument(
         "--figures",
         metavar="TIME",
@@ -58,8 +60,10 @@ def add_to(commands: Commands) -> None:
 
 async def consume(options: argparse.Namespace) -> int:
     """Run the consumers until SIGTERM or SIGINT."""
+    from silbo.operations.app import open_app
+
     try:
-        async with open_app_of(options) as app:
+        async with open_app(options.app, app_dir=options.app_dir) as app:
             log_to_stderr()  # a program that has set up logging keeps its own
             if not app.consumers:
                 raise AppInvalid(options.app, "it has no consumer: name a silbo.Consumer, or what gives one")

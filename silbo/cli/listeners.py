@@ -40,10 +40,16 @@ examples:
 
 def add_to(commands: Commands) -> None:
     """Add ``silbo listeners``."""
-    parser = add_command(commands, "listeners", "what runs for a name, in order", epilog=EPILOG, run=show_listeners)
+    parser = add_command(
+        commands,
+        "listeners",
+        "the listeners of a program: what runs for a name, in order",
+        epilog=EPILOG,
+        run=show_listeners,
+    )
     add_app_arguments(parser)
     parser.add_argument("name", metavar="NAME", nargs="?", help="an event name, or a pattern of names; all by default")
-    add_json_option(parser, "one JSON object for each listener")
+    add_json_option(parser, "one JSON object for each listener,")
 
 
 async def show_listeners(options: argparse.Namespace) -> int:
@@ -69,7 +75,10 @@ async def show_listeners(options: argparse.Namespace) -> int:
         else:
             notes.append("no listener is meant for it" + (", those above hear all names" if found.listeners else ""))
     if notes:
-        hint = f"; did you mean {found.similar}?" if found.similar else ""
+        hint = ""
+        if found.similar:
+            question = f"did you mean {found.similar}?"
+            hint = f"; {found.similar} has listeners: is that misspelt?" if found.is_declared else f"; {question}"
         print_note(f"{name}: {'; '.join(notes)}{hint}")
     return 1 if is_unknown and not off else 0
 

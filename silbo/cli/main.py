@@ -11,9 +11,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from types import TracebackType
 from typing import Final, NoReturn
 
 import silbo
+from silbo._checks import suggest_name
 from silbo.cli.arguments import UsageError
 from silbo.cli.formatting import escape_controls
 from silbo.cli.output import StdoutClosed, print_note
@@ -53,9 +55,12 @@ exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors show no password of a URL that stands in the wrong place."""
+    """A parser whose errors show no password of a URL in the wrong place, and the command that a misspelt one may mean."""
 
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            commands = re.findall(r"[\w-]+", found[2])
+            message = f"there is no command {found[1]!r}{suggest_name(found[1], commands)}"
         message = re.sub(r":[^\s@]*@", ":***@", message)
         super().error(re.sub(r"(pass\w*=)[^\s&]*", r"\1***", message, flags=re.IGNORECASE))
 
@@ -112,9 +117,18 @@ def _discard_stdout() -> None:
         os.close(nowhere)
 
 
+def _is_on_the_way(place: TracebackType) -> bool:
+    """Return True for a line of silbo or of the import system, between the command and the host's code."""
+    module = str(place.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("silbo", "importlib", "contextlib") or "importlib" in module
+
+
 def _print_error(error: Exception) -> None:
     """Print an error as one line; before it, the traceback of an error in the host's own code."""
     if isinstance(error, AppFailed):
-        for line in traceback.format_exception(error.error):
+        place = error.error.__traceback__
+        while place is not None and place.tb_next is not None and _is_on_the_way(place):
+            place = place.tb_next
+        for line in traceback.format_exception(type(error.error), error.error, place):
             sys.stderr.write(line)
     print_note(f"silbo: {escape_controls(str(error))}")

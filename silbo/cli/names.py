@@ -37,12 +37,12 @@ examples:
 def add_to(commands: Commands) -> None:
     """Add ``silbo names``."""
     parser = add_command(
-        commands, "names", "the names of an app: class, key, fields, who hears them", epilog=EPILOG, run=show_names
+        commands, "names", "the event names of a program, and who hears each", epilog=EPILOG, run=show_names
     )
     add_app_arguments(parser)
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this name; all names by default")
     parser.add_argument("--unheard", action="store_true", help="only the names that nobody hears")
-    add_json_option(parser, "one JSON object for each name")
+    add_json_option(parser, "one JSON object for each name,")
 
 
 async def show_names(options: argparse.Namespace) -> int:
@@ -121,7 +121,8 @@ def _print_name(name: NameInfo) -> None:
         *(("listener", f"{listener.listener}  {format_place(listener.place)}") for listener in name.listeners),
     ]
     if not name.is_heard:
-        lines.append(("listener", "nobody" + (f"; did you mean {name.similar}?" if name.similar else "")))
+        hint = f"; {name.similar} has listeners: is that misspelt?" if name.similar and name.is_declared else ""
+        lines.append(("listener", f"nobody{hint}"))
     for title, text in lines:
         if text:
             print_line(f"{title:10} {escape_controls(text)}")

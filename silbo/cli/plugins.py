@@ -36,10 +36,18 @@ examples:
 def add_to(commands: Commands) -> None:
     """Add ``silbo plugins``."""
     parser = add_command(
-        commands, "plugins", "the plugins of an app: state, limits, needs, listeners", epilog=EPILOG, run=show_plugins
+        commands,
+        "plugins",
+        "the plugins of a program: state, limits, needs, listeners",
+        epilog=EPILOG,
+        run=show_plugins,
     )
-    add_app_arguments(parser, "a silbo.Plugins, a dispatcher that has plugins, or an app that holds one")
-    add_json_option(parser, "one JSON object for each plugin")
+    add_app_arguments(
+        parser,
+        "a silbo.Plugins, a dispatcher that has plugins, or an app that holds one",
+        example="shop.web:open_plugins",
+    )
+    add_json_option(parser, "one JSON object for each plugin,")
 
 
 async def show_plugins(options: argparse.Namespace) -> int:

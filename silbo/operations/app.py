@@ -69,17 +69,19 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(reference: str, *, app_dir: str | None = None) -> AsyncGenerator[App]:
+async def open_app(reference: str, *, app_dir: str | None = None, lifespan: bool = False) -> AsyncGenerator[App]:
     """Import the module of a reference, and find what its attribute has.
 
     The attribute is a dispatcher, a consumer, a ``Plugins`` or a mediator; a list of them; an object that holds one as its own
     attribute, in its ``state`` (FastAPI, Starlette) or as an item (aiohttp); a function without arguments, sync or async, that
     returns any of these; or an async context manager that yields any of these, which stays open for the block. No other module is
-    imported, and the lifespan of a web application is not run.
+    imported.
 
     Args:
         reference: ``package.module:attribute``; the attribute may have dots.
         app_dir: A folder to import from, before all others; None for no change of ``sys.path``.
+        lifespan: If true, the lifespan of a web application (Starlette, FastAPI) runs for the block, with all that it starts:
+            consumers, a relay. By default it does not, and what it makes is not found.
 
     Raises:
         AppInvalid: There is no such module or attribute, or it has nothing of silbo's.
@@ -94,6 +96,11 @@ async def open_app(reference: str, *, app_dir: str | None = None) -> AsyncGenera
         if not found and _is_factory(value):
             value = await _call(reference, value)
             found.collect(value)
+        if lifespan and (context := getattr(getattr(value, "router", None), "lifespan_context", None)) is not None:
+            state = await _guard(reference, "its lifespan", stack.enter_async_context(context(value)))
+            found = _Found(reference)
+            found.collect(value)
+            found.collect(state)
         if not found and hasattr(type(value), "__aenter__"):
             given = await _guard(reference, "its start", stack.enter_async_context(value))
             found.collect(value if given is None else given)
@@ -134,7 +141,7 @@ class _Found:
         self._seen[id(value)] = value  # so that no other object gets its id
         if self._add(value, path):
             return
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (looks_inside or isinstance(value, dict)):  # another one may be a store
             for key, item in value.items():
                 self._collect(item, f"{path}[{key!r}]", looks_inside=False)
         elif isinstance(value, list | tuple | set | frozenset):
@@ -214,6 +221,11 @@ def _import(reference: str, name: str) -> ModuleType:
             raise AppFailed(reference, "its import", error) from error
         missing = error.name
     except (Exception, SystemExit) as error:
+        if isinstance(error, RuntimeError) and "asyncio.run() cannot be called" in str(error):
+            problem = (
+                f"{name} runs a program when it is imported: write asyncio.run(...) under `if __name__ == '__main__':`"
+            )
+            raise AppInvalid(reference, problem) from error
         raise AppFailed(reference, "its import", error) from error
     parent, _, last = missing.rpartition(".")
     folders = sys.modules[parent].__path__ if parent else [folder or "." for folder in sys.path[:1]]
@@ -291,8 +303,9 @@ def _explain_nothing(reference: str, value: Any, found: _Found) -> str:
     elif hasattr(type(value), "__enter__") and not hasattr(type(value), "__aenter__"):
         what += " (a context manager has to be async)"
     elif hasattr(value, "router") or hasattr(value, "state"):
-        what += (
-            " (what its lifespan makes is not there yet: name a function that makes it, or an async context manager)"
+        return (
+            f"it is {what}, and holds none of silbo's objects before its lifespan has run: name the function or the async "
+            "context manager that makes them; or let the lifespan run, with all that it starts: --lifespan"
         )
     module = sys.modules[reference.partition(":")[0]]
     return f"it is {what}, and has none of silbo's objects: name {KINDS}{_list_candidates(module)}"

@@ -14,7 +14,7 @@ from silbo.dispatch.source import find_source
 from silbo.names import compile_pattern, is_pattern
 from silbo.plugins.plugins import plugins_of
 
-__all__ = ["ListenerInfo", "NameListeners", "find_listeners", "list_listeners", "to_listener_info"]
+__all__ = ["ListenerInfo", "ListenerSearch", "NameListeners", "find_listeners", "list_listeners", "to_listener_info"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +51,9 @@ class NameListeners:
         name: The name.
         listeners: In running order.
         is_declared: True if the dispatcher declares the name.
-        similar: If the name is not declared, or no listener is meant for it: a similar name that is declared or has
-            listeners. None if none is similar, and for other names.
+        similar: For a name that is not declared, a similar one that is. For a declared name for which no listener is meant, a
+            similar one that is not declared and has listeners. Where nothing is declared, for a name without listeners a similar
+            one that has some. Else None.
     """
 
     name: str
@@ -87,21 +88,45 @@ def find_listeners(dispatcher: AsyncEventDispatcher, name: str) -> NameListeners
         dispatcher: The dispatcher.
         name: A name, not a pattern.
     """
-    rows = dispatcher.describe(name)
-    runs = dispatcher.get_listeners(name)
-    off = _find_off(dispatcher)
-    # describe() and get_listeners() have the same order; a host's own get_listeners() may have more or fewer.
-    meant = [is_heard(dispatcher, name, (run,)) for run in runs] if len(runs) == len(rows) else [True] * len(rows)
-    found = tuple(
-        to_listener_info(row, off=_reason(row, off), is_meant=is_meant)
-        for row, is_meant in zip(rows, meant, strict=True)
-    )
-    declared = {str(other) for other in dispatcher.names}
-    others = {str(row.name) for row in dispatcher.describe() if isinstance(row.name, str) and not is_pattern(row.name)}
-    similar = None
-    if name not in declared or not any(meant):
-        similar = _find_similar(name, declared) or _find_similar(name, others)
-    return NameListeners(name=name, listeners=found, is_declared=name in declared, similar=similar)
+    return ListenerSearch(dispatcher).find(name)
+
+
+class ListenerSearch:
+    """Finds the listeners of many names, for as long as the dispatcher's listeners don't change."""
+
+    def __init__(self, dispatcher: AsyncEventDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._off = _find_off(dispatcher)
+        self._declared = {str(name) for name in dispatcher.names}
+        self._registered = {
+            str(row.name) for row in dispatcher.describe() if isinstance(row.name, str) and not is_pattern(row.name)
+        }
+
+    def find(self, name: str) -> NameListeners:
+        """Return the listeners that a dispatch of a name runs."""
+        rows = self._dispatcher.describe(name)
+        runs = self._dispatcher.get_listeners(name)
+        # describe() and get_listeners() have the same order; a host's own get_listeners() may have more or fewer.
+        is_same = len(runs) == len(rows)
+        meant = [is_heard(self._dispatcher, name, (run,)) for run in runs] if is_same else [True] * len(rows)
+        found = tuple(
+            to_listener_info(row, off=_reason(row, self._off), is_meant=is_meant)
+            for row, is_meant in zip(rows, meant, strict=True)
+        )
+        return NameListeners(
+            name=name,
+            listeners=found,
+            is_declared=name in self._declared,
+            similar=self._find_similar(name, is_heard=any(meant)),
+        )
+
+    def _find_similar(self, name: str, *, is_heard: bool) -> str | None:
+        """Return the name that is meant by a misspelt one; or the misspelt one of listeners that don't run for a name."""
+        if name not in self._declared:
+            if self._declared:
+                return _most_similar(name, self._declared) or _most_similar(name, self._registered)
+            return None if is_heard else _most_similar(name, self._registered)
+        return None if is_heard else _most_similar(name, self._registered - self._declared)
 
 
 def _find_off(dispatcher: AsyncEventDispatcher) -> list[tuple[ListenerRow, str]]:
@@ -115,7 +140,7 @@ def _find_off(dispatcher: AsyncEventDispatcher) -> list[tuple[ListenerRow, str]]
     ]
 
 
-def _find_similar(name: str, known: Iterable[str]) -> str | None:
+def _most_similar(name: str, known: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name, sorted(set(known) - {name}), 1)), None)
 
 

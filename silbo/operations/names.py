@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.event import kind_of
 from silbo.names import EventName, is_pattern
 from silbo.operations.app import App
-from silbo.operations.listeners import ListenerInfo, find_listeners
+from silbo.operations.listeners import ListenerInfo, ListenerSearch
 from silbo.wire.fields import event_fields
 from silbo.wire.hints import find_hints
 
@@ -51,8 +50,8 @@ class NameInfo:
         description: For people.
         deprecated: The replacement, as text; empty if the name is not deprecated.
         listeners: The listeners that are meant for it, in running order; not those that hear all names.
-        similar: If it is not declared, or no listener is meant for it: a similar name that is declared or has listeners.
-            None if none is similar, and for other names.
+        similar: The name that is meant if this one is misspelt, or whose listeners are: see
+            :class:`~silbo.operations.listeners.NameListeners`.
     """
 
     name: str
@@ -89,7 +88,8 @@ def list_names(app: App) -> list[NameInfo]:
     known = set(map(str, constants))
     heard = [row.name for row in dispatcher.describe() if isinstance(row.name, str) and not is_pattern(row.name)]
     plain = [EventName(name) for name in dict.fromkeys(map(str, heard)) if name not in known]
-    return [_to_info(name, dispatcher, consumed) for name in (*constants, *plain)]
+    search = ListenerSearch(dispatcher)
+    return [_to_info(name, search, consumed) for name in (*constants, *plain)]
 
 
 def find_constants(app: App) -> list[EventName[Any]]:
@@ -109,9 +109,9 @@ def find_constants(app: App) -> list[EventName[Any]]:
     return list(found.values())
 
 
-def _to_info(name: EventName[Any], dispatcher: AsyncEventDispatcher, consumed: set[str]) -> NameInfo:
+def _to_info(name: EventName[Any], search: ListenerSearch, consumed: set[str]) -> NameInfo:
     text, cls = str(name), name.cls
-    found = find_listeners(dispatcher, text)
+    found = search.find(text)
     return NameInfo(
         name=text,
         is_declared=found.is_declared,

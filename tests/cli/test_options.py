@@ -37,3 +37,16 @@ print(*{"redis", "rich", "sqlalchemy"}.intersection(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], env=environment({}), capture_output=True, check=True)
     assert done.stdout == b"\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["listener"], "there is no command 'listener'; did you mean 'listeners'?"),
+        (["dead", "lst"], "there is no command 'lst'; did you mean 'list'?"),
+        (["qqq"], "there is no command 'qqq'; known: 'consume', "),
+    ],
+)
+def test_misspelt_command_has_a_hint(words: list[str], hint: str, run: Run) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (2, "") and hint in done.err.splitlines()[-1]

@@ -28,6 +28,17 @@ entered = []
 web = FastAPI()
 web.state.dispatcher = dispatcher
 empty = FastAPI()
+
+
+@asynccontextmanager
+async def lifespan(app):
+    entered.append("started")
+    app.state.events = dispatcher
+    yield
+    entered.append("ended")
+
+
+living = FastAPI(lifespan=lifespan)
 mediator = Mediator(request_map=RequestMap(), dispatcher=dispatcher, container=RodiContainer(rodi.Container()))
 
 
@@ -95,7 +106,8 @@ number = 7
 
 @pytest.fixture
 def apps(folder: Path) -> Path:
-    return write(folder, {"apps.py": APPS})
+    runs = "import asyncio\nasync def main(): ...\nwork = main()\ntry: asyncio.run(work)\nfinally: work.close()\n"
+    return write(folder, {"apps.py": APPS, "runs.py": runs})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +126,20 @@ async def test_context_manager_is_open_for_the_block(apps: Path) -> None:
 
         assert module.entered == ["in"]
     assert module.entered == ["in", "out"]
+
+
+async def test_lifespan_runs_where_it_is_asked_for_alone(apps: Path) -> None:
+    """It may start consumers and a relay."""
+    with pytest.raises(AppInvalid, match="before its lifespan has run"):
+        async with open_app("apps:living", app_dir=str(apps)):
+            pass
+    async with open_app("apps:living", app_dir=str(apps), lifespan=True) as app:
+        import apps as module  # type: ignore[import-not-found]  # the folder's
+
+        assert module.entered == ["started"] and app.dispatcher is module.dispatcher
+    assert module.entered == ["started", "ended"]
+    async with open_app("apps:web", app_dir=str(apps), lifespan=True) as app:
+        assert app.dispatcher is module.dispatcher
 
 
 async def test_plugins_are_found_by_their_dispatcher(apps: Path) -> None:
@@ -145,7 +171,8 @@ async def test_consumers_bring_their_dispatcher(apps: Path) -> None:
         ("shop/web.py:dispatcher", "'shop/web.py' is no name of a module: write module:attribute"),
         ("apps:needs", "this one can't be (missing a required argument: 'settings')"),
         ("apps:number", "it is 7, and has none of silbo's objects: name a dispatcher"),
-        ("apps:empty", "what its lifespan makes is not there yet"),
+        ("apps:empty", "holds none of silbo's objects before its lifespan has run"),
+        ("runs:main", "runs runs a program when it is imported: write asyncio.run(...) under `if __name__"),
         ("apps:forgotten", "put @contextlib.asynccontextmanager above"),
     ],
 )

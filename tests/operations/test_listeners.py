@@ -55,6 +55,16 @@ async def test_undeclared_name_has_a_similar_one_that_is_declared() -> None:
     assert declared.is_declared and declared.similar is None
 
 
+async def test_declared_name_is_similar_to_no_other_declared_one() -> None:
+    """Names of one family are much alike: only one that has listeners and is declared nowhere can be its misspelling."""
+    one, two = EventName("order.sent.1"), EventName("order.sent.2")
+    dispatcher = AsyncEventDispatcher(names=[one, two], unknown="allow")
+    dispatcher.add_listener(two, early)
+    assert find_listeners(dispatcher, "order.sent.1").similar is None
+    dispatcher.add_listener("order.send.1", early)
+    assert find_listeners(dispatcher, "order.sent.1").similar == "order.send.1"
+
+
 async def test_listener_of_a_plugin_that_is_off_does_not_count() -> None:
     def plugin(dispatcher: AsyncEventDispatcher) -> None:
         dispatcher.add_listener(ORDER_PAID, early)

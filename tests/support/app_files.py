@@ -36,7 +36,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from shop import events
-from silbo import AsyncEventDispatcher, Bridge, Budget, Plugin, Plugins, Policy
+from silbo import AsyncEventDispatcher, Bridge, Budget, EventName, Plugin, Plugins, Policy
 from silbo.brokers.memory import MemoryBroker
 
 dispatcher = AsyncEventDispatcher(names=events, unknown="allow")
@@ -55,6 +55,12 @@ async def misspelt(event) -> None: ...
 
 
 dispatcher.add_subscriber(Bridge(MemoryBroker(app="shop")))
+
+
+def family():
+    other = AsyncEventDispatcher(names=[EventName("order.sent")], unknown="allow")
+    other.add_listener("order.send", misspelt)
+    return other
 
 
 @dataclass
