@@ -29,6 +29,7 @@ __all__ = [
     "make_count_parser",
     "parse_address",
     "parse_positive_seconds",
+    "parse_retention",
     "parse_seconds",
     "parse_time",
 ]
@@ -138,6 +139,11 @@ def parse_positive_seconds(text: str) -> float:
     if seconds := parse_seconds(text):
         return seconds
     raise argparse.ArgumentTypeError(f"{text!r} must be more than 0: write 90s, 15m, 1h or 7d")
+
+
+def parse_retention(text: str) -> float | None:
+    """Return the seconds of a duration that is more than 0; None for ``forever``."""
+    return None if text == "forever" else parse_positive_seconds(text)
 
 
 def parse_time(text: str) -> Time:

@@ -19,6 +19,7 @@ from silbo.cli.arguments import (
     add_store_option,
     parse_address,
     parse_positive_seconds,
+    parse_retention,
     parse_seconds,
 )
 from silbo.cli.connect import make_redis, make_store
@@ -53,7 +54,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--stream-retain",
         metavar="TIME",
-        type=_parse_retention,
+        type=parse_retention,
         default=7 * 86400.0,
         help="how long Redis keeps an entry of a stream, or forever (7d)",
     )
@@ -84,10 +85,6 @@ def add_to(commands: Commands) -> None:
         type=parse_positive_seconds,
         help="log the figures at this interval, if they changed (never)",
     )
-
-
-def _parse_retention(text: str) -> float | None:
-    return None if text == "forever" else parse_positive_seconds(text)
 
 
 async def run_relay(options: argparse.Namespace) -> int:

@@ -541,12 +541,13 @@ if type(found) == 'string' and ARGV[3] ~= '' then
   local who, at = string.match(found, '^(%S+) (%d+)$')
   if who and who ~= ARGV[2] and tonumber(at) >= tonumber(ARGV[3]) then another = 1 end
 end
+if another == 1 then redis.pcall('HSET', KEYS[1], '!' .. ARGV[1], now) end
 local signed = redis.pcall('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
 if type(signed) == 'table' then return {another, ARGV[3], plain(signed.err)} end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {another, now}
 """)
-"""Puts a consumer's sign of life under its name.
+"""Puts a consumer's sign of life under its name; under ``!`` and the name, the time at which a second consumer was last noticed.
 
 Key: the signs of the group. Arguments: consumer, who this one is, the time of its last sign or nothing, milliseconds to keep all
 signs. Reply: 1 if another consumer has put its own sign there since, and the time of the sign; the error if it could not be

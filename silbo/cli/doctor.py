@@ -1,0 +1,95 @@
+"""``silbo doctor``: its arguments, and showing what endangers a promise."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import Final
+
+from silbo.cli.arguments import (
+    Commands,
+    add_command,
+    add_json_option,
+    add_redis_options,
+    add_store_option,
+    parse_address,
+    parse_retention,
+)
+from silbo.cli.connect import make_redis, open_store
+from silbo.cli.formatting import escape_controls, format_count
+from silbo.cli.output import print_json, print_line, print_note
+from silbo.operations.doctor import Finding, examine
+
+__all__ = ["add_to"]
+
+COLOURS: Final = {"ok": "32", "note": "33", "danger": "31"}
+"""The colours of the levels, as terminals number them."""
+
+EPILOG = """\
+Examines Redis (version, persistence, eviction, memory, replicas, latency, clocks, rights), each
+stream with its groups, and with --store the outbox. It writes nothing.
+Give it the URL that the programs have: the rights are those of its user.
+
+ok      as it should be
+note    worth knowing, or could not be looked at
+danger  a promise of silbo's can't be kept; the line below it mends that
+
+Exit code 1 if there is a danger.
+
+examples:
+  silbo doctor --redis redis://localhost
+  silbo doctor --prefix shop --store outbox.db
+  silbo doctor --json | jq -c 'select(.level == "danger")'
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add ``silbo doctor`` to the commands."""
+    parser = add_command(
+        commands, "doctor", "what endangers a promise, and the line that mends it", epilog=EPILOG, run=show_findings
+    )
+    add_redis_options(parser)
+    add_store_option(parser)
+    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    parser.add_argument(
+        "--stream-retain",
+        metavar="TIME",
+        type=parse_retention,
+        default=7 * 86400.0,
+        help="how long the programs let Redis keep an entry of a stream, or forever (7d)",
+    )
+    add_json_option(parser, "one JSON object for each finding")
+
+
+async def show_findings(options: argparse.Namespace) -> int:
+    """Print the findings as they come; 1 if one of them is a danger."""
+    dangers = 0
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(make_redis(options.redis))
+        store = await stack.enter_async_context(open_store(options.store)) if options.store else None
+        async for finding in examine(
+            client, store=store, prefix=options.prefix, stream=options.stream, retain=options.stream_retain
+        ):
+            dangers += finding.level == "danger"
+            if options.json:
+                print_json({"check": finding.check, "level": finding.level, "text": finding.text, "mend": finding.mend})
+            else:
+                _print_finding(finding)
+    if not options.json:
+        print_note(f"\n{format_count(dangers, 'danger')}" if dangers else "\nno danger")
+    return 1 if dangers else 0
+
+
+def _print_finding(finding: Finding) -> None:
+    level = f"{finding.level:6}"
+    if _has_colours():
+        level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
+    print_line(f"{level}  {escape_controls(finding.check)}: {escape_controls(finding.text)}")
+    if finding.mend:
+        print_line(f"        {escape_controls(finding.mend)}")
+
+
+def _has_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

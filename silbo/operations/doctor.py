@@ -1,0 +1,409 @@
+"""An examination of Redis and the outbox: what endangers a promise of silbo's, and the line that mends it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any, Final, Literal, TypeAlias
+
+from redis.asyncio import Redis
+
+from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.brokers.redis.connection import Refused
+from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
+from silbo.errors import BrokerUnavailable, StreamMissing
+from silbo.operations.groups import GroupStatus, read_stream_groups
+from silbo.operations.redis import ask, choose_streams, find_streams, opened, read_clock, time_of_entry, to_mapping
+from silbo.outbox.rows import OutboxStore
+
+__all__ = ["Finding", "Level", "examine"]
+
+Level: TypeAlias = Literal["ok", "note", "danger"]
+"""``danger`` endangers a promise; a ``note`` is worth knowing, or could not be looked at."""
+
+OLDEST_REDIS: Final = (6, 2)
+"""silbo needs Redis 6.2."""
+FULL: Final = 0.9
+"""From this share of ``maxmemory`` on, publishers will soon be refused."""
+NEAR: Final = 0.8
+"""A group whose next message has this share of the retention behind it will soon lose messages."""
+PINGS: Final = 20
+"""The time of 20 calls is taken."""
+SLOW: Final = 0.1
+"""A call that takes more than 0.1 seconds is slow."""
+CLOCKS: Final = 1.0
+"""Clocks that differ by more than 1 second are noted."""
+NOTICED_WITHIN: Final = 10 * SIGN_EVERY
+"""Two consumers of one name that live notice each other each second; after 10 seconds without that one is gone."""
+WAITING: Final = 60.0
+"""A row of an outbox that waits for more than 60 seconds is no longer on its way."""
+WRITES: Final = (
+    ("XADD", "{key}", "*", "message", "x"),
+    ("EVALSHA", "0" * 40, "1", "{key}"),
+    ("XREADGROUP", "GROUP", "g", "c", "STREAMS", "{key}", ">"),
+    ("XACK", "{key}", "g", "1-1"),
+    ("XCLAIM", "{key}", "g", "c", "0", "1-1"),
+    ("XGROUP", "CREATE", "{key}", "g", "$", "MKSTREAM"),
+    ("HSET", "{key}:attempts:g", "1-1", "1"),
+)
+"""Commands that programs with silbo run, for a rehearsal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer of the examination.
+
+    Attributes:
+        check: The matter, in a word or two.
+        level: See :data:`Level`.
+        text: What was found.
+        mend: The line that mends it, to be run or to be written into the program; None where nothing is wrong.
+    """
+
+    check: str
+    level: Level
+    text: str
+    mend: str | None = None
+
+
+async def examine(
+    client: Redis,
+    *,
+    store: OutboxStore | None = None,
+    prefix: str = "silbo",
+    stream: str | None = None,
+    retain: float | None = 7 * 86400.0,
+    timeout: float = 5.0,  # of each step
+) -> AsyncIterator[Finding]:
+    """Examine Redis, the streams with their groups, and an outbox. Nothing is written.
+
+    Args:
+        client: The program's client, of the user that the programs have.
+        store: The outbox's store, open; None examines none.
+        prefix: The broker's prefix.
+        stream: The stream's address; None examines all streams under the prefix.
+        retain: Seconds that the programs keep entries (``RedisStreams(retain=)``); None for ever.
+        timeout: Seconds in which each step is answered.
+
+    Raises:
+        BrokerUnavailable: Redis can't be reached.
+        StoreUnavailable: the store can't be used at the moment.
+    """
+    async with opened(client, timeout) as connection:
+        info = await _read_info(connection)
+        yield _check_version(info)
+        yield await _check_persistence(connection, info)
+        yield _check_eviction(info)
+        yield _check_memory(info)
+        yield _check_replication(info)
+        yield await _check_latency(connection)
+        yield await _check_clock(connection)
+        yield await _check_rights(connection, prefix, stream)
+        try:
+            keys = await choose_streams(connection, prefix, stream)
+        except StreamMissing as error:
+            yield Finding("streams", "danger", str(error), "give the prefix of the programs: --prefix, or SILBO_PREFIX")
+            keys = []
+        for key in keys:
+            async for finding in _check_stream(connection, key, info, retain):
+                yield finding
+        if keys and (elsewhere := await _find_elsewhere(connection, prefix)):
+            yield Finding("prefixes", "note", f"there are streams under other prefixes, too: {', '.join(elsewhere)}")
+    if store is not None:
+        async for finding in _check_outbox(store):
+            yield finding
+
+
+# -- the server ---------------------------------------------------------------------------------------------
+
+
+async def _read_info(connection: CallConnection) -> dict[str, str]:
+    """Return the fields of INFO as text; none where the user may not ask."""
+    (raw,) = await _ask_or_none(connection, Command(b"INFO"))
+    lines = (raw or b"").decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+async def _ask_or_none(connection: CallConnection, *calls: Command) -> list[Any]:
+    """Return the replies; None for each that Redis refuses.
+
+    Raises:
+        BrokerUnavailable: Redis can't be reached.
+    """
+    replies = []
+    for call in calls:
+        try:
+            replies += await ask(connection, call)
+        except BrokerUnavailable as error:
+            if not isinstance(error.__cause__, Refused):
+                raise
+            replies.append(None)
+    return replies
+
+
+def _check_version(info: dict[str, str]) -> Finding:
+    text = info.get("valkey_version") or info.get("redis_version")
+    if not text:
+        return Finding("version", "note", "the user may not run INFO, so version and persistence are unknown")
+    name = "Valkey" if info.get("valkey_version") else "Redis"
+    compatible = info.get("redis_version", text)
+    numbers = tuple(int(part) for part in compatible.split(".")[:3] if part.isdigit())
+    if numbers[:2] < OLDEST_REDIS:
+        return Finding("version", "danger", f"{name} {text}: silbo needs Redis 6.2 or newer", "upgrade Redis")
+    if (7, 2, 0) <= numbers <= (7, 2, 4) and name == "Redis":
+        text += ": blocked reads of this version last longer than asked (7.2.5 mends it)"
+        return Finding("version", "note", f"{name} {text}", "upgrade Redis to 7.2.5 or newer")
+    return Finding("version", "ok", f"{name} {text}")
+
+
+async def _check_persistence(connection: CallConnection, info: dict[str, str]) -> Finding:
+    if not info:
+        return Finding("persistence", "note", "unknown: the user may not run INFO")
+    for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
+        if info.get(field, "ok") != "ok":
+            text = f"the last write of the {what} failed: Redis refuses writes, or loses them at a restart"
+            return Finding("persistence", "danger", text, "look at Redis's log, and make room on its disk")
+    save, fsync = await _ask_or_none(
+        connection, Command(b"CONFIG", b"GET", b"save"), Command(b"CONFIG", b"GET", b"appendfsync")
+    )
+    if info.get("aof_enabled") == "1":
+        how = fsync[1].decode() if fsync else "everysec"
+        if how == "always":
+            return Finding("persistence", "ok", "every write is on disk before it is answered")
+        text = f"append-only file, appendfsync {how}: a power loss loses the last seconds of what was acknowledged"
+        return Finding("persistence", "note", text, "an outbox sends it again: silbo outbox replay --since 1m")
+    mend = "redis-cli CONFIG SET appendonly yes && redis-cli CONFIG REWRITE"
+    if save is not None and save[1] == b"":
+        text = "nothing is written to disk: a restart of Redis loses all messages, groups, and what is in hand"
+        return Finding("persistence", "danger", text, mend)
+    saved = datetime.fromtimestamp(int(info.get("rdb_last_save_time", "0")), UTC)
+    text = f"snapshots only, the last one at {saved:%Y-%m-%d %H:%M:%SZ}: a crash loses all messages since then"
+    return Finding("persistence", "danger", text, mend)
+
+
+def _check_eviction(info: dict[str, str]) -> Finding:
+    policy = info.get("maxmemory_policy", "")
+    mend = "redis-cli CONFIG SET maxmemory-policy noeviction && redis-cli CONFIG REWRITE"
+    if not policy:
+        return Finding("eviction", "note", "unknown: the user may not run INFO")
+    if policy.startswith("allkeys"):
+        text = f"{policy}: a full Redis deletes keys, whole streams with unread messages too"
+        return Finding("eviction", "danger", text, mend)
+    if policy != "noeviction":
+        text = f"{policy}: a full Redis deletes keys that expire: counts of attempts, and what an inbox remembers"
+        return Finding("eviction", "danger", text, mend)
+    return Finding("eviction", "ok", "noeviction: a full Redis refuses messages, and deletes none")
+
+
+def _check_memory(info: dict[str, str]) -> Finding:
+    used, most = int(info.get("used_memory", "0")), int(info.get("maxmemory", "0"))
+    if not used:
+        return Finding("memory", "note", "unknown: the user may not run INFO")
+    if not most:
+        return Finding("memory", "ok", f"{_megabytes(used)} used; no maxmemory, so the machine's memory is the limit")
+    text = f"{_megabytes(used)} of {_megabytes(most)} used"
+    if used >= FULL * most:
+        text += ": publishers and counts of attempts are refused when it is full"
+        mend = f"redis-cli CONFIG SET maxmemory {most * 2}, or a shorter RedisStreams(retain=...)"
+        return Finding("memory", "danger", text, mend)
+    return Finding("memory", "ok", text)
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+def _check_replication(info: dict[str, str]) -> Finding:
+    role, replicas = info.get("role"), int(info.get("connected_slaves", "0"))
+    if role is None:
+        return Finding("replicas", "note", "unknown: the user may not run INFO")
+    if role != "master":
+        text = f"this server is a replica of {info.get('master_host')}: it refuses every write"
+        return Finding("replicas", "danger", text, "give the address of the master in --redis and in the programs")
+    if not replicas:
+        return Finding("replicas", "note", "no replica: while this server is away, publishers wait or store")
+    text = f"{replicas} connected; a fail-over may lose the last messages, for replicas follow without being waited for"
+    return Finding("replicas", "note", text, "after a fail-over: silbo outbox replay --since 5m")
+
+
+async def _check_latency(connection: CallConnection) -> Finding:
+    times = []
+    for _ in range(PINGS):
+        began_at = time.perf_counter()
+        await ask(connection, Command(b"PING"))
+        times.append(time.perf_counter() - began_at)
+    usual, longest = median(times), max(times)
+    text = f"a call takes {usual * 1000:.2g} ms, the longest of {PINGS} {longest * 1000:.2g} ms"
+    return Finding("latency", "note" if usual > SLOW else "ok", text)
+
+
+async def _check_clock(connection: CallConnection) -> Finding:
+    before = time.time()
+    theirs = (await read_clock(connection)).timestamp()
+    ahead = theirs - (before + time.time()) / 2
+    if abs(ahead) <= CLOCKS:
+        return Finding("clocks", "ok", "this machine's and Redis's agree")
+    text = f"Redis's is {abs(ahead):.3g} s {'ahead of' if ahead > 0 else 'behind'} this machine's: ages shown are wrong"
+    return Finding("clocks", "note", text, "let both machines follow NTP")
+
+
+async def _check_rights(connection: CallConnection, prefix: str, stream: str | None) -> Finding:
+    (who,) = await _ask_or_none(connection, Command(b"ACL", b"WHOAMI"))
+    if who is None:
+        return Finding("rights", "note", "unknown: the user may not run ACL")
+    key, refused = f"{prefix}:{{{stream or 'events'}}}", []
+    for words in WRITES:
+        packed = [word.format(key=key).encode() for word in words]
+        try:
+            ((reply),) = await ask(connection, Command(b"ACL", b"DRYRUN", who, *packed))
+        except BrokerUnavailable as error:
+            if not isinstance(error.__cause__, Refused):
+                raise
+            text = f"user {who.decode(errors='replace')}; what it may do can't be asked (ACL DRYRUN, from Redis 7 on)"
+            return Finding("rights", "note", text)
+        if reply != b"OK":
+            refused.append(" ".join(words[:2]) if words[0] == "XGROUP" else words[0])
+    name = who.decode(errors="replace")
+    if refused:
+        mend = (
+            f"redis-cli ACL SETUSER {name} '~{prefix}:*' {' '.join('+' + word.lower().split()[0] for word in refused)}"
+        )
+        return Finding("rights", "danger", f"user {name} may not run {', '.join(refused)} on {key}", mend)
+    return Finding("rights", "ok", f"user {name} may publish and consume on {key}")
+
+
+# -- streams and groups -------------------------------------------------------------------------------------
+
+
+async def _find_elsewhere(connection: CallConnection, prefix: str) -> list[str]:
+    """Return the other prefixes under which there are streams; none where the user may not look."""
+    try:
+        found = await find_streams(connection)
+    except BrokerUnavailable:
+        return []
+    return sorted({key.rpartition(":{")[0] for key in found} - {prefix})
+
+
+async def _check_stream(
+    connection: CallConnection, key: str, info: dict[str, str], retain: float | None
+) -> AsyncIterator[Finding]:
+    try:
+        yield await _check_room(connection, key, info, retain)
+        groups = await read_stream_groups(connection, key.encode())
+    except BrokerUnavailable as error:
+        if not isinstance(error.__cause__, Refused):
+            raise
+        yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"redis-cli RENAME '{key}' elsewhere")
+        return
+    for group in groups:
+        for finding in _check_group(group, retain):
+            yield finding
+    for group in groups:
+        for name in await _find_shared_names(connection, key.encode(), group.group.encode()):
+            text = (
+                f"two live consumers have the name {name}: each gets what the other has in hand, and handles it twice"
+            )
+            mend = "give each process a name of its own in group(consumer=), or no name"
+            yield Finding(f"{key} {group.group}", "danger", text, mend)
+
+
+async def _check_room(connection: CallConnection, key: str, info: dict[str, str], retain: float | None) -> Finding:
+    """Return if the memory has room for what the retention keeps, at the rate so far."""
+    reply, size = await ask(
+        connection, Command(b"XINFO", b"STREAM", key.encode()), Command(b"MEMORY", b"USAGE", key.encode())
+    )
+    stream = to_mapping(reply)
+    length, first, last = stream["length"], stream["first-entry"], stream["last-entry"]
+    if not first:
+        return Finding(key, "ok", "no messages")
+    span = (time_of_entry(last[0].decode()) - time_of_entry(first[0].decode())).total_seconds()
+    text = f"{length:,} message{'' if length == 1 else 's'} of {span / 3600:,.1f} h, {_megabytes(size or 0)}"
+    most = int(info.get("maxmemory", "0")) or int(info.get("total_system_memory", "0"))
+    if retain is None:
+        mend = "RedisStreams(retain=7 * 86400)"
+        return Finding(key, "note", f"{text}; nothing is ever removed, so the memory will be full one day", mend)
+    if span >= 60 and most and size:  # a rate of less than a minute tells nothing of a week
+        wanted = size * retain / span if span < retain else size
+        if wanted > most:
+            text += (
+                f"; at this rate {retain / 86400:g} days need {_megabytes(wanted)}, and there are {_megabytes(most)}"
+            )
+            days = most * FULL / size * span / 86400
+            return Finding(
+                key, "danger", text, f"RedisStreams(retain={days * 86400:.0f}), {days:.1g} days; or more memory"
+            )
+    return Finding(key, "ok", text)
+
+
+def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
+    check = f"{group.stream} {group.group}"
+    found: list[Finding] = []
+    age = (datetime.now(UTC) - group.waiting_since).total_seconds() if group.waiting_since else 0.0
+    waits = group.lag + group.in_hand
+    if group.is_deserted and waits:
+        text = f"no consumer is alive, and {waits:,} message{' waits' if waits == 1 else 's wait'}"
+        mend = f"start its consumers; if nobody needs it: redis-cli XGROUP DESTROY '{group.stream}' {group.group}"
+        found.append(Finding(check, "danger", text, mend))
+    elif retain is not None and age > NEAR * retain:
+        text = f"its next message is {age / 3600:,.1f} h old, and after {retain / 3600:,.1f} h it may be dropped"
+        found.append(Finding(check, "danger", text, "start more consumers, or a longer RedisStreams(retain=...)"))
+    if group.retrying and group.oldest and group.oldest.attempts:
+        text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
+        found.append(Finding(check, "note", text, None))
+    if group.dead:
+        mend = f"silbo dead list --group {group.group}"
+        found.append(Finding(check, "note", f"{group.dead:,} dead letters", mend))
+    if not any(finding.level == "danger" for finding in found):
+        live = sum(not consumer.is_silent for consumer in group.consumers)
+        found.insert(
+            0,
+            Finding(
+                check,
+                "ok",
+                f"lag {group.lag:,}, {group.in_hand:,} in hand, {live} consumer{'' if live == 1 else 's'} alive",
+            ),
+        )
+    return found
+
+
+async def _find_shared_names(connection: CallConnection, key: bytes, group: bytes) -> list[str]:
+    """Return the names under which two consumers live: each notes it when it finds the other's sign of life."""
+    now = await read_clock(connection)
+    (flat,) = await ask(connection, Command(b"HGETALL", build_signs_key(key, group)))
+    noticed = {
+        name: at for name, at in zip(flat[::2], flat[1::2], strict=True) if name.startswith(b"!") and at.isdigit()
+    }
+    recent = now.timestamp() - NOTICED_WITHIN
+    return [name[1:].decode(errors="replace") for name, at in noticed.items() if int(at) / 1000 > recent]
+
+
+# -- the outbox ---------------------------------------------------------------------------------------------
+
+
+async def _check_outbox(store: OutboxStore) -> AsyncIterator[Finding]:
+    status = await store.status()
+    now = await store.read_clock()
+    waits = status.counts["pending"] + status.counts["sending"]
+    age = (now - status.oldest_at).total_seconds() if status.oldest_at else 0.0
+    if waits and not status.leads:
+        yield Finding(
+            "outbox", "danger", f"no relay is at work, and {waits:,} rows wait", "silbo relay --store ... --redis ..."
+        )
+    elif waits and age > WAITING:
+        yield Finding(
+            "outbox",
+            "danger",
+            f"{waits:,} rows wait, the oldest for {age:,.0f} s",
+            "silbo outbox status: it names the error",
+        )
+    else:
+        yield Finding(
+            "outbox", "ok", f"{waits:,} rows wait, {len(status.leads)} of {store.partitions} partitions are led"
+        )
+    if dead := status.counts["dead"]:
+        yield Finding("outbox", "note", f"{dead:,} dead rows: refused for good", "silbo outbox status --rows dead")
+    if (apart := abs((now - datetime.now(UTC)).total_seconds())) > CLOCKS:
+        yield Finding("outbox", "note", f"its clock and this machine's differ by {apart:.3g} s", "let both follow NTP")

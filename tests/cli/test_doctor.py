@@ -1,0 +1,206 @@
+"""`silbo doctor` on servers and groups that break a promise, each in one way; and on one that is well."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.operations.doctor import Finding, examine
+from silbo.stores.sqlite import SQLiteStore
+from tests.support.command_line import SILBO, fill, message, settle, silbo
+from tests.support.redis_streams import eventually, opened
+from tools.redis_binary import Binary
+from tools.redis_server import RedisServer
+
+
+async def findings(client: Redis, **options: Any) -> dict[str, Finding]:
+    """The last finding of each check."""
+    return {finding.check: finding async for finding in examine(client, **options)}
+
+
+@pytest.mark.every_redis
+async def test_healthy_server_is_in_no_danger(own_redis: RedisServer, tmp_path: Path) -> None:
+    """Exit code 0: with every write on disk, a consumer that lives, and an outbox that waits for nothing."""
+    store = tmp_path / "outbox.db"
+    await fill(store, 1)
+    await settle(store, sent=1)
+    async with Redis.from_url(own_redis.url) as client, RedisStreams(client, app="shop") as streams:
+        await client.config_set("maxmemory-policy", "noeviction")
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await receiver.receive(1)
+            await streams.publish(message(1))
+            text, program = await asyncio.gather(
+                silbo("doctor", "--redis", own_redis.url, "--store", store, command=SILBO),
+                silbo("doctor", "--redis", own_redis.url, "--store", store, "--json"),
+            )
+    assert (text.code, program.code, text.err) == (0, 0, "\nno danger\n"), text.out
+    levels = {found["check"]: found["level"] for found in program.objects}
+    expected = {"version", "persistence", "eviction", "memory", "latency", "clocks", "silbo:{events}", "outbox"}
+    assert {check for check, level in levels.items() if level == "ok"} >= expected - {"version"}, levels
+    assert (
+        "every write is on disk" in text.out
+        and "silbo:{events} billing: lag 1, 0 in hand, 1 consumer alive" in text.out
+    )
+
+
+@pytest.mark.every_redis
+async def test_server_that_forgets_or_evicts_is_a_danger(redis_binary: Binary | None) -> None:
+    """Exit code 1, and with each danger the line that mends it: run as it stands, the danger is gone."""
+    with RedisServer(binary=redis_binary) as server:
+        async with Redis.from_url(server.url) as client:
+            await client.config_set("appendonly", "no")
+            await client.config_set("save", "")
+            await client.config_set("maxmemory-policy", "allkeys-lru")
+            await client.xadd("silbo:{events}", {"message": "{}"})
+            done = await silbo("doctor", "--redis", server.url)
+            found = await findings(client)
+            assert done.code == 1 and "2 dangers" in done.err, done.out
+            assert "restart of Redis loses all messages" in done.out and "deletes keys, whole streams" in done.out
+            for check in ("persistence", "eviction"):
+                mend = (found[check].mend or "").partition(" && ")[0].removeprefix("redis-cli ").split()
+                await client.execute_command(*mend)
+            await client.config_set("appendfsync", "always")
+            mended = await findings(client)
+            assert (mended["persistence"].level, mended["eviction"].level) == ("ok", "ok")
+            await client.config_set("maxmemory-policy", "volatile-ttl")
+            assert (await findings(client))["eviction"].level == "danger"
+
+
+async def test_full_server_and_a_retention_that_has_no_room(own_redis: RedisServer) -> None:
+    async with Redis.from_url(own_redis.url) as client:
+        for number in range(100):
+            await client.xadd("silbo:{events}", {"message": "x" * 1000}, id=f"{1_000_000 + number * 1000}-0")
+        used = (await client.info())["used_memory"]
+        await client.config_set("maxmemory", int(used * 1.05))
+        full = await findings(client)
+        await client.config_set("maxmemory", used * 20)
+        roomy, forever = await findings(client), await findings(client, retain=None)
+        day = await findings(client, retain=90.0)
+    assert full["memory"].level == "danger" and "maxmemory" in (full["memory"].mend or "")
+    assert roomy["memory"].level == "ok"
+    assert roomy["silbo:{events}"].level == "danger" and "at this rate 7 days need" in roomy["silbo:{events}"].text
+    assert day["silbo:{events}"].level == "ok" and forever["silbo:{events}"].level == "note"
+
+
+async def test_abandoned_group_and_one_that_falls_behind(redis: Redis, prefix: str) -> None:
+    key = f"{prefix}:{{events}}"
+    await redis.xadd(key, {"message": "{}"}, id="1000000-0")
+    await redis.xgroup_create(key, "abandoned", "0")
+    await redis.xgroup_create(key, "behind", "0")
+    await redis.xgroup_createconsumer(key, "behind", "web-1:4711:0123456789ab-1")
+    found = await findings(redis, prefix=prefix)
+    abandoned, behind = found[f"{key} abandoned"], found[f"{key} behind"]
+    assert abandoned.level == "danger" and "no consumer is alive, and 1 message waits" in abandoned.text
+    assert f"XGROUP DESTROY '{key}' abandoned" in (abandoned.mend or "")
+    assert behind.level == "danger" and "it may be dropped" in behind.text
+
+
+async def test_two_live_consumers_under_one_name(redis: Redis, prefix: str) -> None:
+    """They have noticed each other, and wrote it down; one that has left is forgotten after some seconds."""
+    key = f"{prefix}:{{events}}"
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        group = streams.group("billing", start="new", consumer="billing-0")
+        async with opened(group) as one, opened(group) as other:
+            reading = [asyncio.create_task(_read(receiver)) for receiver in (one, other)]
+            try:
+                await eventually(lambda: redis.hexists(f"{key}:live:billing", "!billing-0"))
+                found = await findings(redis, prefix=prefix)
+            finally:
+                for task in reading:
+                    task.cancel()
+                await asyncio.gather(*reading, return_exceptions=True)
+    await redis.hset(
+        f"{key}:live:billing", "!billing-0", int(await redis.hget(f"{key}:live:billing", "!billing-0")) - 10_000
+    )
+    later = await findings(redis, prefix=prefix)
+    shared = found[f"{key} billing"]
+    assert shared.level == "danger" and "two live consumers have the name billing-0" in shared.text
+    assert "two live" not in later[f"{key} billing"].text
+
+
+async def _read(receiver: Any) -> None:
+    while True:
+        await receiver.receive(1)
+
+
+async def test_wrong_prefix_is_a_danger(redis: Redis, prefix: str) -> None:
+    await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
+    wrong = await findings(redis, prefix=f"{prefix}x")
+    assert wrong["streams"].level == "danger" and f"{prefix}:{{events}}" in wrong["streams"].text
+    right = await findings(redis, prefix=prefix)
+    assert "streams" not in right
+
+
+async def test_key_of_another_type_is_a_danger(redis: Redis, prefix: str) -> None:
+    await redis.set(f"{prefix}:{{events}}", "text")
+    found = await findings(redis, prefix=prefix, stream="events")
+    assert found[f"{prefix}:{{events}}"].level == "danger"
+
+
+@pytest.mark.every_redis
+async def test_rights_that_a_program_lacks(own_redis: RedisServer) -> None:
+    """Asked with the URL of a program whose user may read only. Redis 6.2 can't be asked, and that is said."""
+    async with Redis.from_url(own_redis.url) as admin:
+        await admin.execute_command(
+            "ACL",
+            "SETUSER",
+            "web",
+            "on",
+            ">secret",
+            "~silbo:*",
+            "+@read",
+            "+@connection",
+            "+acl",
+            "+time",
+            "+eval",
+            "+evalsha",
+        )
+        await admin.xadd("silbo:{events}", {"message": "{}"})
+        version = (await admin.info())["redis_version"]
+        async with Redis.from_url(own_redis.url, username="web", password="secret") as client:
+            found = await findings(client, stream="events")
+    assert found["version"].level == "note" and found["persistence"].level == "note"
+    rights = found["rights"]
+    if version.startswith("6."):
+        assert rights.level == "note" and "user web" in rights.text
+    else:
+        assert rights.level == "danger" and "XADD" in rights.text and "ACL SETUSER web" in (rights.mend or "")
+
+
+async def test_replica_is_no_place_to_publish(redis_binary: Binary | None) -> None:
+    with RedisServer(port=True, binary=redis_binary) as first, RedisServer(binary=redis_binary) as second:
+        async with Redis.from_url(first.url) as master, Redis.from_url(second.url) as replica:
+            await master.xadd("silbo:{events}", {"message": "{}"})
+            await replica.execute_command("REPLICAOF", "127.0.0.1", first.url.rpartition(":")[2].partition("/")[0])
+            await eventually(lambda: replica.exists("silbo:{events}"))
+            found = await findings(replica)
+            with_replica = await findings(master)
+    assert found["replicas"].level == "danger" and "replica of 127.0.0.1" in found["replicas"].text
+    assert "1 connected" in with_replica["replicas"].text
+
+
+async def test_outbox_without_a_relay_is_a_danger(redis: Redis, redis_url: str, prefix: str, tmp_path: Path) -> None:
+    store = tmp_path / "outbox.db"
+    await fill(store, 3)
+    await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
+    done = await silbo("doctor", "--redis", redis_url, "--prefix", prefix, "--store", store, "--json")
+    (outbox,) = [found for found in done.objects if found["check"] == "outbox"]
+    assert (done.code, outbox["level"]) == (1, "danger") and "no relay is at work, and 3 rows wait" in outbox["text"]
+    opened_store = SQLiteStore(store)
+    await opened_store.open()
+    try:
+        assert await opened_store.lead(0, "web-1:4711:0123456789ab", lease=60) is not None
+        led = await findings(redis, store=opened_store, prefix=prefix)
+    finally:
+        await opened_store.aclose()
+    assert led["outbox"].level == "ok"
+
+
+async def test_redis_that_is_away_is_an_error() -> None:
+    done = await silbo("doctor", "--redis", "redis://127.0.0.1:1")
+    assert done.code == 1 and "can't be reached" in done.err
