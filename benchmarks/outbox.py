@@ -140,12 +140,12 @@ async def drain(client: Redis, folder: Path, rounds: int, messages: int) -> None
     seconds: dict[str, list[float]] = {"redis-py, pipelines": [], "silbo's relay": []}
     for number in range(rounds):
         path = folder / f"drain-{number}.db"
-        await _fill(client, path, messages)
-        seconds["silbo's relay"].append(await _relay(client, path, messages))
+        await fill_outbox(client, path, messages)
+        seconds["silbo's relay"].append(await run_relay(client, path, messages))
         rows: Any = await client.xrange(STREAM)
         same = [fields[b"message"] for _, fields in rows]
         await client.delete(STREAM, f"{STREAM}:outbox")
-        seconds["redis-py, pipelines"].append(await _pipelines(client, same))
+        seconds["redis-py, pipelines"].append(await send_in_pipelines(client, same))
         await client.delete(STREAM)
         path.unlink()
     results = []
@@ -157,14 +157,14 @@ async def drain(client: Redis, folder: Path, rounds: int, messages: int) -> None
     show(f"drain of {messages:,}", results, "pipelines")
 
 
-async def _fill(client: Redis, path: Path, messages: int) -> None:
+async def fill_outbox(client: Redis, path: Path, messages: int) -> None:
     broker = RedisStreams(client, app="benchmark", prefix=PREFIX)
     async with Outbox(SQLiteStore(path), broker, relay=False, quota=QUOTA) as outbox:
         for start in range(0, messages, 1000):
             await outbox.publish(*map(message, range(start, min(start + 1000, messages))))
 
 
-async def _relay(client: Redis, path: Path, messages: int) -> float:
+async def run_relay(client: Redis, path: Path, messages: int) -> float:
     """Seconds until all is in Redis, and marked as sent."""
     broker = RedisStreams(client, app="benchmark", prefix=PREFIX)
     started = perf_counter()
@@ -175,7 +175,7 @@ async def _relay(client: Redis, path: Path, messages: int) -> float:
     return taken
 
 
-async def _pipelines(client: Redis, same: Sequence[bytes]) -> float:
+async def send_in_pipelines(client: Redis, same: Sequence[bytes]) -> float:
     started = perf_counter()
     for start in range(0, len(same), 500):
         pipeline = client.pipeline(transaction=False)

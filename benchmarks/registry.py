@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import at_redis, dispatch, in_process, pubsub
+from benchmarks import at_redis, dispatch, in_process, pubsub, stored
 from benchmarks.scenario import Scenario
 
 __all__ = ["SCENARIOS"]
@@ -14,6 +14,7 @@ SCENARIOS: dict[str, Scenario] = {
         *dispatch.SCENARIOS,
         *at_redis.SCENARIOS,
         *pubsub.SCENARIOS,
+        *stored.SCENARIOS,
     )
 }
 """By name."""
