@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-plots bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-million bench-plots bench-check lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -79,6 +79,9 @@ bench-quick: $(VENV)-bench/.bench ## a part of it, rougher, in under 2 minutes
 
 bench-all: $(VENV)-bench/.bench ## all that is measured, for hours
 	$(VENV)-bench/bin/python -m benchmarks.run --tier all $(ARGS)
+
+bench-million: $(VENV)-bench/.bench ## how many events a minute go through an outbox and Redis to a listener (ARGS="--seconds 60": shorter)
+	$(VENV)-bench/bin/python -m benchmarks.million $(ARGS)
 
 bench-plots: $(VENV)-bench/.bench ## draw the plots of the documentation from benchmarks/results/
 	$(VENV)-bench/bin/python -m benchmarks.plots

@@ -243,8 +243,8 @@ SCENARIOS = [
         unit="messages",
         more_is_better=True,
         targets={"by hand": 1.0},
-        times=500,
-        rounds=7,
+        times=200,
+        rounds=5,
         notes={"by hand": "a transaction for each message"},
     ),
     Scenario(
