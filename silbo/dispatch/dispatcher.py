@@ -14,6 +14,7 @@ from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, fin
 from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
 from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
+from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.received_event import listener_timeout
 from silbo.dispatch.running import WrappedListener, limit_listeners, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
@@ -348,6 +349,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         if self._points is None and may_be_deprecated(name):  # each dispatch of the constant warns
             return
         if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
+            listeners = tuple(
+                listener.run if isinstance(listener, PolicyListener) else listener for listener in listeners
+            )
             if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
                 return
             if len(self._ready) >= CACHED_NAMES:

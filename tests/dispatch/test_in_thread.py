@@ -445,6 +445,7 @@ async def test_a_listener_keeps_its_own_limit_in_a_pool_that_is_shared() -> None
             await asyncio.sleep(0)
     assert not pool._claims
     assert not pool._begun
+    pool.close()
 
 
 async def test_threads_that_wait_for_one_another_are_told(
@@ -469,6 +470,7 @@ async def test_threads_that_wait_for_one_another_are_told(
     pool.max_threads = 3  # type: ignore[misc]
     await in_thread(lambda event: None).with_pool(pool)(Event())
     await asyncio.gather(*runs)
+    pool.close()
 
 
 async def work(event: Any) -> None: ...
