@@ -14,7 +14,7 @@ from silbo.message import Message, new_publication
 from silbo.names import EventName, check_name
 from silbo.wire.decode import to_event
 from silbo.wire.encode import format_time, to_message
-from silbo.wire.fields import event_fields
+from silbo.wire.fields import EventFields, event_fields
 
 if TYPE_CHECKING:
     from silbo.operations.app import App
@@ -92,15 +92,29 @@ def _find_name(name: str, app: App) -> EventName[Any]:
 
 
 def _check_fields(name: str, cls: type, payload: Mapping[str, Any]) -> None:
-    """Refuse a field that the class does not have: a consumer would ignore it, and with it a misspelt one."""
+    """Refuse a field that the class does not read: a consumer would ignore it, and with it a misspelt one."""
     fields = event_fields(cls)
-    if fields.library == "plain" or getattr(cls, "model_config", {}).get("extra") == "allow":
+    read = None if fields.library == "plain" else _find_read_names(cls, fields)
+    if read is None:
         return
-    known = [*fields.names.values(), *fields.names, "event_id", "event_timestamp"]
     for field in payload:
-        if field not in known:
+        if field not in read:
             hint = suggest_name(field, [wire for _, wire in fields.payload])
             raise MessageRefused(name, f"{_describe(cls)} has no such field{hint}", field=field)
+
+
+def _find_read_names(cls: Any, fields: EventFields) -> set[str] | None:
+    """Return the names under which the fields of a class are read; None if any name may be one."""
+    names = {"event_id", "event_timestamp", *fields.names.values()}
+    if fields.library == "pydantic":
+        config = cls.model_config
+        aliases = [field.validation_alias for field in cls.__pydantic_fields__.values() if field.validation_alias]
+        if config.get("extra") == "allow" or not all(isinstance(alias, str) for alias in aliases):
+            return None
+        names.update(aliases)
+        if config.get("populate_by_name") or config.get("validate_by_name"):
+            names |= fields.names.keys()
+    return names
 
 
 def _describe(cls: type | None) -> str:

@@ -34,33 +34,6 @@ async def test_listeners_in_a_process(folder: Path) -> None:
     assert lines[2].startswith("LAST ** Bridge.forward silbo.bridge ") and len(lines) == 3
 
 
-async def test_listeners_as_json(folder: Path) -> None:
-    done = await silbo("listeners", "shop.web:dispatcher", "--json", "--app-dir", folder, command=SILBO)
-    assert done.code == 0 and [row["name"] for row in done.objects] == ["**", "order.*", "order.paid", "order.payed"]
-    assert done.objects[2] == {
-        "name": "order.paid",
-        "listener": "invoice",
-        "priority": -10.0,
-        "options": {"timeout": 5},
-        "plugin": "shop.web",
-        "place": done.objects[2]["place"],
-        "off": "",
-        "is_meant": True,
-    }
-
-
-async def test_names_in_a_process(folder: Path) -> None:
-    """A name that a listener has and the app does not declare is told, with the one that may be meant."""
-    done = await silbo("names", "shop.web:dispatcher", "--app-dir", folder, command=SILBO)
-    assert (done.code, done.err) == (0, "not declared: order.payed; did you mean order.paid?\n")
-    _, _, *lines = squeezed(done.out)
-    assert lines == [
-        "order.paid OrderPaid notification order 1 order, tags? invoice, log_order an order was paid",
-        "cart.emptied CartEmptied domain 2 cart nobody deprecated: say cart.left",
-        "order.payed 1 misspelt, log_order",
-    ]
-
-
 async def test_plugins_in_a_process(folder: Path) -> None:
     """Each is unloaded before the command ends, and what the app logs comes on stderr."""
     done = await silbo("plugins", "shop.web:switched_off", "--app-dir", folder, command=SILBO)
@@ -126,6 +99,33 @@ def ask(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_answer_about_a_name_without_listeners(ask: Run, arguments: list[str], code: int, told: str) -> None:
     done = ask("listeners", *arguments)
     assert done.code == code and told in done.err
+
+
+def test_listeners_as_json(ask: Run) -> None:
+    done = ask("listeners", "shop.web:dispatcher", "--json")
+    assert done.code == 0 and [row["name"] for row in done.objects] == ["**", "order.*", "order.paid", "order.payed"]
+    assert done.objects[2] == {
+        "name": "order.paid",
+        "listener": "invoice",
+        "priority": -10.0,
+        "options": {"timeout": 5},
+        "plugin": "shop.web",
+        "place": done.objects[2]["place"],
+        "off": "",
+        "is_meant": True,
+    }
+
+
+def test_names_in_a_table(ask: Run) -> None:
+    """A name that a listener has and the app does not declare is told, with the one that may be meant."""
+    done = ask("names", "shop.web:dispatcher")
+    assert (done.code, done.err) == (0, "not declared: order.payed; did you mean order.paid?\n")
+    _, _, *lines = squeezed(done.out)
+    assert lines == [
+        "order.paid OrderPaid notification order 1 order, tags? invoice, log_order an order was paid",
+        "cart.emptied CartEmptied domain 2 cart nobody deprecated: say cart.left",
+        "order.payed 1 misspelt, log_order",
+    ]
 
 
 def test_one_name_is_shown_with_all_that_is_known(ask: Run) -> None:

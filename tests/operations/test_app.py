@@ -13,6 +13,7 @@ from silbo.operations.app import open_app
 from tests.support.app_files import write
 
 APPS = """
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -42,10 +43,16 @@ living = FastAPI(lifespan=lifespan)
 mediator = Mediator(request_map=RequestMap(), dispatcher=dispatcher, container=RodiContainer(rodi.Container()))
 
 
+class Store(Mapping):
+    def __getitem__(self, key): raise RuntimeError("a read of the store")
+    __iter__ = __len__ = __getitem__
+
+
 class Host:
-    __slots__ = ("events",)
+    __slots__ = ("events", "store")
 
     def __init__(self) -> None:
+        self.store = Store()  # a mapping that is no dict may read from a disk
         self.events = dispatcher
 
 

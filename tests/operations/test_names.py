@@ -56,6 +56,13 @@ async def test_names_of_consumers_and_listeners_count_where_nothing_is_declared(
     assert find_constants(app_of(dispatcher, consumer)) == [consumed, heard]
 
 
+async def test_constant_with_a_class_is_taken_before_one_without() -> None:
+    bare, full = EventName("user.joined"), EventName("user.joined", ECSTEvent)
+    consumer = Consumer(AsyncEventDispatcher(), MemoryBroker(app="x").group("x", start="new"), events=[full])
+    (found,) = find_constants(app_of(AsyncEventDispatcher(names=[bare]), consumer))
+    assert found is full
+
+
 class Struct(msgspec.Struct):
     a: int = msgspec.field(name="A")
     b: str = ""

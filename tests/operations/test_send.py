@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import msgspec
+import pydantic
 import pytest
 
+from silbo import AsyncEventDispatcher, ECSTEvent, EventName, NotificationEvent
 from silbo.errors import MessageRefused, NameInvalid
-from silbo.operations.app import open_app
+from silbo.operations.app import App, open_app
 from silbo.operations.send import make_message
 
 IDENTITY = "9f62e977-73f7-462b-92cb-8ea658d3bcb5"
@@ -52,6 +56,52 @@ async def test_message_that_does_not_fit_is_refused(
         with pytest.raises(MessageRefused) as caught:
             make_message(name, payload, app=app)
     assert problem.lower() in str(caught.value).lower()
+
+
+class Struct(ECSTEvent, msgspec.Struct):
+    a: int
+    b: str = msgspec.field(default="", name="B")
+
+
+class Model(NotificationEvent, pydantic.BaseModel):
+    user: int = pydantic.Field(alias="userId")
+    note: str = pydantic.Field(default="", alias="Note")
+
+
+class Open(NotificationEvent, pydantic.BaseModel):
+    model_config = {"extra": "allow"}
+    user: int = 0
+
+
+class Choices(NotificationEvent, pydantic.BaseModel):
+    user: int = pydantic.Field(default=0, validation_alias=pydantic.AliasChoices("user", "who"))
+
+
+class Plain(NotificationEvent):
+    def __init__(self, a: int) -> None:
+        self.a = a
+
+
+@pytest.mark.parametrize(
+    ("cls", "read", "misspelt"),
+    [
+        (Struct, {"a": 1, "B": "x"}, {"a": 1, "b": "x"}),
+        (Model, {"userId": 1, "Note": "x"}, {"userId": 1, "note": "x"}),
+        (Open, {"any": 1}, None),
+        (Choices, {"who": 1}, None),
+        (Plain, {"a": 1}, None),
+    ],
+)
+def test_field_is_refused_that_a_consumer_would_ignore(
+    cls: type[Any], read: dict[str, object], misspelt: dict[str, object] | None
+) -> None:
+    """Also the name of an attribute that has another one on the wire."""
+    dispatcher = AsyncEventDispatcher(names=[EventName("it", cls)])
+    app = App(reference="x:y", dispatchers={"x:y": dispatcher}, consumers=(), plugins=())
+    assert make_message("it", read, app=app).message_name == "it"
+    if misspelt is not None:
+        with pytest.raises(MessageRefused, match="has no such field; (did you mean|known)"):
+            make_message("it", misspelt, app=app)
 
 
 async def test_kind_that_the_class_does_not_have_is_refused(folder: Path) -> None:
