@@ -17,7 +17,7 @@ __all__ = ["Acknowledgements"]
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
-ACK_BATCH: Final = 100
+ACK_BATCH: Final = 250
 """Acknowledgements that go without waiting for more."""
 
 

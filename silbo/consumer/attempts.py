@@ -36,6 +36,8 @@ STORING_RETRY: Final = Backoff(initial=0.5, cap=2.0)
 """Delays between two attempts to store how a delivery has failed, while the broker refuses that."""
 OFFER_RETRY: Final = 1.0
 """Seconds between two looks at a delivery that was left to others, if the broker has no interval of its own."""
+RECENT: Final = 20
+"""The time that deliveries take is the mean of about so many."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
 
@@ -90,6 +92,9 @@ class Attempts:
     An attempt is counted at the broker when it fails. For a delivery that was given out before, an attempt is counted before
     it begins, for what kills the process can't be counted afterwards. From the second such count on the attempt runs alone
     in this process, so that no other delivery is in work when the process is killed again.
+
+    Attributes:
+        seconds_each: The time that a delivery has taken lately.
     """
 
     def __init__(
@@ -107,15 +112,26 @@ class Attempts:
         self._acks = acks
         self._run = run
         self._lock = _SharedLock()
+        self.seconds_each = 0.0
 
     async def work(self) -> None:
         """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
         received.set(
             Received(None, None, self._options.listener_timeout)
         )  # the contexts of its deliveries are copies of this one
+        turns = self._run.turns
+        now = asyncio.get_running_loop().time
         while True:
+            began_at = now()
             try:
-                queued = await self._queue.get()
+                while turns.is_over(began_at):
+                    await turns.next()
+                    began_at = now()
+                queued = self._queue.get_now()
+                if queued is None:
+                    queued = await self._queue.get()
+                    began_at = now()
+                    turns.begin(began_at)
             except asyncio.CancelledError:  # perhaps of a timer that a listener has left behind
                 self._run.tasks.check_cancelled()
                 continue
@@ -136,7 +152,10 @@ class Attempts:
                 self._queue.park(queued, delay)
             if not len(self._queue):
                 self._acks.flush_soon()
-            self._run.has_room.set()
+            if len(self._queue) <= self._run.low_water:
+                self._run.has_room.set()
+            taken = now() - began_at
+            self.seconds_each += (taken - self.seconds_each) / RECENT if self.seconds_each else taken
 
     async def _handle(self, queued: QueuedDelivery) -> float | None:
         """Attempt a delivery once. Return the seconds until its next attempt; None if it needs none here.

@@ -39,8 +39,14 @@ logger = logging.getLogger(__name__)
 
 GRACE: Final = 0.5
 """Seconds that a stop allows the broker to answer."""
-AHEAD: Final = 100
-"""Deliveries read before a worker is free: enough for batches, few enough for the group's other consumers to get theirs."""
+AHEAD: Final = 0.1
+"""Seconds of work that are read before a worker is free: enough for batches, little enough for the group's other consumers."""
+MOST_AHEAD: Final = 500
+"""Deliveries read ahead at most: so large batches bring almost all of the speed that batches can bring."""
+FIRST_AHEAD: Final = 100
+"""Deliveries read ahead before the first is done."""
+BYTES_AHEAD: Final = 1 << 22
+"""Bytes of deliveries in the queue, 4 MiB, from which on no more are read."""
 UNACKED: Final = 1_000
 """Deliveries in hand at most, including those that wait for their next attempt; then no more are read."""
 SMALL: Final = 16_384
@@ -182,7 +188,6 @@ class Consumer:
         )
         self._run_state = RunState(tasks=tasks, reports=reports, stats=self.stats, stopping=stopping)
         self._queue = KeyedQueue()
-        self._ahead = max(AHEAD, 2 * concurrency)
         self._entered = False
         self._receiver: Receiver | None = None  # once the subscription is open
         self._opened = asyncio.Event()  # the subscription is open, or will never be
@@ -338,7 +343,7 @@ class Consumer:
         if unheard := self._options.heard.find_unheard(self._options.rebuilder.names):
             run.reports.report_unheard(unheard)
         try:
-            reading = tasks.start(self._read(receiver, acks))
+            reading = tasks.start(self._read(receiver, acks, attempts))
             working = [tasks.start(attempts.work()) for _ in range(self._concurrency)]
             if receiver.keep_every is not None:
                 _ = tasks.start(acks.run_keeping(receiver.keep_every))
@@ -348,7 +353,7 @@ class Consumer:
             await run.stopping.wait()
             tasks.raise_error()
             await tasks.end([reading], GRACE)  # a read takes longer only if the broker does not answer
-            self._queue.close(self._concurrency)
+            self._queue.close()
             await tasks.end(working, self._drain_until - monotonic())
             acks.close()
             await tasks.end([acknowledging], GRACE)
@@ -371,15 +376,15 @@ class Consumer:
 
     # -- receive --------------------------------------------------------------------------------------------
 
-    async def _read(self, receiver: Receiver, acks: Acknowledgements) -> None:
+    async def _read(self, receiver: Receiver, acks: Acknowledgements, attempts: Attempts) -> None:
         run = self._run_state
         outages = 0
         while not run.stopping.is_set():
             run.tasks.check_cancelled()
-            room = min(self._ahead - len(self._queue), UNACKED - len(acks))
-            if (
-                room <= 0 or len(self._queue) > self._ahead // 2
-            ):  # half of them are done first, so that batches are read
+            ahead = self._count_ahead(attempts.seconds_each)
+            room = min(ahead - len(self._queue), UNACKED - len(acks))
+            run.low_water = ahead // 2  # half of them are done first, so that batches are read
+            if room <= 0 or len(self._queue) > run.low_water or self._queue.size >= BYTES_AHEAD:
                 run.has_room.clear()
                 await run.has_room.wait()
                 continue
@@ -396,6 +401,14 @@ class Consumer:
             self._options.heard.refresh()
             self._check_bridges()
             await self._accept(items, acks, receiver)
+
+    def _count_ahead(self, seconds_each: float) -> int:
+        """Return the number of deliveries to read ahead if each takes so many seconds."""
+        if not seconds_each:
+            return max(FIRST_AHEAD, 4 * self._concurrency)
+        # With fewer, a few messages of one slow key would leave the other workers without work.
+        least = 4 * self._concurrency
+        return max(least, min(MOST_AHEAD, int(AHEAD * self._concurrency / seconds_each)))
 
     async def _accept(self, items: Sequence[Delivery | Gap], acks: Acknowledgements, receiver: Receiver) -> None:
         for item in items:

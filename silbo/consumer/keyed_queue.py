@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from math import inf
+from heapq import heappop, heappush
 
 from silbo.consumer.receive import Opened
 from silbo.errors import VersionTooNew
@@ -52,10 +52,19 @@ class KeyedQueue:
 
     A delivery that waits for its next attempt holds back its key, and no other. Without a key nothing is held back. The
     length is the number of deliveries that wait for a worker or are in work; those held back by a retry are not counted.
+
+    Attributes:
+        size: The bytes of all its deliveries, also of those held back.
     """
 
     def __init__(self) -> None:
-        self._ready: asyncio.PriorityQueue[tuple[float, QueuedDelivery | None]] = asyncio.PriorityQueue()
+        self.size = 0
+        self._ready: deque[QueuedDelivery] = deque()  # as they arrived
+        self._ready_again: list[
+            tuple[int, QueuedDelivery]
+        ] = []  # a heap of those that were behind others, by their order
+        self._waiting: deque[asyncio.Future[None]] = deque()  # workers
+        self._closed = False
         self._behind: dict[str, deque[QueuedDelivery] | None] = {}  # by key: deliveries behind the first
         self._length = 0
         self._arrived = 0
@@ -79,6 +88,7 @@ class KeyedQueue:
         """
         self._arrived += 1
         self._length += 1
+        self.size += len(delivery.raw)
         queued = QueuedDelivery(order=self._arrived, delivery=delivery, message=message, key=key, too_new=too_new)
         if key is not None:
             if key in self._behind:
@@ -89,21 +99,39 @@ class KeyedQueue:
                 self._length -= key in self._held_keys
                 return
             self._behind[key] = None
-        self._ready.put_nowait((queued.order, queued))
+        self._ready.append(queued)
+        self._wake_worker()
+
+    def get_now(self) -> QueuedDelivery | None:
+        """Return the next delivery; None if there is none now."""
+        again = self._ready_again
+        if again and (not self._ready or again[0][0] < self._ready[0].order):
+            return heappop(again)[1]
+        return self._ready.popleft() if self._ready else None
 
     async def get(self) -> QueuedDelivery | None:
         """Wait for the next delivery and return it. None once the queue is closed and empty."""
-        return (await self._ready.get())[1]
+        while (queued := self.get_now()) is None and not self._closed:
+            woken = asyncio.get_running_loop().create_future()
+            self._waiting.append(woken)
+            try:
+                await woken
+            except BaseException:
+                if woken.done() and not woken.cancelled():
+                    self._wake_worker()  # another one, in this one's place
+                raise
+        return queued
 
     def finish(self, queued: QueuedDelivery) -> None:
         """Remove a delivery that needs no further attempt here, and let the next one of its key go on."""
         self._length -= 1
+        self.size -= len(queued.delivery.raw)
         if queued.key is None:
             return
         behind = self._behind[queued.key]
         if behind:
             following = behind.popleft()
-            self._ready.put_nowait((following.order, following))
+            self._put_again(following)
         else:
             del self._behind[queued.key]
 
@@ -125,17 +153,29 @@ class KeyedQueue:
         for timer in self._parked.values():
             timer.cancel()
 
-    def close(self, workers: int) -> None:
-        """Let each of so many workers get None when the queue is empty. Nothing may be put afterwards."""
-        for _ in range(workers):
-            self._ready.put_nowait((inf, None))
+    def close(self) -> None:
+        """Let the workers get None when the queue is empty. Nothing may be put afterwards."""
+        self._closed = True
+        while self._waiting:
+            self._wake_worker()
 
     def _resume(self, queued: QueuedDelivery) -> None:
         del self._parked[queued]
         if not self._retries_ended:
             self._held_keys.discard(queued.key or "")
             self._length += 1 + self._count_behind(queued)
-            self._ready.put_nowait((queued.order, queued))
+            self._put_again(queued)
+
+    def _put_again(self, queued: QueuedDelivery) -> None:
+        heappush(self._ready_again, (queued.order, queued))
+        self._wake_worker()
+
+    def _wake_worker(self) -> None:
+        while self._waiting:
+            woken = self._waiting.popleft()
+            if not woken.done():  # it was cancelled
+                woken.set_result(None)
+                return
 
     def _count_behind(self, queued: QueuedDelivery) -> int:
         behind = None if queued.key is None else self._behind[queued.key]

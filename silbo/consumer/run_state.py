@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from silbo._host_code import OwnTasks
 from silbo._retry import Backoff, pause
+from silbo.consumer.loop_turns import LoopTurns
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerRefused, BrokerUnavailable
@@ -25,7 +26,7 @@ class Stopped(Exception):
     """The consumer was stopped before the broker answered."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunState:
     """State that the tasks of one consumer share.
 
@@ -34,14 +35,18 @@ class RunState:
         reports: Reports on deliveries and outages.
         stats: Counts.
         stopping: Set by the consumer's ``stop()``.
-        has_room: Set whenever a delivery has left, so that reading may go on.
+        turns: Turns on the event loop.
+        has_room: Set when deliveries have left, so that reading may go on.
+        low_water: The length of the queue at which reading goes on.
     """
 
     tasks: OwnTasks
     reports: DeliveryReports
     stats: ConsumerStats
     stopping: asyncio.Event
+    turns: LoopTurns = field(default_factory=LoopTurns)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
+    low_water: int = 0
 
     async def until_answered(self, caller: str, call: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat a broker call until the broker answers. The call is made once at least, even after a stop.
