@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "plugins": "silbo.cli.plugins",
     "groups": "silbo.cli.groups",
     "why": "silbo.cli.why",
+    "tail": "silbo.cli.tail",
     "doctor": "silbo.cli.doctor",
     "outbox": "silbo.cli.outbox",
     "dead": "silbo.cli.dead_letters",

@@ -39,7 +39,8 @@ silbo made begins with its time, and so is found at once; for another one the st
 from its end, some seconds for a million messages: --since shortens that.
 
 waiting       the group was not given it yet
-in hand       a consumer of the group has it, and has not acknowledged it
+in hand       a consumer of the group has it: it waits its turn, its listeners run, or an attempt
+              failed and the next one is due
 dead letter   the group gave it up: `silbo dead show ID` has its message
 acknowledged  the group is done with it; or the group is younger than the message
 

@@ -133,7 +133,7 @@ async def find_event(
 ) -> Whereabouts:
     """Find an event, by its id. Nothing is written.
 
-    A stream is searched from the time in the id on, to its end: some milliseconds where the event is, and 3 to 6 seconds for each
+    A stream is searched from the time in the id on, to its end: some milliseconds where the event is, and 4 to 10 seconds for each
     million later entries where it is not. An id without a time (not of version 7) is searched for from the newest entry back,
     unless the outbox or ``since`` tells a time.
 
