@@ -138,6 +138,9 @@ def _remark(group: GroupStatus) -> str | None:
     if group.is_deserted and (group.lag or group.in_hand):
         waits = format_count(group.lag + group.in_hand, "message")
         return f"{group.group} at {group.stream}: no consumer is alive, and {waits} {'waits' if waits[:2] == '1 ' else 'wait'}"
+    if group.oldest and group.is_stuck:
+        age = format_age(group.oldest.added_at, group.read_at)
+        return f"{group.group} at {group.stream}: {group.oldest.entry} is in hand for {age} and no attempt has failed: does a listener hang? The log of {group.oldest.consumer} says which"
     if group.oldest and group.oldest.error:
         oldest = group.oldest
         tried = format_count(oldest.attempts, "attempt")

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "groups": "silbo.cli.groups",
     "why": "silbo.cli.why",
     "tail": "silbo.cli.tail",
+    "top": "silbo.cli.top",
     "doctor": "silbo.cli.doctor",
     "outbox": "silbo.cli.outbox",
     "dead": "silbo.cli.dead_letters",

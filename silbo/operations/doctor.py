@@ -353,6 +353,11 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     if group.retrying and group.oldest and group.oldest.attempts:
         text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
         found.append(Finding(check, "note", text, None))
+    if group.is_stuck and group.oldest and not group.is_deserted:
+        age = (group.read_at - group.oldest.added_at).total_seconds()
+        text = f"{group.oldest.entry} is in hand for {age:,.0f} s and no attempt has failed: a listener may hang"
+        mend = f"the log of {group.oldest.consumer} names it; give the listener a timeout="
+        found.append(Finding(check, "note", text, mend))
     if group.dead:
         mend = f"silbo dead list --group {group.group}"
         found.append(Finding(check, "note", f"{group.dead:,} dead letters", mend))

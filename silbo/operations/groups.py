@@ -28,6 +28,8 @@ __all__ = [
 
 SILENT_AFTER: Final = 30.0
 """A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
+STUCK_AFTER: Final = 60.0
+"""A message that is in hand for more than 60 seconds without a failure may have a listener that hangs."""
 PAGE: Final = 500
 """A call counts 500 entries: Redis does nothing else meanwhile, for about 2 milliseconds."""
 COUNTED_EXACTLY: Final = 10_000
@@ -105,6 +107,16 @@ class GroupStatus:
     dead: int
     consumers: Sequence[ConsumerStatus]
     read_at: datetime
+
+    @property
+    def is_stuck(self) -> bool:
+        """True if its oldest message in hand is a minute old, no attempt failed, and nothing else waits: a listener may hang."""
+        return (
+            not self.lag
+            and self.oldest is not None
+            and not self.oldest.attempts
+            and (self.read_at - self.oldest.added_at).total_seconds() > STUCK_AFTER
+        )
 
     @property
     def is_deserted(self) -> bool:

@@ -123,6 +123,22 @@ async def test_two_live_consumers_under_one_name(redis: Redis, prefix: str) -> N
     assert "two live" not in later[f"{key} billing"].text
 
 
+async def test_message_in_hand_for_long_is_noted(redis: Redis, redis_url: str, prefix: str) -> None:
+    """A listener that hangs raises nothing, so no attempt fails."""
+    key, consumer = f"{prefix}:{{events}}", "web-1:4711:0123456789ab-1"
+    entry = await redis.xadd(key, {"message": "{}"}, id="1000000-0")
+    await redis.xgroup_create(key, "billing", "0")
+    await redis.xreadgroup("billing", consumer, {key: ">"})
+    found = await findings(redis, prefix=prefix)
+    table = await silbo("groups", "--redis", redis_url, "--prefix", prefix)
+    await redis.hset(f"{key}:attempts:billing", entry, "1 ValueError: no")
+    failing = await findings(redis, prefix=prefix)
+    stuck = found[f"{key} billing"]
+    assert stuck.level == "note" and "a listener may hang" in stuck.text and consumer in (stuck.mend or "")
+    assert f"does a listener hang? The log of {consumer}" in table.out
+    assert "hang" not in failing[f"{key} billing"].text
+
+
 async def _read(receiver: Any) -> None:
     while True:
         await receiver.receive(1)

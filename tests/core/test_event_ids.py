@@ -33,6 +33,13 @@ def test_an_id_has_the_time_at_which_it_was_made() -> None:
     assert all(before <= milliseconds(each) <= after for each in made)
 
 
+def test_later_ids_have_a_later_time() -> None:
+    first = Told().event_id
+    while time.time_ns() // 1_000_000 <= milliseconds(first):
+        pass
+    assert milliseconds(Told().event_id) > milliseconds(first)
+
+
 def test_ids_differ() -> None:
     assert len({Told().event_id for _ in range(10_000)}) == 10_000
 

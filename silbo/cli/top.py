@@ -1,0 +1,175 @@
+"""``silbo top``: its arguments, and a screen of figures that is drawn again and again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final
+
+from silbo._checks import require_extra
+from silbo.cli.arguments import (
+    Commands,
+    UsageError,
+    add_command,
+    add_json_option,
+    add_redis_options,
+    add_store_option,
+    make_count_parser,
+    parse_address,
+    parse_positive_seconds,
+)
+from silbo.cli.connect import make_redis, open_store
+from silbo.cli.formatting import escape_controls, format_age, format_time
+from silbo.cli.groups import group_to_fields
+from silbo.cli.output import print_json
+from silbo.operations.top import GroupFigures, Snapshot, watch
+from silbo.outbox.rows import STATES
+
+__all__ = ["add_to"]
+
+COLUMNS: Final = (
+    "stream",
+    "group",
+    "added/s",
+    "done/s",
+    "lag",
+    "for",
+    "in hand",
+    "retrying",
+    "dead letters",
+    "consumers",
+)
+
+EPILOG = """\
+added/s  messages that were added to the stream
+done/s   messages that the group has acknowledged or given up
+for      the age of the oldest message that the group was not given yet
+
+Runs until Ctrl-C.
+
+examples:
+  silbo top
+  silbo top --prefix shop --store outbox.db --every 5s
+  silbo top --limit 10 --json
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add ``silbo top`` to the commands."""
+    parser = add_command(
+        commands, "top", "rates, lag, in hand, retries, dead letters, the outbox: live", epilog=EPILOG, run=show_figures
+    )
+    add_redis_options(parser)
+    add_store_option(parser)
+    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    parser.add_argument(
+        "--every", metavar="TIME", type=parse_positive_seconds, default=2.0, help="the time between two looks (2s)"
+    )
+    parser.add_argument("--limit", type=make_count_parser(1), help="end after so many looks")
+    add_json_option(parser, "one JSON object for each look")
+
+
+async def show_figures(options: argparse.Namespace) -> int:
+    """Show the figures until Ctrl-C, or so many times as were asked for."""
+    if not (options.json or sys.stdout.isatty()):
+        raise UsageError("a live screen needs a terminal; --json does not")
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(make_redis(options.redis))
+        store = await stack.enter_async_context(open_store(options.store)) if options.store else None
+        snapshots = await stack.enter_async_context(
+            aclosing(watch(client, store=store, prefix=options.prefix, stream=options.stream, every=options.every))
+        )
+        if options.json:
+            await _print_snapshots(snapshots, options.limit)
+        else:
+            await _draw_snapshots(snapshots, options.limit)
+    return 0
+
+
+async def _print_snapshots(snapshots: AsyncGenerator[Snapshot], limit: int | None) -> None:
+    async for snapshot in snapshots:
+        print_json(_to_fields(snapshot))
+        limit = None if limit is None else limit - 1
+        if limit == 0:
+            return
+
+
+async def _draw_snapshots(snapshots: AsyncGenerator[Snapshot], limit: int | None) -> None:
+    with require_extra("a live screen (--json is none)", extra="cli", libraries=("rich",)):
+        from rich.live import Live
+
+    with Live(auto_refresh=False, screen=limit is None) as live:
+        async for snapshot in snapshots:
+            live.update(_draw(snapshot), refresh=True)
+            limit = None if limit is None else limit - 1
+            if limit == 0:
+                return
+
+
+def _draw(snapshot: Snapshot) -> Any:
+    """Return the screen of a snapshot, for rich."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("stream", "group") else "right")
+    for figures in snapshot.groups:
+        style = "red" if figures.status.is_deserted else None
+        table.add_row(*(Text(escape_controls(str(cell))) for cell in _to_cells(figures)), style=style)
+    lines: list[RenderableType] = [Text(f"silbo top  {format_time(snapshot.at)}", style="bold"), table]
+    lines += [Text(escape_controls(line)) for line in _describe_outbox(snapshot)]
+    if snapshot.error:
+        lines.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
+    return Group(*lines)
+
+
+def _to_cells(figures: GroupFigures) -> Sequence[object]:
+    """Return the values of COLUMNS."""
+    status = figures.status
+    live = sum(not consumer.is_silent for consumer in status.consumers)
+    return (
+        status.stream,
+        status.group,
+        "" if figures.added_rate is None else f"{figures.added_rate:,.0f}",
+        "" if figures.done_rate is None else f"{figures.done_rate:,.0f}",
+        f"{status.lag:,}{'+' if status.lag_is_at_least else ''}",
+        format_age(status.waiting_since, status.read_at) if status.waiting_since and status.lag else "",
+        f"{status.in_hand:,}",
+        f"{status.retrying:,}",
+        f"{status.dead:,}",
+        f"{live} of {len(status.consumers)}",
+    )
+
+
+def _describe_outbox(snapshot: Snapshot) -> Sequence[str]:
+    """Return the lines about the outbox; none without one."""
+    if snapshot.outbox is None or snapshot.outbox_at is None:
+        return []
+    counts = ", ".join(f"{snapshot.outbox.counts[state]:,} {state}" for state in STATES)
+    oldest = snapshot.outbox.oldest_at
+    age = f"; the oldest waits for {format_age(oldest, snapshot.outbox_at)}" if oldest else ""
+    relays = "" if snapshot.outbox.leads else "; no relay is at work"
+    return [f"outbox: {counts}{age}{relays}"]
+
+
+def _to_fields(snapshot: Snapshot) -> Mapping[str, Any]:
+    outbox = snapshot.outbox
+    return {
+        "at": snapshot.at,
+        "groups": [
+            {"added_rate": each.added_rate, "done_rate": each.done_rate, **group_to_fields(each.status)}
+            for each in snapshot.groups
+        ],
+        "outbox": outbox
+        and {
+            "rows": {state: outbox.counts[state] for state in STATES},
+            "oldest_at": outbox.oldest_at,
+            "partitions_led": len(outbox.leads),
+        },
+        "error": snapshot.error,
+    }

@@ -1,0 +1,130 @@
+"""The figures of streams, groups and an outbox, again and again: what moves, and how fast."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis.asyncio import Redis
+
+from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.errors import BrokerUnavailable, StoreUnavailable
+from silbo.operations.groups import GroupStatus, read_stream_groups
+from silbo.operations.redis import ask, choose_streams, opened, read_clock, to_mapping
+from silbo.outbox.rows import OutboxStatus, OutboxStore
+
+__all__ = ["GroupFigures", "Snapshot", "watch"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFigures:
+    """One group at one moment, and its speed since the moment before.
+
+    Attributes:
+        status: The group.
+        added_rate: Messages a second that were added to its stream; None at first.
+        done_rate: Messages a second that it has acknowledged or given up; None at first.
+    """
+
+    status: GroupStatus
+    added_rate: float | None
+    done_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All figures at one moment.
+
+    Attributes:
+        at: The time by Redis's clock.
+        groups: The groups of all streams.
+        outbox: The outbox; None without one.
+        outbox_at: The time by the store's clock, which the times of the outbox are by.
+        error: The reason why the other figures are those of the moment before; None while all is well.
+    """
+
+    at: datetime
+    groups: Sequence[GroupFigures]
+    outbox: OutboxStatus | None = None
+    outbox_at: datetime | None = None
+    error: str | None = None
+
+
+async def watch(
+    client: Redis,
+    *,
+    store: OutboxStore | None = None,
+    prefix: str = "silbo",
+    stream: str | None = None,
+    every: float = 2.0,
+    timeout: float = 5.0,  # of each step
+) -> AsyncGenerator[Snapshot]:
+    """Yield a snapshot, and another one after each interval. Nothing is written; does not end by itself.
+
+    Redis 6.2 does not count what was added: there the speeds are those of the streams' lengths, too low while old entries are
+    removed.
+
+    Args:
+        client: The program's client.
+        store: The outbox's store, open; None for none.
+        prefix: The broker's prefix.
+        stream: The stream's address; None takes all streams that are under the prefix when it begins.
+        every: Seconds between two snapshots.
+        timeout: Seconds in which each step is answered.
+
+    Raises:
+        StreamMissing: there is no such stream, or none under the prefix.
+        BrokerUnavailable: Redis can't be reached at the beginning; later the snapshot tells.
+        StoreUnavailable: likewise the store.
+    """
+    async with opened(client, timeout) as connection:
+        keys = await choose_streams(connection, prefix, stream)
+        before, counts = await _read(connection, keys, store, None, {})
+        yield before
+        while True:
+            await asyncio.sleep(every)
+            try:
+                before, counts = await _read(connection, keys, store, before, counts)
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                yield Snapshot(before.at, before.groups, before.outbox, before.outbox_at, str(error))
+            else:
+                yield before
+
+
+async def _read(
+    connection: CallConnection,
+    keys: Sequence[str],
+    store: OutboxStore | None,
+    before: Snapshot | None,
+    counts: Mapping[str, int],
+) -> tuple[Snapshot, dict[str, int]]:
+    """Return the figures now, and the number of messages that were ever added to each stream."""
+    now = await read_clock(connection)
+    seconds = (now - before.at).total_seconds() if before else 0.0
+    done = {_name(each.status): _count_done(each.status, counts) for each in before.groups} if before else {}
+    added: dict[str, int] = {}
+    groups: list[GroupFigures] = []
+    for key in keys:
+        (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
+        info = to_mapping(reply)
+        added[key] = int(info["entries-added"] if "entries-added" in info else info["length"])
+        for status in await read_stream_groups(connection, key.encode()):
+            rates: tuple[float | None, float | None] = None, None
+            if seconds > 0 and _name(status) in done:
+                handled = _count_done(status, added) - done[_name(status)]
+                rates = max(0.0, (added[key] - counts[key]) / seconds), max(0.0, handled / seconds)
+            groups.append(GroupFigures(status, *rates))
+    outbox = await store.status() if store is not None else None
+    outbox_at = await store.read_clock() if store is not None else None
+    return Snapshot(now, groups, outbox, outbox_at), added
+
+
+def _name(status: GroupStatus) -> tuple[str, str]:
+    return status.stream, status.group
+
+
+def _count_done(status: GroupStatus, added: Mapping[str, int]) -> int:
+    """Return the number of messages that a group has done, of all that were ever added to its stream."""
+    return added[status.stream] - status.lag - status.in_hand

@@ -1,0 +1,82 @@
+"""`silbo top`: figures that move, at a terminal and for programs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.operations.top import watch
+from tests.support.command_line import fill, message, silbo, terminal
+from tests.support.redis_streams import eventually, opened, receive
+from tools.redis_server import RedisServer
+
+
+@pytest.mark.every_redis
+async def test_rates_are_those_between_two_looks(redis: Redis, prefix: str) -> None:
+    """What was added, and what a group has done: acknowledged or given up."""
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*(message(number) for number in range(10)))
+            snapshots = watch(redis, prefix=prefix, every=0.05)
+            before = await anext(snapshots)
+            await streams.publish(*(message(number) for number in range(20)))
+            items = await receive(receiver, 12)
+            await receiver.ack(*items[:5])
+            assert await receiver.bury(items[5], error="ValueError", attempts=1)
+            now = await anext(snapshots)
+            await snapshots.aclose()
+    (first,), (second,) = before.groups, now.groups
+    assert (first.added_rate, first.done_rate, first.status.lag) == (None, None, 10)
+    seconds = (now.at - before.at).total_seconds()
+    assert second.added_rate is not None and second.done_rate is not None
+    assert (round(second.added_rate * seconds), round(second.done_rate * seconds)) == (20, 6)
+    assert (second.status.lag, second.status.in_hand, second.status.dead) == (18, 6, 1)
+
+
+async def test_screen_is_drawn_until_ctrl_c(redis: Redis, redis_url: str, prefix: str, tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 3)
+    await redis.xgroup_create(f"{prefix}:{{events}}", "billing", "0", mkstream=True)
+    where = ("--redis", redis_url, "--prefix", prefix)
+    env = {"COLUMNS": "160"}
+    async with terminal("top", *where, "--store", tmp_path / "outbox.db", "--every", "0.1s", env=env) as screen:
+        await screen.until("3 pending")
+        await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
+        await screen.until("silbo top")
+        screen.type("\x03")
+        assert await screen.end() == 130
+    assert "billing" in screen.shown and "no relay is at work" in screen.shown
+
+
+async def test_programs_get_each_look(redis: Redis, redis_url: str, prefix: str, tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 3)
+    await redis.xgroup_create(f"{prefix}:{{events}}", "billing", "0", mkstream=True)
+    where = ("--redis", redis_url, "--prefix", prefix)
+    program, text = await asyncio.gather(
+        silbo("top", *where, "--store", tmp_path / "outbox.db", "--every", "0.01s", "--limit", 2, "--json"),
+        silbo("top", *where),
+    )
+    first, second = program.objects
+    assert first["groups"][0]["added_rate"] is None and second["groups"][0]["added_rate"] == 0
+    assert second["outbox"]["rows"]["pending"] == 3 and second["groups"][0]["group"] == "billing"
+    assert text.code == 2 and "needs a terminal" in text.err
+
+
+async def test_outage_is_told_and_ends(own_redis: RedisServer, prefix: str) -> None:
+    async with Redis.from_url(own_redis.url) as client:
+        await client.xgroup_create(f"{prefix}:{{events}}", "billing", "0", mkstream=True)
+        snapshots = watch(client, prefix=prefix, every=0.01)
+        assert (await anext(snapshots)).error is None
+        await asyncio.to_thread(own_redis.kill)
+        away = await anext(snapshots)
+        await asyncio.to_thread(own_redis.restart)
+
+        async def is_back() -> bool:
+            return (await anext(snapshots)).error is None
+
+        await eventually(is_back)
+        await snapshots.aclose()
+    assert away.error is not None and away.groups[0].status.group == "billing"
