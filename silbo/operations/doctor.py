@@ -15,7 +15,7 @@ from silbo.brokers.redis.calls import CallConnection, Command
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
-from silbo.operations.groups import GroupStatus, read_stream_groups
+from silbo.operations.groups import GroupStatus, read_fields, read_stream_groups
 from silbo.operations.redis import ask, choose_streams, find_streams, opened, read_clock, time_of_entry, to_mapping
 from silbo.outbox.rows import OutboxStore
 
@@ -302,7 +302,9 @@ async def _check_stream(
         for finding in _check_group(group, retain):
             yield finding
     for group in groups:
-        for name in await _find_shared_names(connection, key.encode(), group.group.encode()):
+        for name in await _find_shared_names(
+            connection, key.encode(), group.group.encode(), [each.name for each in group.consumers]
+        ):
             text = (
                 f"two live consumers have the name {name}: each gets what the other has in hand, and handles it twice"
             )
@@ -312,9 +314,8 @@ async def _check_stream(
 
 async def _check_room(connection: CallConnection, key: str, info: dict[str, str], retain: float | None) -> Finding:
     """Return if the memory has room for what the retention keeps, at the rate so far."""
-    reply, size = await ask(
-        connection, Command(b"XINFO", b"STREAM", key.encode()), Command(b"MEMORY", b"USAGE", key.encode())
-    )
+    (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
+    (size,) = await _ask_or_none(connection, Command(b"MEMORY", b"USAGE", key.encode()))
     stream = to_mapping(reply)
     length, first, last = stream["length"], stream["first-entry"], stream["last-entry"]
     if not first:
@@ -374,15 +375,17 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     return found
 
 
-async def _find_shared_names(connection: CallConnection, key: bytes, group: bytes) -> list[str]:
+async def _find_shared_names(
+    connection: CallConnection, key: bytes, group: bytes, consumers: Sequence[str]
+) -> list[str]:
     """Return the names under which two consumers live: each notes it when it finds the other's sign of life."""
     now = await read_clock(connection)
-    (flat,) = await ask(connection, Command(b"HGETALL", build_signs_key(key, group)))
-    noticed = {
-        name: at for name, at in zip(flat[::2], flat[1::2], strict=True) if name.startswith(b"!") and at.isdigit()
-    }
+    names = [b"!" + name.encode() for name in consumers]
+    noticed = await read_fields(connection, build_signs_key(key, group), names)
     recent = now.timestamp() - NOTICED_WITHIN
-    return [name[1:].decode(errors="replace") for name, at in noticed.items() if int(at) / 1000 > recent]
+    return [
+        name[1:].decode(errors="replace") for name, at in noticed.items() if at.isdigit() and int(at) / 1000 > recent
+    ]
 
 
 # -- the outbox ---------------------------------------------------------------------------------------------

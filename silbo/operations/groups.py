@@ -21,6 +21,7 @@ __all__ = [
     "ConsumerStatus",
     "GroupStatus",
     "OldestInHand",
+    "read_fields",
     "read_groups",
     "read_stream_groups",
     "split_attempts",
@@ -90,7 +91,8 @@ class GroupStatus:
         waiting_since: The time at which the oldest of them was added; None if there is none.
         in_hand: The number of messages that its consumers were given and have not acknowledged: Redis's "pending".
         oldest: The oldest of them.
-        retrying: The number of those that an attempt has failed for, and that wait for the next or are at it.
+        retrying: The number of those that an attempt has failed for, and that wait for the next or are at it; of the oldest
+            10,000.
         dead: The number of its dead letters.
         consumers: Its consumers, by name.
         read_at: The time at which this was read, by Redis's clock, as the other times.
@@ -166,15 +168,16 @@ async def _read_group(
     name: bytes = group["name"]
     attempts_key = build_attempts_key(key, name)
     last: bytes = group["last-delivered-id"]
-    consumers, oldest, retrying, signs, given, waiting = await ask(
+    rows, oldest, given, waiting = await ask(
         connection,
         Command(b"XINFO", b"CONSUMERS", key, name),
         Command(b"XPENDING", key, name, b"-", b"+", b"1"),
-        Command(b"HLEN", attempts_key),
-        Command(b"HGETALL", build_signs_key(key, name)),
         Command(b"HGET", build_given_key(key), name),
         Command(b"XRANGE", key, b"(" + last, b"+", b"COUNT", b"1"),
     )
+    consumers = [to_mapping(row) for row in rows]
+    names = [consumer["name"] for consumer in consumers]
+    signs = await read_fields(connection, build_signs_key(key, name), names)
     lag, is_at_least = await _count_lag(connection, key, stream, group, given)
     return GroupStatus(
         stream=key.decode(),
@@ -184,9 +187,9 @@ async def _read_group(
         waiting_since=time_of_entry(waiting[0][0].decode()) if waiting else None,
         in_hand=group["pending"],
         oldest=await _read_oldest(connection, attempts_key, oldest[0], now) if oldest else None,
-        retrying=min(retrying, group["pending"]),
+        retrying=await _count_retrying(connection, key, name, attempts_key),
         dead=dead.get(name, 0),
-        consumers=[_to_consumer(to_mapping(row), to_mapping_of_bytes(signs), now) for row in consumers],
+        consumers=[_to_consumer(consumer, signs, now) for consumer in consumers],
         read_at=now,
     )
 
@@ -223,9 +226,12 @@ def split_attempts(noted: bytes | None) -> tuple[int, str | None]:
     return (int(count) if count.isdigit() and len(count) < 10 else 0), _text(error) or None
 
 
-def to_mapping_of_bytes(flat: Any) -> dict[bytes, bytes]:
-    """Return the reply of HGETALL as a dict."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+async def read_fields(connection: CallConnection, key: bytes, names: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return those fields of a hash that exist, with a command that the documented user of silbo's programs may run."""
+    if not names:
+        return {}
+    (values,) = await ask(connection, Command(b"HMGET", key, *names))
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def _text(name: bytes) -> str:
@@ -282,6 +288,18 @@ def _find_given(stream: dict[str, Any], group: dict[str, Any], noted: bytes | No
     if doubt == group["last-delivered-id"]:
         return int(number)
     return read if read is not None and read >= int(number) else None
+
+
+async def _count_retrying(connection: CallConnection, key: bytes, group: bytes, attempts_key: bytes) -> int:
+    """Return the number of entries in hand for which an attempt was counted, of the oldest 10,000."""
+    retrying, begin = 0, b"-"
+    for _ in range(COUNTED_EXACTLY // PAGE):
+        (rows,) = await ask(connection, Command(b"XPENDING", key, group, begin, b"+", b"%d" % PAGE))
+        retrying += len(await read_fields(connection, attempts_key, [row[0] for row in rows]))
+        if len(rows) < PAGE:
+            break
+        begin = b"(" + rows[-1][0]
+    return retrying
 
 
 async def _count_dead(connection: CallConnection, key: bytes) -> dict[bytes, int]:
