@@ -116,15 +116,15 @@ async def measure(contender: Contender, times: int, clock: Clock = perf_counter)
     return returned if isinstance(returned, Measured) else Measured(taken / times)
 
 
-async def find_times(contender: Contender, seconds: float) -> int:
-    """Return the number of repetitions that take about so many seconds; warms up what is measured later."""
-    times = 1
+async def find_times(contender: Contender, seconds: float, least: int = 1) -> int:
+    """Return the number of repetitions that take about so many seconds, or the least; warms up what is measured later."""
+    times = least
     while True:
         started = perf_counter()
         await contender(times)
         taken = perf_counter() - started
         if taken > seconds / 3:
-            return max(1, round(times * seconds / taken))
+            return max(least, round(times * seconds / taken))
         times = max(times + 1, min(10 * times, round(times * seconds / max(taken, 1e-9) / 2)))
 
 
