@@ -1,16 +1,18 @@
-"""Draws the plots of the documentation from the figures of a run.
+"""Draws the plots of the documentation from the figures of a run, and writes their tables.
 
     python -m benchmarks.plots [FILE ...] [--to FOLDER]
 
 Four kinds, as SVG: the ratios of each scenario as bars; the cost over a growing number (listeners, names); the speed over
-the concurrency; and latency percentiles. A file of figures that did not change gives the same bytes.
+the concurrency; and latency percentiles. Beside them a page part for each Python, `{Python}.inc`: what was measured, the
+targets, the cells in which another one is ahead of silbo, the empty cells, and the plots. Figures that did not change give the
+same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.run import RESULTS, ROOT, find_ratios
+from benchmarks.run import RESULTS, ROOT, find_ratios, holds, show_figure
 
 FOLDER = ROOT / "docs" / "explanation" / "plots"
 SILBO, REFERENCE, PEER = "#d1495b", "#30638e", "#b8c4cc"
@@ -113,7 +115,7 @@ def draw_latencies(records: Records, title: str) -> Figure:
 
 
 def draw_all(run: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw every plot of a run; the files."""
+    """Draw every plot of a run, and write its tables; the files."""
     python = ".".join(run["setting"]["python"].split(".")[:2])
     title = f"Python {run['setting']['python']}, {run['setting']['cores']} cores"
     records = {name: record for name, record in run["scenarios"].items() if "results" in record}
@@ -135,7 +137,74 @@ def draw_all(run: Mapping[str, Any], folder: Path) -> list[Path]:
         path = folder / f"{python}-{name.replace(' ', '-').replace('/', '-').lower()}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text().splitlines()))
-    return sorted(folder.glob(f"{python}-*.svg"))
+    plots = sorted(folder.glob(f"{python}-*.svg"))
+    page = folder / f"{python}.inc"
+    page.write_text(write_tables(run, [path.name for path in plots]))
+    return [*plots, page]
+
+
+# -- tables -----------------------------------------------------------------------------------------------------
+
+
+def write_tables(run: Mapping[str, Any], plots: Sequence[str]) -> str:
+    """Return the page part of one Python."""
+    setting, records = run["setting"], {name: one for name, one in run["scenarios"].items() if "results" in one}
+    versions = ", ".join(f"{library} {number}" for library, number in setting["versions"].items())
+    server = setting["redis-server"]
+    lines = [
+        f"Python {setting['python']} on {setting['system']}, {setting['processor']}, {setting['cores']} cores, {server}; {versions}.",
+        f"The run began at {run['begun']}, when {run['load']:.1f} other programs wanted a core.",
+        "",
+        "| scenario | against | silbo | target | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, record in records.items():
+        against = dict.fromkeys([record["reference"], *record["targets"]])
+        for other in against:
+            ratio = find_ratios(record, other).get(record["subject"])
+            if ratio is None:
+                continue
+            target = record["targets"].get(other)
+            sign = ">=" if record["more_is_better"] else "<="
+            wanted = "" if target is None else f"{sign} {target:g}"
+            verdict = "" if target is None else "holds" if holds(record, ratio.middle, target) else "**missed**"
+            word = "x as fast" if record["more_is_better"] else "x"
+            lines.append(f"| {name} | {other} | {ratio} {word} | {wanted} | {verdict} |")
+    lines += [
+        "",
+        "Another one is ahead of silbo in these cells:",
+        "",
+        "| scenario | who | it | silbo |",
+        "|---|---|---|---|",
+    ]
+    lines += find_losing_cells(records)
+    lines += ["", "These cells are empty:", "", "| scenario | who | why |", "|---|---|---|"]
+    for name, record in run["scenarios"].items():
+        if "failed" in record:
+            lines.append(f"| {name} | all | {_as_cell(record['failed'])} |")
+            continue
+        lines += [f"| {name} | {peer} | {_as_cell(reason)} |" for peer, reason in record["missing"].items()]
+    notes = {who: note for record in records.values() for who, note in record["notes"].items()}
+    lines += ["", *(f"- {who}: {note}" for who, note in notes.items()), ""]
+    lines += [line for name in plots for line in (f"![{name}](plots/{name})", "")]
+    return "\n".join(lines)
+
+
+def find_losing_cells(records: Records) -> list[str]:
+    """Return a row for each contender that is ahead of silbo by more than their quartiles; limits count, too."""
+    rows = []
+    for name, record in records.items():
+        ratios = find_ratios(record, record["subject"])
+        each = {result["name"]: show_figure(record, result["each"]) for result in record["results"]}
+        for other, ratio in ratios.items():
+            is_ahead = ratio.low > 1 if record["more_is_better"] else ratio.high < 1
+            if is_ahead and not other.startswith("silbo"):
+                rows.append(f"| {name} | {other} | {each[other]} | {each[record['subject']]} |")
+    return rows
+
+
+def _as_cell(text: str) -> str:
+    return text.splitlines()[0].replace("|", "/")[:160]
 
 
 def main() -> None:

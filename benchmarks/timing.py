@@ -13,11 +13,15 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import count
 from time import perf_counter
 
 Contender = Callable[[int], Awaitable[object]]
 """Does its work so many times. It may return a :class:`Measured` in place of being timed."""
 
+
+TRIED = 4
+"""Runs at least, before the repetitions of a round are known."""
 
 Clock = Callable[[], float]
 """`perf_counter`, or `process_time`."""
@@ -118,14 +122,17 @@ async def measure(contender: Contender, times: int, clock: Clock = perf_counter)
 
 async def find_times(contender: Contender, seconds: float, least: int = 1) -> int:
     """Return the number of repetitions that take about so many seconds, or the least; warms up what is measured later."""
-    times = least
-    while True:
+    times, each = least, float("inf")
+    for runs in count(1):
         started = perf_counter()
         await contender(times)
-        taken = perf_counter() - started
-        if taken > seconds / 3:
-            return max(least, round(times * seconds / taken))
-        times = max(times + 1, min(10 * times, round(times * seconds / max(taken, 1e-9) / 2)))
+        each = min(each, max(1e-9, (perf_counter() - started) / times))
+        wanted = max(least, round(seconds / each))
+        # The first runs fill caches, and one may be interrupted by other programs.
+        if runs >= TRIED and times >= wanted / 3:
+            return wanted
+        times = max(least, min(10 * times, wanted))
+    raise AssertionError("never reached")
 
 
 def machine() -> str:

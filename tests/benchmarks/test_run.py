@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
 from collections.abc import AsyncGenerator
@@ -16,7 +17,7 @@ from benchmarks import run
 from benchmarks.registry import SCENARIOS
 from benchmarks.run import Effort
 from benchmarks.scenario import Contenders, Missing, Scenario, load_peer
-from benchmarks.timing import Measured, compare, find_ratio
+from benchmarks.timing import Measured, compare, find_ratio, find_times
 from benchmarks.worker import run as run_scenario
 
 
@@ -118,3 +119,17 @@ def test_run_that_is_done_begins_anew(tmp_path: Path) -> None:
     first = run.open_run(path, again=False)
     run.write(path, {**first, "scenarios": {"done": {"results": []}}, "done": True})
     assert run.open_run(path, again=False)["scenarios"] == {}
+
+
+async def test_first_run_that_is_slow_does_not_decide_on_the_repetitions() -> None:
+    """The caches are empty at first: two repetitions in a round would measure nothing."""
+    runs = 0
+
+    async def contender(times: int) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            await asyncio.sleep(0.1)
+
+    assert await find_times(contender, 0.01) > 100
+    assert await find_times(nothing, 0.0001, least=70_000) >= 70_000
