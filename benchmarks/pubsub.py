@@ -297,6 +297,8 @@ SCENARIOS = [
         more_is_better=True,
         targets={"redis-py, listen()": 2.5},
         times=MESSAGES,
+        rounds=9,
+        fewer={"FastStream": MESSAGES // 10},
         in_quick=True,
     ),
     Scenario(

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -362,6 +363,7 @@ def main() -> int:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the scenario's process is ended, too
     with Progress(*bars, console=console, transient=True) as progress:
         total = progress.add_task(f"make bench ({options.tier})", total=len(chosen))
         for number, scenario in enumerate(chosen):

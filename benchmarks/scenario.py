@@ -43,6 +43,7 @@ class Scenario:
             that waits for nothing: what else runs on the machine counts less.
         targets: The subject's ratio to a contender, by its name: at the most (cost) or at the least (speed).
         times: Repetitions in each round; None finds a number that takes a slice of time, for each contender its own.
+        fewer: Repetitions of contenders that are much slower than the others, by name, where ``times`` is given.
         least: The fewest repetitions that it finds, as one for each of many tasks.
         rounds: The rounds of a full run; None for the runner's.
         in_bench: A row of ``make bench``; the others are for ``make bench-all``.
@@ -62,6 +63,7 @@ class Scenario:
     measures: Literal["seconds", "cpu seconds", "latency", "bytes", "exponent"] = "seconds"
     targets: Mapping[str, Target] = field(default_factory=dict)
     times: int | None = None
+    fewer: Mapping[str, int] = field(default_factory=dict)
     least: int = 1
     rounds: int | None = None
     in_bench: bool = True

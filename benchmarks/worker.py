@@ -39,7 +39,7 @@ async def run(scenario: Scenario, rounds: int, slice_seconds: float) -> None:
                 continue
             try:
                 async with asyncio.timeout(WARM_UP_WITHIN):
-                    times[name] = await warm_up(contender, scenario, slice_seconds)
+                    times[name] = await warm_up(name, contender, scenario, slice_seconds)
             except Exception as error:
                 if name in (scenario.reference, scenario.subject):
                     raise
@@ -66,12 +66,13 @@ async def finish(scenario: Scenario, rounds: int, slice_seconds: float) -> None:
     os._exit(0)
 
 
-async def warm_up(contender: Contender, scenario: Scenario, slice_seconds: float) -> int:
+async def warm_up(name: str, contender: Contender, scenario: Scenario, slice_seconds: float) -> int:
     """Run a contender for the first time; return the repetitions for each round."""
     if scenario.times is None:
         return await find_times(contender, slice_seconds, scenario.least)
-    await contender(max(1, scenario.times // 10))
-    return scenario.times
+    times = scenario.fewer.get(name, scenario.times)
+    await contender(max(1, times // 10))
+    return times
 
 
 if __name__ == "__main__":
