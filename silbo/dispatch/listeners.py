@@ -398,9 +398,11 @@ class ListenerRegistry:
         return ((name, self.get(name)) for name in tuple(self._entries))
 
     def rows(self, name: Hashable | None = None, /) -> list[ListenerRow]:
-        """Return the listeners of a name in running order, or all listeners, name by name, as ``describe()`` shows them."""
-        entries = chain.from_iterable(self._entries.values()) if name is None else self._matching(name)
-        return [_row(entry) for entry in entries]
+        """Return the listeners of a name, or all listeners name by name, in running order, as ``describe()`` shows them."""
+        if name is not None:
+            return [_row(entry) for entry in self._matching(name)]
+        key = _place if self._has_plugins else _order
+        return [_row(entry) for entries in self._entries.values() for entry in sorted(entries, key=key)]
 
     def _matching(self, name: Hashable) -> list[_Entry]:
         found = list(self._entries.get(name, ()))

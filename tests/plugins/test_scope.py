@@ -420,6 +420,8 @@ async def test_before_and_after_order_listeners_of_equal_priority() -> None:
             await dispatcher.adispatch("a")
             assert ran == [f"{name} early" for name in order] + order
             assert [row.name for row in plugins.describe()] == order
+            for rows in (dispatcher.describe("a"), dispatcher.describe()):
+                assert [row.plugin for row in rows] == order * 2
         with pytest.raises(PluginConflict, match="circle"):
             await plugins.load(make("odd", before=["two"], after=["last"]))
         assert "odd" not in plugins
