@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import registry_of
 from silbo.dispatch.on_loop import Unmarked
+from silbo.dispatch.policy_listener import as_coroutine
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.tasks import background_of
 from silbo.errors import PluginForbidden, PluginUnloaded
@@ -111,7 +112,7 @@ class PluginView(AsyncEventDispatcher):
         on_loop = self.scope.owner.on_loop
         if on_loop.coroutine is None:  # no listener of a plugin calls
             return await dispatched
-        return await Unmarked(on_loop, dispatched)
+        return await Unmarked(on_loop, as_coroutine(dispatched))
 
     async def _adispatch(self, listeners: Any, event: Any, /) -> None:
         await self._root._adispatch(listeners, event)  # noqa: SLF001  # the method that a host may override

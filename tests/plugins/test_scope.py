@@ -141,6 +141,26 @@ async def test_what_the_host_overrides_is_called_by_a_plugin_too() -> None:
     assert len(dispatcher.describe()) == 2
 
 
+async def test_a_plugin_dispatches_through_a_hosts_own_method_that_gives_a_task() -> None:
+    class HostDispatcher(AsyncEventDispatcher):
+        def adispatch(self, name: Any, event: Any = None, /) -> Any:
+            return asyncio.ensure_future(super().adispatch(name, event))
+
+    dispatcher = HostDispatcher()
+    answers: list[Any] = []
+
+    def setup(view: PluginView) -> None:
+        async def ask(event: Event) -> None:
+            answers.append(await view.adispatch("asked"))
+
+        view.add_listener("a", ask)
+
+    async with Plugins(dispatcher, policy=Policy(on_failure="raise")) as plugins:
+        await plugins.load(setup)
+        await dispatcher.adispatch("a")
+    assert [answer.name for answer in answers] == ["asked"]
+
+
 async def test_every_method_of_the_dispatcher_has_its_answer_in_the_view() -> None:
     """A new public method of the dispatcher must be decided for the view: the plugin's, the dispatcher's or the host's."""
     shared = {"listen", "__aexit__", "__init__"}  # through other methods; or never called on a view
