@@ -13,7 +13,7 @@ from typing import Any
 
 import silbo
 from chaos.batteries import BATTERIES
-from silbo import Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
+from silbo import Budget, Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
 from silbo.cli.main import make_parser
@@ -86,6 +86,8 @@ CONSTANTS = {
     "characters of an event name": MAX_NAME_LENGTH,
     "unknown names that a dispatcher warns of": extension_points.MOST_TOLD,
     "an idle thread of `in_thread`": in_thread.IDLE_FOR,
+    "`in_thread(max_threads=)`": in_thread.MAX_THREADS,
+    "`Budget(threads=)`, of all `in_thread` listeners of a plugin": Budget().threads,
     "a run that waits for a thread of `in_thread`": in_thread.REPORT_AFTER,
     "unsent messages with `Bridge(wait=False)`": bridge.UNSENT_LIMIT,
     "events that come of other events, in one unit of work": unit_of_work.MAX_FOLLOW_UPS,
