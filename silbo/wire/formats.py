@@ -362,7 +362,8 @@ def _find_fault(raw: bytes, kind: Any, error: Exception) -> MessageInvalid:
     except UnicodeDecodeError as found:
         return to_message_invalid(found)
     except MSGSPEC_ERRORS as found:
-        error = found
+        # With its traceback this frame, and the bytes, would stay until the garbage is collected.
+        error = found.with_traceback(None)
     if not isinstance(error, msgspec.ValidationError):
         return to_message_invalid(error)
     try:

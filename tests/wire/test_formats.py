@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from types import MappingProxyType
@@ -566,3 +568,23 @@ def test_any_json_payload_comes_back_as_it_was(form: Format, payload: dict[str, 
     assert form.decode(form.encode(message(**payload), ORIGIN)).payload == message(**payload).payload | (
         {"event_timestamp": "2026-03-07T09:26:02.588855"} if form is DIATOR else {}
     )
+
+
+@pytest.mark.parametrize("form", [JSON, DIATOR, CLOUDEVENTS], ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize(
+    "raw", [b"{", b"[]", b"{}", b"\xff", b'{"payload": 1}', b'{"message_name": "' + b"x" * 2000 + b'"}'], ids=range(6)
+)
+def test_refused_bytes_are_free_at_once(form: Format, raw: bytes) -> None:
+    """No error holds the frame that holds the error: a flood of large malformed messages would fill the memory."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        with suppress(MessageInvalid):
+            form.decode(raw)
+        gc.collect()
+        assert not [thing for thing in gc.garbage if isinstance(thing, BaseException)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
