@@ -143,8 +143,9 @@ class Scripted:
         batch = self.batches.pop(0)
         if isinstance(batch, Exception):
             raise batch
-        assert len(batch) <= limit
-        return batch
+        if len(batch) > limit:
+            self.batches.insert(0, batch[limit:])
+        return batch[:limit]
 
     async def ack(self, *deliveries: Delivery) -> None:
         await asyncio.sleep(0)
