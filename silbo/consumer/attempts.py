@@ -127,16 +127,15 @@ class Attempts:
                 while turns.is_over(began_at):
                     await turns.next()
                     began_at = now()
-                queued = self._queue.get_now()
+                queued = self._queue.get()
                 if queued is None:
-                    queued = await self._queue.get()
-                    began_at = now()
-                    turns.begin(began_at)
+                    if not await self._queue.wait():
+                        return
+                    turns.begin(now())
+                    continue
             except asyncio.CancelledError:  # perhaps of a timer that a listener has left behind
                 self._run.tasks.check_cancelled()
                 continue
-            if queued is None:
-                return
             self._run.tasks.check_cancelled()
             try:
                 delay = await self._handle(queued)

@@ -378,6 +378,7 @@ class Consumer:
 
     async def _read(self, receiver: Receiver, acks: Acknowledgements, attempts: Attempts) -> None:
         run = self._run_state
+        loop = asyncio.get_running_loop()
         outages = 0
         while not run.stopping.is_set():
             run.tasks.check_cancelled()
@@ -397,6 +398,8 @@ class Consumer:
                 await pause(BROKER_RETRY.delay(outages), run.stopping)
                 continue
             outages = 0
+            while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be
+                await run.turns.next()
             acks.doubt(asked_at)
             self._options.heard.refresh()
             self._check_bridges()

@@ -102,16 +102,18 @@ class KeyedQueue:
         self._ready.append(queued)
         self._wake_worker()
 
-    def get_now(self) -> QueuedDelivery | None:
-        """Return the next delivery; None if there is none now."""
+    def get(self) -> QueuedDelivery | None:
+        """Return the next delivery; None if there is none now: see :meth:`wait`."""
         again = self._ready_again
         if again and (not self._ready or again[0][0] < self._ready[0].order):
             return heappop(again)[1]
         return self._ready.popleft() if self._ready else None
 
-    async def get(self) -> QueuedDelivery | None:
-        """Wait for the next delivery and return it. None once the queue is closed and empty."""
-        while (queued := self.get_now()) is None and not self._closed:
+    async def wait(self) -> bool:
+        """Wait until there is a delivery to get. False once the queue is closed and empty."""
+        while not (self._ready or self._ready_again):
+            if self._closed:
+                return False
             woken = asyncio.get_running_loop().create_future()
             self._waiting.append(woken)
             try:
@@ -120,7 +122,7 @@ class KeyedQueue:
                 if woken.done() and not woken.cancelled():
                     self._wake_worker()  # another one, in this one's place
                 raise
-        return queued
+        return True
 
     def finish(self, queued: QueuedDelivery) -> None:
         """Remove a delivery that needs no further attempt here, and let the next one of its key go on."""
@@ -154,7 +156,7 @@ class KeyedQueue:
             timer.cancel()
 
     def close(self) -> None:
-        """Let the workers get None when the queue is empty. Nothing may be put afterwards."""
+        """Let the workers no longer wait when the queue is empty. Nothing may be put afterwards."""
         self._closed = True
         while self._waiting:
             self._wake_worker()

@@ -35,7 +35,7 @@ async def test_the_loop_goes_on_between_listeners_that_wait_for_nothing(
             since_tick.append(0)
 
     ticking = asyncio.create_task(tick())
-    subscription = Scripted([delivery(number) for number in range(60)])
+    subscription = Scripted([], [delivery(number) for number in range(60)])  # the workers wait when they come
     async with Running(Consumer(d, subscription, events=[USER_JOINED], concurrency=concurrency)):
         await subscription.until_acked(60)
     ticking.cancel()
