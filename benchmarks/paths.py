@@ -99,6 +99,17 @@ class Joined(Event):
     """An event without data."""
 
 
+class Told(NotificationEvent):
+    """A notification without data."""
+
+
+class Handler:
+    """A listener class."""
+
+    async def handle(self, event: object) -> None:
+        """Do nothing."""
+
+
 class Thing:
     """The event of who has no library."""
 
@@ -339,6 +350,94 @@ def dispatch_observed() -> tuple[Contender, Contender]:
             observer.after_dispatch(event)
 
     return dispatching(dispatcher), by_hand
+
+
+@path("dispatch, a notification to 10 listeners", times=500)
+def dispatch_notification() -> tuple[Contender, Contender]:
+    """It gets its time; by hand is here a plain event."""
+    dispatcher = AsyncEventDispatcher()
+    for _ in range(10):
+        dispatcher.add_listener(NAME, listener)
+
+    async def ours(times: int) -> None:
+        for _ in range(times):
+            await dispatcher.adispatch(NAME, Told())
+
+    return ours, dispatching(dispatcher)
+
+
+@path("dispatch, 2,000 names in turn", times=2000)
+def dispatch_many_names() -> tuple[Contender, Contender]:
+    """By hand is here one name."""
+    dispatcher, names = AsyncEventDispatcher(), [f"meeting.{number}" for number in range(2000)]
+    for name in [*names, NAME]:
+        dispatcher.add_listener(name, listener)
+
+    async def ours(times: int) -> None:
+        for name in names:
+            await dispatcher.adispatch(name, Joined())
+
+    return ours, dispatching(dispatcher)
+
+
+@path("dispatch, after a change elsewhere", times=200)
+def dispatch_changed() -> tuple[Contender, Contender]:
+    """The change is counted, too: a listener is added under another name, and removed."""
+    dispatcher, listeners, others = AsyncEventDispatcher(), [listener], list[object]()
+    dispatcher.add_listener(NAME, listener)
+
+    async def ours(times: int) -> None:
+        for _ in range(times):
+            dispatcher.add_listener("room.opened", listener)
+            dispatcher.remove_listener("room.opened", listener)
+            await dispatcher.adispatch(NAME, Joined())
+
+    async def by_hand(times: int) -> None:
+        for _ in range(times):
+            others.append(listener)
+            others.remove(listener)
+            event = Thing()
+            for one in listeners:
+                await one(event)
+
+    return ours, by_hand
+
+
+@path("dispatch, 10 listener classes", times=100)
+def dispatch_classes() -> tuple[Contender, Contender]:
+    """By hand, a scope is opened, and each class is resolved in it."""
+    container, classes = Classes(), [type(f"Handler{number}", (Handler,), {}) for number in range(10)]
+    dispatcher = AsyncEventDispatcher(container=container)
+    for cls in classes:
+        dispatcher.add_listener(NAME, cls)
+
+    async def by_hand(times: int) -> None:
+        for _ in range(times):
+            event = Thing()
+            async with container.scope() as scope:
+                for cls in classes:
+                    handler = await scope.resolve(cls)
+                    await handler.handle(event)
+
+    return dispatching(dispatcher), by_hand
+
+
+@path("a listener is registered", times=500)
+def register() -> tuple[Contender, Contender]:
+    """Under one of 10 names, without options."""
+    names = [f"meeting.{number}" for number in range(10)]
+
+    async def ours(times: int) -> None:
+        dispatcher = AsyncEventDispatcher()
+        for number in range(times):
+            dispatcher.add_listener(names[number % 10], listener)
+
+    async def by_hand(times: int) -> None:
+        listeners: dict[str, list[object]] = {}
+        for number in range(times):
+            listeners.setdefault(names[number % 10], []).append(listener)
+
+    return ours, by_hand
 
 
 @path("spawn", times=400)

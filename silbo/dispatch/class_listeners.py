@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
-from silbo.dispatch.options import is_async
+from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.running import WrappedListener
 from silbo.errors import ContainerMissing
+from silbo.work.collected_events import declares_events
 from silbo.work.unit_of_work import Unit, current_unit, unit_of_work
 
 if TYPE_CHECKING:
     from silbo.protocols import Container
 
-__all__ = ["Calls", "ClassListener", "HandlerClass", "Handles", "Listens", "handling_method", "is_listener"]
+__all__ = [
+    "Calls",
+    "ClassListener",
+    "HandlerClass",
+    "Handles",
+    "Listens",
+    "handling_method",
+    "is_listener",
+    "run_in_unit",
+]
 
 _METHODS = ("handle", "__call__")
 
@@ -87,6 +98,7 @@ class ClassListener(WrappedListener):
     def __init__(self, cls: type, container: Container | None) -> None:
         super().__init__(cls)
         self._method = handling_method(cls)
+        self._without_events: type | None = None  # the last class of its objects that has no ``events``
         if container is None:
             raise ContainerMissing(cls)
         self.container = container
@@ -97,12 +109,53 @@ class ClassListener(WrappedListener):
         """Let an object of the class handle the event."""
         unit = current_unit(self._container)
         if unit is not None:
-            await self._run(unit, event)
+            await self.run_in(unit, event)
             return
         async with unit_of_work(self._container) as unit:  # run by hand, or by a dispatcher without this container
-            await self._run(unit, event)
+            await self.run_in(unit, event)
 
-    async def _run(self, unit: Unit, event: Any) -> None:
-        handler = await unit.resolve(self.cls)
-        with unit.collecting(handler, getattr(event, "dispatcher", None)):
-            await getattr(handler, self._method)(event)
+    async def run_in(self, unit: Unit, event: Any, task: asyncio.Task[Any] | None = None) -> None:
+        """Let an object of the class handle the event, in a unit of work of its container.
+
+        Args:
+            unit: It is open in this task.
+            event: The event.
+            task: This task, where it is known.
+        """
+        handler = await unit.scope.resolve(self.cls, task)
+        cls = type(handler)
+        if cls is not self._without_events:
+            dispatcher = getattr(event, "dispatcher", None)
+            if dispatcher is not None and declares_events(cls):
+                with unit.collecting(handler, dispatcher):
+                    await getattr(handler, self._method)(event)
+                return
+            if not declares_events(cls):
+                self._without_events = cls
+        await getattr(handler, self._method)(event)
+
+
+def run_in_unit(container: Container, listeners: Sequence[Listener]) -> Listener:
+    """Return a listener that runs others in order, in one unit of work, until one of them stops the event.
+
+    For a direct dispatch, with silbo's own events: 10 listener classes take half the time of a dispatch that may be overridden.
+    """
+    runs = [(_as_class_listener(listener), listener) for listener in listeners]
+
+    async def run(event: Any) -> None:
+        async with unit_of_work(container) as unit:
+            task = asyncio.current_task()
+            for of_class, listener in runs:
+                if of_class is None:
+                    await listener(event)
+                else:
+                    await of_class.run_in(unit, event, task)
+                if event.__silbo_stopped__:
+                    break
+
+    return run
+
+
+def _as_class_listener(listener: Any) -> ClassListener | None:
+    """Return the listener of a class, but not one of a subclass, which may check the event; else None."""
+    return listener if type(listener) is ClassListener else None

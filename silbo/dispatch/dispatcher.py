@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from functools import partial
+from time import time_ns
 from typing import Any, TypeVar, Unpack, overload
 
 from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable, overridable_async
-from silbo.dispatch.class_listeners import Calls, HandlerClass, Handles, Listens, is_listener
+from silbo.dispatch.class_listeners import (
+    Calls,
+    ClassListener,
+    HandlerClass,
+    Handles,
+    Listens,
+    is_listener,
+    run_in_unit,
+)
 from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, find_use, make_event
-from silbo.dispatch.listeners import CACHED_NAMES, ListenerRegistry, ListenerRow, Registration
+from silbo.dispatch.listeners import ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
-from silbo.dispatch.options import ErrorPolicy, Listener, ListenerOptions, Options, check_policy
+from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, ListenerOptions, Options, check_policy
 from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.received_event import listener_timeout
 from silbo.dispatch.running import WrappedListener, limit_listeners, run_dispatch, run_listeners
 from silbo.dispatch.subscribers import Subscribers
 from silbo.dispatch.sync_callers import Portal
 from silbo.dispatch.tasks import BackgroundTasks
-from silbo.event import Event, begin_dispatch, end_dispatch, prepare_event
+from silbo.event import DISPATCHED, UNTIMED, Event, begin_dispatch, end_dispatch, prepare_event
 from silbo.names import (
+    MAX_NAME_LENGTH,
     E,
     EventName,
     Name,
@@ -75,9 +85,10 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_container(container)
         # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
         self._ready: dict[Any, tuple[Listener, ...]] = {}
+        self._is_replaced = False  # True if one of these methods is replaced on this object
         self._observers = tuple(observers)
         self._listeners = ListenerRegistry(
-            policy=on_error, binding=binding, container=container, on_change=self._ready.clear
+            policy=on_error, binding=binding, container=container, on_change=self._forget_ready
         )
         if names is None and unknown == "error":
             raise ValueError('unknown="error" needs names=: without it every name would be unknown')
@@ -136,7 +147,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             name,
             listener,
             priority=priority,
-            options=Options(once=once, timeout=timeout, concurrent=concurrent, on_error=on_error),
+            options=Options(once=once, timeout=timeout, concurrent=concurrent, on_error=on_error)
+            if once or concurrent or timeout is not None or on_error is not None
+            else DEFAULTS,
         )
 
     @overload
@@ -243,26 +256,33 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         # Any: a silbo event of a checked class is handled here; everything else goes to _dispatch.
         envelope: Any = make_event(self._points, name) if event is None else event
         try:
-            listeners = self._ready[name]
             direct = envelope.__silbo_direct__
-        except (KeyError, AttributeError, TypeError):  # _dispatch raises for a name that can't be hashed
-            listeners, direct = (), None
+            listeners = self._ready[name]
+        except (AttributeError, KeyError, TypeError):
+            direct, listeners = self._find_ready(name, envelope)
         if direct is not type(envelope):
             await self._dispatch(name, envelope)
             return envelope  # type: ignore[no-any-return]  # it is the E that came in
-        if envelope.__silbo_outward__:
-            _ = envelope.event_timestamp
+        phase = getattr(envelope, "__silbo_phase__", None)
+        if phase is not None:
+            if phase is not UNTIMED:
+                await self._dispatch(name, envelope)
+                return envelope  # type: ignore[no-any-return]
+            envelope.__silbo_time__ = time_ns()
+            envelope.__silbo_phase__ = None
         envelope.name = name
         envelope.dispatcher = self
-        envelope.propagation_stopped = False
-        envelope.__silbo_direct__ = None  # so that a dispatch of the same event by a listener goes to _dispatch
+        envelope.__silbo_stopped__ = False
+        if not listeners:
+            return envelope  # type: ignore[no-any-return]
+        envelope.__silbo_phase__ = DISPATCHED  # so that a dispatch of the same event by a listener goes to _dispatch
         try:
             for listener in listeners:
                 await listener(envelope)
-                if envelope.propagation_stopped:
+                if envelope.__silbo_stopped__:
                     break
         finally:
-            envelope.__silbo_direct__ = direct
+            envelope.__silbo_phase__ = None
         return envelope  # type: ignore[no-any-return]
 
     def dispatch(self, name: Hashable, event: Any = None, /) -> Any:
@@ -312,19 +332,19 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             self._points.check_event(name, event)
         changes = self._listeners.changes
         listeners = self.get_listeners(name)
-        if name not in self._ready:
-            self._make_ready(name, listeners)
-            if self._listeners.changes != changes:  # by another thread
-                self._ready.clear()
+        if name not in self._ready and not self._observers and not self._has_overrides():
+            self._make_ready(name, listeners, changes)
         outer = begin_dispatch(event, name, self)
         try:
             timeout = listener_timeout(event)
             if self._observers:
-                run_all = partial(run_dispatch, self._adispatch, self._listeners.container)
                 listeners = tuple(listeners)  # a host's get_listeners may give an iterator
                 heard = self._listeners.is_heard(name, listeners)
                 if timeout is not None:
                     listeners = limit_listeners(listeners, timeout)
+                run_all = None
+                if self._has_overrides() or any(isinstance(listener, WrappedListener) for listener in listeners):
+                    run_all = partial(run_dispatch, self._adispatch, self._listeners.container)
                 dispatch = Dispatch(name=name, event=event, listeners=listeners, heard=heard)
                 await observe_dispatch(self._observers, dispatch, run_all)
             else:
@@ -339,29 +359,80 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         """Run listeners on an event. A host may override this method, to log or to filter."""
         await run_listeners(listeners, event)
 
-    def _make_ready(self, name: Hashable, listeners: Any) -> None:
-        """Let adispatch itself run the listeners of a name from now on, if that makes no difference."""
-        own = all(getattr(type(self), part) is getattr(AsyncEventDispatcher, part) for part in _OVERRIDABLE)
-        if self._observers or not own or not self.__dict__.keys().isdisjoint(_OVERRIDABLE):
-            return
+    def _find_ready(self, name: Any, event: Any) -> tuple[type | None, tuple[Listener, ...]]:
+        """Return the class of an event, and the listeners of a name that adispatch may simply call; None and () for _dispatch."""
+        cls = type(event)
+        if (
+            type(name) is str  # an EventName says more, and other names are checked
+            and getattr(cls, "__silbo_direct__", None) is cls
+            and self._points is None
+            and "*" not in name
+            and len(name) <= MAX_NAME_LENGTH
+            and not self._observers
+            and not self._has_overrides()
+        ):
+            changes = self._listeners.changes
+            listeners = self._listeners.look_up(name)
+            if (ready := self._make_ready(name, listeners, changes)) is not None:
+                return cls, ready
+        return None, ()
+
+    def _make_ready(self, name: Hashable, listeners: Any, changes: int) -> tuple[Listener, ...] | None:
+        """Let adispatch itself run the listeners of a name from now on, and return what it runs; None if that would make a difference."""
         if self._listeners.awaits_policy(name):  # a dispatch of the constant must not find the plain text's listeners
-            return
+            return None
         if self._points is None and may_be_deprecated(name):  # each dispatch of the constant warns
-            return
-        if all(listener.plain for listener in listeners if isinstance(listener, WrappedListener)):
+            return None
+        has_classes = False
+        has_policies = False
+        for listener in listeners:
+            if isinstance(listener, WrappedListener):
+                if not listener.plain:
+                    if not isinstance(listener, ClassListener) or listener.container is not self._listeners.container:
+                        return None
+                    has_classes = True
+                has_policies = has_policies or isinstance(listener, PolicyListener)
+        if has_policies:
             listeners = tuple(
                 listener.run if isinstance(listener, PolicyListener) else listener for listener in listeners
             )
-            if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
-                return
-            if len(self._ready) >= CACHED_NAMES:
-                self._ready.clear()
-            self._ready[name] = listeners
+        if has_classes and self._listeners.container is not None:
+            listeners = (run_in_unit(self._listeners.container, listeners),)
+        if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
+            return None
+        self._listeners.keep(self._ready, name, listeners, changes)
+        return listeners  # type: ignore[no-any-return]
+
+    def _has_overrides(self) -> bool:
+        """Return True if a host has overridden a method that a dispatch calls, in a class or on this object."""
+        cls = type(self)
+        return (
+            self._is_replaced
+            or cls.get_listeners is not AsyncEventDispatcher.get_listeners
+            or cls._adispatch is not AsyncEventDispatcher._adispatch
+        )
+
+    def _forget_ready(self, name: Hashable | None) -> None:
+        """Look up the listeners of a name anew, or of all names."""
+        if name is None:
+            self._ready.clear()
+        else:
+            self._ready.pop(name, None)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(attribute, value)
         if attribute in _OVERRIDABLE:
-            self._ready.clear()
+            self._note_replaced()
+
+    def __delattr__(self, attribute: str) -> None:
+        super().__delattr__(attribute)
+        if attribute in _OVERRIDABLE:
+            self._note_replaced()
+
+    def _note_replaced(self) -> None:
+        # Here alone, for CPython reads the attributes of an object slower after a look into its __dict__.
+        self._is_replaced = not self.__dict__.keys().isdisjoint(_OVERRIDABLE)
+        self._ready.clear()
 
     # -- background tasks and the end -----------------------------------------------------------------------
 

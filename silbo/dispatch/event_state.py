@@ -43,8 +43,9 @@ def put_back(event: Any, state: State) -> None:
     if attributes is not None:
         now = event.__dict__
         kept = {made: now[made] for made in _MADE_LATER if made in now and made not in attributes}
-        if isinstance(stopped := now.get("propagation_stopped"), Refusal):  # of a dispatch inside of the listener
-            kept["propagation_stopped"] = stopped
+        for stopped in ("__silbo_stopped__", "propagation_stopped"):  # the second on an event that is not silbo's
+            if isinstance(now.get(stopped), Refusal):  # of a dispatch inside of the listener
+                kept[stopped] = now[stopped]
         now.clear()
         now.update(attributes)
         now.update(kept)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import ref
 
 from silbo.dispatch.class_listeners import ClassListener, HandlerClass
@@ -45,9 +45,11 @@ __all__ = [
     "undo_registration",
 ]
 
-CACHED_NAMES: Final = 1024
-"""Most names whose listeners are kept ready, each of a limited length. A program may make new names without end, so a full
-cache is emptied."""
+_T = TypeVar("_T")
+
+CACHED_NAMES: Final = 16_384
+"""Most names whose listeners are kept ready, beside those that have listeners of their own. A program may make new names without
+end, so a full cache forgets its oldest sixteenth."""
 FORGOTTEN_NAMES: Final = 1024
 """Most names remembered that have no registration any more. After that, no name is said to have never been known."""
 
@@ -91,6 +93,8 @@ def _rank(priority: object) -> Any:
     Raises:
         TypeError: The priority is not a number, or NaN.
     """
+    if type(priority) is int:
+        return priority
     if isinstance(priority, Decimal) and priority.is_finite():
         return Fraction(priority)  # Decimal and Fraction don't compare
     if isinstance(priority, Real) and priority == priority:
@@ -103,7 +107,9 @@ class _Entry:
     """One listener under one name or pattern.
 
     Attributes:
-        order: Rank of the priority, then 0 for most listeners (see :func:`_lateness`), then number of the registration.
+        rank: The priority, as it is compared.
+        lateness: 0 for most listeners: see :func:`_lateness`.
+        number: The number of the registration.
         run: The callable that a dispatch calls: the listener, or a wrapper of it.
         owner: The plugin that has added the listener; None if the host has.
         variants: The callables for names with a policy of their own, by that policy; None before the first.
@@ -113,17 +119,17 @@ class _Entry:
     listener: Listener | HandlerClass
     priority: float
     options: Options
-    order: tuple[Any, int, int]
+    rank: Any
+    lateness: int
+    number: int
     run: Listener
-    pattern: re.Pattern[str] | None = None
     owner: Owner | None = None
     variants: dict[Policy, Listener] | None = None
 
     @property
     def place(self) -> tuple[Any, int, float, int]:
         """The order of a listener of a plugin: within its priority, its plugin's place comes first."""
-        rank, lateness, number = self.order
-        return rank, lateness, number if self.owner is None else self.owner.place, number
+        return self.rank, self.lateness, self.number if self.owner is None else self.owner.place, self.number
 
 
 class Registration:
@@ -179,7 +185,8 @@ class ListenerRow:
 class ListenerRegistry:
     """The listeners of a dispatcher by name and pattern, in running order: by priority, then by order of registration.
 
-    Lookups are cached by name. Every change empties the cache and calls ``on_change``.
+    Lookups are cached by name. A change of a name drops what is known of it, a change of a pattern what is known of all names.
+    Both are told to ``on_change``: with the name, or with None for all names.
 
     Attributes:
         container: Makes the objects of listener classes.
@@ -192,7 +199,7 @@ class ListenerRegistry:
         policy: ErrorPolicy = "raise",
         binding: bool = False,
         container: Container | None = None,
-        on_change: Callable[[], None] = lambda: None,
+        on_change: Callable[[Hashable | None], None] = lambda name: None,
     ) -> None:
         self._policy: ErrorPolicy = policy
         self._binding = binding
@@ -200,7 +207,8 @@ class ListenerRegistry:
         self.changes = 0
         self._on_change = on_change
         self._entries: dict[Hashable, list[_Entry]] = {}
-        self._patterns: dict[Hashable, list[_Entry]] = {}  # the part of _entries whose names are patterns
+        # The part of _entries whose names are patterns, each with its entries.
+        self._patterns: dict[Hashable, tuple[re.Pattern[str], list[_Entry]]] = {}
         self._forgotten: set[int] | None = (
             set()
         )  # hashes of names that left _entries, so that no name is kept alive; None if too many
@@ -229,15 +237,16 @@ class ListenerRegistry:
         if self._binding:
             options = replace(options, on_error=None)
         rank = _rank(priority)
-        pattern = compile_pattern(name) if isinstance(name, str) and is_pattern(name) else None
+        pattern = compile_pattern(name) if is_pattern(name) else None
         entry = _Entry(
             name=name,
             listener=listener,
             priority=priority,
             options=options,
-            order=(rank, _lateness(listener) if rank is LAST else 0, next(self._numbers)),
+            rank=rank,
+            lateness=_lateness(listener) if rank is LAST else 0,
+            number=next(self._numbers),
             run=run,
-            pattern=pattern,
             owner=self.adding if self._has_plugins else None,
         )
         policy = self._policy if options.on_error is None else options.on_error
@@ -248,10 +257,18 @@ class ListenerRegistry:
         elif policy != "raise" or options.once or options.timeout is not None or options.concurrent:
             unregister = partial(self._discard, entry)
             entry.run = ConfiguredListener(run, options, policy, rank=rank, unregister=unregister)
-        insort(self._entries.setdefault(name, []), entry, key=_order)
+        entries = self._entries.get(name)
+        if entries is None:
+            entries = self._entries[name] = [entry]
+        elif entries and _order(entry) < _order(entries[-1]):
+            insort(entries, entry, key=_order)
+        else:
+            entries.append(entry)
         if pattern is not None:
-            self._patterns[name] = self._entries[name]
-        self._changed()
+            self._patterns[name] = pattern, entries
+            self._changed()
+        else:
+            self._changed(name)
         return Registration(partial(self._discard, entry))
 
     @property
@@ -326,7 +343,7 @@ class ListenerRegistry:
             self._patterns.pop(
                 name, None
             )  # its name stays known, as in Whistle, and nothing is matched with it any more
-        self._changed()
+        self._changed(None if is_pattern(name) else name)
 
     def get(self, name: Hashable, /) -> tuple[Listener, ...]:
         """Return the callables that a dispatch of a name runs, in order; for a pattern, those registered under the pattern."""
@@ -336,17 +353,34 @@ class ListenerRegistry:
             if is_too_long(name):
                 return ()  # nothing is registered for it, and it can't be dispatched
             changes = self.changes
-            entries = self._matching(name)
-            if self._policies and (policy := self._policies.get(name)) is not None:
-                found = tuple(self._variant(entry, policy) for entry in entries)
-            else:
-                found = tuple(entry.run for entry in entries)
-            if len(self._cache) >= CACHED_NAMES:
-                self._cache.clear()
-            self._cache[name] = found
-            if self.changes != changes:  # by another thread, as a wait_for() there does
-                self._cache.clear()
+            found = self.look_up(name)
+            self.keep(self._cache, name, found, changes)
             return found
+
+    def look_up(self, name: Hashable, /) -> tuple[Listener, ...]:
+        """Return what :meth:`get` returns, past the cache."""
+        entries = self._matching(name)
+        if not entries:
+            return ()
+        if self._policies and (policy := self._policies.get(name)) is not None:
+            return tuple([self._variant(entry, policy) for entry in entries])
+        return tuple([entry.run for entry in entries])
+
+    def keep(self, cache: dict[Any, _T], name: Hashable, found: _T, changes: int) -> None:
+        """Keep in a cache what was found for a name.
+
+        Args:
+            cache: What was found, by name.
+            name: The name.
+            found: What was found.
+            changes: The number of changes before the search: after another one it is not kept. Another thread may make one.
+        """
+        if len(cache) >= CACHED_NAMES + len(self._entries):
+            for oldest in tuple(islice(cache, len(cache) // 16)):
+                cache.pop(oldest, None)
+        cache[name] = found
+        if self.changes != changes:
+            cache.pop(name, None)
 
     def has(self, name: Hashable | None = None, /) -> bool:
         """Return True if a dispatch of the name would run a listener; without a name, if there is any listener."""
@@ -359,13 +393,12 @@ class ListenerRegistry:
         """
         bystanders = self._bystanders.get(name)
         if bystanders is None:
+            changes = self.changes
             meant = [(run, entry) for run, entry in zip(self.get(name), self._matching(name), strict=False)]
             bystanders = frozenset(id(run) for run, _ in meant) - {
                 id(run) for run, entry in meant if entry.name != "**" and not _is_bridge(entry.listener)
             }
-            if len(self._bystanders) >= CACHED_NAMES:
-                self._bystanders.clear()
-            self._bystanders[name] = bystanders
+            self.keep(self._bystanders, name, bystanders, changes)
         return any(id(listener) not in bystanders for listener in listeners)
 
     def entries_of(self, owner: Owner) -> list[ListenerRow]:
@@ -406,13 +439,14 @@ class ListenerRegistry:
 
     def _matching(self, name: Hashable) -> list[_Entry]:
         found = list(self._entries.get(name, ()))
-        if self._patterns and isinstance(name, str) and not is_pattern(name):
+        if self._patterns and isinstance(name, str) and "*" not in name:
             text = name if type(name) is str else str.__str__(name)  # of a member of a str enum, its value
             dotted = f"{text}."
-            for entries in tuple(self._patterns.values()):  # another thread may add one
-                if entries and (pattern := entries[0].pattern) is not None and pattern.fullmatch(dotted):
+            for pattern, entries in tuple(self._patterns.values()):  # another thread may add one
+                if pattern.fullmatch(dotted):
                     found += entries
-            found.sort(key=_order)
+            if len(found) > 1:
+                found.sort(key=_order)
         if self._has_plugins:
             found = sorted([entry for entry in found if entry.owner is None or entry.owner.is_active], key=_place)
         return found
@@ -435,7 +469,7 @@ class ListenerRegistry:
             run.target if isinstance(run, ConfiguredListener) else run,
             entry.options,
             self._policy if entry.options.on_error is None else entry.options.on_error,
-            rank=entry.order[0],
+            rank=entry.rank,
             unregister=partial(self._discard, entry),
             owner=entry.owner,
             policy=policy,
@@ -448,7 +482,7 @@ class ListenerRegistry:
     def _discard(self, entry: _Entry) -> None:
         """Remove one entry, and its name when no listener is left under it."""
         entries = self._entries.get(entry.name, [])
-        at = 0 if entries and entries[0] is entry else bisect_left(entries, entry.order, key=_order)
+        at = 0 if entries and entries[0] is entry else bisect_left(entries, _order(entry), key=_order)
         if at < len(entries) and entries[at] is entry:
             del entries[at]
             if not entries:
@@ -459,13 +493,18 @@ class ListenerRegistry:
                     forgotten.add(hash(entry.name))
                     if len(forgotten) > FORGOTTEN_NAMES:
                         self._forgotten = None
-            self._changed()
+            self._changed(None if is_pattern(entry.name) else entry.name)
 
-    def _changed(self) -> None:
+    def _changed(self, name: Hashable | None = None) -> None:
+        """Drop what is known of a name whose listeners have changed; of all names by default, as after a change of a pattern."""
         self.changes += 1
-        self._cache.clear()
-        self._bystanders.clear()
-        self._on_change()
+        if name is None:
+            self._cache.clear()
+            self._bystanders.clear()
+        elif self._cache:
+            self._cache.pop(name, None)
+            self._bystanders.pop(name, None)
+        self._on_change(name)
 
 
 def registry_of(dispatcher: Any) -> ListenerRegistry:
@@ -499,7 +538,7 @@ async def _do_nothing(event: object) -> None: ...
 
 
 def _order(entry: _Entry) -> tuple[Any, int, int]:
-    return entry.order
+    return entry.rank, entry.lateness, entry.number
 
 
 def _place(entry: _Entry) -> tuple[Any, int, float, int]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import CO_COROUTINE
+from types import FunctionType
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 __all__ = [
@@ -72,6 +74,8 @@ DEFAULTS: Final = Options()
 
 def is_async(listener: object) -> bool:
     """Return True if a call gives a coroutine: of functions, methods, partials, mocks, objects with an async ``__call__``."""
+    if type(listener) is FunctionType and listener.__code__.co_flags & CO_COROUTINE:
+        return True
     while isinstance(listener, partial):
         listener = listener.func
     test = inspect.iscoroutinefunction if sys.version_info >= (3, 14) else asyncio.iscoroutinefunction

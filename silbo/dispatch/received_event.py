@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NoReturn, Protocol
 
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.event import Event, set_mark
+from silbo.event import LIMITED, Event, set_mark
 
 __all__ = ["Received", "dispatch_received", "listener_timeout", "received"]
 
@@ -43,7 +43,7 @@ class Received:
         self.isolated: list[Exception] | None = None
         self.once: list[OnceListener] | None = None
         if self.timeout is not None and isinstance(event, Event):
-            set_mark(event, "__silbo_direct__", False)  # adispatch then leaves the event to _dispatch
+            set_mark(event, "__silbo_phase__", LIMITED)  # adispatch then leaves the event to _dispatch
 
     def has(self, event: object) -> bool:
         """Return True in the event's dispatch under its own name: a listener may dispatch it on, under another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial, update_wrapper
@@ -251,24 +251,28 @@ async def run_dispatch(
 
 async def run_listeners(listeners: Iterable[Listener], event: Any) -> None:
     """Run listeners in order until one stops the event. Concurrent neighbours of equal rank run together."""
-    for step in _steps(tuple(listeners)):
-        if len(step) == 1:
-            await step[0](event)
-        else:
-            await _run_together(step, event)
+    listeners = tuple(listeners)
+    for listener in listeners:
+        if isinstance(listener, WrappedListener) and listener.concurrent:
+            await _run_steps(listeners, event)
+            return
+    for listener in listeners:
+        await listener(event)
         if event.propagation_stopped:
             break
 
 
-def _steps(listeners: Sequence[Listener]) -> Iterator[Sequence[Listener]]:
-    if not any(isinstance(listener, WrappedListener) and listener.concurrent for listener in listeners):
-        yield from zip(listeners, strict=True)
-        return
-    for (_, concurrent), step in groupby(listeners, key=_step_key):
-        if concurrent:
-            yield tuple(step)
-        else:
-            yield from zip(step, strict=True)
+async def _run_steps(listeners: Sequence[Listener], event: Any) -> None:
+    for (_, concurrent), neighbours in groupby(listeners, key=_step_key):
+        together = tuple(neighbours)
+        steps: Sequence[Sequence[Listener]] = [together] if concurrent else list(zip(together, strict=True))
+        for step in steps:
+            if len(step) == 1:
+                await step[0](event)
+            else:
+                await _run_together(step, event)
+            if event.propagation_stopped:
+                return
 
 
 def _step_key(listener: Listener) -> tuple[object, bool]:

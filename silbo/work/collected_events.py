@@ -67,6 +67,10 @@ class CollectedEvents:
             run.end()
             self._lists.update((id(given), (given, dispatcher)) for given in run.lists)
 
+    def may_grow(self) -> bool:
+        """Return True if a handler has given a list: events may be added to it later."""
+        return bool(self._lists)
+
     def take_late(self) -> list[tuple[Any, Any]]:
         """Return the events that were added to lists after their handlers had ended, each behind its dispatcher.
 

@@ -10,10 +10,11 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -48,10 +49,9 @@ _units: ContextVar[tuple[Unit, ...]] = ContextVar("silbo_units", default=())
 """The units around this code, the outermost first. A task inherits it, so a unit also knows its tasks and its end."""
 
 
-@asynccontextmanager
-async def unit_of_work(
+def unit_of_work(
     container: Container, *, command: bool = False, max_follow_ups: int = MAX_FOLLOW_UPS
-) -> AsyncGenerator[Unit]:
+) -> AbstractAsyncContextManager[Unit]:
     """Begin a unit of work, or a part of the unit of the same container that is open in this task.
 
     A part that succeeds hands its events to the unit around it. At the end of the whole unit its events are dispatched in the
@@ -70,32 +70,55 @@ async def unit_of_work(
         Exception: A message could not be sent. Several errors of one class are raised as the first of them, with a note;
             errors of several classes as an ExceptionGroup.
     """
-    around = tuple(unit for unit in _units.get() if unit.scope.members)  # a task may have inherited units that are over
-    enclosing = current_unit()
-    outer = current_unit(container)
-    scope = LazyScope(container, max_follow_ups) if outer is None else outer.scope
-    unit = Unit(scope, defers=command or (enclosing is not None and enclosing.defers))
-    _units.set((*around, unit))
-    try:
-        yield unit
-        if outer is None:
-            unit.defers = True
+    return _UnitOfWork(container, command, max_follow_ups)
+
+
+class _UnitOfWork(AbstractAsyncContextManager["Unit", None]):
+    """The block of a unit of work. A class, for the event loop keeps a list of async generators: that takes longer than the rest."""
+
+    def __init__(self, container: Container, command: bool, max_follow_ups: int) -> None:
+        self._container = container
+        self._command = command
+        self._max_follow_ups = max_follow_ups
+
+    async def __aenter__(self) -> Unit:
+        # A task may have inherited units that are over.
+        self._around = tuple([unit for unit in _units.get() if unit.scope.members])
+        self._enclosing = enclosing = current_unit()
+        self._outer = outer = current_unit(self._container)
+        scope = LazyScope(self._container, self._max_follow_ups) if outer is None else outer.scope
+        self._unit = unit = Unit(scope, defers=self._command or (enclosing is not None and enclosing.defers))
+        _units.set((*self._around, unit))
+        return unit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        unit = self._unit
+        try:
+            if self._outer is None:
+                await _end_scope(unit, error)
+            elif error is None:
+                self._outer.collected += unit.collected
+        finally:
+            _units.set(self._around)
+        if error is None:
+            if self._enclosing is not None:  # perhaps of another container
+                self._enclosing.deferred += unit.deferred
+            elif unit.deferred:
+                await _send_all(unit.deferred)
+
+
+async def _end_scope(unit: Unit, error: BaseException | None) -> None:
+    """Dispatch what a unit has collected, unless it failed, and close its scope."""
+    if error is None and (unit.collected or unit.scope.collected_events.may_grow()):
+        unit.defers = True
+        try:
             await unit.dispatch_collected(last=True)
-    except BaseException as error:
-        if outer is None:
-            await scope.close(error)
-        raise
-    else:
-        if outer is None:
-            await scope.close(None)
-        else:
-            outer.collected += unit.collected
-    finally:
-        _units.set(around)
-    if enclosing is not None:  # perhaps of another container
-        enclosing.deferred += unit.deferred
-    elif unit.deferred:
-        await _send_all(unit.deferred)
+        except BaseException as failure:
+            await unit.scope.close(failure)
+            raise
+    await unit.scope.close(error)
 
 
 def current_unit(container: Container | None = None) -> Unit | None:
@@ -257,27 +280,38 @@ class LazyScope:
         self._max_follow_ups = max_follow_ups
         self._manager: AbstractAsyncContextManager[Scope] | None = None
         self._scope: Scope | None = None
-        self._lock = asyncio.Lock()
         self._resolving: asyncio.Task[Any] | None = None
+        self._resolved: asyncio.Event | None = None  # set when the task that resolves is done, where others wait for it
 
-    async def resolve(self, cls: type[T]) -> T:
-        """Return an object of a class; the first call opens the scope."""
-        task = asyncio.current_task()
+    async def resolve(self, cls: type[T], task: asyncio.Task[Any] | None = None) -> T:
+        """Return an object of a class; the first call opens the scope.
+
+        Args:
+            cls: The class.
+            task: The current task, where it is known.
+        """
+        if task is None:
+            task = asyncio.current_task()
         if self._resolving is task:  # a factory that dispatches an event would wait for itself
-            return await self._resolve(cls)
-        async with self._lock:  # two concurrent listeners would get two objects of a scoped class
-            self._resolving = task
-            try:
-                return await self._resolve(cls)
-            finally:
-                self._resolving = None
+            return await (self._scope or await self._open()).resolve(cls)
+        while self._resolving is not None:  # two concurrent listeners would get two objects of a scoped class
+            if self._resolved is None:
+                self._resolved = asyncio.Event()
+            await self._resolved.wait()
+        self._resolving = task
+        try:
+            return await (self._scope or await self._open()).resolve(cls)
+        finally:
+            self._resolving = None
+            if self._resolved is not None:
+                self._resolved.set()
+                self._resolved = None
 
-    async def _resolve(self, cls: type[T]) -> T:
-        if self._scope is None:
-            manager = self.container.scope()
-            self._scope = await manager.__aenter__()
-            self._manager = manager
-        return await self._scope.resolve(cls)
+    async def _open(self) -> Scope:
+        manager = self.container.scope()
+        self._scope = await manager.__aenter__()
+        self._manager = manager
+        return self._scope
 
     def count_follow_up(self, event: object) -> None:
         """Count an event that came of another event.

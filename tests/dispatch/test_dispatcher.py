@@ -22,6 +22,7 @@ import whistle
 
 import silbo
 from silbo import FIRST, LAST, AsyncEventDispatcher, Event, EventName
+from silbo.dispatch import listeners
 from silbo.errors import EnvelopeConflict, NameInvalid, NotAnEvent
 
 
@@ -337,7 +338,10 @@ async def test_frozen_events_are_dispatched_and_stopped(cls: Any) -> None:
     @d.listen("x")
     async def stop(event: Any) -> None:
         log.append((event.name, event.dispatcher is d, event.x))
-        event.__dict__["propagation_stopped"] = True
+        if isinstance(event, Event):
+            event.stop_propagation()
+        else:
+            event.__dict__["propagation_stopped"] = True
 
     d.add_listener("x", recorder(log, "never"))
     event = cls(x=1)
@@ -409,6 +413,41 @@ async def test_a_silbo_event_with_a_property_in_the_marks_way_is_dispatched() ->
     for _ in range(2):
         assert (await d.adispatch("x", Fixed())).name == "fixed"
     assert len(log) == 2
+
+
+async def test_an_event_with_an_answer_to_every_attribute_is_dispatched() -> None:
+    """``__getattr__`` is not taken for the marks of a dispatch, before the first one and after it."""
+
+    class Answering(Event):
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute == "user":
+                return "ada"
+            raise KeyError(attribute)
+
+    log: list[Any] = []
+    d = AsyncEventDispatcher()
+    d.add_listener("x", recorder(log))
+    for _ in range(3):
+        event = await d.adispatch("x", Answering())
+        assert (event.name, event.user, event.propagation_stopped) == ("x", "ada", False)
+    assert len(log) == 3
+
+
+async def test_stop_of_a_class_of_the_hosts_own_is_heeded() -> None:
+    """Whistle's attribute, declared again as a mere attribute; it was shadowed there, too."""
+
+    class Own(Event):
+        propagation_stopped = False
+
+    log: list[Any] = []
+    d = AsyncEventDispatcher()
+    d.add_listener("method", AsyncMock(side_effect=Event.stop_propagation))
+    d.add_listener("assigned", AsyncMock(side_effect=lambda event: setattr(event, "propagation_stopped", True)))
+    for name in ("method", "assigned"):
+        d.add_listener(name, recorder(log))
+        for _ in range(2):
+            assert (await d.adispatch(name, Own())).propagation_stopped
+    assert log == []
 
 
 @pytest.mark.parametrize("field", ["name", "dispatcher", "propagation_stopped", "origin"])
@@ -501,6 +540,9 @@ def test_names_without_end_under_one_pattern_leave_memory_flat() -> None:
     code = """
         import asyncio, tracemalloc
         from silbo import AsyncEventDispatcher, Event
+        from silbo.dispatch import listeners
+
+        listeners.CACHED_NAMES = 1024
 
         async def listener(event): ...
 
@@ -619,6 +661,49 @@ async def test_a_method_replaced_on_the_instance_is_used_and_given_back() -> Non
     assert looked.call_count == 1 and len(log) == 1
     await d.adispatch("x", Ping())
     assert len(log) == 2
+    assert d._ready, "adispatch does not run its listeners directly again"
+
+
+async def test_a_change_is_heard_by_the_next_dispatch_of_each_name_that_it_concerns() -> None:
+    """Listeners of a name and of a pattern, added and removed, among names that were dispatched before and equal ones."""
+    log: list[Any] = []
+    d = AsyncEventDispatcher()
+
+    async def ran(*names: Any) -> list[list[Any]]:
+        found = []
+        for name in names:
+            log.clear()
+            await d.adispatch(name, Ping())
+            found.append(list(log))
+        return found
+
+    assert await ran("a.b", "a.c", 1) == [[], [], []]
+    on_name = d.add_listener("a.b", recorder(log, "name"))
+    assert await ran("a.b", "a.c", True) == [["name"], [], []]
+    on_pattern = d.add_listener("a.*", recorder(log, "pattern"))
+    d.add_listener(True, recorder(log, "one"))
+    assert await ran("a.b", "a.c", 1, 1.0) == [["name", "pattern"], ["pattern"], ["one"], ["one"]]
+    on_name.remove()
+    assert await ran("a.b", "a.c", 1) == [["pattern"], ["pattern"], ["one"]]
+    on_pattern.remove()
+    assert await ran("a.b", "a.c", 1) == [[], [], ["one"]]
+
+
+async def test_names_with_listeners_stay_ready_beside_names_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names have listeners of their own, none of them is looked up again at each dispatch."""
+    monkeypatch.setattr(listeners, "CACHED_NAMES", 32)
+    d = AsyncEventDispatcher()
+    d.add_listener("**", AsyncMock())
+    names = [f"name.{number}" for number in range(100)]
+    for name in names:
+        d.add_listener(name, AsyncMock())
+    await d.adispatch("first", Ping())
+    for name in names:
+        await d.adispatch(name, Ping())
+    assert d._ready.keys() >= set(names)
+    for number in range(1_000):
+        await d.adispatch(f"request.{number}", Ping())
+    assert len(d._ready) <= 32 + len(names) + 1
 
 
 class Joined(str, enum.Enum):  # noqa: UP042  # the text of a StrEnum's member is its value

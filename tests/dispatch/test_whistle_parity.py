@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import silbo
+from tests.support.simple_container import SimpleContainer
 
 NAMES = ("a", "a.b", 7)
 LISTENERS = 4
@@ -86,12 +87,15 @@ class Failure(Exception):
 class Run:
     """Interprets a program on one dispatcher and writes down everything that can be seen."""
 
-    def __init__(self, program: Program, dispatcher: Any, event_class: type, *, fresh: bool) -> None:
+    def __init__(
+        self, program: Program, dispatcher: Any, event_class: type, *, fresh: bool, as_classes: bool = False
+    ) -> None:
         self.program, self.dispatcher, self.event_class, self.fresh = program, dispatcher, event_class, fresh
         self.log: list[object] = []
         self.events = [event_class() for _ in range(EVENTS)]
         self.depth = 0
-        self.functions = [self.listener(index) for index in range(LISTENERS)]
+        functions = [self.listener(index) for index in range(LISTENERS)]
+        self.functions = [listener_class(function) if as_classes else function for function in functions]
 
     def listener(self, index: int) -> Any:
         script = iter(self.program.scripts[index])
@@ -192,8 +196,44 @@ class LoggingSilbo(silbo.AsyncEventDispatcher):
         await super()._adispatch(listeners, event)
 
 
-def logs(program: Program, dispatcher: Any, event_class: type, *, fresh: bool) -> list[object]:
-    return asyncio.run(Run(program, dispatcher, event_class, fresh=fresh).main())
+def listener_class(function: Any) -> type:
+    """A class whose objects do what a listener does."""
+
+    class Handler:
+        async def handle(self, event: Any) -> None:
+            await function(event)
+
+    return Handler
+
+
+class Unseeing:
+    """An observer that does nothing."""
+
+    def before_dispatch(self, dispatch: object) -> None: ...
+    def after_dispatch(self, dispatch: object) -> None: ...
+    def before_listener(self, call: object) -> None: ...
+    def after_listener(self, call: object) -> None: ...
+
+
+def logs(
+    program: Program, dispatcher: Any, event_class: type, *, fresh: bool, as_classes: bool = False
+) -> list[object]:
+    return asyncio.run(Run(program, dispatcher, event_class, fresh=fresh, as_classes=as_classes).main())
+
+
+def log_all_ways(program: Program, *, fresh: bool) -> list[list[object]]:
+    """What silbo does with a program: directly, in its long way, under observation, and with listener classes."""
+    observed, resolving = {"observers": [Unseeing()]}, {"container": SimpleContainer()}
+    return [
+        logs(program, silbo.AsyncEventDispatcher(), SilboEvent, fresh=fresh),
+        logs(program, silbo.AsyncEventDispatcher(), WhistleEvent, fresh=fresh),
+        logs(program, silbo.AsyncEventDispatcher(), Notification, fresh=fresh),
+        logs(program, LoggingSilbo(), SilboEvent, fresh=fresh),
+        logs(program, silbo.AsyncEventDispatcher(**observed), SilboEvent, fresh=fresh),
+        logs(program, LoggingSilbo(**observed), SilboEvent, fresh=fresh),
+        logs(program, silbo.AsyncEventDispatcher(**resolving), SilboEvent, fresh=fresh, as_classes=True),
+        logs(program, LoggingSilbo(**resolving), SilboEvent, fresh=fresh, as_classes=True),
+    ]
 
 
 class WhistleEvent(whistle.Event):
@@ -204,21 +244,23 @@ class SilboEvent(silbo.Event):
     pass
 
 
-@settings(deadline=None, max_examples=150)
+class Notification(silbo.NotificationEvent):
+    pass
+
+
+@settings(deadline=None, max_examples=100)
 @given(programs)
 def test_same_as_whistle_with_a_fresh_event_for_each_dispatch(program: Program) -> None:
     """Add, remove, dispatch, stop, raise, nested dispatch and changes during a dispatch: nothing differs."""
     expected = logs(program, whistle.AsyncEventDispatcher(), WhistleEvent, fresh=True)
-    assert logs(program, silbo.AsyncEventDispatcher(), SilboEvent, fresh=True) == expected
-    assert logs(program, silbo.AsyncEventDispatcher(), WhistleEvent, fresh=True) == expected
-    assert logs(program, LoggingSilbo(), SilboEvent, fresh=True) == expected
+    for found in log_all_ways(program, fresh=True):
+        assert found == expected
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(programs)
 def test_same_as_whistle_when_events_are_dispatched_again_but_for_stop_and_name(program: Program) -> None:
     """Shared events, dispatched again and from inside of their own dispatch: only name and stop are mended."""
     expected = logs(program, MendedWhistle(), WhistleEvent, fresh=False)
-    assert logs(program, silbo.AsyncEventDispatcher(), SilboEvent, fresh=False) == expected
-    assert logs(program, silbo.AsyncEventDispatcher(), WhistleEvent, fresh=False) == expected
-    assert logs(program, LoggingSilbo(), SilboEvent, fresh=False) == expected
+    for found in log_all_ways(program, fresh=False):
+        assert found == expected
