@@ -45,6 +45,9 @@ EPILOG = """\
 examples:
   silbo consume shop.billing:consumer
   silbo listeners shop.web:dispatcher order.paid
+  silbo doctor --redis redis://localhost
+  silbo groups --redis redis://localhost
+  silbo why 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3 --store outbox.db --redis redis://localhost
   silbo relay --store outbox.db --redis redis://localhost
   silbo outbox status --store outbox.db
   silbo dead list --redis redis://localhost --json | jq -r .id

@@ -161,18 +161,18 @@ async def test_dead_letter_outlives_its_entry(redis: Redis, redis_url: str, pref
 
 
 async def test_every_event_is_placed_wherever_it_was_frozen(redis: Redis, prefix: str, tmp_path: Path) -> None:
-    """200 events through an outbox, a relay and a group, each stopped at a random point of its way."""
+    """100 events through an outbox, a relay and a group, each stopped at a random point of its way."""
     dice = random.Random(12)
     path = tmp_path / "outbox.db"
     wanted: dict[str, str] = {}
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
         async with opened(streams.group("billing", start="new")) as receiver:
-            sent = [told() for _ in range(160)]
+            sent = [told() for _ in range(80)]
             async with Outbox(SQLiteStore(path), RedisStreams(redis, app="shop", prefix=prefix), relay=False) as outbox:
                 await outbox.publish(*sent)
-            await _relay(path, RedisStreams(redis, app="shop", prefix=prefix), 160)
-            received = await deliveries(receiver, 120)
-            for event in sent[120:]:
+            await _relay(path, RedisStreams(redis, app="shop", prefix=prefix), 80)
+            received = await deliveries(receiver, 60)
+            for event in sent[60:]:
                 wanted[event.message_id] = "waiting"
             for delivery in received:
                 state = dice.choice(["in hand", "failed", "dead", "done"])
@@ -184,7 +184,7 @@ async def test_every_event_is_placed_wherever_it_was_frozen(redis: Redis, prefix
                 elif state == "done":
                     await receiver.ack(delivery)
             async with Outbox(SQLiteStore(path), RedisStreams(redis, app="shop", prefix=prefix), relay=False) as outbox:
-                stored = [told() for _ in range(40)]
+                stored = [told() for _ in range(20)]
                 await outbox.publish(*stored)
                 wanted |= {event.message_id: "stored" for event in stored}
             async with _open(path) as opened_store:
