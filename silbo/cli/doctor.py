@@ -19,6 +19,7 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.formatting import escape_controls, format_count
+from silbo.cli.groups import add_silent_option
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.operations.doctor import Finding, examine
 
@@ -60,6 +61,7 @@ def add_to(commands: Commands) -> None:
         default=7 * 86400.0,
         help="how long the programs let Redis keep an entry of a stream, or forever (7d)",
     )
+    add_silent_option(parser)
     add_json_option(parser, "one JSON object for each finding")
 
 
@@ -70,7 +72,12 @@ async def show_findings(options: argparse.Namespace) -> int:
         client = await stack.enter_async_context(make_redis(options.redis))
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         async for finding in examine(
-            client, store=store, prefix=options.prefix, stream=options.stream, retain=options.stream_retain
+            client,
+            store=store,
+            prefix=options.prefix,
+            stream=options.stream,
+            retain=options.stream_retain,
+            silent_after=options.silent_after,
         ):
             dangers += finding.level == "danger"
             if options.json:

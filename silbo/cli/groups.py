@@ -6,14 +6,21 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, Final
 
-from silbo.cli.arguments import Commands, add_command, add_json_option, add_redis_options, parse_address
+from silbo.cli.arguments import (
+    Commands,
+    add_command,
+    add_json_option,
+    add_redis_options,
+    parse_address,
+    parse_positive_seconds,
+)
 from silbo.cli.connect import make_redis
 from silbo.cli.formatting import escape_controls, format_age, format_count
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
-from silbo.operations.groups import ConsumerStatus, GroupStatus, read_groups
+from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, read_groups
 
-__all__ = ["add_to", "group_to_fields"]
+__all__ = ["add_silent_option", "add_to", "group_to_fields"]
 
 GROUPS: Final = ("stream", "group", "lag", "in hand", "retrying", "dead letters", "consumers", "oldest in hand")
 CONSUMERS: Final = ("stream", "group", "host", "pid", "consumer", "in hand", "last sign")
@@ -24,8 +31,8 @@ in hand       messages that its consumers were given and have not acknowledged
 retrying      those of them for which an attempt has failed
 dead letters  messages that it gave up: `silbo dead list --group GROUP` says why
 
-A consumer gives a sign at least every 10 seconds; after 30 seconds of silence the group's other
-consumers take over what it has in hand. A stream that does not exist is an error.
+A consumer gives a sign at least every 10 seconds (a third of its claim_after); after 30 seconds
+of silence (claim_after) the group's other consumers take over what it has in hand. A stream that does not exist is an error.
 
 examples:
   silbo groups --redis redis://localhost
@@ -47,13 +54,27 @@ def add_to(commands: Commands) -> None:
         help="a stream's address, as events or orders (all streams under the prefix)",
     )
     add_redis_options(parser)
+    add_silent_option(parser)
     add_json_option(parser, "one JSON object for each group")
+
+
+def add_silent_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--silent-after``: when a consumer counts as silent."""
+    parser.add_argument(
+        "--silent-after",
+        metavar="TIME",
+        type=parse_positive_seconds,
+        default=SILENT_AFTER,
+        help="a consumer without a sign for so long is silent; the claim_after of the groups (30s)",
+    )
 
 
 async def show_groups(options: argparse.Namespace) -> int:
     """Print the groups of a stream, or of all."""
     async with make_redis(options.redis) as client:
-        groups = await read_groups(client, prefix=options.prefix, stream=options.stream)
+        groups = await read_groups(
+            client, prefix=options.prefix, stream=options.stream, silent_after=options.silent_after
+        )
     if options.json:
         for group in groups:
             print_json(group_to_fields(group))

@@ -22,7 +22,7 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.formatting import escape_controls, format_age, format_time
-from silbo.cli.groups import group_to_fields
+from silbo.cli.groups import add_silent_option, group_to_fields
 from silbo.cli.output import print_json
 from silbo.operations.top import GroupFigures, Snapshot, watch
 from silbo.outbox.rows import STATES
@@ -68,6 +68,7 @@ def add_to(commands: Commands) -> None:
         "--every", metavar="TIME", type=parse_positive_seconds, default=2.0, help="the time between two looks (2s)"
     )
     parser.add_argument("--limit", type=make_count_parser(1), help="end after so many looks")
+    add_silent_option(parser)
     add_json_option(parser, "one JSON object for each look")
 
 
@@ -79,7 +80,16 @@ async def show_figures(options: argparse.Namespace) -> int:
         client = await stack.enter_async_context(make_redis(options.redis))
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         snapshots = await stack.enter_async_context(
-            aclosing(watch(client, store=store, prefix=options.prefix, stream=options.stream, every=options.every))
+            aclosing(
+                watch(
+                    client,
+                    store=store,
+                    prefix=options.prefix,
+                    stream=options.stream,
+                    every=options.every,
+                    silent_after=options.silent_after,
+                )
+            )
         )
         if options.json:
             await _print_snapshots(snapshots, options.limit)

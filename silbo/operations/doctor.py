@@ -15,7 +15,7 @@ from silbo.brokers.redis.calls import CallConnection, Command
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
-from silbo.operations.groups import GroupStatus, read_fields, read_stream_groups
+from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_fields, read_stream_groups
 from silbo.operations.redis import ask, choose_streams, find_streams, opened, read_clock, time_of_entry, to_mapping
 from silbo.outbox.rows import OutboxStore
 
@@ -76,6 +76,7 @@ async def examine(
     prefix: str = "silbo",
     stream: str | None = None,
     retain: float | None = 7 * 86400.0,
+    silent_after: float = SILENT_AFTER,
     timeout: float = 5.0,  # of each step
 ) -> AsyncIterator[Finding]:
     """Examine Redis, the streams with their groups, and an outbox. Nothing is written.
@@ -86,6 +87,7 @@ async def examine(
         prefix: The broker's prefix.
         stream: The stream's address; None examines all streams under the prefix.
         retain: Seconds that the programs keep entries (``RedisStreams(retain=)``); None for ever.
+        silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
 
     Raises:
@@ -108,7 +110,7 @@ async def examine(
             yield Finding("streams", "danger", str(error), "give the prefix of the programs: --prefix, or SILBO_PREFIX")
             keys = []
         for key in keys:
-            async for finding in _check_stream(connection, key, info, retain):
+            async for finding in _check_stream(connection, key, info, retain, silent_after):
                 yield finding
         if keys and (elsewhere := await _find_elsewhere(connection, prefix)):
             yield Finding("prefixes", "note", f"there are streams under other prefixes, too: {', '.join(elsewhere)}")
@@ -288,11 +290,11 @@ async def _find_elsewhere(connection: CallConnection, prefix: str) -> list[str]:
 
 
 async def _check_stream(
-    connection: CallConnection, key: str, info: dict[str, str], retain: float | None
+    connection: CallConnection, key: str, info: dict[str, str], retain: float | None, silent_after: float
 ) -> AsyncIterator[Finding]:
     try:
         yield await _check_room(connection, key, info, retain)
-        groups = await read_stream_groups(connection, key.encode())
+        groups = await read_stream_groups(connection, key.encode(), silent_after)
     except BrokerUnavailable as error:
         if not isinstance(error.__cause__, Refused):
             raise

@@ -47,8 +47,9 @@ class ConsumerStatus:
         name: Its name in the group.
         process: Its host and pid; None where neither its name nor its sign of life tells them.
         in_hand: The number of messages that it has in hand.
-        seen_at: The time of its last call, by Redis's clock. A consumer that lives makes one every 10 seconds at least.
-        is_silent: True if that was more than 30 seconds ago: it was killed, or it can't reach Redis.
+        seen_at: The time of its last call, by Redis's clock. A consumer that lives makes one at least every third of its
+            ``claim_after``: every 10 seconds by default.
+        is_silent: True if that was more than ``silent_after`` seconds ago: it was killed, or it can't reach Redis.
     """
 
     name: str
@@ -127,7 +128,12 @@ class GroupStatus:
 
 
 async def read_groups(
-    client: Redis, *, prefix: str = "silbo", stream: str | None = None, timeout: float = 5.0
+    client: Redis,
+    *,
+    prefix: str = "silbo",
+    stream: str | None = None,
+    silent_after: float = SILENT_AFTER,
+    timeout: float = 5.0,
 ) -> Sequence[GroupStatus]:
     """Return the groups of a stream, or of all streams under a prefix.
 
@@ -137,6 +143,7 @@ async def read_groups(
         client: The program's client.
         prefix: The broker's prefix.
         stream: The stream's address; None looks for all, which reads the names of all keys of the database.
+        silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
 
     Raises:
@@ -145,16 +152,16 @@ async def read_groups(
     """
     async with opened(client, timeout) as connection:
         keys = await choose_streams(connection, prefix, stream)
-        return [group for key in keys for group in await read_stream_groups(connection, key.encode())]
+        return [group for key in keys for group in await read_stream_groups(connection, key.encode(), silent_after)]
 
 
-async def read_stream_groups(connection: CallConnection, key: bytes) -> list[GroupStatus]:
+async def read_stream_groups(connection: CallConnection, key: bytes, silent_after: float) -> list[GroupStatus]:
     """Return the groups of one stream, by its key."""
     now = await read_clock(connection)
     info, groups = await ask(connection, Command(b"XINFO", b"STREAM", key), Command(b"XINFO", b"GROUPS", key))
     dead = await _count_dead(connection, key + b":dead") if groups else {}
     stream = to_mapping(info)
-    return [await _read_group(connection, key, stream, to_mapping(row), dead, now) for row in groups]
+    return [await _read_group(connection, key, stream, to_mapping(row), dead, now, silent_after) for row in groups]
 
 
 async def _read_group(
@@ -164,6 +171,7 @@ async def _read_group(
     group: dict[str, Any],
     dead: dict[bytes, int],
     now: datetime,
+    silent_after: float,
 ) -> GroupStatus:
     name: bytes = group["name"]
     attempts_key = build_attempts_key(key, name)
@@ -189,7 +197,7 @@ async def _read_group(
         oldest=await _read_oldest(connection, attempts_key, oldest[0], now) if oldest else None,
         retrying=await _count_retrying(connection, key, name, attempts_key),
         dead=dead.get(name, 0),
-        consumers=[_to_consumer(consumer, signs, now) for consumer in consumers],
+        consumers=[_to_consumer(consumer, signs, now, silent_after) for consumer in consumers],
         read_at=now,
     )
 
@@ -208,7 +216,7 @@ async def _read_oldest(connection: CallConnection, attempts_key: bytes, row: Any
     )
 
 
-def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime) -> ConsumerStatus:
+def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime, silent_after: float) -> ConsumerStatus:
     name: bytes = row["name"]
     process = find_process(_text(name)) or find_process(_text(signs.get(name, b"")).partition(" ")[0])
     return ConsumerStatus(
@@ -216,7 +224,7 @@ def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime) 
         process=process,
         in_hand=row["pending"],
         seen_at=now - timedelta(milliseconds=row["idle"]),
-        is_silent=row["idle"] > SILENT_AFTER * 1000,
+        is_silent=row["idle"] > silent_after * 1000,
     )
 
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from silbo.brokers.redis.calls import CallConnection, Command
 from silbo.errors import BrokerUnavailable, StoreUnavailable
-from silbo.operations.groups import GroupStatus, read_stream_groups
+from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
 from silbo.operations.redis import ask, choose_streams, opened, read_clock, to_mapping
 from silbo.outbox.rows import OutboxStatus, OutboxStore
 
@@ -59,6 +59,7 @@ async def watch(
     prefix: str = "silbo",
     stream: str | None = None,
     every: float = 2.0,
+    silent_after: float = SILENT_AFTER,
     timeout: float = 5.0,  # of each step
 ) -> AsyncGenerator[Snapshot]:
     """Yield a snapshot, and another one after each interval. Nothing is written; does not end by itself.
@@ -72,6 +73,7 @@ async def watch(
         prefix: The broker's prefix.
         stream: The stream's address; None takes all streams that are under the prefix when it begins.
         every: Seconds between two snapshots.
+        silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
 
     Raises:
@@ -81,12 +83,12 @@ async def watch(
     """
     async with opened(client, timeout) as connection:
         keys = await choose_streams(connection, prefix, stream)
-        before, counts = await _read(connection, keys, store, None, {})
+        before, counts = await _read(connection, keys, store, None, {}, silent_after)
         yield before
         while True:
             await asyncio.sleep(every)
             try:
-                before, counts = await _read(connection, keys, store, before, counts)
+                before, counts = await _read(connection, keys, store, before, counts, silent_after)
             except (BrokerUnavailable, StoreUnavailable) as error:
                 yield Snapshot(before.at, before.groups, before.outbox, before.outbox_at, str(error))
             else:
@@ -99,6 +101,7 @@ async def _read(
     store: OutboxStore | None,
     before: Snapshot | None,
     counts: Mapping[str, int],
+    silent_after: float,
 ) -> tuple[Snapshot, dict[str, int]]:
     """Return the figures now, and the number of messages that were ever added to each stream."""
     now = await read_clock(connection)
@@ -110,7 +113,7 @@ async def _read(
         (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
         info = to_mapping(reply)
         added[key] = int(info["entries-added"] if "entries-added" in info else info["length"])
-        for status in await read_stream_groups(connection, key.encode()):
+        for status in await read_stream_groups(connection, key.encode(), silent_after):
             rates: tuple[float | None, float | None] = None, None
             if seconds > 0 and _name(status) in done:
                 handled = _count_done(status, added) - done[_name(status)]

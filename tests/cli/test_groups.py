@@ -119,7 +119,9 @@ async def test_killed_consumer_is_silent_and_its_group_deserted(redis: Redis, re
     entry = (await redis.xpending_range(stream, "billing", "-", "+", 1))[0]["message_id"]
     await redis.xclaim(stream, "billing", "web-2:12:0123456789ab-1", 0, [entry], idle=3_600_000)
     await redis.xgroup_delconsumer(stream, "billing", f"{HOST}:4711:0123456789ab-1")
-    live = await silbo("groups", "--redis", redis_url, "--prefix", prefix, "--json")
+    where = ("groups", "--redis", redis_url, "--prefix", prefix, "--json")
+    live, impatient = await silbo(*where), await silbo(*where, "--silent-after", "0.000001s")
+    assert impatient.object["consumers"][0]["silent"] and impatient.object["deserted"]
     (consumer,) = live.object["consumers"]
     assert (consumer["host"], consumer["pid"], consumer["silent"]) == ("web-2", 12, False)
     status = (await read_groups(redis, prefix=prefix))[0]
