@@ -109,6 +109,10 @@ class EventRecorder:
         elif isinstance(given, Bridge):
             self._watched.bridges.setdefault(id(given), given)
             self._watch_publisher(given.publisher)
+            bridge: Any = given
+            if getattr(bridge._send, "__self__", None) is given.publisher:  # noqa: SLF001  # it has kept the method
+                self._undo.callback(setattr, bridge, "_send", bridge._send)  # noqa: SLF001
+                bridge._send = given.publisher.publish  # noqa: SLF001
         elif isinstance(given, Publisher) and not isinstance(given, type):
             self._watch_publisher(given)
         else:
