@@ -89,9 +89,9 @@ def choose(tier: str, names: Sequence[str]) -> list[Scenario]:
 
 def measure(scenario: Scenario, effort: Effort, progress: Progress) -> dict[str, Any]:
     """Run a scenario's process; its figures, or the reason why there are none."""
-    rounds = min(scenario.rounds or effort.rounds, effort.rounds) if effort.rounds < 10 else scenario.rounds
+    rounds = min(scenario.rounds or effort.rounds, effort.rounds)
     program = [sys.executable, "-m", "benchmarks.worker", scenario.name]
-    program += ["--rounds", str(rounds or effort.rounds), "--slice", str(effort.slice)]
+    program += ["--rounds", str(rounds), "--slice", str(effort.slice)]
     task = progress.add_task(scenario.name, total=None)
     started = datetime.now(UTC)
     record: dict[str, Any] = {

@@ -201,12 +201,14 @@ class Connection:
         """
         stream = self._replies
         if stream is not None:
-            ends_at = asyncio.get_running_loop().time() + wait
+            ends_at: float | None = None
             while not (replies := stream.take(limit)):
-                left = ends_at - asyncio.get_running_loop().time()
-                if left <= 0:
+                now = asyncio.get_running_loop().time()
+                if ends_at is None:
+                    ends_at = now + wait
+                elif now >= ends_at:
                     break
-                await stream.wait(left)
+                await stream.wait(ends_at - now)
             return replies
         replies = self._unreturned
         while len(replies) < limit and (not replies or await self.has_unread()):
