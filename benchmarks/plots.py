@@ -149,11 +149,13 @@ def draw_all(run: Mapping[str, Any], folder: Path) -> list[Path]:
 def write_tables(run: Mapping[str, Any], plots: Sequence[str]) -> str:
     """Return the page part of one Python."""
     setting, records = run["setting"], {name: one for name, one in run["scenarios"].items() if "results" in one}
+    chosen = run.get("chosen", len(run["scenarios"]))
     versions = ", ".join(f"{library} {number}" for library, number in setting["versions"].items())
     server = setting["redis-server"]
     lines = [
         f"Python {setting['python']} on {setting['system']}, {setting['processor']}, {setting['cores']} cores, {server}; {versions}.",
         f"The run began at {run['begun']}, when {run['load']:.1f} other programs wanted a core.",
+        "" if run["done"] else f"The run was cut short: it has {len(run['scenarios'])} of {chosen} scenarios.",
         "",
         "| scenario | against | silbo | target | |",
         "|---|---|---|---|---|",

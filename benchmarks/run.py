@@ -368,6 +368,7 @@ def main() -> int:
         total = progress.add_task(f"make bench ({options.tier})", total=len(chosen))
         for number, scenario in enumerate(chosen):
             progress.update(total, completed=number)
+            run["chosen"] = len(chosen)
             if scenario.name in run["scenarios"]:
                 continue
             record = measure(scenario, TIERS[options.tier], progress)
