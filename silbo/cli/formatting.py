@@ -86,7 +86,7 @@ def message_to_fields(message: Message) -> dict[str, Any]:
         "message_type": message.message_type,
         "message_name": message.message_name,
         "message_id": message.message_id,
-        "payload": dict(message.payload),
+        "payload": message.payload,
         "headers": message.headers,
         "to": message.to,
     }

@@ -47,7 +47,7 @@ BATCH: Final = 500
 LONG_TAKING: Final = 5000
 """Rows taken at once, at most, after a broker with a record of what it has has answered; they are settled when all are sent. If
 the relay is killed before, the broker refuses to take them twice. Each taking waits for the disk: with 500 rows at a time the
-drain of a backlog takes twice as long."""
+drain of a backlog took a quarter longer."""
 POLL: Final = 0.25
 """Seconds between two looks at a store in which another process may have stored something."""
 STANDBY: Final = 0.5

@@ -12,9 +12,8 @@ from zlib import crc32
 
 import msgspec
 
-from silbo.message import Message, make_message
-from silbo.wire.encode import MAX_DEPTH
-from silbo.wire.formats import EncodedPayload, to_json
+from silbo.message import Message
+from silbo.wire.formats import to_json
 
 __all__ = [
     "FOUND_AT_MOST",
@@ -387,44 +386,9 @@ class UnreadableMessage(Message):
     problem: str = ""
 
 
-class _Stored(msgspec.Struct):
-    """A message as :func:`pack` writes it, its payload unread."""
-
-    message_type: str
-    message_name: str
-    message_id: str
-    payload: msgspec.Raw
-    headers: dict[str, str] = {}
-    to: str | None = None
-    class_name: str = ""
-
-
-_decode_unread: Final = msgspec.json.Decoder(_Stored).decode
-
-
 def unpack(raw: bytes | str) -> Message:
-    """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones.
-
-    Its payload is read when somebody looks into it: a broker with the format JSON sends its bytes as they are. A number out of
-    range in it, as ``1e999``, is found then.
-    """
+    """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones."""
     try:
-        # Without this short way, reading the payload here and writing it again for Redis would be a fifth of a relay's time. The
-        # decoder checks the JSON of what it leaves unread, but for UTF-8, depth and type.
-        if type(raw) is bytes and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
-            stored = _decode_unread(raw)
-            if not raw.isascii():
-                str(memoryview(stored.payload), "utf-8")
-            if memoryview(stored.payload)[0] == 0x7B:
-                return make_message(
-                    stored.message_type,
-                    stored.message_name,
-                    stored.message_id,
-                    EncodedPayload(stored.payload, stored.message_name),
-                    stored.headers,
-                    stored.to,
-                    stored.class_name,
-                )
         message: Any = _decode(raw)
     # A byte that is no UTF-8 is a UnicodeError before msgspec 0.23.
     except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError) as error:

@@ -7,7 +7,7 @@ old programs read new messages. If a key occurs twice, the last value counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,54 +23,7 @@ from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 __all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "Envelope", "JsonFormat", "to_json"]
 
 _T = TypeVar("_T")
-
-
-class EncodedPayload(Mapping[str, Any]):
-    """A payload as JSON, which is read when somebody looks into it: what only passes through is not read.
-
-    Args:
-        raw: A JSON object, found to be one.
-        name: The event name of its message, for errors.
-
-    Raises:
-        MessageRefused: (when it is read) a number in it is out of range.
-    """
-
-    __slots__ = ("_name", "_values", "raw")
-
-    def __init__(self, raw: msgspec.Raw, name: str) -> None:
-        self.raw = raw
-        self._name = name
-        self._values: dict[str, Any] | None = None
-
-    def _read(self) -> dict[str, Any]:
-        if self._values is None:
-            try:
-                self._values = _read_object(self.raw)
-            except MSGSPEC_ERRORS as error:
-                raise MessageRefused(self._name, f"its payload can't be read: {error}") from None
-        return self._values
-
-    def __getitem__(self, key: str) -> Any:
-        return self._read()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __repr__(self) -> str:
-        return repr(self._read())
-
-
-def _write_mapping(value: Any) -> Any:
-    """Return what msgspec is to write for a value that it does not know: any Mapping is a payload."""
-    return value.raw if type(value) is EncodedPayload else dict(value)
-
-
-_encode = msgspec.json.Encoder(enc_hook=_write_mapping).encode
-_read_object = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
 
 
 # -- silbo's own --------------------------------------------------------------------------------------------
@@ -314,10 +267,9 @@ def to_json(message: Message, record: dict[str, Any]) -> bytes:
     if len(name) > MAX_NAME_LENGTH:
         raise MessageRefused(f"{name[:60]}...", f"its name has {len(name)} characters, more than {MAX_NAME_LENGTH}")
     try:
-        if type(message.payload) is not EncodedPayload:
-            for value in message.payload.values():
-                if type(value) not in JSON_SCALARS:
-                    to_json_value(value)  # msgspec would write null for a NaN
+        for value in message.payload.values():
+            if type(value) not in JSON_SCALARS:
+                to_json_value(value)  # msgspec would write null for a NaN
         raw = _encode(record)
     except (Unwritable, TypeError, *MSGSPEC_ERRORS) as error:
         raise _find_unwritable(message, error) from None
