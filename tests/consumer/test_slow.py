@@ -53,6 +53,22 @@ async def test_listener_timeout_limits_each_listener(options: dict[str, Any], ob
     assert (error.listener, error.timeout) == (hang, 0.01)
 
 
+async def test_listener_timeout_holds_for_a_name_that_was_dispatched_before(d: AsyncEventDispatcher) -> None:
+    """The dispatcher may call the listeners of such a name without a look at their options."""
+    is_hanging = False
+
+    async def listener(event: Any) -> None:
+        if is_hanging:
+            await hang(event)
+
+    d.add_listener("user.joined", listener)
+    await handle_one(d)
+    await handle_one(d)
+    is_hanging = True
+    _, _, errors = await handle_one(d, listener_timeout=0.01, max_attempts=1)
+    assert isinstance(errors[0], ListenerTimeout)
+
+
 async def test_listener_s_own_timeout_counts(d: AsyncEventDispatcher, heard: Heard) -> None:
     """Longer or shorter than the consumer's; and a listener that is quick enough has not failed."""
 
