@@ -229,10 +229,14 @@ def _read_flag(kind: type[Flag], value: Any) -> Flag:
     return kind(value)
 
 
+class _UnionUnclear(TypeError):
+    """Two members of a union have values that are the same in JSON."""
+
+
 def _union_reader(hint: Any, members: tuple[Any, ...], seen: Seen) -> Reader | None:
     readers = [(member, find_reader(member, seen)) for member in members]
     if (overlap := find_overlap(members)) is not None:
-        raise TypeError(f"JSON can't tell {overlap[0]!r} from {overlap[1]!r}")
+        raise _UnionUnclear(f"JSON can't tell {overlap[0]!r} from {overlap[1]!r}")
     if all(reader is None for _, reader in readers) and _is_supported(hint):
         return None
     # A text in the form of a UUID or a time is read as such, so plain text comes last.
@@ -732,6 +736,7 @@ def _field_step(cls: Any, name: str, hint: Any, seen: Seen) -> Reader:
     except TypeError as error:
         if (
             _holds_objects(hint)
+            or (isinstance(error, _UnionUnclear) and not _has_validator(cls, name))  # pydantic takes the text
             or isinstance(hint, TypeVar)
             or (get_args(hint) and getattr(hint, "__parameters__", ()))
         ):

@@ -763,3 +763,22 @@ def test_alias_in_the_old_form_that_names_itself_is_refused_with_what_to_write()
         ClassUnreadable, match=r"x: its annotation names 'Endless'.*TypeAliasType\('Endless', ...\), or Any"
     ):
         check_class(cls)
+
+
+Unclear = (Decimal | str, str | Decimal | None, list[Decimal | str], dict[str, Decimal | str])
+
+
+@pytest.mark.parametrize("hint", Unclear, ids=str)
+def test_union_that_json_cannot_tell_apart_is_refused_in_a_model_too(hint: Any) -> None:
+    """pydantic takes the text, and a Decimal would come back as one."""
+    model = pydantic.create_model("M", x=(hint, ...))
+    with pytest.raises(ClassUnreadable, match="x: .*JSON can't tell"):
+        check_class(model)
+
+    class Told(model):  # type: ignore[misc,valid-type]
+        @pydantic.field_validator("x", mode="before")
+        @classmethod
+        def read(cls, value: Any) -> Any:
+            return value
+
+    check_class(Told)
