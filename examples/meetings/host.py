@@ -145,13 +145,12 @@ def application(settings: Settings) -> Starlette:
         ):
             with closing(Ledger(settings.folder / "host.ledger")) as ledger:
                 await ledger.replay(dispatcher)
-                # In this order: nothing can come between a change of the members and its place in the outbox, so what
-                # is read from the stream ends in the same state, however many requests run at once.
-                dispatcher.add_subscriber(Bridge(outbox))
-                dispatcher.add_subscriber(live)
-                dispatcher.add_subscriber(
-                    ledger
-                )  # runs only if the outbox has the event: after a listener that fails, no other runs
+                # With a number, so that the ledger comes later: it runs only if the outbox has the event. And nothing can come
+                # between a change of the members and its place in the outbox: what is read from the stream ends in the same
+                # state, however many requests run at once.
+                dispatcher.add_listener("**", Bridge(outbox).forward, priority=1_000)
+                dispatcher.add_subscriber(ledger)
+                dispatcher.add_subscriber(live)  # runs last
                 yield
 
     return Starlette(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import select
 import signal
 import sys
 
@@ -32,6 +33,9 @@ def confirm(question: str, *, yes: bool) -> bool:
     try:
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
+        # A Ctrl-C just before the read begins would be noticed only after it; between two looks it is noticed at once.
+        while not select.select([sys.stdin], [], [], 0.2)[0]:
+            pass
         answer = sys.stdin.readline().strip().lower()
     finally:
         signal.signal(signal.SIGINT, handler)
