@@ -188,6 +188,7 @@ async def test_rights_that_a_program_lacks(own_redis: RedisServer) -> None:
         assert rights.level == "danger" and "XADD" in rights.text and "ACL SETUSER web" in (rights.mend or "")
 
 
+@pytest.mark.long
 async def test_replica_is_no_place_to_publish(redis_binary: Binary | None) -> None:
     with RedisServer(port=True, binary=redis_binary) as first, RedisServer(binary=redis_binary) as second:
         async with Redis.from_url(first.url) as master, Redis.from_url(second.url) as replica:

@@ -148,6 +148,7 @@ async def test_wrong_prefix_names_the_streams_that_exist(redis: Redis, redis_url
     assert (none.code, none.out, none.err) == (0, "", "no groups: no consumer has been there yet\n")
 
 
+@pytest.mark.long
 @pytest.mark.every_redis
 async def test_replica_answers_too(redis_binary: Binary | None, prefix: str) -> None:
     """Nothing is written, so a replica is asked as well; promoted, it has the same figures."""

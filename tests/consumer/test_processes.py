@@ -104,6 +104,7 @@ async def test_what_a_killed_consumer_had_in_hand_another_does(workers: Workers)
     assert done == Counter([*range(5), *range(6, 20), 99])
 
 
+@pytest.mark.long
 async def test_message_that_kills_its_process_becomes_a_dead_letter_and_no_other_does(
     workers: Workers, redis: Redis, prefix: str
 ) -> None:

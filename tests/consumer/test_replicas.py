@@ -70,6 +70,7 @@ async def test_with_own_skip_each_event_has_its_effect_once(redis: Redis, redis_
     assert seen == Counter(everything)
 
 
+@pytest.mark.long
 async def test_with_own_handle_the_listeners_run_once_more(redis: Redis, redis_url: str, prefix: str) -> None:
     """A program that is its own background worker: where it was dispatched, and in one replica."""
     seen = await effects(redis, redis_url, prefix, "handle")

@@ -304,6 +304,7 @@ async def test_name_stays_known_after_its_last_listener_has_run_once_or_was_remo
         d.remove_listener("z", listener)
 
 
+@pytest.mark.long
 async def test_names_made_for_requests_are_forgotten_and_their_removal_stays_silent() -> None:
     """A bounded memory can't say of a name that it was never known, once it has forgotten some."""
     d = AsyncEventDispatcher()
@@ -535,6 +536,7 @@ async def test_cancellation_passes_through_and_leaves_the_event_usable() -> None
         assert await d.adispatch("y", event) is event and event.name == "y"
 
 
+@pytest.mark.long
 def test_names_without_end_under_one_pattern_leave_memory_flat() -> None:
     """Names can be dynamic: what is cached by name is bounded. In a process of its own, for coverage is slow."""
     code = """

@@ -23,6 +23,7 @@ class Ping(Event):
     number = 0
 
 
+@pytest.mark.long
 async def test_a_spawned_dispatch_is_held_until_it_is_done() -> None:
     """asyncio itself keeps only a weak reference to a task."""
     d = AsyncEventDispatcher()

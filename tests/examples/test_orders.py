@@ -130,6 +130,7 @@ async def test_events_side_by_side_store_one_after_another(engine: AsyncEngine, 
 # -- in processes that are killed ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_no_crash_parts_an_order_from_its_event(tmp_path: Path) -> None:
     """Killed before each of its statements and its commit, and after it: both are there, or neither."""
     steps = int((await run(tmp_path / "whole.db", 0))[1])

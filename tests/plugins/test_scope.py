@@ -970,7 +970,7 @@ async def test_a_dispatch_that_waits_for_longer_goes_on_without_the_plugin() -> 
         assert isinstance(refused.refusal.error, PluginUnloaded)  # type: ignore[union-attr]
 
 
-RELOADS = 300
+RELOADS = 150
 
 
 @pytest.mark.parametrize("overlap", [False, True])

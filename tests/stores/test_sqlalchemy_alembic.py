@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
@@ -11,6 +12,7 @@ from tests.support.alembic_host import alembic, migrated
 from tests.support.store_conformance import PLENTY, leader, numbers, packed, send
 
 
+@pytest.mark.long
 async def test_alembic_makes_the_tables(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'host.db'}"
     assert "sqlite_where=sa.text(\"state IN ('pending', 'sending')\")" in await migrated(tmp_path, url)

@@ -472,6 +472,7 @@ class Conformance:
         """Overwrite a column of a row, with a value in SQL."""
         raise NotImplementedError
 
+    @pytest.mark.long
     async def test_row_with_a_column_of_another_type_is_put_aside_and_the_others_are_sent(
         self, store: OutboxStore, make: Make
     ) -> None:

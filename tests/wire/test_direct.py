@@ -31,7 +31,7 @@ from tests.support.wire_classes import ORIGIN, Cat, Level
 from tests.wire.test_codec_fuzz import SEED, mutate_bytes, mutate_structure
 from tests.wire.test_round_trip import class_types, is_same
 
-MUTATIONS = 12_000
+MUTATIONS = 5_000
 
 
 class LongWay(JsonFormat):
@@ -255,7 +255,7 @@ def test_the_constructor_is_not_called_before_all_values_are_read() -> None:
     assert calls == [3, 3]
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_both_ways_make_the_same_of_a_generated_class(data: st.DataObject) -> None:
     typed = data.draw(class_types(2, (ECSTEvent,)))

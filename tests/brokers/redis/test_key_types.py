@@ -121,6 +121,7 @@ def told(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [text for record in caplog.records if part in (text := record.getMessage())]
 
 
+@pytest.mark.long
 async def test_the_other_streams_of_a_group_go_on(
     admin: Redis, streams: RedisStreams, caplog: pytest.LogCaptureFixture
 ) -> None:
