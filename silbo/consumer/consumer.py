@@ -398,12 +398,14 @@ class Consumer:
                 await pause(BROKER_RETRY.delay(outages), run.stopping)
                 continue
             outages = 0
+            acks.doubt(asked_at)
+            # Before any other task runs: one that was read again could be acknowledged meanwhile, and would look new.
+            arrived = [item for item in items if isinstance(item, Gap) or acks.add(item)]
             while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be
                 await run.turns.next()
-            acks.doubt(asked_at)
             self._options.heard.refresh()
             self._check_bridges()
-            await self._accept(items, acks, receiver)
+            await self._accept(arrived, receiver)
 
     def _count_ahead(self, seconds_each: float) -> int:
         """Return the number of deliveries to read ahead if each takes so many seconds."""
@@ -413,12 +415,12 @@ class Consumer:
         least = 4 * self._concurrency
         return max(least, min(MOST_AHEAD, int(AHEAD * self._concurrency / seconds_each)))
 
-    async def _accept(self, items: Sequence[Delivery | Gap], acks: Acknowledgements, receiver: Receiver) -> None:
+    async def _accept(self, items: Sequence[Delivery | Gap], receiver: Receiver) -> None:
         for item in items:
             if isinstance(item, Gap):
                 self.stats.gaps += 1
                 await self._run_state.reports.report_gap(item)
-            elif acks.add(item):
+            else:
                 self.stats.received += 1
                 self.stats.claimed += item.attempt > 1
                 self._put(item, receiver)

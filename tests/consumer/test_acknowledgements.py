@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +12,8 @@ from silbo import (
     AsyncEventDispatcher,
 )
 from silbo.consumer import acknowledgements as acks_module
-from silbo.errors import BrokerUnavailable
+from silbo.consumer.loop_turns import TURN
+from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery
 from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
 
@@ -140,6 +143,45 @@ async def test_delivery_that_is_still_in_hand_is_not_handled_twice(d: AsyncEvent
         release.set()
         await subscription.until_acked(2)
     assert (heard.ids, consumer.stats.received) == ([1, 2], 2)
+
+
+@pytest.mark.parametrize("after", ["a turn of the loop", "the host is told of a gap"])
+async def test_delivery_acknowledged_just_after_it_was_read_again_is_not_handled_twice(
+    d: AsyncEventDispatcher, after: str
+) -> None:
+    """It was in hand when it was read: whatever runs before the consumer comes to it does not make it a new one."""
+    heard = Heard()
+    d.add_subscriber(heard)
+    release = asyncio.Event()
+
+    class Repeats(Scripted):
+        async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
+            items = await super().receive(limit)
+            if (
+                items and heard.events and after == "a turn of the loop"
+            ):  # once more, with its acknowledgement under way
+                time.sleep(2 * TURN)
+                release.set()
+            return items
+
+        async def ack(self, *deliveries: Delivery) -> None:
+            await release.wait()
+            self.acked += [delivery.id for delivery in deliveries]
+            self.changed.set()
+
+    async def on_error(error: Exception, about: object) -> None:
+        release.set()
+        await subscription.until_acked(1)
+        await asyncio.sleep(0)
+
+    again: list[Delivery | Gap] = [delivery(1)]
+    if after == "the host is told of a gap":
+        again.insert(0, Gap("events", "trimmed"))
+    subscription = Repeats([delivery(1)], [], again, [delivery(2)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED], on_error=on_error)):
+        await heard.until(2)
+        await subscription.until_acked(2)
+    assert heard.ids == [1, 2]
 
 
 async def test_consumer_outlives_its_broker(
