@@ -1,40 +1,31 @@
 """Consuming from a group of a Redis stream, against the loop that one would write by hand with redis-py.
 
-    python -m benchmarks.consume [--rounds 10] [--messages 5000] [--only TEXT] [--cpu] [--profile FILE]
-
-One Redis on loopback, one process of ours. A stream has small notifications of ten keys; each contender reads so many of
+A stream has small notifications of ten keys; each contender reads so many of
 them as a group of its own, from the oldest on, and rebuilds each as its class for a listener that does nothing:
 
 * redis-py: XREADGROUP 500, `json.loads`, the class, the listener, one XACK for the 500;
 * redis-py, 8 tasks: the same; the 500 go to eight tasks by their key, and are acknowledged when all are done;
 * redis-py, with a sorted set: the 500 are asked for in one pipeline, and remembered in another;
 * silbo: a `Consumer` with `concurrency` 1 or 8, and with a `RedisInbox`.
-
-Ratios are of messages per second, so more is better. With `--cpu` they are of messages for each second of this process on a CPU:
-they depend less on what else runs on the machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import cProfile
 import json
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
-from time import perf_counter, process_time
 from typing import Any, Final
 from uuid import UUID
 from zlib import crc32
 
 from redis.asyncio import Redis
 
-from benchmarks.timing import Clock, Contender, compare, machine
+from benchmarks.timing import Contender
 from silbo import AsyncEventDispatcher, Bridge, Consumer, EventName, NotificationEvent
 from silbo.brokers.redis import RedisInbox, RedisStreams
-from tools.redis_server import RedisServer, external_url
 
 PREFIX: Final = "silbo-benchmark"
 STREAM: Final = f"{PREFIX}:{{events}}"
@@ -199,47 +190,3 @@ async def fill(client: Redis, messages: int) -> None:
                 event = MeetingJoined(number % KEYS, number)
                 group.create_task(dispatcher.adispatch(MEETING_JOINED, event))
     await streams.aclose()
-
-
-async def main(rounds: int, messages: int, only: str, clock: Clock, profile: str | None) -> None:
-    """Print a table for each way to consume."""
-    print(machine())
-    with nullcontext() if external_url() else RedisServer(port=True) as server:
-        async with Redis.from_url(server.url if server else external_url()) as client:
-            await fill(client, messages + MORE)
-            tables: dict[str, tuple[Contender, Contender]] = {
-                "one at a time": (by_hand(client), consuming(client)),
-                f"{TASKS} at a time over keys": (by_hand_in_tasks(client), consuming(client, concurrency=TASKS)),
-                "with an inbox in Redis": (by_hand_once(client), consuming(client, once=True)),
-            }
-            for title, (hand, ours) in tables.items():
-                if only not in title:
-                    continue
-                if profile is not None:
-                    await profile_run(ours, messages, profile)
-                    return
-                print(f"\n{title:<25}  {'messages/s':>10}  {'times redis-py':>17}")
-                contenders = {"redis-py": hand, "silbo": ours}
-                for result in await compare(contenders, times=messages, rounds=rounds, clock=clock):
-                    faster = f"{1 / result.ratio:.2f} ({1 / result.high:.2f}-{1 / result.low:.2f})"
-                    print(f"{result.name:<25}  {1 / result.each:>10,.0f}  {faster:>17}", flush=True)
-
-
-async def profile_run(contender: Contender, messages: int, file: str) -> None:
-    """Write a profile of one contender."""
-    await contender(messages)
-    with cProfile.Profile() as profiler:
-        await contender(messages)
-    profiler.dump_stats(file)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure consumers of Redis Streams against redis-py.")
-    parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default: 10)")
-    parser.add_argument("--messages", type=int, default=5000, help="messages in the stream (default: 5000)")
-    parser.add_argument("--only", default="", help="only the tables whose title contains this")
-    parser.add_argument("--cpu", action="store_true", help="take the time of this process on a CPU")
-    parser.add_argument("--profile", help="write a profile of silbo's first such contender to a file instead")
-    arguments = parser.parse_args()
-    clock = process_time if arguments.cpu else perf_counter
-    asyncio.run(main(arguments.rounds, arguments.messages, arguments.only, clock, arguments.profile))

@@ -13,12 +13,12 @@ from typing import Any
 from redis.asyncio import Redis
 
 from benchmarks import consume
+from benchmarks.at_redis import in_tasks
 from benchmarks.outbox import (
     PREFIX,
     QUOTA,
     STREAM,
     ByHand,
-    callers,
     fill_outbox,
     message,
     run_relay,
@@ -98,10 +98,10 @@ def open_stored(many: int) -> Callable[[], AbstractAsyncContextManager[Contender
                 for relay in (False, True)
             ]
             yield {
-                "by hand": callers(many, lambda number: peer.publish(by_hand(number))),
-                "silbo": callers(many, lambda number: storing.publish(message(number))),
-                "silbo, and its relay": callers(many, lambda number: sending.publish(message(number))),
-                "silbo, not stored": callers(many, lambda number: streams.publish(message(number))),
+                "by hand": in_tasks(many, lambda number: peer.publish(by_hand(number))),
+                "silbo": in_tasks(many, lambda number: storing.publish(message(number))),
+                "silbo, and its relay": in_tasks(many, lambda number: sending.publish(message(number))),
+                "silbo, not stored": in_tasks(many, lambda number: streams.publish(message(number))),
             }
 
     return opened

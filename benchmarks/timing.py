@@ -7,12 +7,10 @@ reported is the median over the rounds of a contender's figure divided by the re
 from __future__ import annotations
 
 import gc
-import platform
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import count
 from time import perf_counter
 
@@ -133,9 +131,3 @@ async def find_times(contender: Contender, seconds: float, least: int = 1) -> in
             return wanted
         times = max(least, min(10 * times, wanted))
     raise AssertionError("never reached")
-
-
-def machine() -> str:
-    """Describe the versions that the figures were measured with."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("silbo", "whistle", "redis", "msgspec"))
-    return f"Python {platform.python_version()} on {platform.machine()}; {libraries}"
