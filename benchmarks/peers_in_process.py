@@ -24,7 +24,7 @@ NOTES = {
     "pyee": "each listener runs in a task, awaited with `wait_for_complete`",
     "python-cqrs": "handlers are classes, made by di at each dispatch, and run beside one another",
 }
-"""What a reader of the table has to know of a peer."""
+"""Notes on a peer, for readers of the table."""
 
 
 class Happened:

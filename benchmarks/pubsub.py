@@ -103,7 +103,7 @@ class Counter:
 
 
 class Setting(NamedTuple):
-    """What a reader needs.
+    """The things that a reader needs.
 
     Attributes:
         rate: Messages a second; 0 as fast as they go.

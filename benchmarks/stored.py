@@ -55,7 +55,7 @@ async def open_client() -> AsyncGenerator[tuple[Redis, Path]]:
 
 @asynccontextmanager
 async def open_drain() -> AsyncGenerator[Contenders]:
-    """What waits in an outbox goes to Redis; by hand, bytes in a list go there in pipelines of 500."""
+    """Bring a full outbox to Redis; by hand, bytes in a list go there in pipelines of 500."""
     async with open_client() as (client, folder):
         numbers = count()
 

@@ -36,7 +36,7 @@ from silbo.operations.tail import SeenMessage, follow_pubsub, follow_streams, ha
 __all__ = ["add_to"]
 
 DIM: Final = "2"
-"""How a terminal shows what is not the message."""
+"""The style of everything that is not the message itself, at a terminal."""
 COLOURS: Final = ("36", "33", "32", "35", "34", "31")
 """The colours of event names, as terminals number them; each name keeps its own."""
 

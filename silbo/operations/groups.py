@@ -36,7 +36,7 @@ PAGE: Final = 500
 COUNTED_EXACTLY: Final = 10_000
 """Up to 10,000 entries behind are counted one by one; of more, Redis's own count is believed."""
 COUNTED_AT_MOST: Final = 100_000
-"""Where Redis has no count, at most 100,000 entries are counted."""
+"""At most 100,000 entries are counted if Redis has no count."""
 
 
 @dataclass(frozen=True, slots=True)

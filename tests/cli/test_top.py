@@ -17,7 +17,7 @@ from tools.redis_server import RedisServer
 
 @pytest.mark.every_redis
 async def test_rates_are_those_between_two_looks(redis: Redis, prefix: str) -> None:
-    """What was added, and what a group has done: acknowledged or given up."""
+    """Added messages, and those that a group is done with: acknowledged or given up."""
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
         async with opened(streams.group("billing", start="new")) as receiver:
             await streams.publish(*(message(number) for number in range(10)))

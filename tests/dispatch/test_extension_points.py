@@ -365,7 +365,7 @@ async def test_a_deprecated_name_warns_also_where_it_is_plain_text() -> None:
 
 @pytest.mark.parametrize("made", ["before", "after"])
 async def test_a_dispatch_of_the_plain_text_hides_no_warning_of_the_constant(made: str) -> None:
-    """Where nothing is declared, only the constant knows of its deprecation."""
+    """If nothing is declared, only the constant knows of its deprecation."""
     d = AsyncEventDispatcher()
     text = f"user.renamed.{made}"
     names = [EventName(text, deprecated="use user.joined")] if made == "before" else []

@@ -452,7 +452,7 @@ async def test_a_failed_plugin_refuses_where_the_name_decides(dispatched: str) -
 
 @pytest.mark.parametrize("fails_itself", [False, True])
 async def test_a_refusal_of_the_same_event_inside_of_its_dispatch_is_not_lost(fails_itself: bool) -> None:
-    """Who asks the question with the event at hand must not take a refusal for a yes, nor does the rest of the outer dispatch."""
+    """A listener that asks with the event at hand must not take a refusal for a yes, nor does the rest of the outer dispatch."""
     may_join = EventName("may.join", Joining, policy=Policy(on_failure="refuse"))
     dispatcher = AsyncEventDispatcher()
     asked: list[object] = []

@@ -222,7 +222,7 @@ def logs(
 
 
 def log_all_ways(program: Program, *, fresh: bool) -> list[list[object]]:
-    """What silbo does with a program: directly, in its long way, under observation, and with listener classes."""
+    """The results of a program with silbo: directly, in its long way, under observation, and with listener classes."""
     observed, resolving = {"observers": [Unseeing()]}, {"container": SimpleContainer()}
     return [
         logs(program, silbo.AsyncEventDispatcher(), SilboEvent, fresh=fresh),

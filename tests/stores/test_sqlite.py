@@ -199,7 +199,7 @@ async def test_quota_counters_are_what_is_there(store: SQLiteStore, path: Path) 
 
 
 def written(path: Path) -> list[tuple]:
-    """What the rows themselves say, and the records of those taken by one write."""
+    """The rows as they are in the file, and the records of those taken by one write."""
     return look(path, "SELECT state, attempts FROM message ORDER BY id") + look(path, "SELECT first, last FROM taken")
 
 

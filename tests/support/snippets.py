@@ -79,7 +79,7 @@ class Snippet:
 
     @property
     def logged(self) -> list[str]:
-        """What a command has to log: level and words, without the time and the fields."""
+        """The lines that a command has to log: level and words, without the time and the fields."""
         return re.findall(rf"^{TIME} (.*?)(?: \w+=.*)?$", self.code, re.MULTILINE)
 
     @property

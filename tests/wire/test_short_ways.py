@@ -1,4 +1,4 @@
-"""What a sender does in a shorter way gives the same as the long way: payloads, ids, messages."""
+"""The shorter ways of a sender give the same as the long ones: payloads, ids, messages."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from silbo._loops import describe_lookup
+from silbo.brokers.redis.failures import Lost, Refused
 from silbo.brokers.redis.incoming import Progress, ReplyStream
-from silbo.brokers.redis.redis_errors import Lost, Refused
 
 __all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "find_trouble", "pack_words"]
 

@@ -1,4 +1,4 @@
-"""What comes over a connection: when bytes came last, and all replies that have come at once."""
+"""The bytes that come over a connection: the time of the last ones, and all replies that have come at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import hiredis
 
-from silbo.brokers.redis.redis_errors import Lost, Refused
+from silbo.brokers.redis.failures import Lost, Refused
 
 __all__ = ["Progress", "ReplyStream"]
 

@@ -100,7 +100,7 @@ async def wound_client(wound_redis: WoundRedis) -> AsyncIterator[Redis]:
 async def test_redis_clock_set_back_delays_a_take_over_by_claim_after_at_most(
     wound_redis: WoundRedis, wound_client: Redis, is_open: bool
 ) -> None:
-    """Whether the consumer that takes over was opened before or after; nothing is taken from a consumer that lives."""
+    """The consumer that takes over was opened before or after; nothing is taken from a consumer that lives."""
 
     def group(name: str, claim_after: float) -> object:
         return RedisStreams(wound_client, app="shop").group(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from silbo.brokers.redis import incoming
+from silbo.brokers.redis.failures import Lost, Refused
 from silbo.brokers.redis.incoming import ReplyStream
-from silbo.brokers.redis.redis_errors import Lost, Refused
 
 WITHIN = 30.0
 

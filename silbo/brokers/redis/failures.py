@@ -1,4 +1,4 @@
-"""How a connection fails: it is lost, or Redis refuses a command."""
+"""The failures of a connection: it is lost, or Redis refuses a command."""
 
 from __future__ import annotations
 
