@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 BATCH: Final = 500
 """Rows sent in one call to the broker, at most."""
-LONG_TAKING: Final = 5000
+LONG_TAKING: Final = 2000
 """Rows taken at once, at most, after a broker with a record of what it has has answered; they are settled when all are sent. If
 the relay is killed before, the broker refuses to take them twice. Each taking waits for the disk: with 500 rows at a time the
 drain of a backlog took a quarter longer."""
