@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from silbo.cli.app_arguments import add_app_arguments
 from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
-from silbo.cli.formatting import escape_controls
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.output import print_note
 from silbo.cli.signals import stop_at_signals
 from silbo.errors import AppInvalid, BrokerUnavailable, StopIncomplete
+from silbo.operations.formatting import escape_controls
 
 if TYPE_CHECKING:
     from silbo.consumer.consumer import Consumer

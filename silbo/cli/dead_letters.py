@@ -27,11 +27,11 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
-from silbo.cli.formatting import escape_controls, explain_missing, format_count, format_time, message_to_fields
 from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid
 from silbo.message import Message
+from silbo.operations.formatting import escape_controls, explain_missing, format_count, format_time, message_to_fields
 
 __all__ = ["add_to"]
 

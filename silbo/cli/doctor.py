@@ -18,10 +18,10 @@ from silbo.cli.arguments import (
     parse_retention,
 )
 from silbo.cli.connect import make_redis, open_store
-from silbo.cli.formatting import escape_controls, format_count
 from silbo.cli.groups import add_silent_option
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.operations.doctor import Finding, examine
+from silbo.operations.formatting import escape_controls, format_count
 
 __all__ = ["add_to"]
 

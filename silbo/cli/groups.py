@@ -15,9 +15,9 @@ from silbo.cli.arguments import (
     parse_positive_seconds,
 )
 from silbo.cli.connect import make_redis
-from silbo.cli.formatting import escape_controls, format_age, format_count
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
+from silbo.operations.formatting import escape_controls, format_age, format_count
 from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, read_groups
 
 __all__ = ["add_silent_option", "add_to", "group_to_fields"]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from silbo.cli.app_arguments import add_app_arguments, open_app_of
 from silbo.cli.arguments import Commands, add_command, add_json_option
-from silbo.cli.formatting import format_count, format_number, format_place
 from silbo.cli.output import print_json, print_note
 from silbo.cli.rich_output import print_table
 from silbo.names import is_pattern
+from silbo.operations.formatting import format_count, format_number, format_options, format_place
 
 if TYPE_CHECKING:
     from silbo.operations.listeners import ListenerInfo
 
-__all__ = ["add_to", "format_options"]
+__all__ = ["add_to"]
 
 COLUMNS: Final = ("priority", "registered for", "listener", "plugin", "options", "defined at")
 
@@ -94,10 +94,3 @@ def _print_listeners(rows: Iterable[ListenerInfo], *, as_json: bool) -> None:
 def _to_cells(row: ListenerInfo) -> tuple[object, ...]:
     options = format_options(row.options) + (f" (off: {row.off})" if row.off else "")
     return format_number(row.priority), row.name, row.listener, row.plugin, options, format_place(row.place)
-
-
-def format_options(options: Mapping[str, Any]) -> str:
-    """Return options as ``once, timeout=5``."""
-    return ", ".join(
-        option if value is True else f"{option}={format_number(value)}" for option, value in options.items()
-    )

@@ -17,9 +17,9 @@ from typing import Final, NoReturn
 import silbo
 from silbo._checks import suggest_name
 from silbo.cli.arguments import UsageError
-from silbo.cli.formatting import escape_controls
 from silbo.cli.output import StdoutClosed, print_note
 from silbo.errors import AppFailed, SilboError
+from silbo.operations.formatting import escape_controls
 
 __all__ = ["main", "make_parser"]
 

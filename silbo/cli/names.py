@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from silbo.cli.app_arguments import add_app_arguments, open_app_of
 from silbo.cli.arguments import Commands, add_command, add_json_option
-from silbo.cli.formatting import escape_controls, format_place
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
+from silbo.operations.formatting import escape_controls, format_place
 
 if TYPE_CHECKING:
     from silbo.operations.names import FieldInfo, NameInfo

@@ -21,7 +21,9 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import open_store
-from silbo.cli.formatting import (
+from silbo.cli.output import print_json, print_line, print_note, print_outcome
+from silbo.cli.rich_output import print_table, show_progress
+from silbo.operations.formatting import (
     escape_controls,
     explain_missing,
     format_age,
@@ -31,8 +33,6 @@ from silbo.cli.formatting import (
     message_to_fields,
     process_to_fields,
 )
-from silbo.cli.output import print_json, print_line, print_note, print_outcome
-from silbo.cli.rich_output import print_table, show_progress
 from silbo.outbox.outbox import STEP, repeat_step, retry_in_steps
 from silbo.outbox.rows import STATES, Lead, OutboxStatus, OutboxStore, Row, State
 

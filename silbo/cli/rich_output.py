@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal
 
 from silbo._checks import require_extra
-from silbo.cli.formatting import escape_controls
 from silbo.cli.output import print_line
 from silbo.errors import MissingExtra
+from silbo.operations.formatting import escape_controls
 
 __all__ = ["print_table", "show_progress"]
 

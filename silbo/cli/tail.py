@@ -27,10 +27,10 @@ from silbo.cli.arguments import (
     parse_time,
 )
 from silbo.cli.connect import make_redis
-from silbo.cli.formatting import escape_controls, message_to_fields
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.errors import BrokerUnavailable, Gap, NameInvalid
 from silbo.names import compile_pattern
+from silbo.operations.formatting import escape_controls, message_to_fields
 from silbo.operations.tail import SeenMessage, follow_pubsub, follow_streams, has_values
 
 __all__ = ["add_to"]

@@ -21,9 +21,9 @@ from silbo.cli.arguments import (
     parse_positive_seconds,
 )
 from silbo.cli.connect import make_redis, open_store
-from silbo.cli.formatting import escape_controls, format_age, format_time
 from silbo.cli.groups import add_silent_option, group_to_fields
 from silbo.cli.output import print_json
+from silbo.operations.formatting import escape_controls, format_age, format_time
 from silbo.operations.top import GroupFigures, Snapshot, watch
 from silbo.outbox.rows import STATES
 

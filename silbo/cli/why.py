@@ -23,9 +23,9 @@ from silbo.cli.arguments import (
     parse_time,
 )
 from silbo.cli.connect import make_redis, open_store
-from silbo.cli.formatting import format_age, format_count, format_time, process_to_fields
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table, show_progress
+from silbo.operations.formatting import format_age, format_count, format_time, process_to_fields
 from silbo.operations.why import FoundEntry, PlaceInGroup, Whereabouts, find_event, time_of_event
 from silbo.outbox.rows import OutboxStore, Row
 

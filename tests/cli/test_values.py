@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from silbo.cli.arguments import find_moment, parse_seconds, parse_time
-from silbo.cli.formatting import format_age, format_count, format_size
+from silbo.operations.formatting import format_age, format_count, format_size
 
 
 @pytest.mark.parametrize(

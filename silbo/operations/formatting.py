@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ __all__ = [
     "format_age",
     "format_count",
     "format_number",
+    "format_options",
     "format_place",
     "format_size",
     "format_time",
@@ -64,6 +65,13 @@ def format_count(count: int, noun: str) -> str:
 def format_number(value: object) -> str:
     """Return a number without a needless ``.0``; another value as its text."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def format_options(options: Mapping[str, Any]) -> str:
+    """Return the options of a listener as ``once, timeout=5``."""
+    return ", ".join(
+        option if value is True else f"{option}={format_number(value)}" for option, value in options.items()
+    )
 
 
 def format_place(place: str) -> str:
