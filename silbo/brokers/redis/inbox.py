@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Final
@@ -17,7 +17,7 @@ from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Refused, check_client
-from silbo.brokers.redis.scripts import REMEMBER
+from silbo.brokers.redis.scripts import HANDLED, REMEMBER
 from silbo.errors import BrokerUnavailable
 
 __all__ = ["RedisInbox"]
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DIGEST: Final = 16
 """A publication is remembered by a digest of 16 bytes, however long its name is; two never meet by chance."""
 RETRY_DELAYS: Final = Backoff(initial=0.05, cap=0.5)
-"""The delays between two attempts to remember a publication."""
+"""The delays between two attempts to remember publications."""
 
 
 class RedisInbox(AsyncCloseable):
@@ -71,27 +71,49 @@ class RedisInbox(AsyncCloseable):
     async def handling(self, group: str, publication: str) -> AsyncGenerator[bool]:
         """Enclose the listeners of one delivery; gives True if the publication is new, False if the group has handled it.
 
-        Leaving without an error remembers the publication. If that fails, it is logged and not raised: the effect is
-        there, to try the delivery again would double it, and to acknowledge it most likely ends it well.
+        Leaving without an error remembers the publication: see :meth:`remember`.
 
         Raises:
             AddressInvalid: the group is not a valid name.
             BrokerUnavailable: on entering: Redis can't be asked; safe to repeat.
         """
-        key = f"{self._prefix}:inbox:{check_address(group, 'a group')}".encode()
-        name = blake2b(publication.encode(), digest_size=DIGEST).digest()
-        if await self._connection.run_command(b"ZSCORE", key, name) is not None:
+        if await self.find_handled(group, [publication]):
             yield False
             return
         yield True
+        await self.remember(group, [publication])
+
+    async def find_handled(self, group: str, publications: Sequence[str]) -> list[str]:
+        """Return those of the publications that the group has handled.
+
+        Raises:
+            AddressInvalid: the group is not a valid name.
+            BrokerUnavailable: Redis can't be asked; safe to repeat.
+        """
+        call = ScriptCall.of(HANDLED, [self._key(group)], *map(_digest, publications))
+        return [publications[position - 1] for position in await self._connection.run(call)]
+
+    async def remember(self, group: str, publications: Sequence[str]) -> None:
+        """Remember publications that the group has handled.
+
+        If that fails, it is logged and not raised: the effects are there, to try the deliveries again would double them, and
+        to acknowledge them most likely ends them well.
+
+        Raises:
+            AddressInvalid: the group is not a valid name.
+        """
+        call = ScriptCall.of(REMEMBER, [self._key(group)], *self._bounds, *map(_digest, publications))
         try:
-            await self._remember(ScriptCall.of(REMEMBER, [key], name, *self._bounds))
+            await self._remember(call)
         except BrokerUnavailable as error:
             self._log.write("handled in group %s, but not remembered in the inbox", error, group, group=group)
 
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""
         await self._connection.aclose()
+
+    def _key(self, group: str) -> bytes:
+        return f"{self._prefix}:inbox:{check_address(group, 'a group')}".encode()
 
     async def _remember(self, call: ScriptCall) -> None:
         """Run the call, and again after a lost answer until its deadline: to remember twice does no harm."""
@@ -109,3 +131,7 @@ class RedisInbox(AsyncCloseable):
                 await asyncio.sleep(delay)
             else:
                 return
+
+
+def _digest(publication: str) -> bytes:
+    return blake2b(publication.encode(), digest_size=DIGEST).digest()

@@ -17,6 +17,7 @@ __all__ = [
     "COUNT",
     "COUNTS",
     "CREATE",
+    "HANDLED",
     "KEEP",
     "LEAVE",
     "LOOK",
@@ -271,21 +272,44 @@ return #found
 Key: the dead letters. Arguments: the last millisecond to delete, the most at once. Reply: how many were deleted.
 """
 
+# One ZSCORE for each: users that were given the rights of silbo's manual may not run ZMSCORE.
+HANDLED: Final = Script("""
+local found = {}
+for i = 1, #ARGV do
+  local score = redis.pcall('ZSCORE', KEYS[1], ARGV[i])
+  if type(score) == 'table' and score.err then return {err = plain(score.err)} end
+  if score then found[#found + 1] = i end
+end
+return found
+""")
+"""Finds the publications that a group has handled.
+
+Key: the group's sorted set. Arguments: digests of publications. Reply: the positions, from 1, of those that are remembered.
+"""
+
 # ZADD first: it is the command that is refused above maxmemory; after another write Redis would let it pass.
 REMEMBER: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function at(milliseconds) return string.format('%.0f', milliseconds) end
-local added = redis.pcall('ZADD', KEYS[1], at(now), ARGV[1])
-if type(added) == 'table' then return {err = plain(added.err)} end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at(now - ARGV[2]))
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return added
+local added, score, length = {}, at(now), 0
+for i = 3, #ARGV do
+  added[length + 1], added[length + 2] = score, ARGV[i]
+  length = length + 2
+  if length == 200 or i == #ARGV then
+    local reply = redis.pcall('ZADD', KEYS[1], unpack(added, 1, length))
+    if type(reply) == 'table' then return {err = plain(reply.err)} end
+    length = 0
+  end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at(now - ARGV[1]))
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
 """)
-"""Remembers one publication as handled by a group.
+"""Remembers publications as handled by a group.
 
-Key: the group's sorted set. Arguments: the publication's digest, milliseconds to keep all of them, the most to keep.
+Key: the group's sorted set. Arguments: milliseconds to keep all of them, the most to keep, then digests of publications.
 """
 
 # -- groups -------------------------------------------------------------------------------------------------

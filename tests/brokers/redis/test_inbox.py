@@ -40,6 +40,31 @@ async def test_what_was_handled_is_known_to_its_group_alone(inbox: RedisInbox) -
     assert await handle(inbox, "p-1", "mail")
 
 
+@pytest.mark.every_redis
+async def test_many_are_asked_about_and_remembered_at_once(admin: Redis, inbox: RedisInbox) -> None:
+    """More than Redis takes in one command of a script. A publication may be in it twice, and be remembered again."""
+    many = [f"p-{n}" for n in range(10_000)]
+    assert await inbox.find_handled("billing", many) == []
+    await inbox.remember("billing", [*many[::2], many[0]])
+    await inbox.remember("billing", many[:3:2])
+    assert await inbox.find_handled("billing", many) == many[::2]
+    assert await inbox.find_handled("billing", ["p-1", "p-2", "p-2"]) == ["p-2", "p-2"]
+    assert await inbox.find_handled("mail", many) == []
+    assert await admin.zcard(BILLING) == 5_000
+    assert 0 < await admin.pttl(BILLING) <= 86_400_000
+
+
+async def test_many_at_once_are_bounded_too(admin: Redis, streams_client: Redis) -> None:
+    async with RedisInbox(streams_client, limit=10) as inbox:
+        await inbox.remember("billing", [f"p-{n}" for n in range(250)])
+        assert await admin.zcard(BILLING) == 10
+
+
+async def test_no_publications_are_no_error(inbox: RedisInbox) -> None:
+    await inbox.remember("billing", [])
+    assert await inbox.find_handled("billing", []) == []
+
+
 async def test_what_failed_is_not_remembered(inbox: RedisInbox) -> None:
     """Nor what was cancelled: it comes again, and is to be handled then."""
     with pytest.raises(ZeroDivisionError):
@@ -132,13 +157,13 @@ async def test_redis_that_is_away_for_a_moment_is_told_afterwards(
 
 
 class CutOnce(Rule):
-    """The answer to the first script does not arrive."""
+    """The answer to the first script that remembers does not arrive."""
 
     def __init__(self) -> None:
         self.cuts = 0
 
     async def request(self, data: bytes, link: Link) -> None:
-        link.armed = b"EVAL\r\n" in data[:32]
+        link.armed = b"EVAL\r\n" in data[:32] and b"ZADD" in data
 
     async def reply(self, data: bytes, link: Link) -> None:
         if link.armed and not self.cuts:
