@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-million bench-plots bench-check lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-million bench-plots bench-check api release lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -109,6 +109,12 @@ types: $(VENV)/.check ## mypy and pyright, on silbo/, tools/ and tests/typing/
 
 imports: $(VENV)/.check ## the arrows between modules (setup.cfg)
 	$(VENV)/bin/lint-imports --no-logo
+
+api: $(VENV)/.check ## write the public API of this version to tests/docs/api.txt, before a release
+	$(RUN) -m tools.api --write
+
+release: $(VENV)/.check ## build what would be published, check it, install it; publishes nothing
+	$(RUN) -m tools.release
 
 wheel: $(VENV)/.check ## build sdist and wheel, then install and import that wheel
 	$(RUN) -m tools.check_wheel

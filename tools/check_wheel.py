@@ -14,9 +14,10 @@ import tempfile
 import tomllib
 import venv
 import zipfile
-from email import message_from_bytes
 from pathlib import Path
 from typing import Any
+
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,14 +34,23 @@ print("installed and imported:", silbo.__file__)
 
 
 def main() -> str | None:
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     with tempfile.TemporaryDirectory(prefix="silbo-wheel-") as scratch:
-        # The wheel is built from the sdist, so an sdist that lacks a file fails here.
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", scratch, str(ROOT))
-        wheel, sdist = next(Path(scratch).glob("*.whl")), next(Path(scratch).glob("*.tar.gz"))
-        wrong = look_into(wheel, sdist, project)
-        if wrong:
-            return wrong
+        return check(*build(Path(scratch)))
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """Build into an empty folder; return the wheel and the sdist."""
+    # The wheel is built from the sdist, so an sdist that lacks a file fails here.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+def check(wheel: Path, sdist: Path, program: str = IMPORT) -> str | None:
+    """Look into both, install the wheel in an empty environment, and run a program there; return what is wrong."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if wrong := look_into(wheel, sdist, project):
+        return wrong
+    with tempfile.TemporaryDirectory(prefix="silbo-wheel-") as scratch:
         venv.create(Path(scratch, "venv"), with_pip=True)
         python = str(Path(scratch, "venv", "bin", "python"))
         pip = (python, "-m", "pip", "--disable-pip-version-check")
@@ -48,7 +58,7 @@ def main() -> str | None:
         run(*pip, "install", "--require-hashes", "--only-binary=:all:", "-r", requirements)
         run(*pip, "install", "--no-deps", str(wheel))
         run(*pip, "check")  # the wheel asks for nothing that is not in that file
-        print(run(python, "-I", "-c", IMPORT).strip())
+        print(run(python, "-I", "-c", program).strip())
         return verify_types(python)
 
 
@@ -59,7 +69,8 @@ def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
-        metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
+        raw = archive.read(f"{info}/METADATA")
+    metadata = Metadata.from_email(raw, validate=True)  # or an index refuses it
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "silbo").rglob("*.py")} | {
         "silbo/py.typed",
         "silbo_pytest.py",
@@ -68,7 +79,7 @@ def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
         return f"not in sdist or wheel: {sorted(missing)}"
     if stray := {name for name in names if not name.startswith(("silbo/", "silbo_pytest.py", f"{info}/"))}:
         return f"strays in the wheel: {sorted(stray)}"
-    if not any(name.endswith("/LICENSE") for name in names) or metadata["License-Expression"] != project["license"]:
+    if not any(name.endswith("/LICENSE") for name in names) or metadata.license_expression != project["license"]:
         return "the wheel lacks its license"
     return None
 
@@ -93,6 +104,7 @@ def verify_types(python: str) -> str | None:
 def run(*command: str, cwd: str = tempfile.gettempdir()) -> str:
     """Its output, shown only when it fails."""
     env = os.environ | {"PYTHONSAFEPATH": "1"}  # -m would import what lies about in that folder
+    env.pop("PYTHONPATH", None)  # a silbo there would pass for the installed one
     done = subprocess.run(
         command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
