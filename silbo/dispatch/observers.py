@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
+from silbo.dispatch.on_loop import Stepped
 from silbo.dispatch.options import Listener, is_async
+from silbo.dispatch.policy_listener import as_coroutine
 from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ class Dispatch:
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
         error: The error that the dispatch raised; None if there was none.
+        began: The time of its beginning, on the clock of ``time.perf_counter``; 0 before.
+        waited: Seconds of ``duration`` in which its task was suspended: for the rest it held the event loop, in its own code or in
+            all that it awaited. None unless an observer has set it to 0.0 in ``before_dispatch``, which asks for the measurement.
     """
 
     name: Hashable
@@ -49,6 +54,8 @@ class Dispatch:
     outcome: Outcome = "running"
     error: BaseException | None = None
     heard: bool = True
+    began: float = 0.0
+    waited: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +69,9 @@ class Call:
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end.
         error: The error that the listener raised, also if the dispatch went on; None if there was none.
+        began: The time of its beginning, on the clock of ``time.perf_counter``; 0 before.
+        waited: Seconds of ``duration`` in which its task was suspended: see :class:`Dispatch`. None unless an observer has set it to
+            0.0 in ``before_listener``.
     """
 
     dispatch: Dispatch
@@ -70,6 +80,8 @@ class Call:
     outcome: Outcome = "running"
     error: BaseException | None = None
     plugin: str = ""
+    began: float = 0.0
+    waited: float | None = None
 
 
 @runtime_checkable
@@ -209,9 +221,12 @@ async def _observe(
             getattr(observer, before)(span)
         except Exception:
             logger.exception("observer failed", extra={"observer": repr(observer), "hook": before})
-    started = perf_counter()
+    started = span.began = perf_counter()
     try:
-        await run(event)
+        if span.waited is None:
+            await run(event)
+        else:
+            await _Timed(as_coroutine(run(event)), span)
     except CancelledError as error:
         span.outcome = "cancelled"
         span.error = error
@@ -229,3 +244,22 @@ async def _observe(
                 getattr(observer, after)(span)
             except Exception:
                 logger.exception("observer failed", extra={"observer": repr(observer), "hook": after})
+
+
+class _Timed(Stepped):
+    """The coroutine of a dispatch or a call. The time between its steps is added up as the time in which it waited."""
+
+    __slots__ = ("_left", "_span")
+
+    def __init__(self, coroutine: Any, span: Dispatch | Call) -> None:
+        super().__init__(coroutine)
+        self._span = span
+        self._left = 0.0
+
+    def _step(self, advance: Callable[[Any], Any], value: Any) -> Any:
+        if self._left:
+            self._span.waited = (self._span.waited or 0.0) + perf_counter() - self._left
+        try:
+            return advance(value)
+        finally:
+            self._left = perf_counter()

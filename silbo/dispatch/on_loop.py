@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from time import perf_counter
 from typing import Any
 
-__all__ = ["OnLoop", "Unmarked"]
+__all__ = ["OnLoop", "Stepped", "Unmarked"]
 
 
 def _do_nothing(_listener: Any, _coroutine: Any, _began: float, _took: float) -> None: ...
@@ -66,16 +66,12 @@ class OnLoop:
             self.listener = None
 
 
-class Unmarked:
-    """A coroutine whose time on the loop is not that of the listener around it. To be awaited once.
+class Stepped:
+    """A coroutine that runs step by step, from one wait to the next. To be awaited once."""
 
-    It is a dispatch by a plugin: the host's listeners, which mark nothing, run in it.
-    """
+    __slots__ = ("_coroutine",)
 
-    __slots__ = ("_coroutine", "_on_loop")
-
-    def __init__(self, on_loop: OnLoop, coroutine: Any) -> None:
-        self._on_loop = on_loop
+    def __init__(self, coroutine: Any) -> None:
         self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -93,6 +89,23 @@ class Unmarked:
                 raise
             except BaseException as thrown:  # noqa: BLE001  # the coroutine decides
                 advance, value = coroutine.throw, thrown
+
+    def _step(self, advance: Callable[[Any], Any], value: Any) -> Any:
+        """Run one step; return the object that the coroutine waits for."""
+        return advance(value)
+
+
+class Unmarked(Stepped):
+    """A coroutine whose time on the loop is not that of the listener around it.
+
+    It is a dispatch by a plugin: the host's listeners, which mark nothing, run in it.
+    """
+
+    __slots__ = ("_on_loop",)
+
+    def __init__(self, on_loop: OnLoop, coroutine: Any) -> None:
+        super().__init__(coroutine)
+        self._on_loop = on_loop
 
     def _step(self, advance: Callable[[Any], Any], value: Any) -> Any:
         on_loop = self._on_loop

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Hashable
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from silbo.dispatch.running import WrappedListener
+from silbo.dispatch.traced import Traced, shorten, trace_dispatch
+from silbo.dispatch.waterfall import draw_waterfall
 
 if TYPE_CHECKING:
     from silbo.dispatch.dispatcher import AsyncEventDispatcher
     from silbo.dispatch.listeners import ListenerRow
-    from silbo.dispatch.observers import Call, Dispatch, Outcome
+    from silbo.dispatch.observers import Call, Dispatch
     from silbo.dispatch.options import Listener
 
-__all__ = ["Trace", "Traced", "find_not_called"]
+__all__ = ["Trace", "Traced"]
 
 REMEMBERED: Final = 10_000
 """Most unheard names, and most called listeners, that a trace counts: a program can make new ones without end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """A dispatch that has ended.
-
-    Attributes:
-        name: The dispatched name.
-        outcome: ``completed``, ``stopped``, ``failed`` or ``cancelled``.
-        duration: Seconds.
-        called: The listeners that ran, in order, each with its outcome.
-        not_called: The listeners that did not run, each with the reason: ``stopped``, ``failed`` or ``cancelled`` if the
-            dispatch ended before; ``spent`` for a ``once`` listener that another dispatch had run already; ``off`` if its plugin is
-            switched off; ``skipped`` for a listener that the host's own ``_adispatch`` left out.
-    """
-
-    name: Hashable
-    outcome: Outcome
-    duration: float
-    called: tuple[tuple[Listener, Outcome], ...]
-    not_called: tuple[tuple[Listener, str], ...]
 
 
 class Trace:
@@ -47,6 +27,7 @@ class Trace:
 
     Args:
         limit: Most dispatches that are kept, the last ones; the totals go on.
+        payloads: If true, each event is kept as text. By default it is not: a waterfall may be shown to others.
 
     Attributes:
         dispatches: The last dispatches, in the order in which they ended, the oldest first.
@@ -54,9 +35,10 @@ class Trace:
             registered for ``**`` alone, hear a misspelt name as well, so they don't count.
     """
 
-    def __init__(self, *, limit: int = 1000) -> None:
+    def __init__(self, *, limit: int = 1000, payloads: bool = False) -> None:
         self.dispatches: deque[Traced] = deque(maxlen=limit)
         self.unheard: dict[Hashable, int] = {}
+        self._payloads = payloads
         self._open: dict[Dispatch, list[Call]] = {}
         self._totals: dict[int, tuple[Listener, int]] = {}  # by id: a listener need not be hashable
 
@@ -69,12 +51,18 @@ class Trace:
         """Return the listeners registered now that no dispatch has called since the trace began."""
         return [row for row in dispatcher.describe() if id(row.listener) not in self._totals]
 
+    def draw(self, last: int = 10) -> str:
+        """Return the last dispatches as text, the newest first, each with its waterfall: a line and a bar for each listener."""
+        return "\n".join(map(draw_waterfall, islice(reversed(self.dispatches), last)))
+
     def before_dispatch(self, dispatch: Dispatch) -> None:
         """Begin to note the calls of a dispatch."""
+        dispatch.waited = 0.0  # asks for the measurement
         self._open[dispatch] = []
 
     def before_listener(self, call: Call) -> None:
-        """Do nothing: a call is noted at its end."""
+        """Ask for the measurement of a call, which is noted at its end."""
+        call.waited = 0.0
 
     def after_listener(self, call: Call) -> None:
         """Note a call."""
@@ -86,38 +74,6 @@ class Trace:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Remember a dispatch, with the listeners that were called and not called."""
         calls = self._open.pop(dispatch)
-        self.dispatches.append(
-            Traced(
-                name=dispatch.name,
-                outcome=dispatch.outcome,
-                duration=dispatch.duration,
-                called=tuple((call.listener, call.outcome) for call in calls),
-                not_called=find_not_called(dispatch, calls),
-            )
-        )
+        self.dispatches.append(trace_dispatch(dispatch, calls, event=shorten(dispatch.event) if self._payloads else ""))
         if not dispatch.heard and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1
-
-
-def find_not_called(dispatch: Dispatch, calls: Iterable[Call]) -> tuple[tuple[Listener, str], ...]:
-    """Return the listeners of an ended dispatch that these calls leave out, each with the reason: see :class:`Traced`."""
-    called = Counter(id(call.listener) for call in calls)
-    left: list[Listener] = []
-    for listener in dispatch.listeners:
-        if called[key := id(_unwrapped(listener))]:
-            called[key] -= 1
-        else:
-            left.append(listener)
-    why = dispatch.outcome if dispatch.outcome in ("stopped", "failed", "cancelled") else None
-    return tuple((_unwrapped(listener), _left_out(listener, why)) for listener in left)
-
-
-def _unwrapped(listener: Listener) -> Listener:
-    return listener.__wrapped__ if isinstance(listener, WrappedListener) else listener
-
-
-def _left_out(listener: Listener, why: str | None) -> str:
-    owner = getattr(listener, "owner", None)
-    if owner is not None and owner.off:
-        return "off"
-    return why or ("spent" if getattr(listener, "spent", False) else "skipped")

@@ -22,16 +22,16 @@ from silbo.dispatch.listeners import Registration
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.options import Listener
 from silbo.dispatch.received_event import received
-from silbo.dispatch.trace import find_not_called
+from silbo.dispatch.traced import shorten
 from silbo.errors import DeliveryGivenUp, MessageInvalid
-from silbo.event import ENVELOPE, Refusal, declared_fields
+from silbo.event import ENVELOPE, declared_fields
 from silbo.message import Delivery, Message
 from silbo.names import E, EventName, Name, compile_pattern, is_pattern
 from silbo.protocols import Publisher
 from silbo.testing.clock import Clock
+from silbo.testing.recorded_dispatch import RecordedDispatch
 from silbo.testing.settle import Watched, settle
 from silbo.testing.stand_ins import StandIns
-from silbo.testing.waterfall import RecordedDispatch, draw_dispatch, shorten
 from silbo.wire.encode import Unwritable, to_json_value
 
 __all__ = ["EventRecorder", "Kind"]
@@ -324,7 +324,7 @@ class EventRecorder:
 
     def _draw_record(self, record: _Record) -> list[str]:
         if record.dispatch is not None:
-            return draw_dispatch(record.dispatch)
+            return record.dispatch.draw().splitlines()
         if isinstance(record.value, DeadLetter):
             letter = record.value
             return [f"{str(record.name)!r} in group {letter.group} after {letter.attempts} attempts: {letter.error}"]
@@ -373,9 +373,8 @@ class EventRecorder:
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
         """Record a dispatch of a watched dispatcher, and watch the publishers of its bridges."""
-        dispatcher: Any = dispatch.event.dispatcher
-        rows = {id(row.listener): row for row in dispatcher.describe(dispatch.name)}
-        recorded = self._open[dispatch] = RecordedDispatch(dispatch, rows, within=_call.get())
+        dispatch.waited = 0.0  # asks for the measurement
+        recorded = self._open[dispatch] = RecordedDispatch(dispatch, within=_call.get())
         incoming = received.get()
         is_received = incoming is not None and incoming.has(dispatch.event)
         kind: Literal["dispatched", "attempt"] = "attempt" if is_received else "dispatched"  # until it has been handled
@@ -388,12 +387,7 @@ class EventRecorder:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Record the end of a dispatch; of a received event, if it was handled."""
         recorded = self._open.pop(dispatch)
-        recorded.not_called = [
-            (listener, "muted" if any(each.is_muted(listener) for each in self._stand_ins.values()) else reason)
-            for listener, reason in find_not_called(dispatch, recorded.calls)
-        ]
-        if isinstance(refusal := dispatch.event.propagation_stopped, Refusal):
-            recorded.refusal = str(refusal)
+        recorded.end(lambda listener: any(each.is_muted(listener) for each in self._stand_ins.values()))
         incoming = received.get()
         is_handled = dispatch.outcome in ("completed", "stopped") and incoming is not None and not incoming.isolated
         for record in reversed(self._records):
@@ -404,6 +398,7 @@ class EventRecorder:
 
     def before_listener(self, call: Call) -> None:
         """Record the beginning of a call."""
+        call.waited = 0.0
         self._open[call.dispatch].calls.append(call)
         self._tokens[call] = _call.set(call)
 

@@ -13,10 +13,11 @@ from silbo.bridge import Bridge
 from silbo.consumer.consumer import Consumer
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.observers import Dispatch
+from silbo.dispatch.waterfall import draw_listener
 from silbo.errors import NotSettled
 from silbo.outbox.outbox import Outbox
 from silbo.testing.clock import Clock
-from silbo.testing.waterfall import RecordedDispatch, draw_listener
+from silbo.testing.recorded_dispatch import RecordedDispatch
 
 __all__ = ["Watched", "settle"]
 
@@ -92,8 +93,7 @@ async def _find_stored(watched: Watched, clock: Clock | None) -> list[str]:
 
 
 def _describe_dispatch(recorded: RecordedDispatch) -> str:
-    calls = [call for call in recorded.calls if call.outcome == "running"]
-    where = ", ".join(draw_listener(call.listener, recorded.rows) for call in calls)
+    where = ", ".join(draw_listener(each) for each in recorded.traced.listeners if each.outcome == "running")
     return f"the dispatch of {recorded.dispatch.name!s}" + (f", in {where}" if where else "")
 
 

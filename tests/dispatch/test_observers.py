@@ -309,7 +309,7 @@ async def test_a_trace_compares_no_listeners() -> None:
     d.add_listener("x", last := Listens(0), priority=1)
     await d.adispatch("x")
     [traced] = trace.dispatches
-    assert [listener.turns for listener, _ in traced.called] == [7, 8, 9]
+    assert [listener.turns for listener, _ in traced.called] == [9, 7, 8]
     assert [(id(listener), why) for listener, why in traced.not_called] == [(id(last), "stopped")]
 
 

@@ -445,7 +445,7 @@ async def test_any_record_can_be_drawn(events: EventRecorder, d: AsyncEventDispa
     drawn = events.draw()
     assert "whose repr raises LookupError" in drawn
     assert "x..." in drawn
-    assert re.search(r"called +test_any_record.*extra \(.*test_recorder\.py:\d+\)", drawn)
+    assert re.search(r"called .* test_any_record.*extra \[.*test_recorder\] .*test_recorder\.py:\d+ ", drawn)
     assert "dead       '' in group billing after 0 attempts: malformed" in drawn
     assert events.dead(user_id=1) == []
     assert events.assert_dead("").delivery is bad
