@@ -100,7 +100,7 @@ async def produce(url: str, folder: str) -> None:
         broker = RedisStreams(client, app="producer", prefix=PREFIX, retain=KEEP)
         quota = Quota(rows=10_000_000, size=1 << 40)
         store = SQLiteStore(Path(folder, "outbox.db"))
-        async with Outbox(store, broker, quota=quota, retain=KEEP, drain=120.0) as outbox:
+        async with Outbox(store, broker, quota=quota, keep_sent=KEEP, drain=120.0) as outbox:
             dispatcher.add_subscriber(Bridge(outbox))
             rate: float | None = 0.0
             begun, base, said_at = monotonic(), 0, monotonic()

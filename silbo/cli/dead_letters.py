@@ -209,7 +209,7 @@ examples:
 
 def add_to(silbo: Commands) -> None:
     """Add ``silbo dead`` and its commands."""
-    commands = add_command_group(silbo, "dead", "look at dead letters, retry and delete them")
+    commands = add_command_group(silbo, "dead", "messages that a group gave up: look, retry, delete")
     parser = add_command(commands, "list", "the oldest dead letters", epilog=LIST, run=list_letters)
     _add_stream_options(parser)
     parser.add_argument("--group", type=parse_address, help="only this group's")

@@ -55,7 +55,7 @@ def add_to(commands: Commands) -> None:
     add_store_option(parser)
     parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
     parser.add_argument(
-        "--stream-retain",
+        "--retain",
         metavar="TIME",
         type=parse_retention,
         default=7 * 86400.0,
@@ -76,7 +76,7 @@ async def show_findings(options: argparse.Namespace) -> int:
             store=store,
             prefix=options.prefix,
             stream=options.stream,
-            retain=options.stream_retain,
+            retain=options.retain,
             silent_after=options.silent_after,
         ):
             dangers += finding.level == "danger"

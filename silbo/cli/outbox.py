@@ -58,7 +58,7 @@ examples:
 """
 REPLAY = """\
 For a Redis that came back from an older state. Messages that it still has come a second time; an
-inbox recognises them. Only rows that are still kept (silbo relay --retain) can be sent again.
+inbox recognises them. Only rows that are still kept (silbo relay --keep-sent) can be sent again.
 
 examples:
   silbo outbox replay --since 2h
@@ -73,7 +73,7 @@ examples:
 
 def add_to(silbo: Commands) -> None:
     """Add ``silbo outbox`` and its commands."""
-    commands = add_command_group(silbo, "outbox", "look at an outbox and mend it")
+    commands = add_command_group(silbo, "outbox", "what an outbox has stored, sent or could not send: look, mend")
     parser = add_command(
         commands, "status", "rows in each state, who leads, what fails", epilog=STATUS, run=show_status
     )

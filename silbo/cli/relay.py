@@ -52,14 +52,14 @@ def add_to(commands: Commands) -> None:
     )
     add_format_option(parser)
     parser.add_argument(
-        "--stream-retain",
+        "--retain",
         metavar="TIME",
         type=parse_retention,
         default=7 * 86400.0,
         help="how long Redis keeps an entry of a stream, or forever (7d)",
     )
     parser.add_argument(
-        "--retain",
+        "--keep-sent",
         metavar="TIME",
         type=parse_seconds,
         default=3600.0,
@@ -96,9 +96,9 @@ async def run_relay(options: argparse.Namespace) -> int:
             app=options.app,
             prefix=options.prefix,
             format=FORMATS[options.format],
-            retain=options.stream_retain,
+            retain=options.retain,
         )
-        relay = Relay(store, streams, retain=options.retain, lease=options.lease, drain=options.drain)
+        relay = Relay(store, streams, keep_sent=options.keep_sent, lease=options.lease, drain=options.drain)
         with stop_at_signals(relay.stop):
             async with relay:
                 stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a user who forgot --prefix sees it here

@@ -55,7 +55,7 @@ class Outbox(AsyncCloseable):
         partitions: The number of partitions that the keys are divided over; one relay at a time leads each. With more of
             them several processes send side by side; one is enough for 10,000 messages a second and more.
         quota: The most that may wait; past it a publish raises OutboxFull.
-        retain: As for :class:`~silbo.outbox.relay.Relay`; :meth:`replay` reaches back so far.
+        keep_sent: As for :class:`~silbo.outbox.relay.Relay`; :meth:`replay` reaches back so far.
         lease: As for :class:`~silbo.outbox.relay.Relay`.
         drain: As for :class:`~silbo.outbox.relay.Relay`; leaving is the stop.
         on_error: As for :class:`~silbo.outbox.relay.Relay`.
@@ -69,7 +69,7 @@ class Outbox(AsyncCloseable):
         relay: bool = True,
         partitions: int = 1,
         quota: Quota = Quota(),  # noqa: B008  # immutable
-        retain: float = 3600.0,
+        keep_sent: float = 3600.0,
         lease: float = LEASE,
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
@@ -85,7 +85,7 @@ class Outbox(AsyncCloseable):
         self._quota = quota
         self._lease = check_seconds("lease", lease)
         self._relay = (
-            Relay(store, publisher, retain=retain, lease=lease, drain=drain, on_error=on_error) if relay else None
+            Relay(store, publisher, keep_sent=keep_sent, lease=lease, drain=drain, on_error=on_error) if relay else None
         )
         self._relaying: asyncio.Task[None] | None = None
         self._entered = False
@@ -261,7 +261,7 @@ class Outbox(AsyncCloseable):
         """Send again the messages that were sent from ``since`` on, for a broker that came back from an older state.
 
         A message that the broker still has arrives a second time, which an inbox recognises. Sent messages are kept for
-        ``retain`` seconds, and as long as the quota has room; ``status().oldest_sent_at`` says since when.
+        ``keep_sent`` seconds, and as long as the quota has room; ``status().oldest_sent_at`` says since when.
 
         Args:
             since: Aware.

@@ -132,7 +132,7 @@ class Relay(AsyncCloseable):
         store: Holds the messages; opened on entering and closed on leaving.
         publisher: The broker; closed on leaving. One that is no :class:`~silbo.protocols.SequencedPublisher` may get a
             message twice if an answer was lost.
-        retain: Seconds that sent messages are kept, for a replay.
+        keep_sent: Seconds that sent messages are kept, for a replay.
         lease: Seconds after which another process's relay takes over from a silent one.
         drain: Seconds in which a stop still sends waiting messages. The rest stays in the store.
         on_error: ``(error, message)``, sync or async: gets each message that was refused for good, and errors of the broker or
@@ -147,7 +147,7 @@ class Relay(AsyncCloseable):
         store: OutboxStore,
         publisher: Publisher,
         *,
-        retain: float = 3600.0,
+        keep_sent: float = 3600.0,
         lease: float = LEASE,
         drain: float = 5.0,
         on_error: ErrorHook | None = None,
@@ -156,7 +156,7 @@ class Relay(AsyncCloseable):
         self.stats: Final = RelayStats()
         self._store = store
         self._publisher = publisher
-        self._retain = check_seconds("retain", retain, zero=True)
+        self._keep_sent = check_seconds("keep_sent", keep_sent, zero=True)
         self._lease = check_seconds("lease", lease)
         self._drain = check_seconds("drain", drain, zero=True)
         self._owner = name_process(uuid4().hex[:12])
@@ -495,7 +495,7 @@ class Relay(AsyncCloseable):
         while not self._stopping.is_set():
             self._tasks.check_cancelled()
             try:
-                while await self._store.forget(retain=self._retain):
+                while await self._store.forget(keep_sent=self._keep_sent):
                     self._tasks.check_cancelled()
                 self._store_outage.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve_partition

@@ -134,9 +134,9 @@ class Lead:
 class Quota:
     """The most that may wait in an outbox: pending, sending and dead rows. Past either bound a publish is refused.
 
-    Sent rows are kept for a replay in the room that is left: the oldest are deleted before ``retain`` is over if their room
+    Sent rows are kept for a replay in the room that is left: the oldest are deleted before ``keep_sent`` is over if their room
     is needed, so that a file never outgrows its quota. An hour of 1,000 messages a second are 3,600,000 rows. In a database
-    of the host's (``SQLAlchemyStore``) sent rows do not count for the quota and stay for all of ``retain``.
+    of the host's (``SQLAlchemyStore``) sent rows do not count for the quota and stay for all of ``keep_sent``.
     """
 
     rows: int = 1_000_000
@@ -287,8 +287,8 @@ class OutboxStore(Protocol):
         """
         ...
 
-    async def forget(self, *, retain: float, limit: int = 1000) -> int:
-        """Delete the oldest rows that were sent more than ``retain`` seconds ago. Return their number, at most ``limit``."""
+    async def forget(self, *, keep_sent: float, limit: int = 1000) -> int:
+        """Delete the oldest rows that were sent more than ``keep_sent`` seconds ago. Return their number, at most ``limit``."""
         ...
 
     async def read_clock(self) -> datetime:

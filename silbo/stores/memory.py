@@ -192,9 +192,9 @@ class MemoryStore:
         self._taken[lead.partition] = [row for row in taken if row not in taken_once]
         self._wait_again(taken_once)
 
-    async def forget(self, *, retain: float, limit: int = 1000) -> int:
+    async def forget(self, *, keep_sent: float, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        before = self._now() - timedelta(seconds=retain)
+        before = self._now() - timedelta(seconds=keep_sent)
         forgotten = 0
         while self._sent and forgotten < limit and self._rows[row := next(iter(self._sent))].state_at <= before:
             self._delete(row)

@@ -151,13 +151,13 @@ async def test_options_are_the_brokers(redis: Redis, redis_url: str, prefix: str
     await pipeline.execute()
     await fill(store, 1)
     arguments = ("--store", store, "--redis", redis_url, "--prefix", prefix, "--format", "cloudevents")
-    async with relay(*arguments, "--stream-retain", "forever") as process:
+    async with relay(*arguments, "--retain", "forever") as process:
         await eventually(lambda: _has(redis, prefix, 501))
         await stopped(process)
     newest: Any = await redis.xrevrange(stream, count=1)
     assert json.loads(newest[0][1][b"message"])["specversion"] == "1.0"
     await fill(store, 1)
-    async with relay(*arguments, "--stream-retain", "1h") as process:
+    async with relay(*arguments, "--retain", "1h") as process:
         await eventually(lambda: _was_trimmed(redis, stream))
         await stopped(process)
 
@@ -190,7 +190,7 @@ async def test_sent_rows_are_kept_as_long_as_it_is_told(redis: Redis, redis_url:
         await eventually(lambda: _has(redis, prefix, 3))
         await stopped(process)
     assert (await counts(store))["sent"] == 3
-    async with relay("--store", store, "--redis", redis_url, "--prefix", prefix, "--retain", "0s") as process:
+    async with relay("--store", store, "--redis", redis_url, "--prefix", prefix, "--keep-sent", "0s") as process:
         await eventually(lambda: _is_empty(store))
         await stopped(process)
 

@@ -19,10 +19,10 @@ from silbo.stores.sqlalchemy import SQLAlchemyInbox
 from tests.support.redis_streams import message, number, opened, receive
 
 DURATIONS: dict[str, Callable[[float], Any]] = {
-    "Relay.retain": lambda seconds: Relay(MemoryStore(), MemoryBroker(), retain=seconds),
+    "Relay.keep_sent": lambda seconds: Relay(MemoryStore(), MemoryBroker(), keep_sent=seconds),
     "Relay.lease": lambda seconds: Relay(MemoryStore(), MemoryBroker(), lease=seconds),
     "Relay.drain": lambda seconds: Relay(MemoryStore(), MemoryBroker(), drain=seconds),
-    "Outbox.retain": lambda seconds: Outbox(MemoryStore(), MemoryBroker(), retain=seconds),
+    "Outbox.keep_sent": lambda seconds: Outbox(MemoryStore(), MemoryBroker(), keep_sent=seconds),
     "Outbox.lease": lambda seconds: Outbox(MemoryStore(), MemoryBroker(), lease=seconds, relay=False),
     "Consumer.drain": lambda seconds: _consumer(drain=seconds),
     "Consumer.slow_after": lambda seconds: _consumer(slow_after=seconds),

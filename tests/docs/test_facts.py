@@ -121,9 +121,9 @@ def test_limits_are_those_of_the_code() -> None:
 def test_outbox_and_relays_have_the_same_defaults() -> None:
     """As the page on limits says: the outbox's own relay, one of the host's, and `silbo relay`."""
     command = make_parser().parse_args(["relay"])
-    for name in ("retain", "lease", "drain"):
+    for name in ("keep_sent", "lease", "drain"):
         assert default(Outbox, name) == default(Relay, name) == getattr(command, name)
-    assert command.stream_retain == default(RedisStreams, "retain")
+    assert command.retain == default(RedisStreams, "retain")
 
 
 PUBLIC = [

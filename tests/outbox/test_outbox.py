@@ -355,16 +355,16 @@ def test_impossible_number_of_partitions_is_refused(partitions: int) -> None:
         (MemoryBroker(), MemoryStore(), {}, "in a store.*MemoryBroker"),
         (MemoryStore(), Redis(), {}, "sends to a broker, as RedisStreams.*, not to.*Redis"),
         (MemoryStore(), MemoryBroker(), {"quota": 5}, "quota is a Quota, as .*, not 5"),
-        (MemoryStore(), MemoryBroker(), {"retain": "1h"}, "retain is a number of seconds"),
+        (MemoryStore(), MemoryBroker(), {"keep_sent": "1h"}, "keep_sent is a number of seconds"),
     ],
-    ids=["path", "swapped", "client", "quota", "retain"],
+    ids=["path", "swapped", "client", "quota", "keep_sent"],
 )
 @pytest.mark.parametrize("relay", [True, False])
 def test_what_an_outbox_is_not_made_of_is_refused(
     store: Any, publisher: Any, settings: Any, text: str, relay: bool
 ) -> None:
     """Where it is made, and not when the first message comes; of the relay's settings, where it has one."""
-    if relay or "retain" not in settings:
+    if relay or "keep_sent" not in settings:
         with pytest.raises(TypeError, match=text):
             Outbox(store, publisher, relay=relay, **settings)
 

@@ -154,10 +154,10 @@ async def test_draining_a_store_in_memory_lets_others_run(broker: FailingBroker)
 async def test_old_sent_messages_are_forgotten(broker: FailingBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "FORGET_EVERY", 0.01)
     store = await store_of(*range(10))
-    async with running(store, broker, retain=LONG) as relay:
+    async with running(store, broker, keep_sent=LONG) as relay:
         await wait_until(lambda: relay.stats.sent == 10)
     assert (await store.status()).counts["sent"] == 10
-    async with running(store, broker, retain=0.0):
+    async with running(store, broker, keep_sent=0.0):
         await wait_until(lambda: not store._rows)
 
 
@@ -1004,10 +1004,10 @@ async def test_relay_runs_once(broker: FailingBroker) -> None:
     [
         ({"lease": 0}, ValueError, "lease is seconds, more than 0, not 0"),
         ({"lease": float("nan")}, ValueError, "lease is seconds"),
-        ({"retain": -1}, ValueError, "retain is seconds, 0 or more, not -1"),
-        ({"retain": float("inf")}, ValueError, "retain is seconds"),
+        ({"keep_sent": -1}, ValueError, "keep_sent is seconds, 0 or more, not -1"),
+        ({"keep_sent": float("inf")}, ValueError, "keep_sent is seconds"),
         ({"drain": -1}, ValueError, "drain is seconds"),
-        ({"retain": "1h"}, TypeError, "retain is a number of seconds, not '1h'"),
+        ({"keep_sent": "1h"}, TypeError, "keep_sent is a number of seconds, not '1h'"),
         ({"lease": timedelta(seconds=10)}, TypeError, "lease is a number of seconds, not datetime.timedelta"),
         ({"on_error": "log"}, TypeError, "on_error is a function, sync or async, .* not 'log'"),
     ],

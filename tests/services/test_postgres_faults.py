@@ -205,8 +205,8 @@ async def test_deletion_does_not_wait_for_rows_that_somebody_holds(engine: Async
     async with engine.begin() as connection:
         await connection.execute(select(messages).where(messages.c.id == first.id).with_for_update())
         async with asyncio.timeout(5):
-            assert await store.forget(retain=0) == 2
-    assert await store.forget(retain=0) == 1
+            assert await store.forget(keep_sent=0) == 2
+    assert await store.forget(keep_sent=0) == 1
 
 
 async def test_large_store_is_read_by_its_indexes(engine: AsyncEngine, store: SQLAlchemyStore) -> None:

@@ -71,7 +71,7 @@ async def test_those_who_write_at_the_same_time_wait_for_one_another(make: Make)
             assert lead is not None
             if rows := await store.take(lead, 2):
                 await store.settle(lead, [rows[0].id], {})
-            await store.forget(retain=0, limit=1)
+            await store.forget(keep_sent=0, limit=1)
 
     await asyncio.gather(*(work(store, number) for number, store in enumerate(stores)))
     status = await stores[0].status()

@@ -181,7 +181,7 @@ async def test_quota_counters_are_what_is_there(store: SQLiteStore, path: Path) 
     await bury(store, lead, 4)
     await store.take(lead, 3)
     await store.replay(since=(await store.rows("sent"))[0].state_at, before=FAR, limit=2)
-    await store.forget(retain=0, limit=1)
+    await store.forget(keep_sent=0, limit=1)
     await store.retry([(await store.rows("dead"))[0].id])
     await store.purge("dead", before=FAR, limit=1)
     counted = look(path, "SELECT rows, size, all_rows, all_size FROM outbox")
@@ -669,5 +669,5 @@ async def test_relay_can_go_on_where_nothing_more_can_be_stored(store: SQLiteSto
     await store._transact(most)
     for _ in range(4):
         await send(store, lead, 50)
-    assert await store.forget(retain=0) == 200
+    assert await store.forget(keep_sent=0) == 200
     await store.add(packed(999), PLENTY)

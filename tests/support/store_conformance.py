@@ -432,7 +432,7 @@ class Conformance:
                 await store.add(packed(1, 2), PLENTY)
                 lead = await leader(store, owner)
                 given += sequences(await send(store, lead))
-                await store.forget(retain=0)
+                await store.forget(keep_sent=0)
                 await store.resign(lead)
             finally:
                 await store.aclose()
@@ -736,11 +736,11 @@ class Conformance:
         lead = await leader(store)
         await send(store, lead, 3)
         await bury(store, lead, 1)
-        assert await store.forget(retain=LONG) == 0
-        assert await store.forget(retain=0, limit=2) == 2
+        assert await store.forget(keep_sent=LONG) == 0
+        assert await store.forget(keep_sent=0, limit=2) == 2
         assert await in_state(store, "sent") == [3]
-        assert await store.forget(retain=0, limit=2) == 1
-        assert await store.forget(retain=0, limit=2) == 0
+        assert await store.forget(keep_sent=0, limit=2) == 1
+        assert await store.forget(keep_sent=0, limit=2) == 0
         assert (await store.status()).counts == {"pending": 1, "sending": 0, "sent": 0, "dead": 1}
 
     async def test_longest_durations_work(self, store: OutboxStore) -> None:
@@ -748,7 +748,7 @@ class Conformance:
         await store.add(packed(1, 2), PLENTY)
         lead = await leader(store, lease=LONGEST)
         await send(store, lead, 1)
-        assert await store.forget(retain=LONGEST) == 0
+        assert await store.forget(keep_sent=LONGEST) == 0
         (row,) = await store.take(lead, 1)
         await store.postpone(lead, [row.id], error="away", delay=LONGEST)
         (row,) = await store.rows("pending")
@@ -762,10 +762,10 @@ class Conformance:
         lead = await leader(store)
         await send(store, lead)
         await store.replay(since=PAST, before=FAR)
-        assert await store.forget(retain=0) == 0
+        assert await store.forget(keep_sent=0) == 0
         assert numbers(await send(store, lead)) == [1]
-        assert await store.forget(retain=LONG) == 0
-        assert await store.forget(retain=0) == 1
+        assert await store.forget(keep_sent=LONG) == 0
+        assert await store.forget(keep_sent=0) == 1
 
     async def test_renumbered_rows_are_taken_anew_above(self, store: OutboxStore) -> None:
         """Those that were taken once only; what was tried before keeps its place."""

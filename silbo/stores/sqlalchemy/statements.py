@@ -404,9 +404,9 @@ async def renumber(connection: AsyncConnection, lead: Lead, above: int) -> None:
     await connection.execute(update(message).where(is_in_state(*UNSENT), taken_once).values(_without_sequence(now)))
 
 
-async def forget(connection: AsyncConnection, retain: float, limit: int) -> int:
-    """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
-    before = await read_clock(connection) - timedelta(seconds=retain)
+async def forget(connection: AsyncConnection, keep_sent: float, limit: int) -> int:
+    """Delete at most ``limit`` rows that were sent more than ``keep_sent`` seconds ago, the oldest first; return their number."""
+    before = await read_clock(connection) - timedelta(seconds=keep_sent)
     return await _delete(connection, _is_oldest(connection, "sent", message.c.state_at <= before, limit))
 
 

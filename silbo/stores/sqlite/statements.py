@@ -473,10 +473,10 @@ def replay(connection: sqlite3.Connection, since: datetime, before: datetime, li
     ).rowcount
 
 
-def forget(connection: sqlite3.Connection, retain: float, limit: int) -> int:
-    """Delete at most ``limit`` rows that were sent more than ``retain`` seconds ago, the oldest first; return their number."""
+def forget(connection: sqlite3.Connection, keep_sent: float, limit: int) -> int:
+    """Delete at most ``limit`` rows that were sent more than ``keep_sent`` seconds ago, the oldest first; return their number."""
     return _delete(
-        connection, "state = 2 AND state_at <= ? ORDER BY state_at, id", (read_clock() - int(retain * 1e6),), limit
+        connection, "state = 2 AND state_at <= ? ORDER BY state_at, id", (read_clock() - int(keep_sent * 1e6),), limit
     )
 
 

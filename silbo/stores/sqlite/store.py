@@ -109,9 +109,9 @@ class SQLiteStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         await self._transact(sql.renumber, lead, above)
 
-    async def forget(self, *, retain: float, limit: int = 1000) -> int:
+    async def forget(self, *, keep_sent: float, limit: int = 1000) -> int:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        return await self._transact(sql.forget, retain, limit)
+        return await self._transact(sql.forget, keep_sent, limit)
 
     async def read_clock(self) -> datetime:
         """See :class:`~silbo.outbox.rows.OutboxStore`. The clock of this machine."""
