@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from silbo.errors import CircularWait, StopIncomplete
 
-__all__ = ["CountsSlow", "HostCode", "OwnTasks"]
+__all__ = ["Begun", "CountsSlow", "HostCode", "OwnTasks"]
 
 ENDS_WITHIN: Final = 5.0
 """Seconds that the end of a run waits for code that it has cancelled."""
@@ -193,8 +193,61 @@ class OwnTasks:
                     report(code, now - since)
 
 
+class Begun(Generator[Any, Any, Any]):
+    """A coroutine that has made its first step, in this task; to be awaited once, for the rest.
+
+    Args:
+        coroutine: The coroutine.
+        context: The context that it runs in.
+        awaited: What it waits for since its first step.
+        error: The error that its first step has ended with; a StopIteration if it is done.
+
+    Attributes:
+        context: The context that it runs in.
+        cr_await: The coroutine: whoever looks for the code that runs now finds it here, as in a coroutine.
+    """
+
+    __slots__ = ("_awaited", "_error", "_is_told", "context", "cr_await")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], context: Context, awaited: object, error: BaseException | None
+    ) -> None:
+        self.context = context
+        self.cr_await = coroutine
+        self._awaited = awaited
+        self._error = error
+        self._is_told = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        """Return what the coroutine waits for: since its first step at the first call, then after a further step."""
+        if self._is_told:
+            return self.cr_await.send(value)
+        self._is_told = True
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # or it would hold itself
+        return self._awaited
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        """Raise an error in the coroutine."""
+        return self.cr_await.throw(typ if val is None else val)
+
+
 class HostCode(Generic[_T]):
     """A coroutine of the host's that runs in a task of silbo's; to be awaited once.
+
+    Args:
+        tasks: The owner's tasks.
+        coroutine: The coroutine.
+        what: The words for it.
+        about: The delivery or message that it is about; None if there is none.
+        context: The context that it runs in; None for a new one.
 
     Attributes:
         what: The words for it.
@@ -202,11 +255,19 @@ class HostCode(Generic[_T]):
         is_slow: True if it has run for too long.
     """
 
-    __slots__ = ("_coroutine", "_tasks", "about", "is_slow", "what")
+    __slots__ = ("_context", "_coroutine", "_tasks", "about", "is_slow", "what")
 
-    def __init__(self, tasks: OwnTasks, coroutine: Coroutine[Any, Any, _T], what: str, about: object) -> None:
+    def __init__(
+        self,
+        tasks: OwnTasks,
+        coroutine: Coroutine[Any, Any, _T],
+        what: str,
+        about: object,
+        context: Context | None = None,
+    ) -> None:
         self._tasks = tasks
         self._coroutine = coroutine
+        self._context = context
         self.what = what
         self.about = about
         self.is_slow = False
@@ -217,7 +278,7 @@ class HostCode(Generic[_T]):
         tasks = self._tasks
         task = asyncio.current_task()
         assert task is not None
-        run = copy_context().run
+        run = (copy_context() if self._context is None else self._context).run
         send = self._coroutine.send
         tasks.host_code[task] = self
         result: Any = None

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from silbo.errors import MessageInvalid
 
-__all__ = ["Delivery", "Format", "Headed", "Message", "Origin", "instance", "make_message", "new_publication"]
+__all__ = ["Batch", "Delivery", "Format", "Headed", "Message", "Origin", "instance", "make_message", "new_publication"]
 
 
 VERSION_DIGITS: Final = 18
@@ -220,6 +220,56 @@ class Delivery:
             MessageInvalid: the bytes are not a valid message; the error names the field.
         """
         return self.format.decode(self.raw)
+
+
+class Batch:
+    """Deliveries of one address that were never given out before, in their order: of each only its bytes and its id.
+
+    A :class:`Delivery` is made of those that are asked for. Most are done without that, in a third of the time.
+
+    Args:
+        address: The channel or stream that they came from.
+        format: The format of the bytes.
+        raws: The bytes of each message.
+        ids: The broker's id of each; empty if the broker acknowledges nothing.
+        deliveries: The deliveries, if they are made already.
+    """
+
+    __slots__ = ("address", "deliveries", "format", "ids", "raws")
+
+    def __init__(
+        self,
+        address: str,
+        format: Format,  # noqa: A002  # the word of every broker
+        raws: Sequence[bytes],
+        ids: Sequence[str] = (),
+        deliveries: Sequence[Delivery] = (),
+    ) -> None:
+        self.address = address
+        self.format = format
+        self.raws = raws
+        self.ids = ids
+        self.deliveries = deliveries
+
+    @classmethod
+    def of(cls, deliveries: Sequence[Delivery]) -> Self:
+        """Make a batch of deliveries; those that are not acknowledged don't mix with others."""
+        first = deliveries[0]
+        ids = [delivery.id for delivery in deliveries] if first.id else ()
+        return cls(first.address, first.format, [delivery.raw for delivery in deliveries], ids, deliveries)
+
+    def __len__(self) -> int:
+        return len(self.raws)
+
+    def __getitem__(self, index: int) -> Delivery:
+        if self.deliveries:
+            return self.deliveries[index]
+        return Delivery(self.raws[index], self.address, self.format, self.ids[index] if self.ids else "")
+
+    def cut(self, first: int, end: int) -> Batch:
+        """Return the deliveries from the place ``first`` to the one before ``end``."""
+        part = slice(first, end)
+        return Batch(self.address, self.format, self.raws[part], self.ids[part], self.deliveries[part])
 
 
 _instance = uuid4().hex

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.errors import BrokerUnavailable
-from silbo.message import Delivery
+from silbo.message import Batch, Delivery
 from silbo.protocols import Receiver
 
 __all__ = ["Acknowledgements"]
@@ -19,6 +20,13 @@ ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
 ACK_BATCH: Final = 250
 """Acknowledgements that go without waiting for more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Done:
+    """A part of a batch that is done."""
+
+    batch: Batch
 
 
 class Acknowledgements:
@@ -30,9 +38,11 @@ class Acknowledgements:
     def __init__(self, receiver: Receiver, run: RunState) -> None:
         self._receiver = receiver
         self._run = run
-        self._in_hand: dict[tuple[str, str], Delivery] = {}  # by address and id
-        self._finished: set[tuple[str, str]] = set()  # those no longer in work
-        self._done: list[Delivery] = []  # to be acknowledged
+        # By address and id, with the delivery, the batch that it is in, or the batch that it was done in.
+        self._in_hand: dict[str, dict[str, Delivery | Batch | _Done]] = {}
+        self._finished: set[tuple[str, str]] = set()  # deliveries no longer in work
+        self._done: list[Delivery | _Done] = []  # to be acknowledged
+        self._done_count = 0
         self._has_some = asyncio.Event()
         self._has_enough = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -42,18 +52,50 @@ class Acknowledgements:
         self._kept_at = monotonic()  # at that time all deliveries in hand were surely this consumer's
 
     def __len__(self) -> int:
-        return len(self._in_hand)
+        return sum(map(len, self._in_hand.values()))
 
     # -- in hand --------------------------------------------------------------------------------------------
 
     def add(self, delivery: Delivery) -> bool:
         """Note an arrival. False if the delivery is in hand already: a broker repeats what it had no answer for."""
-        place = delivery.address, delivery.id
-        return not delivery.id or self._in_hand.setdefault(place, delivery) is delivery
+        return not delivery.id or self.list_at(delivery.address).setdefault(delivery.id, delivery) is delivery
+
+    def add_batch(self, batch: Batch) -> Batch | None:
+        """Note the arrival of a batch. Return those that are not in hand already, if any."""
+        if not batch.ids:
+            return batch
+        at_address = self.list_at(batch.address)
+        if not at_address.keys().isdisjoint(batch.ids):
+            fresh = [
+                delivery for delivery in map(batch.__getitem__, range(len(batch))) if delivery.id not in at_address
+            ]
+            if not fresh:
+                return None
+            batch = Batch.of(fresh)
+        at_address.update(dict.fromkeys(batch.ids, batch))
+        return batch
+
+    def join(self, batch: Batch) -> None:
+        """Make a batch of deliveries that were added one by one."""
+        if batch.ids:
+            self.list_at(batch.address).update(dict.fromkeys(batch.ids, batch))
+
+    def list_at(self, address: str) -> dict[str, Delivery | Batch | _Done]:
+        """Return what is in hand of an address, by the delivery's id."""
+        return self._in_hand.setdefault(address, {})
+
+    def single_out(self, batch: Batch, index: int) -> Delivery:
+        """Return a delivery of a batch, which is in hand by itself from now on."""
+        delivery = batch[index]
+        if batch.ids:
+            at_address = self.list_at(batch.address)
+            if at_address.get(delivery.id) is batch:
+                at_address[delivery.id] = delivery
+        return delivery
 
     def holds(self, delivery: Delivery) -> bool:
         """Return True if the delivery is still in hand, and no other consumer is known to have it."""
-        return not delivery.id or self._in_hand.get((delivery.address, delivery.id)) is delivery
+        return not delivery.id or self.list_at(delivery.address).get(delivery.id) is delivery
 
     def stop_keeping(self, delivery: Delivery) -> None:
         """Tell the broker no longer that this delivery is in work."""
@@ -67,9 +109,8 @@ class Acknowledgements:
     def remove(self, delivery: Delivery) -> None:
         """Remove a delivery that is not to be acknowledged."""
         if delivery.id and self.holds(delivery):
-            place = delivery.address, delivery.id
-            del self._in_hand[place]
-            self._finished.discard(place)
+            del self._in_hand[delivery.address][delivery.id]
+            self._finished.discard((delivery.address, delivery.id))
             self._run.has_room.set()
 
     # -- offer ----------------------------------------------------------------------------------------------
@@ -116,10 +157,14 @@ class Acknowledgements:
 
     # -- keep -----------------------------------------------------------------------------------------------
 
-    def is_certain(self) -> bool:
-        """Return True if no delivery in hand can have been taken over: the broker was told of them a short while ago."""
+    def is_certain(self, now: float | None = None) -> bool:
+        """Return True if no delivery in hand can have been taken over: the broker was told of them a short while ago.
+
+        Args:
+            now: The ``monotonic()`` time, if it is known.
+        """
         # A broker leaves a delivery to its consumer for three times keep_every.
-        return self._keep_every is None or monotonic() - self._kept_at <= 2 * self._keep_every
+        return self._keep_every is None or (monotonic() if now is None else now) - self._kept_at <= 2 * self._keep_every
 
     async def confirm(self) -> None:
         """Ask the broker which deliveries are still in hand, unless :meth:`is_certain`; remove the others.
@@ -154,25 +199,55 @@ class Acknowledgements:
 
     async def _keep(self) -> None:
         began_at = monotonic()
-        kept = [delivery for place, delivery in self._in_hand.items() if place not in self._finished]
-        for delivery in await self._receiver.keep(*kept):
-            if self.holds(delivery) and (delivery.address, delivery.id) not in self._finished:
+        for delivery in await self._receiver.keep(*self._list_in_work()):
+            held = self.list_at(delivery.address).get(delivery.id)
+            if isinstance(held, Batch):
+                del self._in_hand[delivery.address][delivery.id]
+                self._run.has_room.set()
+                self._run.stats.lost += 1
+            elif self.holds(delivery) and (delivery.address, delivery.id) not in self._finished:
                 self.remove(delivery)
                 self._run.stats.lost += 1
         self._kept_at = began_at
 
+    def _list_in_work(self) -> list[Delivery]:
+        """Return what is in hand and not done, in the order of arrival."""
+        found: list[Delivery] = []
+        for at_address in self._in_hand.values():
+            places: dict[Batch, dict[str, int]] = {}
+            for entry_id, held in at_address.items():
+                if isinstance(held, Delivery):
+                    if (held.address, entry_id) not in self._finished:
+                        found.append(held)
+                elif isinstance(held, Batch):
+                    if held not in places:
+                        places[held] = {known: index for index, known in enumerate(held.ids)}
+                    found.append(held[places[held][entry_id]])
+        return found
+
     # -- acknowledge ----------------------------------------------------------------------------------------
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge a delivery with one of the next batches."""
+        """Acknowledge a delivery with one of the next calls."""
         if delivery.id:
-            place = delivery.address, delivery.id
-            self._in_hand[place] = delivery  # also if it was lost, and perhaps has come back since
-            self._finished.add(place)
-            self._done.append(delivery)
-            self._has_some.set()
-            if len(self._done) >= ACK_BATCH:
-                self._has_enough.set()
+            # Also if it was lost, and perhaps has come back since.
+            self.list_at(delivery.address)[delivery.id] = delivery
+            self._finished.add((delivery.address, delivery.id))
+            self._add_done(delivery, 1)
+
+    def acknowledge_part(self, batch: Batch, first: int, end: int) -> None:
+        """Acknowledge a batch's deliveries from the place ``first`` to the one before ``end`` with one of the next calls."""
+        if batch.ids:
+            done = _Done(batch.cut(first, end))
+            self.list_at(batch.address).update(dict.fromkeys(done.batch.ids, done))
+            self._add_done(done, end - first)
+
+    def _add_done(self, done: Delivery | _Done, many: int) -> None:
+        self._done.append(done)
+        self._done_count += many
+        self._has_some.set()
+        if self._done_count >= ACK_BATCH:
+            self._has_enough.set()
 
     def flush_soon(self) -> None:
         """Let the next batch go now: no delivery is in work that it could wait for."""
@@ -202,18 +277,34 @@ class Acknowledgements:
         """
         async with self._flushing:
             self._has_enough.clear()
-            batch = tuple(self._done)
-            if batch:
-                await self._receiver.ack(*batch)
-            del self._done[: len(batch)]
-            for delivery in batch:
-                place = delivery.address, delivery.id
-                if self._in_hand.get(place) is delivery:
-                    del self._in_hand[place]
-                    self._finished.discard(place)
+            going = tuple(self._done)
+            if going:
+                deliveries: list[Delivery] = []
+                for done in going:
+                    if isinstance(done, Delivery):
+                        deliveries.append(done)
+                    else:
+                        deliveries += map(done.batch.__getitem__, range(len(done.batch)))
+                await self._receiver.ack(*deliveries)
+            del self._done[: len(going)]
+            for done in going:
+                self._forget(done)
             if not self._done:
                 self._has_some.clear()
             self._run.has_room.set()
+
+    def _forget(self, done: Delivery | _Done) -> None:
+        if isinstance(done, Delivery):
+            self._done_count -= 1
+            if self.holds(done):
+                del self._in_hand[done.address][done.id]
+                self._finished.discard((done.address, done.id))
+            return
+        self._done_count -= len(done.batch)
+        at_address = self._in_hand[done.batch.address]
+        for entry_id in done.batch.ids:
+            if at_address.get(entry_id) is done:
+                del at_address[entry_id]
 
     async def finish(self, timeout: float) -> None:
         """Acknowledge the rest within ``timeout`` seconds. A failure is logged: those deliveries will come again."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, Final
 
 from silbo._host_code import HostCode
 from silbo._reports import describe_plugins
 from silbo._retry import Backoff
-from silbo._whistle import IAsyncEventDispatcher
 from silbo.consumer.acknowledgements import Acknowledgements
-from silbo.consumer.heard_names import Heard, HeardNames
+from silbo.consumer.express_lane import BegunDispatch, ExpressLane
+from silbo.consumer.handling_options import HandlingOptions
+from silbo.consumer.heard_names import Heard
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
-from silbo.consumer.receive import EventRebuilder, Opened, RebuiltEvent
+from silbo.consumer.receive import Opened, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
+from silbo.consumer.shared_lock import SharedLock
 from silbo.dispatch.received_event import Received, dispatch_received, received
 from silbo.errors import (
     BrokerRefused,
@@ -28,7 +31,7 @@ from silbo.errors import (
 from silbo.message import Delivery
 from silbo.protocols import Inbox, Receiver
 
-__all__ = ["Attempts", "HandlingOptions"]
+__all__ = ["Attempts"]
 
 INBOX_RETRY: Final = 1.0
 """Seconds between two attempts of a delivery while the inbox is unavailable."""
@@ -36,42 +39,8 @@ STORING_RETRY: Final = Backoff(initial=0.5, cap=2.0)
 """Delays between two attempts to store how a delivery has failed, while the broker refuses that."""
 OFFER_RETRY: Final = 1.0
 """Seconds between two looks at a delivery that was left to others, if the broker has no interval of its own."""
-RECENT: Final = 20
-"""The time that deliveries take is the mean of about so many."""
 ERROR_LENGTH: Final = 2_000
 """Characters of an error that go into a dead letter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandlingOptions:
-    """A consumer's options for the handling of deliveries.
-
-    Attributes:
-        dispatcher: Runs the listeners.
-        heard: Tells which names its listeners hear.
-        rebuilder: Makes events of deliveries.
-        listener_timeout: Seconds that a listener may run that has no limit of its own; None for no limit.
-        max_attempts: Counted attempts after which a delivery is given up.
-        give_up_on: Errors after which a delivery is given up at once.
-        backoff: Delays between two attempts.
-        needs_keys: A message that somebody listens to is malformed without a key.
-        inbox: Remembers publications; None if they are not remembered.
-        group: The name of the group that the inbox remembers them for.
-        newer_version_wait: Seconds in which the group's other consumers may take over a message of a version that this one
-            does not know.
-    """
-
-    dispatcher: IAsyncEventDispatcher
-    heard: HeardNames
-    rebuilder: EventRebuilder
-    listener_timeout: float | None
-    max_attempts: int
-    give_up_on: tuple[type[Exception], ...]
-    backoff: Backoff
-    needs_keys: bool
-    inbox: Inbox | None
-    group: str
-    newer_version_wait: float
 
 
 class _InboxUnavailable(Exception):
@@ -92,9 +61,6 @@ class Attempts:
     An attempt is counted at the broker when it fails. For a delivery that was given out before, an attempt is counted before
     it begins, for what kills the process can't be counted afterwards. From the second such count on the attempt runs alone
     in this process, so that no other delivery is in work when the process is killed again.
-
-    Attributes:
-        seconds_each: The time that a delivery has taken lately.
     """
 
     def __init__(
@@ -111,34 +77,42 @@ class Attempts:
         self._queue = queue
         self._acks = acks
         self._run = run
-        self._lock = _SharedLock()
-        self.seconds_each = 0.0
+        self._lock = SharedLock()
 
     async def work(self) -> None:
         """Attempt one delivery after another until the queue ends. Any number of these run side by side."""
-        received.set(
-            Received(None, None, self._options.listener_timeout)
-        )  # the contexts of its deliveries are copies of this one
+        lane = ExpressLane(
+            self._options, receiver=self._receiver, queue=self._queue, acks=self._acks, run=self._run, lock=self._lock
+        )
+        received.set(lane.received)  # the contexts of its deliveries are copies of this one
         turns = self._run.turns
         now = asyncio.get_running_loop().time
         while True:
             began_at = now()
+            begun = None
             try:
                 while turns.is_over(began_at):
                     await turns.next()
                     began_at = now()
                 queued = self._queue.get()
                 if queued is None:
-                    if not await self._queue.wait():
-                        return
-                    turns.begin(now())
-                    continue
+                    if not self._queue.batches:
+                        if not await self._queue.wait():
+                            return
+                        turns.begin(now())
+                        continue
+                    left = lane.run(self._queue.batches[0], began_at)
+                    if left is None:
+                        self._make_room()
+                        continue
+                    queued, begun, began_at = left
+                    self._queue.call_worker()
             except asyncio.CancelledError:  # perhaps of a timer that a listener has left behind
                 self._run.tasks.check_cancelled()
                 continue
             self._run.tasks.check_cancelled()
             try:
-                delay = await self._handle(queued)
+                delay = await (self._handle(queued) if begun is None else self._go_on(queued, begun))
             except Stopped:  # the delivery stays with the broker
                 delay = None
             except BrokerRefused as error:  # this delivery waits, and others go on
@@ -149,12 +123,15 @@ class Attempts:
                 self._queue.finish(queued)
             else:
                 self._queue.park(queued, delay)
-            if not len(self._queue):
-                self._acks.flush_soon()
-            if len(self._queue) <= self._run.low_water:
-                self._run.has_room.set()
-            taken = now() - began_at
-            self.seconds_each += (taken - self.seconds_each) / RECENT if self.seconds_each else taken
+            self._make_room()
+            self._run.pace.note(now() - began_at)
+
+    def _make_room(self) -> None:
+        """Let the acknowledgements go if nothing is in work, and the reading go on if little is left."""
+        if not len(self._queue):
+            self._acks.flush_soon()
+        if len(self._queue) <= self._run.low_water:
+            self._run.has_room.set()
 
     async def _handle(self, queued: QueuedDelivery) -> float | None:
         """Attempt a delivery once. Return the seconds until its next attempt; None if it needs none here.
@@ -186,8 +163,21 @@ class Attempts:
             error = await self._attempt(queued)
         finally:
             self._lock.release(alone=alone)
+        return await self._settle(queued, error)
+
+    async def _go_on(self, queued: QueuedDelivery, begun: BegunDispatch) -> float | None:
+        """Go on with a first attempt that the express lane has begun. Returns and raises as :meth:`_handle` does."""
+        self._lock.acquire_now()  # nobody has it alone: the lane has looked a moment ago
+        try:
+            error = await self._attempt(queued, begun)
+        finally:
+            self._lock.release(alone=False)
+        return await self._settle(queued, error)
+
+    async def _settle(self, queued: QueuedDelivery, error: Exception | None) -> float | None:
+        """Acknowledge a delivery whose attempt has no error; else act on that. Return the seconds until the next attempt."""
         if error is None:
-            self._acks.acknowledge(delivery)
+            self._acks.acknowledge(queued.delivery)
             return None
         return await self._retry_or_bury(queued, error)
 
@@ -207,6 +197,7 @@ class Attempts:
         wait = self._options.newer_version_wait
         if first:
             self._run.reports.note_left(delivery, error, wait)
+        self.unpack_batches()  # for those of its key
         behind = [other for other in self._queue.list_behind(queued) if self._acks.holds(other)]
         again = self._receiver.keep_every or OFFER_RETRY
         try:
@@ -286,10 +277,28 @@ class Attempts:
             last = replace(delivery, attempt=delivery.attempt + max(0, queued.tries - 1))
             await self._run.reports.report_dead_letter(last, error, attempts)
 
+    def put(self, delivery: Delivery) -> None:
+        """Put a single delivery into the queue; it is in hand."""
+        self.unpack_batches()  # whose keys are not known
+        message, key, too_new = self._examine(delivery)
+        self._queue.put(delivery, message, key, too_new)
+
+    def unpack_batches(self) -> None:
+        """Put the deliveries of the waiting batches into the queue one by one, in their places."""
+        queue = self._queue
+        while queue.batches:
+            first = queue.batches[0]
+            delivery = self._acks.single_out(first.batch, first.position)
+            queue.leave(first, 1)
+            queue.put(delivery, *self._examine(delivery))
+
+    def _examine(self, delivery: Delivery) -> tuple[Opened | None, str | None, VersionTooNew | None]:
+        return self._options.rebuilder.examine(delivery, skips_own_instance=self._receiver.skips_own_instance)
+
     # -- one attempt ----------------------------------------------------------------------------------------
 
-    async def _attempt(self, queued: QueuedDelivery) -> Exception | None:
-        """Run the listeners. Return the error if that failed."""
+    async def _attempt(self, queued: QueuedDelivery, begun: BegunDispatch | None = None) -> Exception | None:
+        """Run the listeners, or go on with them. Return the error if that failed."""
         stats = self._run.stats
         delivery = queued.delivery
         message = queued.message
@@ -297,9 +306,14 @@ class Attempts:
         if queued.tries:
             stats.retried += 1
             delivery = replace(delivery, attempt=delivery.attempt + queued.tries)
-        handling = self._handle_event(queued, delivery, message)
+        handling = (
+            self._handle_event(queued, delivery, message)
+            if begun is None
+            else self._complete(begun.dispatch, begun.heard)
+        )
+        context = None if begun is None else begun.dispatch.context
         try:
-            await HostCode(self._run.tasks, handling, "a listener", delivery)
+            await HostCode(self._run.tasks, handling, "a listener", delivery, context)
         except _Malformed as error:
             stats.malformed += 1
             await self._run.reports.report_malformed(delivery, error.reason)
@@ -343,13 +357,18 @@ class Attempts:
         if heard and options.inbox is not None:  # without a listener nothing is remembered
             await self._dispatch_once(options.inbox, rebuilt, delivery, heard)
             return
-        # As dispatch_received() does, without a further coroutine, and with the worker's own object.
         dispatched = received.get()
         assert dispatched is not None
         dispatched.begin(rebuilt.event, rebuilt.name)
+        await self._complete(options.dispatcher.adispatch(rebuilt.name, rebuilt.event), heard)
+
+    async def _complete(self, dispatch: Awaitable[Any], heard: Heard) -> None:
+        """Await a dispatch as dispatch_received() does, with the worker's own object, and count the delivery as handled."""
+        dispatched = received.get()
+        assert dispatched is not None
         try:
             try:
-                await options.dispatcher.adispatch(rebuilt.name, rebuilt.event)
+                await dispatch
             except Exception as error:
                 if not dispatched.isolated:
                     raise
@@ -361,7 +380,7 @@ class Attempts:
             raise
         if dispatched.once is not None:
             dispatched.end(done=True)
-        self._count_handled(heard)
+        self._run.stats.count_handled(heard)
 
     async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery, heard: Heard) -> None:
         """Run the listeners if the inbox does not know the publication.
@@ -405,15 +424,9 @@ class Attempts:
                 failure = None
         self._run.reports.inbox_outage.answered("handling")
         if is_new:
-            self._count_handled(heard)
+            self._run.stats.count_handled(heard)
         else:
             self._run.stats.duplicates += 1
-
-    def _count_handled(self, heard: Heard) -> None:
-        if heard is Heard.ON_PURPOSE:
-            self._run.stats.handled += 1
-        else:
-            self._run.stats.unheard += 1
 
     async def _note_failure(self, queued: QueuedDelivery, delivery: Delivery, error: Exception) -> Exception:
         """Count and report a failed attempt, and choose the delay until the next; return the error.
@@ -435,47 +448,6 @@ class Attempts:
             then = f"again in {queued.delay:.2g} s"
         await self._run.reports.report_failure(delivery, error, attempt=attempt, then=then)
         return error
-
-
-class _SharedLock:
-    """A lock that many attempts hold side by side, or one attempt alone."""
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._alone = asyncio.Lock()
-        self._released = asyncio.Event()
-
-    def acquire_now(self) -> bool:
-        """Acquire beside the other holders. False, and not acquired, if an attempt holds the lock alone or waits for that."""
-        if self._alone.locked():
-            return False
-        self._holders += 1
-        return True
-
-    async def acquire(self, *, alone: bool) -> None:
-        """Wait and acquire. An attempt that waits to be alone goes before all that come later."""
-        if not alone:
-            while not self.acquire_now():
-                async with self._alone:
-                    pass
-            return
-        await self._alone.acquire()
-        try:
-            while self._holders:
-                self._released.clear()
-                await self._released.wait()
-        except BaseException:
-            self._alone.release()
-            raise
-        self._holders += 1
-
-    def release(self, *, alone: bool) -> None:
-        """Release, with the same ``alone`` as acquired."""
-        self._holders -= 1
-        if not self._holders:
-            self._released.set()
-        if alone:
-            self._alone.release()
 
 
 def _describe_error(error: BaseException) -> str:

@@ -19,17 +19,19 @@ from silbo._retry import Backoff, pause
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import Acknowledgements
-from silbo.consumer.attempts import Attempts, HandlingOptions
+from silbo.consumer.arrivals import note_arrivals
+from silbo.consumer.attempts import Attempts
+from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue
-from silbo.consumer.receive import EventRebuilder, Own, check_own, open_delivery
+from silbo.consumer.receive import EventRebuilder, Own, check_own
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.dispatcher import AsyncEventDispatcher, count_changes
 from silbo.dispatch.extension_points import check_heard_names
-from silbo.errors import BrokerUnavailable, Gap, MessageInvalid, OwnMessagesUndecided, StopIncomplete
-from silbo.message import Delivery
+from silbo.errors import BrokerUnavailable, Gap, OwnMessagesUndecided, StopIncomplete
+from silbo.message import Batch, Delivery
 from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver, Subscription
 
@@ -49,8 +51,6 @@ BYTES_AHEAD: Final = 1 << 22
 """Bytes of deliveries in the queue, 4 MiB, from which on no more are read."""
 UNACKED: Final = 1_000
 """Deliveries in hand at most, including those that wait for their next attempt; then no more are read."""
-SMALL: Final = 16_384
-"""Bytes of a message up to which it is kept decoded in the queue. A larger one is decoded again for its first attempt."""
 LISTENER_RETRY: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 """Delays between two attempts of a delivery whose listeners fail."""
 LONGEST_WAIT: Final = 86_400.0
@@ -382,7 +382,7 @@ class Consumer:
         outages = 0
         while not run.stopping.is_set():
             run.tasks.check_cancelled()
-            ahead = self._count_ahead(attempts.seconds_each)
+            ahead = self._count_ahead(run.pace.seconds_each)
             room = min(ahead - len(self._queue), UNACKED - len(acks))
             run.low_water = ahead // 2  # half of them are done first, so that batches are read
             if room <= 0 or len(self._queue) > run.low_water or self._queue.size >= BYTES_AHEAD:
@@ -400,12 +400,12 @@ class Consumer:
             outages = 0
             acks.doubt(asked_at)
             # Before any other task runs: one that was read again could be acknowledged meanwhile, and would look new.
-            arrived = [item for item in items if isinstance(item, Gap) or acks.add(item)]
+            arrived = note_arrivals(items, acks)
             while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be
                 await run.turns.next()
             self._options.heard.refresh()
             self._check_bridges()
-            await self._accept(arrived, receiver)
+            await self._accept(arrived, attempts)
 
     def _count_ahead(self, seconds_each: float) -> int:
         """Return the number of deliveries to read ahead if each takes so many seconds."""
@@ -415,30 +415,18 @@ class Consumer:
         least = 4 * self._concurrency
         return max(least, min(MOST_AHEAD, int(AHEAD * self._concurrency / seconds_each)))
 
-    async def _accept(self, items: Sequence[Delivery | Gap], receiver: Receiver) -> None:
+    async def _accept(self, items: Sequence[Delivery | Batch | Gap], attempts: Attempts) -> None:
         for item in items:
             if isinstance(item, Gap):
                 self.stats.gaps += 1
                 await self._run_state.reports.report_gap(item)
+            elif isinstance(item, Batch):
+                self.stats.received += len(item)
+                self._queue.put_batch(item)
             else:
                 self.stats.received += 1
                 self.stats.claimed += item.attempt > 1
-                self._put(item, receiver)
-
-    def _put(self, delivery: Delivery, receiver: Receiver) -> None:
-        rebuilder = self._options.rebuilder
-        try:
-            message = open_delivery(delivery)
-            too_new = None
-            if message.headers.get("version", "1") != "1":  # everybody knows version 1
-                too_new = rebuilder.find_too_new(delivery, message, skips_own_instance=receiver.skips_own_instance)
-                if too_new is not None:
-                    _ = delivery.message()  # a malformed payload is no better elsewhere
-        except MessageInvalid:  # reported when the delivery is attempted
-            self._queue.put(delivery, None, None)
-        else:
-            key = rebuilder.routing_key(delivery, message)
-            self._queue.put(delivery, message if len(delivery.raw) <= SMALL else None, key, too_new)
+                attempts.put(item)
 
     def _check_bridges(self) -> None:
         """Refuse a dispatcher that bridges the consumed app if ``own`` is not given.

@@ -6,12 +6,13 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Any, Final
 
 from silbo.consumer.receive import Opened
 from silbo.errors import VersionTooNew
-from silbo.message import Delivery
+from silbo.message import Batch, Delivery
 
-__all__ = ["KeyedQueue", "QueuedDelivery"]
+__all__ = ["KeyedQueue", "QueuedBatch", "QueuedDelivery"]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,18 +48,37 @@ class QueuedDelivery:
     burial: tuple[BaseException, int] | None = None
 
 
+@dataclass(slots=True, eq=False)
+class QueuedBatch:
+    """A batch in the queue.
+
+    Attributes:
+        batch: The batch.
+        position: The place of its next delivery.
+    """
+
+    batch: Batch
+    position: int = 0
+
+
 class KeyedQueue:
     """Deliveries in order of arrival; those of one key are given out one after another.
 
     A delivery that waits for its next attempt holds back its key, and no other. Without a key nothing is held back. The
     length is the number of deliveries that wait for a worker or are in work; those held back by a retry are not counted.
 
+    A batch is worked through from its first delivery on, by one worker after another. Its keys are unknown, so a single
+    delivery can't be put behind one.
+
     Attributes:
         size: The bytes of all its deliveries, also of those held back.
+        batches: Batches, as they arrived; all deliveries that are ready come before them.
+        keys: The keys whose deliveries have to wait behind others.
     """
 
     def __init__(self) -> None:
         self.size = 0
+        self.batches: Final[deque[QueuedBatch]] = deque()
         self._ready: deque[QueuedDelivery] = deque()  # as they arrived
         self._ready_again: list[
             tuple[int, QueuedDelivery]
@@ -66,6 +86,7 @@ class KeyedQueue:
         self._waiting: deque[asyncio.Future[None]] = deque()  # workers
         self._closed = False
         self._behind: dict[str, deque[QueuedDelivery] | None] = {}  # by key: deliveries behind the first
+        self.keys: Final[Any] = self._behind  # a Container[str]; but to look into a dict is faster
         self._length = 0
         self._arrived = 0
         self._parked: dict[QueuedDelivery, asyncio.TimerHandle] = {}  # waiting for their next attempt
@@ -86,6 +107,15 @@ class KeyedQueue:
             key: Its routing key; None if it has none.
             too_new: The error if this consumer does not know its version.
         """
+        queued = self.put_in_work(delivery, message, key, too_new)
+        if queued is not None:
+            self._ready.append(queued)
+            self._wake_worker()
+
+    def put_in_work(
+        self, delivery: Delivery, message: Opened | None, key: str | None, too_new: VersionTooNew | None = None
+    ) -> QueuedDelivery | None:
+        """Add a delivery as :meth:`put` does, and return it at once; None if it has to wait behind others of its key."""
         self._arrived += 1
         self._length += 1
         self.size += len(delivery.raw)
@@ -97,21 +127,41 @@ class KeyedQueue:
                     behind = self._behind[key] = deque()
                 behind.append(queued)
                 self._length -= key in self._held_keys
-                return
+                return None
             self._behind[key] = None
-        self._ready.append(queued)
+        return queued
+
+    def put_batch(self, batch: Batch) -> None:
+        """Add a batch behind all that is there."""
+        self._length += len(batch)
+        self.size += sum(map(len, batch.raws))
+        self.batches.append(QueuedBatch(batch))
         self._wake_worker()
 
+    def leave(self, queued: QueuedBatch, many: int) -> None:
+        """Remove the next deliveries of the first batch, so many."""
+        first = queued.position
+        queued.position += many
+        self._length -= many
+        self.size -= sum(map(len, queued.batch.raws[first : queued.position]))
+        if queued.position == len(queued.batch):
+            self.batches.popleft()
+
+    def call_worker(self) -> None:
+        """Let a worker that waits go on if there is something to get."""
+        if self.batches or self._ready or self._ready_again:
+            self._wake_worker()
+
     def get(self) -> QueuedDelivery | None:
-        """Return the next delivery; None if there is none now: see :meth:`wait`."""
+        """Return the next delivery; None if there is none before the first batch: see :attr:`batches` and :meth:`wait`."""
         again = self._ready_again
         if again and (not self._ready or again[0][0] < self._ready[0].order):
             return heappop(again)[1]
         return self._ready.popleft() if self._ready else None
 
     async def wait(self) -> bool:
-        """Wait until there is a delivery to get. False once the queue is closed and empty."""
-        while not (self._ready or self._ready_again):
+        """Wait until there is a delivery or batch to get. False once the queue is closed and empty."""
+        while not (self._ready or self._ready_again or self.batches):
             if self._closed:
                 return False
             woken = asyncio.get_running_loop().create_future()

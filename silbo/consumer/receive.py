@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
@@ -17,10 +17,13 @@ from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
 from silbo.wire.decode import check_class, to_event
-from silbo.wire.direct import read_directly
+from silbo.wire.direct import find_reader, read_directly
 from silbo.wire.formats import JSON, Envelope, JsonFormat
 
 __all__ = ["EventRebuilder", "Opened", "Own", "RebuiltEvent", "check_own", "open_delivery", "receive"]
+
+SMALL: Final = 16_384
+"""Bytes of a message up to which it is kept decoded in the queue. A larger one is decoded again for its first attempt."""
 
 Opened = Message | Envelope
 """A received message, whose payload may not be decoded yet."""
@@ -57,6 +60,20 @@ class RebuiltEvent(NamedTuple):
     message: Opened
 
 
+class Direct(NamedTuple):
+    """A name whose events are made of bytes directly.
+
+    Attributes:
+        name: The name to dispatch under.
+        read: Makes an event of a payload's bytes; None if the long way has to.
+        takes_key: True if a message without a key may have one all the same: see :meth:`EventRebuilder.routing_key`.
+    """
+
+    name: EventName[Any]
+    read: Callable[[bytes], Any]
+    takes_key: bool
+
+
 class EventRebuilder:
     """Rebuilds events from deliveries.
 
@@ -82,6 +99,7 @@ class EventRebuilder:
             str, _KnownVersions
         ] = {}  # of names with several, or from which older ones were looked for
         self._by_class: dict[str, EventName[Any]] = {}
+        self._direct: dict[str, Direct | None] = {}  # by name, of those in events
         for name in events:
             if not isinstance(name, EventName):
                 raise TypeError(
@@ -126,7 +144,7 @@ class EventRebuilder:
         message = message or open_delivery(delivery)
         # The event came from outside, even if the message has no origin.
         origin = message.origin or Origin("", "", message.version)
-        if origin.app == self._app and self._is_unwanted(origin, skips_own_instance=skips_own_instance):
+        if origin.app == self._app and self.is_unwanted(origin, skips_own_instance=skips_own_instance):
             return None
         name, cls, steps = self._resolve(message, delivery.format.names, origin.version)
         if delivery.format.names == "class" and cls is not None:  # the class says which version it is
@@ -144,6 +162,38 @@ class EventRebuilder:
         set_mark(event, "origin", origin)
         return RebuiltEvent(name, event, message)
 
+    def find_direct(self, name: str) -> Direct | None:
+        """Return the direct way for messages of a name in version 1; None if there is none."""
+        try:
+            return self._direct[name]
+        except KeyError:
+            known = self._by_name.get(name)
+            if known is None:
+                return None
+        read = find_reader(known.cls) if known.cls is not None and known.version == 1 else None
+        direct = None if read is None else Direct(known, read, known.key is not None)
+        self._direct[name] = direct
+        return direct
+
+    def examine(
+        self, delivery: Delivery, *, skips_own_instance: bool
+    ) -> tuple[Opened | None, str | None, VersionTooNew | None]:
+        """Return the opened message, its routing key, and the error if it is of a newer version than ``events`` has.
+
+        The message is None if it is malformed, which is told when the delivery is attempted, or if it is large.
+        """
+        try:
+            message = open_delivery(delivery)
+            too_new = None
+            if message.headers.get("version", "1") != "1":  # everybody knows version 1
+                too_new = self.find_too_new(delivery, message, skips_own_instance=skips_own_instance)
+                if too_new is not None:
+                    _ = delivery.message()  # a malformed payload is no better elsewhere
+        except MessageInvalid:
+            return None, None, None
+        key = self.routing_key(delivery, message)
+        return message if len(delivery.raw) <= SMALL else None, key, too_new
+
     def find_too_new(self, delivery: Delivery, message: Opened, *, skips_own_instance: bool) -> VersionTooNew | None:
         """Return the error that :meth:`rebuild` raises for a message of a newer version than ``events`` has; else None.
 
@@ -156,11 +206,12 @@ class EventRebuilder:
         newest = self._by_name.get(message.message_name)
         if newest is None or version <= newest.version:
             return None
-        if self._is_unwanted(message.origin or Origin("", ""), skips_own_instance=skips_own_instance):
+        if self.is_unwanted(message.origin or Origin("", ""), skips_own_instance=skips_own_instance):
             return None
         return VersionTooNew(message.message_name, version, newest.version)
 
-    def _is_unwanted(self, origin: Origin, *, skips_own_instance: bool) -> bool:
+    def is_unwanted(self, origin: Origin, *, skips_own_instance: bool) -> bool:
+        """Return True if a message is this program's own, and not to be handled."""
         return origin.app == self._app and (
             self._own == "skip" or (skips_own_instance and origin.instance == instance())
         )

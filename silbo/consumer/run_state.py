@@ -14,16 +14,36 @@ from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerRefused, BrokerUnavailable
 
-__all__ = ["BROKER_RETRY", "RunState", "Stopped"]
+__all__ = ["BROKER_RETRY", "Pace", "RunState", "Stopped"]
 
 BROKER_RETRY: Final = Backoff(initial=0.05, cap=1.0)
 """Delays between two calls to a broker that is unavailable."""
+RECENT: Final = 20
+"""The time that deliveries take is the mean of about so many."""
 
 _T = TypeVar("_T")
 
 
 class Stopped(Exception):
     """The consumer was stopped before the broker answered."""
+
+
+class Pace:
+    """The time that a delivery has taken lately.
+
+    Attributes:
+        seconds_each: The seconds; 0 before the first is done.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_each = 0.0
+
+    def note(self, seconds: float, many: int = 1) -> None:
+        """Note the time that so many deliveries have taken."""
+        each = seconds / many
+        if self.seconds_each:
+            each = self.seconds_each + (each - self.seconds_each) * min(1.0, many / RECENT)
+        self.seconds_each = each
 
 
 @dataclass(slots=True)
@@ -36,6 +56,7 @@ class RunState:
         stats: Counts.
         stopping: Set by the consumer's ``stop()``.
         turns: Turns on the event loop.
+        pace: The time that a delivery takes.
         has_room: Set when deliveries have left, so that reading may go on.
         low_water: The length of the queue at which reading goes on.
     """
@@ -45,6 +66,7 @@ class RunState:
     stats: ConsumerStats
     stopping: asyncio.Event
     turns: LoopTurns = field(default_factory=LoopTurns)
+    pace: Pace = field(default_factory=Pace)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
     low_water: int = 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from silbo.consumer.heard_names import Heard
+
 __all__ = ["ConsumerStats"]
 
 
@@ -44,3 +46,10 @@ class ConsumerStats:
     lost: int = 0
     gaps: int = 0
     slow: int = 0
+
+    def count_handled(self, heard: Heard) -> None:
+        """Count a delivery whose listeners all ran."""
+        if heard is Heard.ON_PURPOSE:
+            self.handled += 1
+        else:
+            self.unheard += 1

@@ -44,7 +44,7 @@ from silbo.names import (
 from silbo.protocols import Container
 from silbo.work.unit_of_work import check_container
 
-__all__ = ["AsyncEventDispatcher", "count_changes", "is_heard"]
+__all__ = ["AsyncEventDispatcher", "count_changes", "has_own_adispatch", "is_heard"]
 
 _L = TypeVar("_L", bound=Listener | HandlerClass)
 _OVERRIDABLE = ("get_listeners", "_adispatch")
@@ -505,6 +505,12 @@ def count_changes(dispatcher: Any) -> int | None:
         return None
     registry: ListenerRegistry = dispatcher._listeners  # noqa: SLF001  # of this very class
     return registry.changes
+
+
+def has_own_adispatch(dispatcher: object) -> bool:
+    """Return True if a dispatcher's ``adispatch`` is silbo's own: it returns a coroutine, and nothing else of the host's."""
+    adispatch = getattr(dispatcher, "adispatch", None)
+    return getattr(adispatch, "__func__", None) is AsyncEventDispatcher.adispatch
 
 
 def is_heard(dispatcher: object, name: Hashable, listeners: Iterable[Listener]) -> bool:

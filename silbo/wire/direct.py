@@ -21,7 +21,7 @@ from silbo.wire.faults import explain_refusal
 from silbo.wire.fields import EventFields, event_fields, once_per_class
 from silbo.wire.readers import Constructor, FieldReader, convert_custom, object_fields, place_error
 
-__all__ = ["read_directly"]
+__all__ = ["find_reader", "read_directly"]
 
 _IDENTITY: Final = ("event_id", "event_timestamp")
 
@@ -36,13 +36,16 @@ def read_directly(payload: msgspec.Raw, cls: type) -> Any:
     Raises:
         MessageInvalid: the class's constructor refuses the values.
     """
-    read = _find_reader(cls)
+    read = find_reader(cls)
     return None if read is None else read(bytes(payload))
 
 
 @once_per_class
-def _find_reader(cls: type) -> Callable[[bytes], Any] | None:
-    """Return the direct reader of a class; None if its events are for the long way."""
+def find_reader(cls: type) -> Callable[[bytes], Any] | None:
+    """Return the direct reader of a class; None if its events are for the long way.
+
+    The reader makes an event of a payload's bytes; None if the long way has to read them.
+    """
     fields = event_fields(cls)
     keywords = Constructor(cls, fields.names).find_keywords()
     if keywords is None or fields.library == "pydantic" or not _takes_identity(cls, fields):

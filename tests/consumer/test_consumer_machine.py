@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
@@ -24,7 +25,7 @@ from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisStreams
 from silbo.brokers.redis.group import StreamReceiver
-from silbo.message import Delivery, Message
+from silbo.message import Batch, Delivery, Message
 from silbo.protocols import Receiver, Subscription
 from silbo.wire.encode import to_message
 
@@ -166,21 +167,28 @@ class Process:
             max_attempts=3,
             backoff=Backoff(initial=0.001, cap=0.002),
             drain=0.5,
-            on_error=lambda error, what: None,
+            on_error=self._note_error,
         )
+
+    def _note_error(self, error: Exception, about: object) -> None:
+        if isinstance(error, AssertionError | KeyError):
+            self._machine.wrong.append(error)
 
     async def start(self) -> None:
         await self.consumer.__aenter__()
-        put = self.consumer._queue.put
-        count = 0
+        queue: Any = self.consumer._queue
+        put, put_batch, places = queue.put, queue.put_batch, count(1)
 
         def arrive(delivery: Delivery, *how: Any) -> None:
-            nonlocal count
-            count += 1
-            self._arrived[delivery.message().payload["number"]] = count
+            self._arrived[delivery.message().payload["number"]] = next(places)
             put(delivery, *how)
 
-        self.consumer._queue.put = arrive  # type: ignore[method-assign]
+        def arrive_together(batch: Batch) -> None:
+            for index in range(len(batch)):
+                self._arrived[batch[index].message().payload["number"]] = next(places)
+            put_batch(batch)
+
+        queue.put, queue.put_batch = arrive, arrive_together
         self.running = asyncio.create_task(self.consumer.run())
 
     async def _work(self, task: Task) -> None:
@@ -212,6 +220,7 @@ class ConsumerMachine(RuleBasedStateMachine):
         self._done: set[int] = set()
         self._perhaps_gone: set[int] = set()
         self._processes: list[Process] = []
+        self.wrong: list[Exception] = []
         self.broker = self._run(self._make(make))
 
     async def _make(self, make: Callable[[], Broker]) -> Broker:
@@ -286,6 +295,7 @@ class ConsumerMachine(RuleBasedStateMachine):
             await self._all_done()
             await last.stop()
             assert not await self._is_pending()
+            assert not self.wrong
         finally:
             for process in self._processes:
                 process.running.cancel()

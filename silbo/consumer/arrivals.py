@@ -1,0 +1,47 @@
+"""Arrivals of a read: deliveries that may go together become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from silbo.consumer.acknowledgements import Acknowledgements
+from silbo.errors import Gap
+from silbo.message import Batch, Delivery
+from silbo.wire.formats import JsonFormat
+
+__all__ = ["note_arrivals"]
+
+
+def note_arrivals(items: Sequence[Delivery | Gap], acks: Acknowledgements) -> list[Delivery | Batch | Gap]:
+    """Note what has arrived as in hand, and return it without what was in hand before.
+
+    Deliveries of one address that were never given out before become a batch if they came one right after another.
+    """
+    arrived: list[Delivery | Batch | Gap] = []
+    together: list[Delivery] = []
+    for item in items:
+        if isinstance(item, Gap):
+            _add_batch(arrived, together, acks)
+            arrived.append(item)
+        elif acks.add(item):
+            if together and not _may_follow(item, together[0]):
+                _add_batch(arrived, together, acks)
+            if item.attempt == 1 and type(item.format) is JsonFormat:
+                together.append(item)
+            else:
+                _add_batch(arrived, together, acks)
+                arrived.append(item)
+    _add_batch(arrived, together, acks)
+    return arrived
+
+
+def _may_follow(item: Delivery, first: Delivery) -> bool:
+    return item.address == first.address and item.format is first.format and bool(item.id) is bool(first.id)
+
+
+def _add_batch(arrived: list[Delivery | Batch | Gap], together: list[Delivery], acks: Acknowledgements) -> None:
+    if together:
+        batch = Batch.of(together.copy())
+        acks.join(batch)
+        arrived.append(batch)
+        together.clear()

@@ -1,0 +1,216 @@
+"""The express lane of a consumer: first attempts of a batch right after one another, as long as nothing is in the way.
+
+A delivery that waits, fails, or is in any way special leaves the lane, and goes the long way of :mod:`silbo.consumer.attempts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from typing import Any, Final, NamedTuple
+
+from silbo._host_code import Begun
+from silbo.consumer.acknowledgements import Acknowledgements
+from silbo.consumer.handling_options import HandlingOptions
+from silbo.consumer.heard_names import Heard
+from silbo.consumer.keyed_queue import KeyedQueue, QueuedBatch, QueuedDelivery
+from silbo.consumer.run_state import RunState
+from silbo.consumer.shared_lock import SharedLock
+from silbo.dispatch.dispatcher import has_own_adispatch
+from silbo.dispatch.received_event import Received
+from silbo.errors import MessageInvalid
+from silbo.event import set_mark
+from silbo.message import Origin
+from silbo.protocols import Receiver
+from silbo.wire.formats import JSON
+
+__all__ = ["BegunDispatch", "ExpressLane"]
+
+
+class BegunDispatch(NamedTuple):
+    """A dispatch that has made its first step.
+
+    Attributes:
+        dispatch: The dispatch.
+        heard: The answer to the question if somebody hears the name.
+    """
+
+    dispatch: Begun
+    heard: Heard
+
+
+class Left(NamedTuple):
+    """A delivery that has left the lane.
+
+    Attributes:
+        queued: The delivery; it is in work.
+        begun: Its dispatch; None if it is for the long way.
+        began_at: The loop's time when its turn came.
+    """
+
+    queued: QueuedDelivery
+    begun: BegunDispatch | None
+    began_at: float
+
+
+class ExpressLane:
+    """The express lane of one worker: it runs in the worker's task.
+
+    Nothing else of the loop runs meanwhile. So what can't change without that is looked at once in a run, which takes a turn
+    of the loop at most.
+
+    Attributes:
+        received: The worker's object for the event in work.
+    """
+
+    def __init__(
+        self,
+        options: HandlingOptions,
+        *,
+        receiver: Receiver,
+        queue: KeyedQueue,
+        acks: Acknowledgements,
+        run: RunState,
+        lock: SharedLock,
+    ) -> None:
+        self.received: Final = Received(None, None, options.listener_timeout)
+        self._options = options
+        self._skips_own_instance = receiver.skips_own_instance
+        self._queue = queue
+        self._acks = acks
+        self._run_state = run
+        self._lock = lock
+        self._time = asyncio.get_running_loop().time
+        # Of the dispatch that was begun last:
+        self._coroutine: Any = None
+        self._key: str | None = None
+        self._heard = Heard.BY_NOBODY
+
+    def run(self, queued: QueuedBatch, now: float) -> Left | None:
+        """Attempt the next deliveries of the first batch in the queue.
+
+        Returns:
+            The delivery that has left the lane; None if the batch is done, the turn is over, or a delivery waits for others
+            of its key.
+        """
+        batch, first = queued.batch, queued.position
+        raws, ids, end = batch.raws, batch.ids, len(batch)
+        held = self._acks.list_at(batch.address)
+        time, is_over = self._time, self._run_state.turns.is_over
+        count_handled = self._run_state.stats.count_handled
+        received, step = self.received, self._step
+        task: Any = asyncio.current_task()
+        position = first
+        began_at = now
+        begun: Begun | None = None
+        leaves = not self._is_open()
+        try:
+            while position < end and not leaves:
+                if ids and held.get(ids[position]) is not batch:  # another consumer has it
+                    leaves = True
+                    break
+                context = copy_context()
+                self._coroutine = awaited = error = None
+                try:
+                    awaited = context.run(step, raws[position])
+                except StopIteration:
+                    is_done = True
+                except BaseException as raised:  # noqa: BLE001  # it goes on with the delivery
+                    is_done = False
+                    error = raised
+                else:
+                    is_done = False
+                if self._coroutine is None:
+                    if error is not None and not isinstance(error, Exception | asyncio.CancelledError):
+                        raise error
+                    leaves = True
+                elif (
+                    is_done
+                    and received.isolated is None
+                    and not task.cancelling()
+                    and not getattr(task, "_must_cancel", False)
+                ):
+                    if received.once is not None:
+                        received.end(done=True)
+                    count_handled(self._heard)
+                    position += 1
+                    began_at = time()
+                    if is_over(began_at):
+                        break
+                else:
+                    begun = Begun(self._coroutine, context, awaited, StopIteration() if is_done else error)
+                    leaves = True
+        finally:
+            error = None  # or it would hold itself
+            if position > first:
+                self._acks.acknowledge_part(batch, first, position)
+                self._queue.leave(queued, position - first)
+                self._run_state.pace.note(began_at - now, position - first)
+        return self._leave(queued, begun, began_at) if leaves else None
+
+    def _is_open(self) -> bool:
+        """Return True if deliveries may take the lane now."""
+        options = self._options
+        return (
+            options.inbox is None
+            and has_own_adispatch(options.dispatcher)
+            and not self._lock.is_held_alone()
+            and self._acks.is_certain()
+        )
+
+    def _step(self, raw: bytes) -> Any:
+        """Make the event of a message, and begin its dispatch: in the context of the delivery.
+
+        Returns:
+            What the dispatch waits for. If there is no coroutine, the message has to go the long way.
+
+        Raises:
+            StopIteration: The dispatch is done.
+            BaseException: A listener's; or the class's, if there is no coroutine.
+        """
+        options = self._options
+        rebuilder = options.rebuilder
+        try:
+            envelope = JSON.open(raw)
+        except MessageInvalid:
+            return None
+        headers = envelope.headers
+        direct = rebuilder.find_direct(envelope.message_name)
+        if direct is None or headers.get("version", "1") != "1":
+            return None
+        key = headers.get("key")
+        if key is None:
+            if options.needs_keys or direct.takes_key:
+                return None
+        elif key in self._queue.keys:
+            return None
+        origin = Origin(headers.get("app", ""), headers.get("instance", ""))
+        if rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance):
+            return None
+        name = direct.name
+        # Where nothing but the counts depends on it, the listeners as they were at the last read will do.
+        heard = options.heard.recent(name)
+        if heard is None:
+            heard = options.heard[name]
+        event = direct.read(bytes(envelope.payload))
+        if event is None:
+            return None
+        set_mark(event, "origin", origin)
+        self.received.begin(event, name)
+        self._key = key
+        self._heard = heard
+        coroutine = self._coroutine = options.dispatcher.adispatch(name, event)
+        return coroutine.send(None)
+
+    def _leave(self, queued: QueuedBatch, begun: Begun | None, began_at: float) -> Left | None:
+        """Let the next delivery leave the lane. None if it has to wait for others of its key."""
+        delivery = self._acks.single_out(queued.batch, queued.position)
+        self._queue.leave(queued, 1)
+        if begun is not None:
+            single = self._queue.put_in_work(delivery, None, self._key)
+            assert single is not None  # its key was free
+            return Left(single, BegunDispatch(begun, self._heard), began_at)
+        single = self._queue.put_in_work(
+            delivery, *self._options.rebuilder.examine(delivery, skips_own_instance=self._skips_own_instance)
+        )
+        return None if single is None else Left(single, None, began_at)
