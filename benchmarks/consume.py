@@ -17,13 +17,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
+from time import perf_counter
 from typing import Any, Final
 from uuid import UUID
 from zlib import crc32
 
 from redis.asyncio import Redis
 
-from benchmarks.timing import Contender
+from benchmarks.timing import Contender, Measured
 from silbo import AsyncEventDispatcher, Bridge, Consumer, EventName, NotificationEvent
 from silbo.brokers.redis import RedisInbox, RedisStreams
 
@@ -81,7 +82,7 @@ async def read_all(client: Redis, times: int, handle: Any) -> None:
     await client.xgroup_create(STREAM, group, "0")
     done = 0
     while done < times:
-        reply = await client.xreadgroup(group, "one", {STREAM: ">"}, count=READ, block=400)
+        reply = await client.xreadgroup(group, "one", {STREAM: ">"}, count=min(READ, times - done), block=400)
         for _, entries in reply:
             await handle(entries)
             await client.xack(STREAM, group, *[entry_id for entry_id, _ in entries])
@@ -154,7 +155,8 @@ def consuming(client: Redis, *, concurrency: int = 1, once: bool = False) -> Con
         if consumer.stats.handled + 1 >= times:
             consumer.stop()
 
-    async def run(times: int) -> None:
+    async def run(times: int) -> Measured:
+        began_at = perf_counter()
         name = f"silbo-{next(_groups)}"
         async with AsyncExitStack() as stack:
             streams = RedisStreams(client, app="benchmark", prefix=PREFIX)
@@ -174,6 +176,7 @@ def consuming(client: Redis, *, concurrency: int = 1, once: bool = False) -> Con
             await consumer.run()
         await client.xgroup_destroy(STREAM, name)
         await client.delete(f"{PREFIX}:inbox:{name}")
+        return Measured((perf_counter() - began_at) / consumer.stats.handled)  # it has handled what it had read
 
     return run
 

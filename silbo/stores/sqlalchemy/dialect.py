@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,7 +11,6 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
-    CursorResult,
     DateTime,
     Dialect,
     LargeBinary,
@@ -74,12 +73,10 @@ async def check_constraints(connection: AsyncConnection) -> None:
         await connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
 
-async def insert_missing(
-    connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]
-) -> CursorResult[Any]:
-    """Insert those of the rows whose key the table does not have yet."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return await connection.execute(insert(table).on_conflict_do_nothing(), rows)
+def insert_missing(dialect: Dialect, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return a statement that inserts those rows whose key the table does not have yet."""
+    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing()
 
 
 def is_refusal_of_data(error: object, *, at_commit: bool = False) -> bool:
