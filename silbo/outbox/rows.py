@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import lru_cache
 from itertools import product
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 from zlib import crc32
 
 import msgspec
 
 from silbo.message import Message
-from silbo.wire.formats import to_json
+from silbo.wire.formats import make_encoded_message, to_json
 
 __all__ = [
     "FOUND_AT_MOST",
@@ -81,9 +82,8 @@ class Packed:
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A stored message.
+class Row(NamedTuple):
+    """A stored message. A named tuple: a frozen dataclass takes four times as long to make, a twentieth of a relay's time.
 
     Attributes:
         id: Given by the store; ascending in the order of commit, for one key.
@@ -369,11 +369,43 @@ class SessionStore(OutboxStore, Protocol):
 def pack(message: Message, partitions: int) -> Packed:
     """Return a message as it is stored: all of its fields, the address and the class name too.
 
+    Its first fields are those of the format JSON, in the same order. A checksum at the end says that these bytes may go to a
+    broker of that format; a message without an origin has none.
+
     Raises:
         MessageRefused: something in the message can't be written, or it is larger than 1 MiB.
     """
     raw = to_json(message, {name: getattr(message, name) for name in _FIELDS})
+    if "app" in message.headers and "instance" in message.headers:
+        head = raw[:-1]
+        raw = head + _write_checksum(head)
     return Packed(partition_of(message.key, partitions), message.key, raw)
+
+
+def _write_checksum(head: bytes) -> bytes:
+    """Return the end of a stored message, which proves that ``head``, the bytes in front of it, are as :func:`pack` wrote them."""
+    return b',"checksum":"%08x"}' % crc32(head)
+
+
+_END: Final = len(_write_checksum(b""))
+"""Bytes of the end with the checksum."""
+
+
+class _End(msgspec.Struct):
+    """The fields of a stored message that the format JSON does not have."""
+
+    to: str | None
+    class_name: str
+
+
+@lru_cache(1024)  # addresses and classes are few
+def _read_end(raw: bytes) -> tuple[str | None, str]:
+    """Return the address and the class name that the end of a stored message tells."""
+    end = _decode_end(b'{"to":%b}' % raw)
+    return end.to, end.class_name
+
+
+_decode_end: Final = msgspec.json.Decoder(_End).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +419,16 @@ class UnreadableMessage(Message):
 
 
 def unpack(raw: bytes | str) -> Message:
-    """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones."""
+    """Return the message of :func:`pack`'s bytes; an UnreadableMessage if the store gives other ones.
+
+    If the checksum is right, the message is not read now: a broker with the format JSON sends its bytes as they are.
+    """
+    if type(raw) is bytes:
+        # Reading and writing a small message takes 5.4 us, this 1.3: a fifth of a relay's time.
+        head = raw[:-_END]
+        if raw.endswith(_write_checksum(head)):
+            json, _, end = head.rpartition(b',"to":')
+            return make_encoded_message(json + b"}", *_read_end(end))
     try:
         message: Any = _decode(raw)
     # A byte that is no UTF-8 is a UnicodeError before msgspec 0.23.

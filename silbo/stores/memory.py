@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from itertools import islice
@@ -155,7 +155,7 @@ class MemoryStore:
         while waiting and len(taken) < limit:
             led.sequence = max(led.sequence + 1, int(self._clock() * 1e6))  # as in stores that can be restored
             row = heappop(waiting)
-            self._rows[row] = replace(self._rows[row], sequence=led.sequence)
+            self._rows[row] = self._rows[row]._replace(sequence=led.sequence)
             taken.append(row)
         for row in taken[:limit]:
             attempts = self._rows[row].attempts + 1
@@ -296,7 +296,7 @@ class MemoryStore:
         ]
 
     def _change(self, row_id: int, state: State, **changes: Any) -> None:
-        self._rows[row_id] = replace(self._rows[row_id], state=state, state_at=self._now(), **changes)
+        self._rows[row_id] = self._rows[row_id]._replace(state=state, state_at=self._now(), **changes)
 
     def _wait_again(self, rows: Iterable[int]) -> None:
         """Make rows pending as if they were never taken, ordered by their ids."""

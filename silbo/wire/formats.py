@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -20,7 +22,18 @@ from silbo.names import MAX_NAME_LENGTH
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
 from silbo.wire.faults import MSGSPEC_ERRORS, is_too_deep, to_message_invalid
 
-__all__ = ["CLOUDEVENTS", "DIATOR", "JSON", "CloudEventsFormat", "DiatorFormat", "Envelope", "JsonFormat", "to_json"]
+__all__ = [
+    "CLOUDEVENTS",
+    "DIATOR",
+    "JSON",
+    "CloudEventsFormat",
+    "DiatorFormat",
+    "EncodedMessage",
+    "Envelope",
+    "JsonFormat",
+    "make_encoded_message",
+    "to_json",
+]
 
 _T = TypeVar("_T")
 _encode = msgspec.json.Encoder(enc_hook=dict).encode  # any Mapping is a payload
@@ -47,6 +60,61 @@ class Envelope(Headed, msgspec.Struct):
     headers: Mapping[str, str] = {}
 
 
+class EncodedMessage(Message):
+    """A message of which the bytes in the format JSON are known, with its origin. They are read when a field is looked at.
+
+    A changed copy, as of ``dataclasses.replace``, is a plain Message.
+
+    Attributes:
+        raw: The bytes.
+    """
+
+    __slots__ = ("raw",)
+
+    raw: bytes
+
+    def __new__(cls, *values: Any, **fields: Any) -> Message:  # type: ignore[misc]  # for a changed copy
+        """Make a plain Message."""
+        return Message(*values, **fields)
+
+    def __getattr__(self, name: str) -> Any:  # of a field that has no value yet
+        if name not in _Record.__struct_fields__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            record = _records.decode(self.raw)
+        except MSGSPEC_ERRORS as error:
+            raise MessageRefused("(unreadable)", f"it can't be read: {error}") from None
+        for field in _Record.__struct_fields__:
+            _set_field(self, field, getattr(record, field))
+        return getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and _values_of(self) == _values_of(other)
+
+    __hash__ = Message.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Message, _values_of(self)
+
+
+_set_field: Final = object.__setattr__  # a Message is frozen
+_new: Final = object.__new__
+_set_raw: Final = EncodedMessage.__dict__["raw"].__set__
+_set_to: Final = Message.__dict__["to"].__set__
+_set_class_name: Final = Message.__dict__["class_name"].__set__
+
+
+def make_encoded_message(raw: bytes, to: str | None, class_name: str) -> EncodedMessage:
+    """Return an EncodedMessage of its bytes, and of the two fields that they don't have."""
+    message = _new(EncodedMessage)
+    _set_raw(message, raw)
+    _set_to(message, to)
+    _set_class_name(message, class_name)
+    return message
+
+
+_values_of: Final = attrgetter(*(field.name for field in fields(Message)))
+_records = msgspec.json.Decoder(_Record)
 _envelopes = msgspec.json.Decoder(Envelope)
 _payloads = msgspec.json.Decoder(dict[str, Any])
 
@@ -72,6 +140,8 @@ class JsonFormat(_ByEventName):
 
     def encode(self, message: Message, origin: Origin) -> bytes:
         """Return the bytes, see :class:`~silbo.message.Format`; an origin in the message's headers is kept."""
+        if type(message) is EncodedMessage:
+            return message.raw
         return to_json(
             message,
             {

@@ -336,7 +336,7 @@ async def test_refused_message_is_dead_and_frees_its_partition(heard: GroupReade
     """Only a refusal for good does that. The hook gets the error and the message."""
     store = await store_of(1, 2, 3)
     odd = Message("ecst_event", "counted", "id-4", {"n": 4, "odd": "x" * 2_000_000}, {"key": "a"})
-    store._rows[2] = replace(store._rows[2], message=odd)  # no outbox stores it: a broker's format may refuse more
+    store._rows[2] = store._rows[2]._replace(message=odd)  # no outbox stores it: a broker's format may refuse more
     told: list[tuple[Exception, Any]] = []
     async with running(store, broker, on_error=lambda error, what: told.append((error, what))) as relay:
         await wait_until_sent(store)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import random
 from collections import UserDict
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from silbo.errors import MessageRefused
-from silbo.message import Message
-from silbo.outbox.rows import Quota, pack, partition_of, unpack
+from silbo.message import Format, Message, Origin
+from silbo.outbox.rows import Quota, UnreadableMessage, pack, partition_of, unpack
 from silbo.wire.encode import MAX_SIZE
+from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON, EncodedMessage
+from tests.wire.test_codec_fuzz import mutate_bytes
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
@@ -36,6 +42,58 @@ def test_message_comes_back_as_it_was(
     kind, name, message_id, class_name = names
     message = Message(kind, name, message_id, payload, headers, to, class_name)
     assert unpack(pack(message, 1).raw) == message
+
+
+ORIGIN = {"app": "web", "instance": "1"}
+
+
+@pytest.mark.parametrize("form", [JSON, DIATOR, CLOUDEVENTS], ids=["json", "diator", "cloudevents"])
+@given(
+    payload=st.dictionaries(texts, values, max_size=4),
+    headers=st.dictionaries(st.sampled_from(["key", "version", "publication"]), st.sampled_from("abñ"), max_size=3),
+    to=st.none() | texts,
+    class_name=texts,
+)
+def test_stored_message_is_sent_as_the_same_bytes(
+    form: Format, payload: dict[str, Any], headers: dict[str, str], to: str | None, class_name: str
+) -> None:
+    """In the format JSON the stored bytes are sent without reading them; the app of whoever sends them does not matter."""
+    message = Message("ecst_event", "user.joined", "id", payload, ORIGIN | headers, to, class_name)
+    stored = unpack(pack(message, 1).raw)
+    assert type(stored) is EncodedMessage
+    sender = Origin("relay", "2") if form is JSON else Origin("web", "1")
+    assert form.encode(stored, sender) == form.encode(message, sender)
+    assert (stored.to, stored.class_name) == (to, class_name)
+    assert stored == message and message == stored
+
+
+def test_stored_message_without_an_origin_is_read() -> None:
+    """The broker has to write its own one into it."""
+    for headers in ({}, {"app": "web"}, {"instance": "1"}):
+        stored = unpack(pack(Message("ecst_event", "user.joined", "id", {"a": 1}, headers), 1).raw)
+        assert type(stored) is Message
+        assert b'"app":"' in JSON.encode(stored, Origin("web", "1"))
+
+
+def test_damaged_message_is_read_not_sent_as_it_is() -> None:
+    payload = {"name": "Ñandú", "n": 17, "far": [1.5e10, -3], "in": {"a": None, "b": True}, "text": 'a "b" \\ {}[]'}
+    raw = pack(Message("ecst_event", "user.joined", "id", payload, {**ORIGIN, "key": "ñ"}, None, "Joined"), 1).raw
+    chance = random.Random(7)
+    kinds = [type(unpack(damaged)) for _ in range(5_000) if (damaged := mutate_bytes(chance, raw)) != raw]
+    assert set(kinds) == {Message, UnreadableMessage}
+
+
+def test_changed_copy_of_a_stored_message_is_read() -> None:
+    """So a publisher that adds a header sends it."""
+    message = Message("ecst_event", "user.joined", "id", {"a": 1}, ORIGIN, "orders", "Joined")
+    stored = unpack(pack(message, 1).raw)
+    changed = replace(stored, headers={**ORIGIN, "trace": "7"})
+    assert type(changed) is Message and b'"trace":"7"' in JSON.encode(changed, Origin("web", "1"))
+    assert repr(stored).endswith(repr(message).removeprefix("Message"))
+    for made in (copy.copy(stored), copy.deepcopy(stored), pickle.loads(pickle.dumps(stored))):
+        assert made == message
+    with pytest.raises(AttributeError, match="colour"):
+        _ = stored.colour  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("wrap", [MappingProxyType, UserDict])

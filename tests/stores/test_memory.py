@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -19,9 +18,9 @@ class TestMemoryStore(Conformance):
         return lambda: store
 
     async def damage(self, store: MemoryStore, row: int, raw: bytes) -> None:
-        store._rows[row] = replace(store._rows[row], message=unpack(raw))
+        store._rows[row] = store._rows[row]._replace(message=unpack(raw))
 
     async def move_times(self, store: MemoryStore, ahead: timedelta) -> None:
         for row in store._rows.values():
             due = None if row.next_attempt_at is None else row.next_attempt_at + ahead
-            store._rows[row.id] = replace(row, state_at=row.state_at + ahead, next_attempt_at=due)
+            store._rows[row.id] = row._replace(state_at=row.state_at + ahead, next_attempt_at=due)

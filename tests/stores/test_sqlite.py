@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.support.store_conformance import (
     Conformance,
     Make,
     bury,
+    ids,
     in_state,
     leader,
     numbers,
@@ -230,6 +232,19 @@ async def test_rows_that_are_not_all_sent_are_written_each_as_it_is(store: SQLit
     assert [await in_state(store, state) for state in ("sent", "dead", "sending")] == [[0, 4], [1], [2, 3]]
     again = await store.take(lead, 5)
     assert [(row.sequence, row.attempts) for row in again] == [(row.sequence, 2) for row in rows[2:4]]
+
+
+@pytest.mark.parametrize(("settled", "sent"), [([2, 3, 4], [2]), ([3, 3, 3], [2]), ([1, 3, 9], [0, 2])])
+async def test_only_taken_rows_are_settled_by_one_write(path: Path, settled: list[int], sent: list[int]) -> None:
+    """If other rows are named with them, or too few, each is looked at."""
+    store = SQLiteStore(path)
+    await store.open(2)
+    await store.add([replace(each, partition=number % 2) for number, each in enumerate(packed(*range(5)))], PLENTY)
+    lead = await leader(store)
+    assert ids(await store.take(lead, 5)) == [1, 3, 5]
+    await store.settle(lead, settled, {})
+    assert await in_state(store, "sent") == sent
+    await store.aclose()
 
 
 @pytest.mark.parametrize("how", ["retry", "replay"])

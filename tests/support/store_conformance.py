@@ -33,7 +33,8 @@ PAST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def message(number: int, key: str | None = None) -> Message:
-    headers = {"publication": f"p-{number}", "version": "1"} | ({} if key is None else {"key": key})
+    headers = {"app": "web", "instance": "1", "publication": f"p-{number}", "version": "1"}
+    headers |= {} if key is None else {"key": key}
     return Message("ecst_event", "counted", f"id-{number}", {"n": number}, headers, "orders", "Counted")
 
 

@@ -6,7 +6,6 @@ The functions carry the names of ``OutboxStore``'s methods; import the module, n
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
@@ -335,8 +334,7 @@ async def take(
         await connection.execute(update(message).where(is_among(damaged, connection)).values(attempts=1, stored_at=now))
     sequences = {row: sequence for sequence, row in enumerate(fresh, last + 1)}
     return [
-        replace(
-            row,
+        row._replace(
             state="sending",
             attempts=row.attempts + 1,
             sequence=sequences.get(row.id, row.sequence),

@@ -150,16 +150,16 @@ def take(
     _write_down(connection)
     last = _check_lead(connection, lead)
     now = read_clock()
+    # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
+    next_sequence = max(last + 1, now)
+    if fresh := _take_fresh(connection, lead, limit, next_sequence, now):
+        return fresh
     found = _select_next(connection, lead.partition, limit)
     if not found or _is_waiting(found[0], now):
         # A relay that has just sent something asks again soon, with nothing to settle.
         found = [] if sent or dead else _select_strays(connection, lead.partition, limit)
     if not found:
         return []
-    # Not below the clock: so a file that was restored from an older copy never gives the same sequence again.
-    next_sequence = max(last + 1, now)
-    if (fresh := _take_fresh(connection, lead, found, next_sequence, now)) is not None:
-        return fresh
     rows = []
     damaged = []
     for row, partition, state, raw, *others in found:
@@ -187,54 +187,57 @@ def take(
     return rows
 
 
-def _take_fresh(
-    connection: sqlite3.Connection, lead: Lead, found: Sequence[tuple[Any, ...]], sequence: int, now: int
-) -> list[Row] | None:
-    """Take rows with one write, if none was taken before, and nothing is wrong with any. None if that can't be done.
+_IS_FRESH: Final = (
+    f"state = 0 AND attempts = 0 AND sequence = {NO_SEQUENCE} AND error IS NULL AND owner IS NULL AND epoch IS NULL"
+    " AND next_attempt_at IS NULL AND typeof(stored_at) = 'integer' AND state_at = stored_at"
+)
+"""The condition that a row is as it was stored, its message aside."""
+
+
+def _take_fresh(connection: sqlite3.Connection, lead: Lead, limit: int, sequence: int, now: int) -> list[Row]:
+    """Take the first rows to send with one write, as long as each is as it was stored. Empty if the first one is not.
+
+    Fewer than ``limit`` if their messages reach READ_SIZE before.
 
     Args:
         connection: To the file.
         lead: The lead.
-        found: Values of COLUMNS, by id.
+        limit: The most rows.
         sequence: The first row's. The others' are as far above it as their ids are above the first one's.
         now: The time of the taking.
     """
-    first = found[0][0]
-    size = 0
-    rows: list[Row] = []
-    taken_at = to_datetime(now)
-    stored = stored_at = None
-    for row, partition, state, raw, attempts, error, its_sequence, owner, epoch, at, state_at, next_attempt_at in found:
-        if (partition, state, attempts, its_sequence) != (lead.partition, 0, 0, NO_SEQUENCE) or type(raw) is not bytes:
-            return None
-        _, problem = _columns.mend((attempts, error, its_sequence, owner, epoch, at, state_at, next_attempt_at))
-        if problem or type(state) is not int:
-            return None
-        if at != stored or stored_at is None:
-            stored, stored_at = at, to_datetime(at)
-        size += len(raw)
-        rows.append(
-            Row(
-                row,
-                lead.partition,
-                "sending",
-                unpack(raw),
-                1,
-                error,
-                sequence + row - first,
-                lead.owner,
-                lead.epoch,
-                stored_at,
-                taken_at,
-                None,
-            )
-        )
-    last = found[-1][0]
-    connection.execute(
-        "INSERT INTO taken (partition, first, last, sequence, size, owner, epoch, taken_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (lead.partition, first, last, sequence, size, lead.owner, lead.epoch, now),
+    cursor = connection.execute(
+        f"SELECT id, raw, stored_at, {_IS_FRESH} FROM message WHERE state < 2 AND partition = ? ORDER BY sequence, id LIMIT ?",
+        (lead.partition, limit),
     )
-    connection.execute("UPDATE lead SET sequence = ? WHERE partition = ?", (sequence + last - first, lead.partition))
+    partition, owner, epoch = lead.partition, lead.owner, lead.epoch
+    rows: list[Row] = []
+    size = 0
+    above = None
+    taken_at = to_datetime(now)
+    stored, stored_at = now, taken_at
+    for row, raw, at, is_fresh in cursor:
+        if not is_fresh or type(raw) is not bytes:
+            break
+        if above is None:
+            above = sequence - row
+        if at != stored:
+            stored, stored_at = at, to_datetime(at)
+        message = unpack(raw)
+        rows.append(
+            Row(row, partition, "sending", message, 1, None, above + row, owner, epoch, stored_at, taken_at, None)
+        )
+        size += len(raw)
+        if size >= READ_SIZE:
+            break
+    cursor.close()
+    if rows:
+        first, last = rows[0].id, rows[-1].id
+        connection.execute(
+            "INSERT INTO taken (partition, first, last, sequence, size, owner, epoch, taken_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (partition, first, last, sequence, size, owner, epoch, now),
+        )
+        connection.execute("UPDATE lead SET sequence = ? WHERE partition = ?", (rows[-1].sequence, partition))
     return rows
 
 
@@ -263,15 +266,22 @@ def _read_taken(connection: sqlite3.Connection, partition: int | None = None) ->
 def _settle_taken(connection: sqlite3.Connection, lead: Lead, sent: Collection[int], now: int) -> bool:
     """Mark the rows of the lead's record in ``taken`` as sent by one statement, if they are the sent ones. True if so."""
     for partition, first, last, sequence, size, owner, epoch, _ in _read_taken(connection, lead.partition):
-        found = connection.execute(f"SELECT id FROM message WHERE {_TAKEN}", (partition, first, last)).fetchall()
-        if epoch != lead.epoch or [row for (row,) in found] != sorted(sent):
+        (count,) = connection.execute(
+            f"SELECT count(*) FROM message WHERE {_TAKEN}", (partition, first, last)
+        ).fetchone()
+        is_settled = set(sent)
+        if (epoch, count) != (lead.epoch, len(is_settled)) or not first <= min(is_settled) <= max(is_settled) <= last:
             return False
+        if count <= last - first:  # else the ids are all those from first to last: no need to read them
+            found = connection.execute(f"SELECT id FROM message WHERE {_TAKEN}", (partition, first, last))
+            if any(row not in is_settled for (row,) in found.fetchall()):
+                return False
         connection.execute(
             "UPDATE message SET state = 2, error = NULL, attempts = attempts + 1, sequence = id + ?, owner = ?, epoch = ?,"
             f" state_at = ? WHERE {_TAKEN}",
             (sequence - first, owner, epoch, now, partition, first, last),
         )
-        connection.execute("UPDATE outbox SET rows = rows - ?, size = size - ?", (len(found), size))
+        connection.execute("UPDATE outbox SET rows = rows - ?, size = size - ?", (count, size))
         connection.execute("DELETE FROM taken WHERE partition = ?", (partition,))
         return True
     return False
