@@ -234,14 +234,20 @@ async def test_rows_that_are_not_all_sent_are_written_each_as_it_is(store: SQLit
     assert [(row.sequence, row.attempts) for row in again] == [(row.sequence, 2) for row in rows[2:4]]
 
 
-@pytest.mark.parametrize(("settled", "sent"), [([2, 3, 4], [2]), ([3, 3, 3], [2]), ([1, 3, 9], [0, 2])])
-async def test_only_taken_rows_are_settled_by_one_write(path: Path, settled: list[int], sent: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("partitions", "settled", "sent"),
+    [(1, [2, 2, 2, 2, 2], [1]), (1, [2, 3, 4, 5, 9], [1, 2, 3, 4]), (2, [1, 2, 4], [0]), (2, [1, 3], [0, 2])],
+)
+async def test_only_taken_rows_are_settled_by_one_write(
+    path: Path, partitions: int, settled: list[int], sent: list[int]
+) -> None:
     """If other rows are named with them, or too few, each is looked at."""
     store = SQLiteStore(path)
-    await store.open(2)
-    await store.add([replace(each, partition=number % 2) for number, each in enumerate(packed(*range(5)))], PLENTY)
+    await store.open(partitions)
+    rows = [replace(each, partition=number % partitions) for number, each in enumerate(packed(*range(5)))]
+    await store.add(rows, PLENTY)
     lead = await leader(store)
-    assert ids(await store.take(lead, 5)) == [1, 3, 5]
+    assert ids(await store.take(lead, 5)) == [*range(1, 6, partitions)]
     await store.settle(lead, settled, {})
     assert await in_state(store, "sent") == sent
     await store.aclose()
