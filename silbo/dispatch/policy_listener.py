@@ -143,10 +143,13 @@ class PolicyListener(ConfiguredListener):
         if self._keeps_state:
             state = event.__dict__.copy() if type(event) is self._slotless else self._keep(event)
         try:
-            # This is _run() with step() in it: without these two calls it takes a third less time.
-            coroutine: Any = self._target(event)
+            # This is _run() with step() in it: without these two calls it takes a third less time. The first step is that of a
+            # loop, which ends without a StopIteration: a further eighth less.
+            target = self._target
+            coroutine: Any = target(event)
             if type(coroutine) is not CoroutineType:
-                coroutine = as_coroutine(coroutine)
+                await self._run_awaitable(coroutine)
+                return
             on_loop = self._on_loop
             around = on_loop.coroutine
             around_listener = on_loop.listener
@@ -155,9 +158,10 @@ class PolicyListener(ConfiguredListener):
             on_loop.listener = self
             on_loop.since = started = perf_counter()
             try:
-                awaited = coroutine.send(None)
-            except StopIteration:
-                return
+                for awaited in coroutine.__await__():  # noqa: B007  # read below
+                    break
+                else:
+                    return
             finally:
                 now = perf_counter()
                 if owner is not None:
@@ -185,7 +189,10 @@ class PolicyListener(ConfiguredListener):
     # -- the run --------------------------------------------------------------------------------------------
 
     async def _run(self, listener: Listener, event: Any) -> None:
-        coroutine = as_coroutine(listener(event))
+        await self._run_awaitable(listener(event))
+
+    async def _run_awaitable(self, awaitable: Any) -> None:
+        coroutine = as_coroutine(awaitable)
         started = perf_counter()
         try:
             awaited = self.step(coroutine.send, None, coroutine)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,6 +204,22 @@ async def test_what_a_listener_awaits_gives_it_its_value_and_its_errors() -> Non
     add_as(owner_of(dispatcher, Policy(timeout=60, on_failure="raise")), dispatcher, "j", use)
     await dispatcher.adispatch("j", Joining())
     assert got == [7, "down", ["a", "b"]]
+
+
+async def test_a_listener_may_return_another_awaitable_than_a_coroutine() -> None:
+    """As a decorator does that marks its function as async, and the functions of a compiler."""
+    dispatcher, told = AsyncEventDispatcher(), Told()
+
+    def start(event: Joining) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(fail(event))
+
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(start)
+    else:
+        start._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    add_as(owner_of(dispatcher, Policy(on_failure="ignore"), told), dispatcher, "joining", start)
+    event = await dispatcher.adispatch("joining", Joining())
+    assert (event.user, told.kinds) == ("ada", ["failed"])
 
 
 async def test_a_listener_that_ignores_its_time_limit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
