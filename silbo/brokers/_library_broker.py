@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
-from silbo.brokers._sender import LibrarySender, OutgoingMessage
+from silbo.brokers._sender import OutgoingMessage, Sender
 from silbo.message import Format, Message, Origin, instance
 from silbo.protocols import Promises
 
@@ -38,7 +38,7 @@ class LibraryBroker(AsyncCloseable):
         self.app: Final = check_address(app, "an app")
         self._format = format
         self._timeout = timeout
-        self._sender = LibrarySender(
+        self._sender = Sender(
             self.kind, self._send, self._encode, default=default, timeout=timeout, owner=type(self).__name__
         )
 

@@ -10,7 +10,7 @@ import pytest
 
 from silbo.brokers import _sender
 from silbo.brokers._library_broker import build_labels
-from silbo.brokers._sender import LibrarySender, OutgoingMessage
+from silbo.brokers._sender import QUEUE_BYTES, QUEUE_MESSAGES, OutgoingMessage, Sender
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.message import Message, Origin
 from silbo.wire.formats import JSON
@@ -49,6 +49,10 @@ async def silent(messages: Sequence[OutgoingMessage]) -> None:
     await asyncio.Event().wait()
 
 
+def encode(message: Message) -> bytes:
+    return JSON.encode(message, Origin("web", "1"))
+
+
 class Library:
     """A client library that does what it is told: with the first batch the first step, and so on; then all is well."""
 
@@ -60,10 +64,8 @@ class Library:
         self.batches.append((address, names(messages)))
         await (self.steps.pop(0) if self.steps else ok)(messages)
 
-    def sender(self, timeout: float = 5.0) -> LibrarySender:
-        return LibrarySender(
-            "Library", self.send, lambda one: JSON.encode(one, Origin("web", "1")), default="events", timeout=timeout
-        )
+    def sender(self, timeout: float = 5.0) -> Sender:
+        return Sender("Library", self.send, encode, default="events", timeout=timeout)
 
 
 class Gate:
@@ -358,9 +360,244 @@ async def test_message_that_would_be_late_is_not_begun() -> None:
     assert len(library.batches) == 1
 
 
+async def test_probe_is_sent_however_long_the_timeout_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the timeout may be longer than all the time that a probe has."""
+    monkeypatch.setattr(_sender, "PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr(_sender, "LATE", 0.9)
+    library = Library(silent)
+    sender = library.sender(timeout=0.4)
+    assert await ends(sender.publish([message(1)])) == [DeliveryUnknown]
+    await sender.publish([message(2)])
+
+
 def test_timeout_is_seconds() -> None:
     with pytest.raises(ValueError, match="timeout is seconds"):
         Library().sender(timeout=0)
+
+
+# -- room ---------------------------------------------------------------------------------------------------
+
+
+async def fill(sender: Sender, gate: Gate, *, messages: int = 0, size: int = 0) -> list[asyncio.Task[None]]:
+    """A batch that is held, and behind it calls with so many messages, or with one of this size each, until there is no room."""
+    calls = [asyncio.create_task(sender.publish([message(0)]))]
+    await gate.entered.wait()
+    queue = sender._queues["events"]
+    while queue._has_room():
+        many = [message(1, size=size)] if size else [message(1)] * messages
+        calls.append(asyncio.create_task(sender.publish(many)))
+        await asyncio.sleep(0)
+    return calls
+
+
+async def begin(publish: Awaitable[None]) -> asyncio.Task[None]:
+    task = asyncio.ensure_future(publish)
+    await asyncio.sleep(0)
+    return task
+
+
+def lengths(library: Library) -> list[int]:
+    return [len(batch) for _, batch in library.batches]
+
+
+@pytest.mark.parametrize(("messages", "size"), [(QUEUE_MESSAGES, 0), (0, QUEUE_BYTES)])
+async def test_publish_waits_for_room_and_is_not_encoded_meanwhile(messages: int, size: int) -> None:
+    """The queue is bounded in messages and in bytes: what waits for room takes no memory of its own."""
+    encoded = 0
+
+    def encode_counted(one: Message) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return bytes(max(1, len(one.payload["pad"])))
+
+    library = Library(gate := Gate())
+    sender = Sender("Library", library.send, encode_counted, default="events", timeout=60)
+    calls = await fill(sender, gate, messages=messages, size=size)
+    before = encoded
+    calls += [await begin(sender.publish([message(number)])) for number in (2, 3)]
+    assert encoded == before
+    gate.opened.set()
+    assert await ends(*calls) == [None] * len(calls)
+    assert [name for _, batch in library.batches for name in batch][-2:] == ["n2", "n3"]
+    assert sender._queues["events"]._bytes == 0
+
+
+async def test_room_is_given_in_turn_to_those_who_still_wait() -> None:
+    library = Library(gate := Gate())
+    sender = library.sender(timeout=60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    waiting = [await begin(sender.publish([message(number)] * QUEUE_MESSAGES)) for number in (2, 3, 4)]
+    waiting[0].cancel()
+    gate.opened.set()
+    assert await ends(*calls, *waiting[1:]) == [None] * 4
+    sent = [name for _, batch in library.batches for name in batch]
+    assert sent == ["n0", *["n1"] * QUEUE_MESSAGES, *["n3"] * QUEUE_MESSAGES, *["n4"] * QUEUE_MESSAGES]
+    assert max(lengths(library)) == 500
+
+
+async def test_withdrawn_messages_make_room() -> None:
+    """Also when nothing is left then that a batch could take."""
+    library = Library(gate := Gate())
+    sender = library.sender(timeout=60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    waiting = await begin(sender.publish([message(2)]))
+    calls[1].cancel()
+    gate.opened.set()
+    await waiting
+    assert [batch for _, batch in library.batches] == [["n0"], ["n2"]]
+
+
+async def test_queue_that_is_given_up_answers_everybody() -> None:
+    library = Library(gate := Gate(silent))
+    sender = library.sender(timeout=0.3)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    waiting = await begin(sender.publish([message(2)] * 2))
+    with pytest.raises(BrokerUnavailable, match="has not answered since .*; none of 2 messages was sent"):
+        await waiting
+    with pytest.raises(BrokerUnavailable, match="has not answered since .*; none of 10000 messages was sent"):
+        await calls[1]
+    assert await ends(*calls) == [DeliveryUnknown, BrokerUnavailable]
+    assert sender._queues["events"]._has_room()
+
+
+async def test_message_without_room_is_held_back_like_the_others() -> None:
+    """It waited, too, when one of its key missed before it."""
+    library = Library(gate := Gate(lost))
+    sender = library.sender(timeout=60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    calls += [await begin(sender.publish([message(number, key=key)])) for number, key in ((2, None), (3, "a"))]
+    gate.opened.set()
+    assert await ends(*calls) == [DeliveryUnknown, BrokerUnavailable, BrokerUnavailable, None]
+    assert [batch for _, batch in library.batches] == [["n0"], ["n3"]]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_error_of_a_hosts_format_is_its_callers(is_full: bool) -> None:
+    """Nothing of that call is sent, and the others go on."""
+
+    def encode_some(one: Message) -> bytes:
+        if one.message_name == "n3":
+            raise KeyError("a defect")
+        return encode(one)
+
+    library = Library(gate := Gate())
+    sender = Sender("Library", library.send, encode_some, default="events", timeout=60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES) if is_full else []
+    broken = await begin(sender.publish([message(2), message(3)]))
+    calls.append(await begin(sender.publish([message(4)])))
+    gate.opened.set()
+    with pytest.raises(KeyError, match="a defect"):
+        await broken
+    assert await ends(*calls) == [None] * len(calls)
+    names_sent = [name for _, batch in library.batches for name in batch]
+    assert "n2" not in names_sent and "n4" in names_sent
+
+
+class _CountedFuture(asyncio.Future[None]):
+    """A future that counts how often any of its kind was looked at."""
+
+    looks = 0
+
+    def done(self) -> bool:
+        _CountedFuture.looks += 1
+        return super().done()
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel", "admit"])
+async def test_each_that_waits_for_room_is_looked_at_a_few_times(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait, and however they leave: the cost is linear."""
+    waiting = 2_000
+    library = Library(gate := Gate(silent if end == "fail" else ok))
+    sender = library.sender(timeout=0.5 if end == "fail" else 60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_future", lambda: _CountedFuture(loop=loop))
+        tasks = [asyncio.ensure_future(sender.publish([message(2)])) for _ in range(waiting)]
+        await asyncio.sleep(0)
+    _CountedFuture.looks = 0
+    if end == "cancel":
+        for task in reversed(tasks):
+            task.cancel()
+    gate.opened.set()
+    await ends(*calls, *tasks)
+    assert _CountedFuture.looks <= 6 * waiting
+
+
+# -- a connection of the broker's -----------------------------------------------------------------------------
+
+
+class Connecting:
+    """A library that has to connect, and can be probed without a message."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.library = Library(*steps)
+        self.connects = 0
+        self.reachable = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def connect(self) -> None:
+        self.connects += 1
+        if self.error is not None:
+            raise self.error
+        await self.reachable.wait()
+
+    def sender(self, timeout: float) -> Sender:
+        return Sender("Server", self.library.send, encode, timeout=timeout, connect=self.connect)
+
+
+async def test_messages_wait_for_a_connection_and_then_go_together() -> None:
+    server = Connecting()
+    sender = server.sender(timeout=60)
+    calls = [await begin(sender.publish([message(number, to=to)])) for number, to in enumerate((None, "a", "b"))]
+    calls[1].cancel()
+    server.reachable.set()
+    assert await ends(calls[0], calls[2]) == [None, None]
+    assert server.library.batches == [("", ["n0", "n2"])]
+
+
+async def test_error_of_connecting_goes_to_all_at_once() -> None:
+    """It is an answer: the server is not silent."""
+    server = Connecting()
+    server.error = ValueError("wrong password")
+    sender = server.sender(timeout=60)
+    assert await ends(*(sender.publish([message(number)]) for number in range(3))) == [BrokerUnavailable] * 3
+    server.error = None
+    server.reachable.set()
+    await sender.publish([message(3)])
+
+
+async def test_silent_server_is_probed_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sender, "PROBE_PAUSE", 0.01)
+    server = Connecting()
+    sender = server.sender(timeout=0.1)
+    with pytest.raises(BrokerUnavailable, match="has not answered since"):
+        await sender.publish([message(1)])
+    tries = server.connects
+    with pytest.raises(BrokerUnavailable, match="has not answered since .*; not sent"):
+        await sender.publish([message(2)])
+    async with asyncio.timeout(30):
+        while server.connects < tries + 2:
+            await asyncio.sleep(0.01)
+        server.reachable.set()
+        while sender._queues[""].is_busy:
+            await asyncio.sleep(0.01)
+    await sender.publish([message(3)])
+    assert server.library.batches == [("", ["n3"])]
+
+
+async def test_deadline_that_only_withdrawn_messages_missed_silences_nobody() -> None:
+    server = Connecting()
+    sender = server.sender(timeout=0.4)
+    first = await begin(sender.publish([message(1)]))
+    await asyncio.sleep(0.2)
+    second = await begin(sender.publish([message(2)]))
+    first.cancel()
+    await asyncio.sleep(0.3)
+    assert server.connects == 2  # the first try has ended, and nobody was told
+    assert not second.done()
+    server.reachable.set()
+    await second
 
 
 # -- its task -----------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from typing import Any
 import silbo
 from chaos.batteries import BATTERIES
 from silbo import Budget, Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
+from silbo.brokers import _sender
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sender
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.dispatch import extension_points, in_thread
@@ -74,8 +75,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 CONSTANTS = {
     "a lock of an SQLite file": connection.LOCK_TIMEOUT,
     "a transaction of `SQLAlchemyStore`": store.TIMEOUT,
-    "messages that wait to be sent": sender.QUEUE_MESSAGES,
-    "bytes of these messages": sender.QUEUE_BYTES,
+    "messages that wait to be sent": _sender.QUEUE_MESSAGES,
+    "bytes of these messages": _sender.QUEUE_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "unacknowledged deliveries": consumer.UNACKED,

@@ -25,7 +25,7 @@ from silbo.brokers.redis.connection import (
     find_trouble,
 )
 from silbo.brokers.redis.scripts import PUBLISH
-from silbo.brokers.redis.sender import BatchScript, EncodedMessage, RedisSender
+from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import compile_pattern
@@ -126,10 +126,10 @@ class RedisPubSub(AsyncCloseable):
         """
         await self._sender.aclose()
 
-    def _encode(self, message: Message) -> EncodedMessage:
+    def _encode(self, message: Message) -> bytes:
         raw = self._format.encode(message, Origin(self.app, instance()))
         channel = self._format.channel(message, self._prefix).encode()
-        return b"", b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(raw), raw)
+        return b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(raw), raw)
 
 
 # -- receiving ---------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from redis.asyncio import Redis
 
 from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
+from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
-from silbo.brokers.redis.sender import FLUSH_BYTES, FLUSH_MESSAGES, BatchScript, EncodedMessage, RedisSender
+from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
 from silbo.message import Format, Message, Origin, instance
 from silbo.protocols import Promises, Sequenced
@@ -72,8 +73,11 @@ class RedisStreams(AsyncCloseable):
         self._keys = _StreamKeys(prefix)
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
         add = BatchScript(ADD, arguments_each=1, first=pack_words([keep]), first_count=1)
-        self._sender = RedisSender(client, add, self._encode, timeout=timeout, owner="RedisStreams")
-        self._sequenced = SequencedSender(client, self._encode, default=self._keys.default, keep=keep, timeout=timeout)
+        find_key = self._keys.key_for
+        self._sender = RedisSender(client, add, self._encode, find_key=find_key, timeout=timeout, owner="RedisStreams")
+        self._sequenced = SequencedSender(
+            client, self._encode, find_key, default=self._keys.default, keep=keep, timeout=timeout
+        )
 
     async def publish(self, *messages: Message) -> None:
         """Add the messages, in this order.
@@ -166,9 +170,11 @@ class RedisStreams(AsyncCloseable):
         finally:
             await self._sequenced.aclose()
 
-    def _encode(self, message: Message) -> EncodedMessage:
+    def _encode(self, message: Message) -> bytes:
+        if message.to is not None:
+            self._keys.key_for(message)  # refuses what is no address
         raw = self._format.encode(message, Origin(self.app, instance()))
-        return self._keys.key_for(message), b"$%d\r\n%b\r\n" % (len(raw), raw)
+        return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
 # -- keys ---------------------------------------------------------------------------------------------------
@@ -224,7 +230,8 @@ class SequencedSender:
 
     Args:
         client: The program's client.
-        encode: Returns a message encoded; may raise MessageRefused.
+        encode: Returns a message as a packed argument; may raise MessageRefused.
+        find_key: Returns the key of a message's stream.
         default: The key of the stream that is asked if there is no message.
         keep: Milliseconds that entries are kept, as text; empty for ever.
         timeout: Seconds in which a publish is answered.
@@ -233,7 +240,8 @@ class SequencedSender:
     def __init__(
         self,
         client: Redis,
-        encode: Callable[[Message], EncodedMessage],
+        encode: Callable[[Message], bytes],
+        find_key: Callable[[Message], bytes],
         *,
         default: bytes,
         keep: bytes,
@@ -241,6 +249,7 @@ class SequencedSender:
     ) -> None:
         self._connection = CallConnection(client, timeout, owner="RedisStreams")
         self._encode = encode
+        self._find_key = find_key
         self._default = default
         self._keep = keep
 
@@ -252,13 +261,13 @@ class SequencedSender:
             call.batches[self._default] = []
         for sequence, message in messages:
             try:
-                key, argument = self._encode(message)
+                argument = self._encode(message)
             except MessageRefused as error:
                 call.refused[sequence] = error
             else:
                 if not call.has_room(argument):
                     await call.flush()
-                call.add(key, sequence, argument)
+                call.add(self._find_key(message), sequence, argument)
         await call.flush()
         if call.failures and len(call.unsent) + len(call.refused) == len(messages):
             raise next(iter(call.failures.values()))
@@ -309,7 +318,7 @@ class _SequencedCall:
 
     def has_room(self, argument: bytes) -> bool:
         """Return True if the message fits into the same flush."""
-        return self._messages < FLUSH_MESSAGES and (self._messages == 0 or self._bytes + len(argument) <= FLUSH_BYTES)
+        return self._messages < BATCH_MESSAGES and (self._messages == 0 or self._bytes + len(argument) <= BATCH_BYTES)
 
     def add(self, key: bytes, sequence: int, argument: bytes) -> None:
         """Add a message to the next flush, unless the stream is known to have it.

@@ -14,7 +14,8 @@ from statistics import median
 import pytest
 from redis.asyncio import Redis
 
-from silbo.brokers.redis import RedisPubSub, RedisStreams, sender
+from silbo.brokers import _sender
+from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, PublishError
 from tests.support.redis_streams import TOLERANCE, eventually, has_connections, message, number, opened, receive, stored
 from tools.redis_binary import Binary
@@ -173,7 +174,7 @@ async def test_dead_redis_is_not_looked_for_for_ever(
     own_redis: RedisServer, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When nobody publishes the search ends; then the next publish waits for Redis itself."""
-    monkeypatch.setattr(sender, "PROBE_FOR", 0.2)
+    monkeypatch.setattr(_sender, "PROBE_FOR", 0.2)
     before = asyncio.all_tasks()
     async with RedisStreams(streams_client, app="web", timeout=1) as streams:
         await asyncio.to_thread(own_redis.kill)
@@ -235,7 +236,7 @@ async def test_publish_waits_for_room_and_then_fails_in_time(
     own_redis: RedisServer, admin: Redis, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded; those who found no room are told that nothing was sent."""
-    monkeypatch.setattr(sender, "QUEUE_MESSAGES", 1000)
+    monkeypatch.setattr(_sender, "QUEUE_MESSAGES", 1000)
     async with RedisStreams(streams_client, app="web", timeout=1) as streams:
         await streams.publish(message(0))
         own_redis.pause()
@@ -253,7 +254,7 @@ async def test_publish_waits_for_room_and_then_fails_in_time(
 async def test_publishes_past_the_bound_go_out_in_turn(
     admin: Redis, streams: RedisStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "QUEUE_MESSAGES", 1000)
+    monkeypatch.setattr(_sender, "QUEUE_MESSAGES", 1000)
     many = 2 * 1000 + 500
     sent = asyncio.gather(*[streams.publish(message(n)) for n in range(many)])
     await asyncio.sleep(0)
