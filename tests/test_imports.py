@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "plugins": {"msgspec", "packaging"},
     "stores/sqlalchemy": {"sqlalchemy"},
     "testing": set(),
+    "web": {"redis"},
     "": {"whistle"},
 }
 

@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "why": "silbo.cli.why",
     "tail": "silbo.cli.tail",
     "top": "silbo.cli.top",
+    "page": "silbo.cli.page",
     "doctor": "silbo.cli.doctor",
     "outbox": "silbo.cli.outbox",
     "dead": "silbo.cli.dead_letters",

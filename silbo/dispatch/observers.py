@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from silbo.errors import DeliveryGivenUp
     from silbo.message import Delivery
 
-__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dead_letter", "observe_dispatch"]
+__all__ = [
+    "Call",
+    "Dispatch",
+    "Observer",
+    "Outcome",
+    "check_observers",
+    "observe_dead_letter",
+    "observe_dispatch",
+    "observers_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -155,10 +164,15 @@ async def observe_dispatch(
     await _observe(observers, _DISPATCH, dispatch, run_all, dispatch.event)
 
 
+def observers_of(dispatcher: object) -> Sequence[Any]:
+    """Return the observers of a dispatcher; none of one that is not silbo's."""
+    observers: Sequence[Any] = getattr(dispatcher, "_observers", ())
+    return observers
+
+
 def observe_dead_letter(dispatcher: object, delivery: Delivery, error: DeliveryGivenUp) -> None:
     """Call the observers of a dispatcher that have a method for it with a delivery that was given up."""
-    observers: Sequence[Any] = getattr(dispatcher, "_observers", ())
-    for observer in observers:
+    for observer in observers_of(dispatcher):
         if hasattr(observer, "after_dead_letter"):
             try:
                 observer.after_dead_letter(delivery, error)

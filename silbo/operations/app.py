@@ -23,7 +23,7 @@ from silbo.errors import AppFailed, AppInvalid
 from silbo.mediator.mediator import Mediator
 from silbo.plugins.plugins import Plugins, plugins_of
 
-__all__ = ["App", "open_app"]
+__all__ = ["App", "find_app", "open_app"]
 
 FORM: Final = "write module:attribute, as shop.web:dispatcher"
 KINDS: Final = (
@@ -107,6 +107,21 @@ async def open_app(reference: str, *, app_dir: str | None = None, lifespan: bool
         if not found:
             raise AppInvalid(reference, _explain_nothing(reference, value, found))
         yield found.to_app()
+
+
+def find_app(value: object, reference: str) -> App:
+    """Return the dispatchers, consumers and plugins that an object holds, itself included. Nothing is imported or called.
+
+    Args:
+        value: As the attribute of :func:`open_app`, but for functions and context managers.
+        reference: The words for it.
+
+    Returns:
+        Possibly without any.
+    """
+    found = _Found(reference)
+    found.collect(value)
+    return found.to_app()
 
 
 class _Found:

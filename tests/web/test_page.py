@@ -1,0 +1,127 @@
+"""The page as HTML: well-formed, alone, readable by machines and people, and safe with whatever a text has in it."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
+
+import pytest
+
+from silbo import AsyncEventDispatcher
+from silbo.operations.app import find_app
+from silbo.operations.markup import Markup, element, join
+from silbo.operations.overview import read_overview
+from silbo.operations.page import render_page
+from silbo.operations.page_style import CONTENT_SECURITY_POLICY, STYLE
+from tests.support.overviews import EVIL, Page, hostile_overview
+
+
+def test_hostile_text_is_text() -> None:
+    """Names, errors, payloads, plugins, groups, hosts: each of them stays a text, wherever it stands."""
+    overview, many = hostile_overview()
+    page = Page(render_page(overview))
+    assert not {"script", "img", "iframe", "object", "embed", "form", "link", "base"} & set(page.tags)
+    names = {name for _, name, _ in page.attributes}
+    assert not [name for name in names if name.startswith("on")] and not names & {"style", "src", "srcdoc", "action"}
+    assert all(value is not None and re.fullmatch("#[a-z]+", value) for value in page.values("href"))
+    assert page.tags.count("style") == page.tags.count("title") == 1
+    shown = set(map(int, re.findall(r"evil-(\d+)", page.text)))
+    assert set(range(1, many + 1)) - shown == set(), "each is shown, as a text"
+    assert page.text.count(EVIL) >= many
+
+
+def test_control_characters_are_shown_as_escapes() -> None:
+    """They can't end the page, turn its direction, or break its encoding."""
+    html = render_page(hostile_overview()[0])
+    assert html.isascii()
+    told = Page(html).text.replace("\n", "")
+    assert told.isprintable() and r"\x00\x1b[31m\u202e\udc80\n" in told
+
+
+def test_page_allows_its_own_style_and_nothing_else() -> None:
+    page = Page(render_page(hostile_overview()[0]))
+    (policy,) = [
+        value for tag, name, value in page.attributes if (tag, name) == ("meta", "content") and "-src" in str(value)
+    ]
+    assert policy == CONTENT_SECURITY_POLICY and policy.startswith("default-src 'none'; ")
+    hashed = b64encode(sha256(page.style.encode()).digest()).decode()
+    assert re.findall(r"(\w+)-src ([^;]+)", policy) == [("default", "'none'"), ("style", f"'sha256-{hashed}'")]
+    assert "url(" not in page.style and "@import" not in page.style
+
+
+def test_page_can_be_read_without_seeing_it() -> None:
+    """Tables have captions and headings, sections and pictures have names, and the language is told."""
+    page = Page(render_page(hostile_overview()[0]))
+    tables = page.tags.count("table")
+    assert tables == page.tags.count("caption") == page.tags.count("thead") > 5
+    scopes = [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")]
+    assert len(scopes) == page.tags.count("th") and set(scopes) == {"col", "row"}
+    assert (
+        len([1 for tag, name, _ in page.attributes if (tag, name) == ("svg", "aria-label")])
+        == page.tags.count("svg")
+        == 1
+    )
+    assert set(page.values("aria-labelledby")) <= set(page.values("id"))
+    assert {str(value)[1:] for value in page.values("href")} == set(page.values("aria-labelledby"))
+    assert page.values("lang") == ["en"] and page.tags.count("h1") == page.tags.count("main") == 1
+    assert page.tags.count("details") == page.tags.count("summary")
+
+
+def _contrast(first: str, second: str) -> float:
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_have_contrast(scheme: int) -> None:
+    """4.5 for texts, and 3 for the bars, as WCAG 2.2 asks for."""
+    block = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+    for ground in (colours["ground"], colours["raised"]):
+        for text in ("text", "quiet", "link", "good", "warn", "bad"):
+            assert _contrast(colours[text], ground) >= 4.5, (text, ground)
+        assert _contrast(colours["busy"], ground) >= 3
+    assert _contrast(colours["busy"], colours["wait"]) >= 3
+
+
+async def test_empty_host_is_told_what_is_missing() -> None:
+    overview = await read_overview(find_app(AsyncEventDispatcher(), "shop"))
+    page = Page(render_page(overview))
+    assert "No trace observes this dispatcher: AsyncEventDispatcher(observers=[silbo.Trace()])" in page.text
+    assert "No names are declared, and none has a listener." in page.text
+    assert "table" not in page.tags
+    nothing = Page(render_page(replace(overview, dispatchers=[])))
+    assert "There is no dispatcher here." in nothing.text
+
+
+def test_long_texts_are_cut() -> None:
+    """So that a page with a payload of a megabyte still loads."""
+    overview, _ = hostile_overview()
+    stream = overview.streams[0] if overview.streams else None
+    assert stream is not None
+    letter = replace(stream.letters[0], error="e" * 1_000_000, payload="p" * 1_000_000)
+    html = render_page(replace(overview, streams=[replace(stream, letters=[letter])]))
+    assert len(html) < 100_000 and html.count("... (1,000,000 characters)") == 2
+
+
+# -- markup -------------------------------------------------------------------------------------------------
+
+
+def test_every_child_is_escaped_unless_it_is_markup() -> None:
+    assert element("p", "<b>", Markup("<i>"), None, 1 < 2, ["&", ("'", element("b"))]) == (
+        "<p>&lt;b&gt;<i>True&amp;&#x27;<b></b></p>"
+    )
+    assert isinstance(join("<"), Markup) and join("<") == "&lt;"
+    assert not isinstance(Markup("<i>") + "<", Markup), "a text that was put together is no markup"
+
+
+def test_attributes_are_escaped() -> None:
+    made = element("a", class_='x" onclick="evil()', aria_label="<&>", open=True, title=None, hidden=False)
+    assert made == '<a class="x&quot; onclick=&quot;evil()" aria-label="&lt;&amp;&gt;" open></a>'
