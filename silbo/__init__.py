@@ -16,6 +16,7 @@ from silbo.dispatch.sync_callers import Portal, run_sync
 from silbo.dispatch.trace import Trace
 from silbo.errors import SilboError
 from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent, Refusal
+from silbo.health import Health
 from silbo.mediator.maps import EventMap, RequestMap
 from silbo.mediator.mediator import Mediator
 from silbo.mediator.middleware import LoggingMiddleware, Middleware
@@ -53,6 +54,7 @@ __all__ = [
     "EventMap",
     "EventName",
     "FoundPlugin",
+    "Health",
     "IAsyncEventDispatcher",
     "ListenerRow",
     "LoggingMiddleware",

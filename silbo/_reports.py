@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -26,8 +27,10 @@ from silbo.errors import (
     PublishError,
     StopIncomplete,
 )
+from silbo.health import LastError, to_moment
 
 __all__ = [
+    "Availability",
     "ErrorHook",
     "ErrorReporter",
     "Outage",
@@ -189,10 +192,43 @@ class RateLimitedLog:
         _log(self._logger, level, text, values, error, {"withheld": withheld, **extra})
 
 
-class Outage:
-    """An outage of one service: logged when it begins, once a minute, and when it ends.
+class Availability:
+    """Notes if one service answers.
 
-    Several callers may notice the outage, each under a key of its own. It ends when each of them has had an answer.
+    Several callers may notice an outage, each under a key of its own. It ends when each of them has had an answer.
+
+    Attributes:
+        is_on: True during an outage.
+        last_error: The error that was noted last.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.last_error: LastError | None = None
+        self._failing: set[Hashable] = set()  # callers that wait for an answer
+        self._began_at = float("-inf")
+
+    @property
+    def since(self) -> datetime | None:
+        """The time at which the outage began: aware, UTC; None if there is none."""
+        return to_moment(self._began_at) if self.is_on else None
+
+    def failed(self, caller: Hashable, error: BaseException) -> None:
+        """Note that the service did not answer this caller."""
+        if not self._failing:
+            self._began_at = time.monotonic()
+        self._failing.add(caller)
+        self.is_on = True
+        self.last_error = _note(error)
+
+    def answered(self, caller: Hashable) -> None:
+        """Note that the service answered this caller."""
+        self._failing.discard(caller)
+        self.is_on = bool(self._failing)
+
+
+class Outage(Availability):
+    """The outages of one service: each is logged when it begins, once a minute, and when it ends.
 
     Args:
         logger: Gets the records. All are warnings, so that whoever sees the first sees the last.
@@ -202,34 +238,41 @@ class Outage:
     """
 
     def __init__(self, logger: logging.Logger, service: str, state: str = "unavailable", **extra: object) -> None:
+        super().__init__()
         self._logger = logger
         self._service = service
         self._state = state
         self._extra = extra
-        self._failing: set[Hashable] = set()  # callers that wait for an answer
-        self._began_at = float("-inf")
         self._is_logged = False
         self._limit = _RateLimit()
 
-    def failed(self, caller: Hashable, error: BaseException) -> None:
-        """Note that the service did not answer this caller, who will try again."""
-        if not self._failing:
-            self._began_at = time.monotonic()
-        self._failing.add(caller)
+    def failed(self, caller: Hashable, error: BaseException, *, logged: bool = True) -> None:
+        """Note that the service did not answer this caller, who will try again.
+
+        Args:
+            caller: Any value that tells the callers from one another.
+            error: The reason.
+            logged: False if the host's hook gets the error in place of the log.
+        """
+        super().failed(caller, error)
         every = OUTAGE_EVERY if self._is_logged else LOG_EVERY
-        if self._limit.write(partial(self._log_failure, error), every, later=False):
+        if logged and self._limit.write(partial(self._log_failure, error), every, later=False):
             self._is_logged = True
 
     def answered(self, caller: Hashable) -> None:
         """Note that the service answered this caller."""
         if caller not in self._failing:
             return
-        self._failing.discard(caller)
+        super().answered(caller)
         if not self._failing and self._is_logged:
             self._is_logged = False
             seconds = round(time.monotonic() - self._began_at, 1)
             extra = {"seconds": seconds, **self._extra}
             self._logger.warning("%s back after %g s", self._service, seconds, extra=extra)
+
+    def forget(self, caller: Hashable) -> None:
+        """Note that this caller asks no longer: for it there is no outage."""
+        super().answered(caller)
 
     @contextmanager
     def watched(self, caller: Hashable) -> Generator[None]:
@@ -274,6 +317,7 @@ class ErrorReporter:
 
     Attributes:
         log: For what is logged even if there is a hook.
+        last_error: The last error that was reported; no outage.
     """
 
     def __init__(
@@ -287,9 +331,11 @@ class ErrorReporter:
         self._isolate = isolate
         self._logger = logger
         self.log: Final = RateLimitedLog(logger)
+        self.last_error: LastError | None = None
 
     async def __call__(self, text: str, error: Exception, about: object, /, *values: object, **extra: object) -> None:
         """Report an error about a message or delivery; ``text``, ``values`` and ``extra`` are for the log alone."""
+        self.last_error = _note(error)
         if self._hook is None:
             self.log.write(text, error, *values, level=logging.WARNING, **extra)
         else:
@@ -297,10 +343,8 @@ class ErrorReporter:
 
     async def report_outage(self, outage: Outage, caller: Hashable, error: Exception) -> None:
         """Report a failed call during an outage: each to the hook, or to the log as often as the outage allows."""
-        if self._hook is None:
-            outage.failed(caller, error)
-        else:
-            await self.call_hook(error, None)
+        outage.failed(caller, error, logged=self._hook is None)
+        await self.call_hook(error, None)
 
     async def call_hook(self, error: Exception, about: object) -> None:
         """Pass an error to the hook, if there is one, and never to the log."""
@@ -311,6 +355,10 @@ class ErrorReporter:
             await (call if self._isolate is None else self._isolate(call, "an error hook"))
         except Exception:
             self._logger.exception("error hook failed")
+
+
+def _note(error: BaseException) -> LastError:
+    return LastError(describe_error(error), datetime.now(UTC))
 
 
 async def _call(hook: ErrorHook, error: Exception, about: object) -> None:

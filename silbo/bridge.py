@@ -17,14 +17,24 @@ from uuid import UUID
 from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
-from silbo._reports import ErrorHook, ErrorReporter
+from silbo._reports import Availability, ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
 from silbo.dispatch.running import ConfiguredListener
 from silbo.dispatch.subscribers import on
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, LoopConflict, MessageRefused, RouteConflict
+from silbo.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    DeliveryUnknown,
+    LoopConflict,
+    MessageRefused,
+    PublishError,
+    RouteConflict,
+    StoreUnavailable,
+)
 from silbo.event import collected_errors, kind_of
+from silbo.health import Health, find_latest
 from silbo.message import Message, Origin
 from silbo.names import EventName, Key, check_key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
@@ -214,10 +224,13 @@ class Bridge(AsyncCloseable):
         self._joining = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes = Routes(routes)
         self._wait = wait
-        # Without a hook a bridge that waits adds nothing to the publisher's call.
-        self._send = self._publish_later if not wait else self._publish if on_error is not None else publisher.publish
+        self._send_and_note = self._publish if wait else self._publish_later
+        # Without a hook a bridge that waits adds nothing to the publisher's call, unless the last one has failed.
+        self._send_quickly = publisher.publish if wait and on_error is None else self._send_and_note
+        self._send = self._send_quickly
         self._hook = on_error
         self._report = ErrorReporter(on_error, logger)
+        self._outage = Availability()  # of the publisher
         self._under_way: set[asyncio.Task[Any]] = set()
         self._closing: set[asyncio.Task[Any]] = set()  # those under way whose error hook waits in aclose()
         self._binding = LoopBinding("Bridge", is_busy=lambda: bool(self._under_way), forget=self._under_way.clear)
@@ -226,6 +239,21 @@ class Bridge(AsyncCloseable):
     def under_way(self) -> int:
         """The number of messages under way with ``wait=False``."""
         return len(self._under_way)
+
+    def health(self) -> Health:
+        """Return its state now, from memory: it is connected if the publisher has taken the last message."""
+        return Health(
+            part="bridge",
+            name=self.publisher.app,
+            is_connected=not self._outage.is_on,
+            away_since=self._outage.since,
+            has_room=self.under_way < UNSENT_LIMIT,
+            in_hand=self.under_way,
+            last_error=find_latest(self._outage.last_error, self._report.last_error),
+        )
+
+    async def refresh_health(self) -> None:
+        """Do nothing: :meth:`health` knows everything."""
 
     @on("**", priority=LAST)
     async def forward(self, event: Any) -> None:
@@ -247,7 +275,11 @@ class Bridge(AsyncCloseable):
             return
         deferred = None if self._joining is not None and self._joining.in_transaction else deferred_sends()
         if deferred is None:
-            await self._send(message)
+            try:
+                await self._send(message)
+            except Exception as error:
+                self._note_answer(error)
+                raise
         else:
             deferred.append(partial(self._send_deferred, message, event, self._registered(event)))
 
@@ -317,16 +349,18 @@ class Bridge(AsyncCloseable):
         """Send a message that a command has held back, under the options with which :meth:`forward` is registered."""
 
         async def send(_: Any) -> None:
-            await self._send(message)
+            await self._send_and_note(message)
 
         if isinstance(registered, ConfiguredListener):
             await registered(event, listener=send)
         else:
-            await self._send(message)
+            await self._send_and_note(message)
 
     async def _publish(self, message: Message) -> None:
         try:
             await self.publisher.publish(message)
+            if self._outage.is_on:
+                self._note_answer()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._wait or (task is not None and task.cancelling()):
@@ -334,9 +368,21 @@ class Bridge(AsyncCloseable):
             error = DeliveryUnknown("its publisher was cancelled, but not by the bridge")
             await self._report("message not sent", error, message, event_name=message.message_name)
         except Exception as error:
+            self._note_answer(error)
             if self._wait and self._hook is None:
                 raise
             await self._report("message not sent", error, message, event_name=message.message_name)
+
+    def _note_answer(self, error: Exception | None = None) -> None:
+        """Note that the publisher has taken a message, or its error: one that says that it can't be reached is an outage."""
+        if isinstance(error, BrokerUnavailable | DeliveryUnknown | StoreUnavailable) and not isinstance(
+            error, BrokerRefused
+        ):
+            self._outage.failed("publish", error)
+            self._send = self._send_and_note
+        elif error is None or isinstance(error, PublishError):
+            self._outage.answered("publish")
+            self._send = self._send_quickly
 
     async def _publish_later(self, message: Message) -> None:
         try:

@@ -15,6 +15,7 @@ __all__ = [
     "Container",
     "Inbox",
     "JoiningPublisher",
+    "MeasuredSubscription",
     "Promises",
     "Publisher",
     "Receiver",
@@ -227,6 +228,19 @@ class Subscription(Protocol):
 
         Raises:
             BrokerUnavailable: the broker can't be reached; safe to repeat.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredSubscription(Subscription, Protocol):
+    """A subscription that can tell how far its group is behind."""
+
+    async def read_lag(self) -> int:
+        """Return the number of messages that the group was not given yet, from a connection of its own.
+
+        Raises:
+            BrokerUnavailable: the broker can't be reached, or refuses; safe to repeat.
         """
         ...
 

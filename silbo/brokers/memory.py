@@ -238,6 +238,10 @@ class MemoryBroker(AsyncCloseable):
         for backlog in self._backlogs.values():
             backlog.forget_sleepers()
 
+    def _count_waiting(self, name: str, addresses: frozenset[str]) -> int:
+        backlog = self._backlogs.get((name, addresses))
+        return 0 if backlog is None else len(backlog.waiting)
+
     def _open(self, name: str, start: str, addresses: frozenset[str]) -> Receiver:
         self._binding.enter("group")
         backlog = self._backlogs.get((name, addresses))
@@ -275,6 +279,10 @@ class MemoryGroup:
     async def open(self) -> Receiver:
         """Join the group; make it if no consumer has opened it before."""
         return self._broker._open(self.name, self._start, self._addresses)  # noqa: SLF001  # the other half of the broker
+
+    async def read_lag(self) -> int:
+        """See :class:`~silbo.protocols.MeasuredSubscription`."""
+        return self._broker._count_waiting(self.name, self._addresses)  # noqa: SLF001  # as above
 
 
 class _MemoryReceiver:

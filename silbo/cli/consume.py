@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from silbo.cli.app_arguments import add_app_arguments
 from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
+from silbo.cli.health import HEALTH, add_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.output import print_note
 from silbo.cli.signals import stop_at_signals
@@ -26,7 +27,7 @@ __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
-EPILOG = """\
+EPILOG = f"""\
 The consumers run until SIGTERM or Ctrl-C. Then they receive nothing more, finish what they have, for
 their drain= at most, and the command exits with 0. What they leave comes again, to another consumer of
 the group. They start without Redis and wait for it. If one fails, the others are stopped in good order,
@@ -38,8 +39,10 @@ context manager, it is entered before the first message, and left after the last
 The log goes to stderr: of silbo from INFO on, of everything else from WARNING on; unless the program
 sets up logging itself when it is imported.
 
+{HEALTH}
 examples:
   silbo consume shop.billing:consumer
+  silbo consume shop.billing:consumer --health-port 8080 --health-host 0.0.0.0
   silbo consume shop.worker:open_consumers --app-dir src --figures 1m
 """
 
@@ -56,6 +59,7 @@ def add_to(commands: Commands) -> None:
         type=parse_positive_seconds,
         help="log each consumer's counts at this interval, if they changed (never)",
     )
+    add_health_options(parser)
 
 
 async def consume(options: argparse.Namespace) -> int:
@@ -67,7 +71,8 @@ async def consume(options: argparse.Namespace) -> int:
             log_to_stderr()  # a program that has set up logging keeps its own
             if not app.consumers:
                 raise AppInvalid(options.app, "it has no consumer: name a silbo.Consumer, or what gives one")
-            await _run(app.consumers, options.figures)
+            async with showing_health(options, app.consumers):
+                await _run(app.consumers, options.figures)
     except StopIncomplete as error:
         # The listener that was left behind would hold up the end of asyncio.run for ever. Its message comes again.
         print_note(f"silbo: {escape_controls(str(error))}")

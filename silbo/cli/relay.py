@@ -23,6 +23,7 @@ from silbo.cli.arguments import (
     parse_seconds,
 )
 from silbo.cli.connect import make_redis, make_store
+from silbo.cli.health import HEALTH, add_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.signals import stop_at_signals
 from silbo.outbox.relay import Relay
@@ -31,11 +32,12 @@ __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
-EPILOG = """\
+EPILOG = f"""\
 The relay runs until SIGTERM or Ctrl-C, then sends what still waits, for --drain at most, and
 exits with 0. A kill -9 loses nothing. Any number of relays may run on one store: one leads each
 partition, the others stand by.
 
+{HEALTH}
 examples:
   silbo relay --store /var/lib/shop/outbox.db --redis redis://localhost
   silbo relay --store postgresql+asyncpg://shop@db/shop --redis rediss://redis:6380 --figures 1m
@@ -85,6 +87,7 @@ def add_to(commands: Commands) -> None:
         type=parse_positive_seconds,
         help="log the figures at this interval, if they changed (never)",
     )
+    add_health_options(parser)
 
 
 async def run_relay(options: argparse.Namespace) -> int:
@@ -105,7 +108,8 @@ async def run_relay(options: argparse.Namespace) -> int:
                 to = {"broker": describe_server(client), "stream": stream, "format": options.format}
                 logger.info("relay started", extra={"partitions": store.partitions, **to})
                 figures = asyncio.create_task(log_figures(logger, "relay", relay.stats, options.figures))
-                await relay.run()
+                async with showing_health(options, [relay]):
+                    await relay.run()
                 figures.cancel()
         logger.info("relay stopped", extra=asdict(relay.stats))
     return 0

@@ -199,7 +199,7 @@ class Acknowledgements:
 
     async def _keep(self) -> None:
         began_at = monotonic()
-        for delivery in await self._receiver.keep(*self._list_in_work()):
+        for delivery in await self._receiver.keep(*self.list_in_work()):
             held = self.list_at(delivery.address).get(delivery.id)
             if isinstance(held, Batch):
                 del self._in_hand[delivery.address][delivery.id]
@@ -210,7 +210,7 @@ class Acknowledgements:
                 self._run.stats.lost += 1
         self._kept_at = began_at
 
-    def _list_in_work(self) -> list[Delivery]:
+    def list_in_work(self) -> list[Delivery]:
         """Return what is in hand and not done, in the order of arrival."""
         found: list[Delivery] = []
         for at_address in self._in_hand.values():

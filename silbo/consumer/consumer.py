@@ -31,9 +31,10 @@ from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.dispatcher import AsyncEventDispatcher, count_changes
 from silbo.dispatch.extension_points import check_heard_names
 from silbo.errors import BrokerUnavailable, Gap, OwnMessagesUndecided, StopIncomplete
+from silbo.health import Health, to_moment
 from silbo.message import Batch, Delivery
 from silbo.names import EventName
-from silbo.protocols import Inbox, Receiver, Subscription
+from silbo.protocols import Inbox, MeasuredSubscription, Receiver, Subscription
 
 __all__ = ["Consumer"]
 
@@ -190,6 +191,10 @@ class Consumer:
         self._queue = KeyedQueue()
         self._entered = False
         self._receiver: Receiver | None = None  # once the subscription is open
+        self._acks: Acknowledgements | None = None  # since it runs
+        self._received_at: float | None = None  # monotonic()
+        self._first_seen: dict[tuple[str, str], float] = {}  # deliveries in work that health() saw, and since when
+        self._lag: int | None = None
         self._opened = asyncio.Event()  # the subscription is open, or will never be
         self._running: asyncio.Task[Any] | None = None
         self._ended = asyncio.Event()
@@ -216,6 +221,48 @@ class Consumer:
     def in_hand(self) -> int:
         """The number of deliveries that wait for their turn or are in work; not those that wait for another attempt."""
         return len(self._queue)
+
+    # -- health ---------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """Return its state now, from memory: nothing is asked."""
+        reports = self._run_state.reports
+        oldest_seen = self._look_at_work()
+        return Health(
+            part="consumer",
+            name=self._subscription.name or self._subscription.app,
+            is_running=self._running is not None and not self._run_state.stopping.is_set(),
+            is_connected=self._receiver is not None and not reports.broker_outage.is_on,
+            away_since=reports.broker_outage.since,
+            has_room=self._has_room(),
+            received_at=to_moment(self._received_at),
+            in_hand=len(self._queue),
+            oldest_at=to_moment(oldest_seen),
+            waiting_for_retry=self._queue.parked,
+            lag=self._lag,
+            last_error=reports.last_error,
+        )
+
+    async def refresh_health(self) -> None:
+        """Ask the broker for the group's lag, for :meth:`health`. There is none if the broker can't tell or can't be reached."""
+        self._lag = None
+        if isinstance(self._subscription, MeasuredSubscription):
+            with suppress(BrokerUnavailable):
+                self._lag = await self._subscription.read_lag()
+
+    def _look_at_work(self) -> float | None:
+        """Return the ``monotonic()`` time since which the oldest delivery in work was seen by such a look."""
+        now = monotonic()
+        in_work = () if self._acks is None else self._acks.list_in_work()
+        places = [(delivery.address, delivery.id) for delivery in in_work]
+        self._first_seen = {place: self._first_seen.get(place, now) for place in places}
+        return min(self._first_seen.values(), default=None)
+
+    def _has_room(self) -> bool:
+        """Return False if no more is read, and not because the workers have enough to do: the rest waits for its next attempt."""
+        held = 0 if self._acks is None else len(self._acks)
+        is_full = held >= UNACKED or self._queue.size >= BYTES_AHEAD
+        return not is_full or 2 * len(self._queue) >= held
 
     # -- lifecycle ------------------------------------------------------------------------------------------
 
@@ -337,7 +384,7 @@ class Consumer:
 
     async def _consume(self, receiver: Receiver) -> None:
         run = self._run_state
-        acks = Acknowledgements(receiver, run)
+        acks = self._acks = Acknowledgements(receiver, run)
         attempts = Attempts(self._options, receiver=receiver, queue=self._queue, acks=acks, run=run)
         tasks = run.tasks
         if unheard := self._options.heard.find_unheard(self._options.rebuilder.names):
@@ -399,6 +446,8 @@ class Consumer:
                 continue
             outages = 0
             acks.doubt(asked_at)
+            if items:
+                self._received_at = monotonic()
             # Before any other task runs: one that was read again could be acknowledged meanwhile, and would look new.
             arrived = note_arrivals(items, acks)
             while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be

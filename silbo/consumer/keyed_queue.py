@@ -96,6 +96,11 @@ class KeyedQueue:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def parked(self) -> int:
+        """The number of deliveries that wait for their next attempt."""
+        return len(self._parked)
+
     def put(
         self, delivery: Delivery, message: Opened | None, key: str | None, too_new: VersionTooNew | None = None
     ) -> None:

@@ -11,6 +11,7 @@ from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.observers import observe_dead_letter
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, VersionTooNew
+from silbo.health import LastError, find_latest
 from silbo.message import Delivery
 
 __all__ = ["DeliveryReports"]
@@ -46,6 +47,12 @@ class DeliveryReports:
         self.storing_outage: Final = Outage(
             logger, "storing of failed deliveries", "refused by the broker; others go on", group=group
         )
+
+    @property
+    def last_error(self) -> LastError | None:
+        """The last error of a delivery, or of the broker or the inbox."""
+        outages = (self.broker_outage, self.inbox_outage, self.storing_outage)
+        return find_latest(self._report.last_error, *(outage.last_error for outage in outages))
 
     async def report_gap(self, gap: Gap) -> None:
         """Report that messages may have been missed."""

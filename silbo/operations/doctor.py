@@ -11,12 +11,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_fields, read_stream_groups
-from silbo.operations.redis import ask, choose_streams, find_streams, opened, read_clock, time_of_entry, to_mapping
+from silbo.operations.redis import choose_streams, find_streams, opened, read_clock, time_of_entry
 from silbo.outbox.rows import OutboxStore
 
 __all__ = ["Finding", "Level", "examine"]

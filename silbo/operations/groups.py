@@ -10,11 +10,12 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from silbo._process import Process, find_process
-from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key
+from silbo.brokers.redis.lag import PAGE, count_lag
 from silbo.brokers.redis.signs_of_life import build_signs_key
-from silbo.operations.redis import ask, choose_streams, opened, read_clock, time_of_entry, to_mapping
-from silbo.operations.scripts import COUNT_AFTER, COUNT_DEAD
+from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
+from silbo.operations.scripts import COUNT_DEAD
 
 __all__ = [
     "SILENT_AFTER",
@@ -31,12 +32,8 @@ SILENT_AFTER: Final = 30.0
 """A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
 STUCK_AFTER: Final = 60.0
 """A message that is in hand for more than 60 seconds without a failure may have a listener that hangs."""
-PAGE: Final = 500
-"""A call counts 500 entries: Redis does nothing else meanwhile, for about 2 milliseconds."""
-COUNTED_EXACTLY: Final = 10_000
-"""Up to 10,000 entries behind are counted one by one; of more, Redis's own count is believed."""
-COUNTED_AT_MOST: Final = 100_000
-"""At most 100,000 entries are counted if Redis has no count."""
+RETRYING_COUNTED: Final = 10_000
+"""Of the oldest 10,000 entries in hand it is counted how many are retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +183,7 @@ async def _read_group(
     consumers = [to_mapping(row) for row in rows]
     names = [consumer["name"] for consumer in consumers]
     signs = await read_fields(connection, build_signs_key(key, name), names)
-    lag, is_at_least = await _count_lag(connection, key, stream, group, given)
+    lag, is_at_least = await count_lag(connection, key, stream, group, given)
     return GroupStatus(
         stream=key.decode(),
         group=_text(name),
@@ -249,59 +246,10 @@ def _text(name: bytes) -> str:
 # -- counting -----------------------------------------------------------------------------------------------
 
 
-async def _count_lag(
-    connection: CallConnection, key: bytes, stream: dict[str, Any], group: dict[str, Any], noted: bytes | None
-) -> tuple[int, bool]:
-    """Return the number of entries that a group has not been given, and True if there are more.
-
-    Redis 6.2 has no count, Redis 7 sometimes none or, until 7.4, a wrong one after a restart. So a few are counted one by one.
-    """
-    last, first = group["last-delivered-id"], stream["first-entry"]
-    if first is None or last == stream["last-generated-id"]:
-        return 0, False
-    if _parse_id(last) < _parse_id(first[0]):
-        return stream["length"], False
-    counted, last_counted = await _count_after(connection, key, last, COUNTED_EXACTLY)
-    if counted < COUNTED_EXACTLY:
-        return counted, False
-    if (given := _find_given(stream, group, noted)) is not None:
-        return max(counted, stream["entries-added"] - given), False
-    more, _ = await _count_after(connection, key, last_counted, COUNTED_AT_MOST - COUNTED_EXACTLY)
-    return counted + more, counted + more >= COUNTED_AT_MOST
-
-
-async def _count_after(connection: CallConnection, key: bytes, after: bytes, limit: int) -> tuple[int, bytes]:
-    """Return the number of entries behind an id, ``limit`` at most, and the id of the last one."""
-    counted = 0
-    while counted < limit:
-        page = min(PAGE, limit - counted)
-        ((many, after),) = await ask(connection, ScriptCall.of(COUNT_AFTER, [key], after, b"%d" % page))
-        counted += many
-        if many < page:
-            break
-    return counted, after
-
-
-def _find_given(stream: dict[str, Any], group: dict[str, Any], noted: bytes | None) -> int | None:
-    """Return the number of entries up to the last one that the group was given; None if it is in doubt.
-
-    The note beside the stream is silbo's own (see ``_CHECK_GIVEN`` of the scripts); without it Redis's number is taken.
-    """
-    added, read = stream.get("entries-added"), group.get("entries-read")
-    if added is None:
-        return None
-    doubt, _, number = (noted or b"0-0:0").rpartition(b":")
-    if doubt.startswith(b"?") or not number.isdigit():
-        return None
-    if doubt == group["last-delivered-id"]:
-        return int(number)
-    return read if read is not None and read >= int(number) else None
-
-
 async def _count_retrying(connection: CallConnection, key: bytes, group: bytes, attempts_key: bytes) -> int:
     """Return the number of entries in hand for which an attempt was counted, of the oldest 10,000."""
     retrying, begin = 0, b"-"
-    for _ in range(COUNTED_EXACTLY // PAGE):
+    for _ in range(RETRYING_COUNTED // PAGE):
         (rows,) = await ask(connection, Command(b"XPENDING", key, group, begin, b"+", b"%d" % PAGE))
         retrying += len(await read_fields(connection, attempts_key, [row[0] for row in rows]))
         if len(rows) < PAGE:
@@ -321,8 +269,3 @@ async def _count_dead(connection: CallConnection, key: bytes) -> dict[bytes, int
         if not last:
             return counts
         begin = b"(" + last
-
-
-def _parse_id(entry: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry.partition(b"-")
-    return int(milliseconds), int(number)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from silbo._process import Process, find_process, name_process
-from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.stats import ConsumerStats
@@ -27,7 +27,7 @@ from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_group
 from silbo.operations.listeners import ListenerInfo, list_listeners
 from silbo.operations.names import NameInfo, list_names
 from silbo.operations.plugins import PluginInfo, list_plugins
-from silbo.operations.redis import ask, choose_streams, opened, time_of_entry, to_mapping
+from silbo.operations.redis import choose_streams, opened, time_of_entry
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Row
 from silbo.wire.formats import JSON
 

@@ -1,29 +1,26 @@
-"""Reading from Redis: calls whose errors are raised, replies as mappings, and the streams that exist."""
+"""Reading from Redis: a connection, its clock, and the streams that exist."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from redis.asyncio import Redis
 
 from silbo._checks import check_address
-from silbo.brokers.redis.calls import Call, CallConnection, Command
-from silbo.brokers.redis.connection import Lost, Refused, check_client
+from silbo.brokers.redis.calls import CallConnection, Command, ask
+from silbo.brokers.redis.connection import Refused, check_client
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.errors import BrokerUnavailable, StreamMissing
 
-__all__ = ["Mapping", "ask", "choose_streams", "find_streams", "opened", "read_clock", "time_of_entry", "to_mapping"]
+__all__ = ["choose_streams", "find_streams", "opened", "read_clock", "time_of_entry"]
 
 SCAN_COUNT: Final = b"1000"
 """Redis looks at 1,000 keys with one call."""
 LAST_TIME: Final = datetime(9999, 12, 30, tzinfo=UTC)
 """The time of an entry whose id lies beyond what a datetime can hold."""
-
-Mapping = dict[str, Any]
-"""A reply of XINFO by its names."""
 
 
 @asynccontextmanager
@@ -34,19 +31,6 @@ async def opened(client: Redis, timeout: float) -> AsyncGenerator[CallConnection
         yield connection
     finally:
         await connection.aclose()
-
-
-async def ask(connection: CallConnection, *calls: Call) -> list[Any]:
-    """Run the calls in one write; return their replies.
-
-    Raises:
-        BrokerUnavailable: there was no answer, or one of them is an error, which is the ``__cause__``.
-    """
-    replies = await connection.run_all(*calls)
-    for reply in replies:
-        if isinstance(reply, Lost | Refused):
-            raise BrokerUnavailable(f"{connection.server} did not answer what was asked: {reply}") from reply
-    return replies
 
 
 async def choose_streams(connection: CallConnection, prefix: str, stream: str | None) -> list[str]:
@@ -107,8 +91,3 @@ def time_of_entry(entry: str) -> datetime:
         return datetime.fromtimestamp(int(entry.partition("-")[0]) / 1000, UTC)
     except (OverflowError, ValueError, OSError):
         return LAST_TIME
-
-
-def to_mapping(flat: Any) -> Mapping:
-    """Return name, value, name, value, ... as a dict with names as text."""
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -6,16 +6,7 @@ from typing import Final
 
 from silbo.brokers.redis.scripts import Script
 
-__all__ = ["COUNT_AFTER", "COUNT_DEAD", "FIND", "FIND_IN"]
-
-COUNT_AFTER: Final = Script("""
-local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
-return {#found, #found > 0 and found[#found][1] or ARGV[1]}
-""")
-"""Counts entries, a page at a time.
-
-Key: the stream. Arguments: the id after which to begin, the most entries of the page. Reply: their number, the last one's id.
-"""
+__all__ = ["COUNT_DEAD", "FIND", "FIND_IN"]
 
 COUNT_DEAD: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])

@@ -12,11 +12,11 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisPubSub
-from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid
 from silbo.message import Delivery, Format, Message
 from silbo.names import compile_pattern
-from silbo.operations.redis import ask, choose_streams, opened, time_of_entry, to_mapping
+from silbo.operations.redis import choose_streams, opened, time_of_entry
 from silbo.wire.formats import JSON
 
 __all__ = ["SeenMessage", "follow_pubsub", "follow_streams", "has_values"]

@@ -9,10 +9,10 @@ from datetime import datetime
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.calls import CallConnection, Command
+from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.errors import BrokerUnavailable, StoreUnavailable
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
-from silbo.operations.redis import ask, choose_streams, opened, read_clock, to_mapping
+from silbo.operations.redis import choose_streams, opened, read_clock
 from silbo.outbox.rows import OutboxStatus, OutboxStore
 
 __all__ = ["GroupFigures", "Snapshot", "watch"]

@@ -10,13 +10,13 @@ from uuid import UUID
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.brokers.redis.in_hand import build_attempts_key
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Format
 from silbo.operations.groups import split_attempts
-from silbo.operations.redis import ask, choose_streams, opened, read_clock, time_of_entry, to_mapping
+from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
 from silbo.operations.scripts import FIND
 from silbo.outbox.rows import OutboxStore, Row
 from silbo.wire.formats import JSON

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -11,8 +12,9 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from silbo._checks import check_moment, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
-from silbo._reports import ErrorHook
-from silbo.errors import CircularWait, MessageRefused
+from silbo._reports import Availability, ErrorHook
+from silbo.errors import CircularWait, MessageRefused, StoreUnavailable
+from silbo.health import Health, find_latest
 from silbo.message import Message, instance
 from silbo.outbox.relay import (
     Relay,
@@ -59,6 +61,9 @@ class Outbox(AsyncCloseable):
         lease: As for :class:`~silbo.outbox.relay.Relay`.
         drain: As for :class:`~silbo.outbox.relay.Relay`; leaving is the stop.
         on_error: As for :class:`~silbo.outbox.relay.Relay`.
+
+    Attributes:
+        outbox_status: As for :class:`~silbo.outbox.relay.Relay`.
     """
 
     def __init__(
@@ -80,7 +85,9 @@ class Outbox(AsyncCloseable):
         if partitions < 1:
             raise ValueError(f"partitions is 1 or more, not {partitions!r}")
         self.publisher: Final = publisher
+        self.outbox_status: OutboxStatus | None = None
         self._store = store
+        self._outage = Availability()  # of the store, for publishes
         self._partitions = partitions
         self._quota = quota
         self._lease = check_seconds("lease", lease)
@@ -194,10 +201,15 @@ class Outbox(AsyncCloseable):
             self._idle.clear()
             try:
                 await self._store.add(packed, self._quota)
+            except StoreUnavailable as error:
+                self._outage.failed("publish", error)
+                raise
             finally:
                 self._storing -= 1
                 if not self._storing:
                     self._idle.set()
+            if self._outage.is_on:
+                self._outage.answered("publish")
             if self._relay is not None:
                 self._relay.wake()
         if refused is not None:
@@ -238,6 +250,36 @@ class Outbox(AsyncCloseable):
                 else:
                     refused.add_note(f"and in the same call: {error}")
         return packed, refused
+
+    # -- health ---------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """Return its state now, from memory: nothing is asked. With a relay, the relay's is in it."""
+        status, quota = self.outbox_status, self._quota
+        is_full = status is not None and (
+            status.unsent + status.counts["dead"] >= quota.rows or status.size >= quota.size
+        )
+        relay = None if self._relay is None else self._relay.health()
+        away_since = [self._outage.since, relay.away_since if relay else None]
+        return Health(
+            part="outbox",
+            name=self.app,
+            is_running=self._open and (relay is None or relay.is_running),
+            is_connected=not self._outage.is_on and (relay is None or relay.is_connected),
+            away_since=min((since for since in away_since if since is not None), default=None),
+            has_room=not is_full,
+            received_at=relay.received_at if relay else None,
+            in_hand=relay.in_hand if relay else 0,
+            oldest_at=None if status is None else status.oldest_at,
+            lag=None if status is None else status.unsent,
+            last_error=find_latest(self._outage.last_error, relay.last_error if relay else None),
+        )
+
+    async def refresh_health(self) -> None:
+        """Read the state of the store, for :meth:`health` and ``outbox_status``."""
+        self.outbox_status = None
+        with suppress(StoreUnavailable):
+            self.outbox_status = await self.status()
 
     # -- operation ------------------------------------------------------------------------------------------
 

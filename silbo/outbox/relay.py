@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final, Self
 from uuid import uuid4
 
@@ -27,8 +28,9 @@ from silbo.errors import (
     StopIncomplete,
     StoreUnavailable,
 )
+from silbo.health import Health, find_latest, to_moment
 from silbo.message import Message
-from silbo.outbox.rows import LARGEST_NUMBER, LEASE, Lead, OutboxStore, Row, UnreadableMessage
+from silbo.outbox.rows import LARGEST_NUMBER, LEASE, Lead, OutboxStatus, OutboxStore, Row, UnreadableMessage
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
 __all__ = [
@@ -140,6 +142,8 @@ class Relay(AsyncCloseable):
 
     Attributes:
         stats: Counts, kept up to date.
+        outbox_status: The state of its store, as of the last :meth:`refresh_health`; None before, and if the store did not
+            answer.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Relay(AsyncCloseable):
     ) -> None:
         check_store_and_publisher(store, publisher)
         self.stats: Final = RelayStats()
+        self.outbox_status: OutboxStatus | None = None
         self._store = store
         self._publisher = publisher
         self._keep_sent = check_seconds("keep_sent", keep_sent, zero=True)
@@ -167,6 +172,8 @@ class Relay(AsyncCloseable):
         self._store_outage = Outage(logger, "outbox store")
         self._relay_outage = Outage(logger, "relay", "failed")
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
+        self._taken_at: float | None = None  # monotonic()
+        self._sending: dict[int, int] = {}  # by partition: the number of rows taken last, and not answered yet
         self._begun = False
         self._running: asyncio.Task[Any] | None = None
         self._binding = LoopBinding("Relay", is_busy=lambda: self._running is not None, forget=self._forget_loop)
@@ -201,6 +208,28 @@ class Relay(AsyncCloseable):
                 await finish_task(self._running)
         finally:
             await close_publisher_and_store(self._publisher, self._store)
+
+    def health(self) -> Health:
+        """Return its state now, from memory: nothing is asked."""
+        outages = self._broker_outage, self._store_outage, self._relay_outage
+        return Health(
+            part="relay",
+            name=self._publisher.app,
+            is_running=self._running is not None and not self._stopping.is_set(),
+            is_connected=not any(outage.is_on for outage in outages),
+            away_since=min((since for outage in outages if (since := outage.since) is not None), default=None),
+            received_at=to_moment(self._taken_at),
+            in_hand=sum(self._sending.values()),
+            oldest_at=None if self.outbox_status is None else self.outbox_status.oldest_at,
+            lag=None if self.outbox_status is None else self.outbox_status.unsent,
+            last_error=find_latest(self._report.last_error, *(outage.last_error for outage in outages)),
+        )
+
+    async def refresh_health(self) -> None:
+        """Read the state of the store, for :meth:`health` and ``outbox_status``."""
+        self.outbox_status = None
+        with suppress(StoreUnavailable):
+            self.outbox_status = await self._store.status()
 
     def wake(self) -> None:
         """Tell the relay that something was stored; to be called in the loop's thread."""
@@ -277,6 +306,7 @@ class Relay(AsyncCloseable):
                 failures = 0
                 if (lead is None) != stands_by:
                     stands_by = lead is None
+                    self._broker_outage.forget(partition)  # it asks the broker while it leads
                     does = "another relay leads, standing by until its lease ends" if stands_by else "leading now"
                     logger.info(does, extra={"partition": partition})
                 if lead is not None:
@@ -325,6 +355,9 @@ class Relay(AsyncCloseable):
                 limit = LONG_TAKING if is_known else BATCH
                 rows = await self._store.take(lead, limit, sent=outcome.sent, dead=outcome.dead)
                 busy = now() - begun_at
+                self._sending[lead.partition] = len(rows)
+                if rows:
+                    self._taken_at = monotonic()
                 self._store_outage.answered(lead.partition)
                 await self._report_settled(outcome)
                 outcome = Outcome()
@@ -340,6 +373,7 @@ class Relay(AsyncCloseable):
                 delay = OUTAGE_RETRY.delay(failures + 1) or OUTAGE_RETRY.cap
                 # The first batch may be empty: so an unavailable broker is noticed at the start.
                 answered = await self._send(lead, rows, delay, renew)
+                self._sending[lead.partition] = 0
                 if answered is not None:
                     failures = 0
                     outcome = answered
@@ -354,6 +388,7 @@ class Relay(AsyncCloseable):
                     owes_attempt = owes_attempt or bool(rows)
                     await pause(min(delay, max(0.0, renew_at - now())), self._stopping)
         finally:
+            self._sending.pop(lead.partition, None)
             await self._resign(lead)
 
     async def _send(

@@ -167,6 +167,11 @@ class OutboxStatus:
     next_attempt_at: datetime | None
     leads: Mapping[int, Lead]
 
+    @property
+    def unsent(self) -> int:
+        """The number of rows that are neither sent nor dead."""
+        return self.counts["pending"] + self.counts["sending"]
+
 
 def partition_of(key: str | None, partitions: int) -> int:
     """Return the partition of a key, from 0: crc32 modulo ``partitions``; 0 without a key."""

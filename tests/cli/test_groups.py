@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import lag as module
 from silbo.message import Delivery
-from silbo.operations import groups as module
 from silbo.operations.groups import read_groups
 from silbo.protocols import Receiver
 from tests.support.command_line import SILBO, message, silbo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from silbo import LAST, AsyncEventDispatcher, Bridge, DomainEvent, ECSTEvent, Event, EventName, NotificationEvent, Route
 from silbo import bridge as bridge_module
 from silbo.brokers.memory import MemoryBroker
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, RouteConflict
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, PublishError, RouteConflict
 from silbo.event import set_mark
 from silbo.message import Message, Origin
 from silbo.protocols import Receiver
@@ -560,3 +561,56 @@ def test_what_is_no_broker_is_told_by_its_type_alone() -> None:
         wrong: Any = given
         with pytest.raises(TypeError, match=told):
             Bridge(wrong)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("hooked", [True, False])
+async def test_health_tells_an_outage_of_the_publisher(d: AsyncEventDispatcher, wait: bool, hooked: bool) -> None:
+    """To a caller's error, an error hook or the log, the health is the same; a refused message is no outage."""
+    errors: list[Exception] = []
+
+    class Moody(MemoryBroker):
+        error: Exception | None = None
+
+        async def publish(self, *messages: Message) -> None:
+            if self.error is not None:
+                raise self.error
+            await super().publish(*messages)
+
+    async def send() -> None:
+        with contextlib.suppress(PublishError):
+            await d.adispatch("user.left", UserLeft(1))
+        while bridge.under_way:
+            await asyncio.sleep(0)
+
+    broker = Moody("app")
+    hook = (lambda error, message: errors.append(error)) if hooked else None
+    async with Bridge(broker, wait=wait, on_error=hook) as bridge:
+        d.add_subscriber(bridge)
+        await send()
+        health = bridge.health()
+        assert (health.part, health.name, health.is_ready, health.last_error) == ("bridge", "app", True, None)
+        broker.error = MessageRefused("user.left", "too large")
+        await send()
+        assert bridge.health().is_ready
+        broker.error = BrokerUnavailable("nobody there")
+        await send()
+        health = bridge.health()
+        assert not health.is_ready and health.away_since is not None
+        assert health.last_error is not None and health.last_error.text == "nobody there"
+        broker.error = None
+        await send()
+        assert bridge.health().is_ready and bridge.health().away_since is None
+
+
+async def test_bridge_with_too_much_under_way_has_no_room(
+    d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "UNSENT_LIMIT", 2)
+    broker = Slow()
+    async with Bridge(broker, wait=False) as bridge:
+        d.add_subscriber(bridge)
+        for number in range(2):
+            await d.adispatch("user.left", UserLeft(number))
+        assert (bridge.health().in_hand, bridge.health().explain()) == (2, "no room")
+        broker.open.set()

@@ -15,7 +15,17 @@ from silbo.brokers.redis.key_types import find_wrong_types
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
-__all__ = ["UNANSWERED", "Call", "CallConnection", "Command", "ScriptCall", "run_calls", "run_script"]
+__all__ = [
+    "UNANSWERED",
+    "Call",
+    "CallConnection",
+    "Command",
+    "ScriptCall",
+    "ask",
+    "run_calls",
+    "run_script",
+    "to_mapping",
+]
 
 UNANSWERED: Final = object()
 """The reply of a call that has none yet."""
@@ -255,3 +265,21 @@ class CallConnection:
             raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:
             raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; nothing was done") from refusal
+
+
+async def ask(connection: CallConnection, *calls: Call) -> list[Any]:
+    """Run the calls in one write; return their replies.
+
+    Raises:
+        BrokerUnavailable: there was no answer, or one of them is an error, which is the ``__cause__``.
+    """
+    replies = await connection.run_all(*calls)
+    for reply in replies:
+        if isinstance(reply, Lost | Refused):
+            raise BrokerUnavailable(f"{connection.server} did not answer what was asked: {reply}") from reply
+    return replies
+
+
+def to_mapping(flat: Any) -> dict[str, Any]:
+    """Return name, value, name, value, ... as a dict with names as text."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -23,6 +23,7 @@ from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
 from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
+from silbo.brokers.redis.lag import read_lag
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
@@ -86,6 +87,10 @@ class StreamGroup:
         receiver = StreamReceiver(self)
         await receiver.open()
         return receiver
+
+    async def read_lag(self) -> int:
+        """See :class:`~silbo.protocols.MeasuredSubscription`."""
+        return await read_lag(self.client, self.keys, self.name, self.timeout)
 
 
 def check_start(start: str) -> str:

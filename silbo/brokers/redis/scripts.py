@@ -16,6 +16,7 @@ __all__ = [
     "CLAIM",
     "COUNT",
     "COUNTS",
+    "COUNT_AFTER",
     "CREATE",
     "HANDLED",
     "KEEP",
@@ -624,4 +625,13 @@ return #rows
 Keys: the stream, the notes of what its groups were given, the signs of the group. Arguments: group, consumer, milliseconds after
 which others claim, 1 to remove the consumer if it has nothing in hand, who this consumer is. Reply: how many entries it has in
 hand, at most 1000.
+"""
+
+COUNT_AFTER: Final = Script("""
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+return {#found, #found > 0 and found[#found][1] or ARGV[1]}
+""")
+"""Counts entries, a page at a time.
+
+Key: the stream. Arguments: the id after which to begin, the most entries of the page. Reply: their number, the last one's id.
 """

@@ -1,0 +1,217 @@
+"""The health of a running program, shown over HTTP and in a file, to whoever has to restart it or to leave it alone.
+
+A program is alive if its event loop turns, and for no other reason: a long listener or an outage of Redis must not restart a
+fleet. It is ready if each of its parts is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from silbo._reports import RateLimitedLog
+from silbo.health import HasHealth
+
+__all__ = ["describe", "explain", "show_health"]
+
+logger = logging.getLogger(__name__)
+
+TOUCHED_EVERY: Final = 1.0
+"""The file is touched once a second. It shows by its age for how long the loop has been held."""
+REFRESHED_EVERY: Final = 15.0
+"""The figures that only the broker or the store knows are read every 15 seconds."""
+REQUEST_WITHIN: Final = 5.0
+"""A request has to be there within 5 seconds."""
+LONGEST_REQUEST: Final = 8192
+"""The head of a request has at most 8,192 bytes."""
+READY: Final = "is_ready"
+PARTS: Final = "parts"
+"""The names in the JSON object that are no attribute of a Health."""
+
+
+@asynccontextmanager
+async def show_health(
+    parts: Sequence[HasHealth],
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    file: str | os.PathLike[str] | None = None,
+) -> AsyncGenerator[int | None]:
+    """Show the health of a program for the block, over HTTP, in a file, or both; give the port, None without one.
+
+    ``GET /livez`` is answered with 200 as long as the loop turns; ``/readyz`` with 200 if every part is ready, else with 503
+    and the reasons; ``/health`` with the figures of all parts as JSON.
+
+    The file is touched once a second as long as the loop turns: its program is alive if it is young. Its first line is
+    ``ready`` or ``not ready``; the others have the reasons. It is deleted at the end.
+
+    Args:
+        parts: The consumers, relays, outboxes and bridges of the program.
+        port: The port of the HTTP endpoint; 0 takes a free one, None makes no endpoint.
+        host: The address to listen at. Whoever can reach it reads the texts of errors.
+        file: The path of the file; None for none. Each process needs one of its own.
+
+    Raises:
+        OSError: The port is taken, or the file can't be written.
+    """
+    log = RateLimitedLog(logger, every=60.0)
+    async with AsyncExitStack() as stack:
+        if file is not None:
+            path = Path(file)
+            _write(path, explain(parts))
+            stack.callback(path.unlink, missing_ok=True)
+            await stack.enter_async_context(_running(_keep_touching(path, parts, log)))
+        bound = None if port is None else await stack.enter_async_context(_serving(parts, host, port))
+        await stack.enter_async_context(_running(_keep_refreshing(parts, log)))
+        yield bound
+
+
+def explain(parts: Sequence[HasHealth]) -> str:
+    """Return ``ready``; or ``not ready``, and a line with the reason for each part that is not."""
+    found = [health for part in parts if not (health := part.health()).is_ready]
+    lines = [f"{health.part} {health.name}: {health.explain()}" for health in found]
+    return "\n".join(["not ready" if found else "ready", *lines, ""])
+
+
+def describe(parts: Sequence[HasHealth]) -> str:
+    """Return the health of all parts as a JSON object; times in ISO 8601, UTC."""
+    found = [part.health() for part in parts]
+    fields = {
+        READY: all(health.is_ready for health in found),
+        PARTS: [{**asdict(health), READY: health.is_ready} for health in found],
+    }
+    return json.dumps(fields, default=_to_json) + "\n"
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    raise TypeError(f"{value!r} can't be written as JSON")
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Run a coroutine beside the block; cancel it at the end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _keep_refreshing(parts: Sequence[HasHealth], log: RateLimitedLog) -> None:
+    while True:
+        for part in parts:
+            try:
+                await part.refresh_health()
+            except Exception as error:  # noqa: BLE001  # the figures are missing, and the program goes on
+                log.write("figures for the health can't be read", error)
+        await asyncio.sleep(REFRESHED_EVERY)
+
+
+# -- the file -----------------------------------------------------------------------------------------------
+
+
+async def _keep_touching(path: Path, parts: Sequence[HasHealth], log: RateLimitedLog) -> None:
+    written = ""
+    while True:
+        text = explain(parts)
+        try:
+            _touch(path, text, is_new=text != written)
+            written = text
+        except OSError as error:  # a full disk: the program goes on
+            log.write("the health can't be written", error, path=str(path))
+        await asyncio.sleep(TOUCHED_EVERY)
+
+
+def _touch(path: Path, text: str, *, is_new: bool) -> None:
+    if not is_new:
+        with suppress(FileNotFoundError):  # somebody has deleted it
+            os.utime(path)
+            return
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole: nobody reads a half of it."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+# -- the endpoint -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _serving(parts: Sequence[HasHealth], host: str, port: int) -> AsyncGenerator[int]:
+    """Answer requests for the block; give the port."""
+    answering: set[asyncio.Task[Any]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        answering.add(task)
+        try:
+            async with asyncio.timeout(REQUEST_WITHIN):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_respond(head, parts))
+                await writer.drain()
+        except (
+            OSError,
+            EOFError,
+            TimeoutError,
+            asyncio.LimitOverrunError,
+        ):  # no request, or nobody waits for the answer
+            pass
+        finally:
+            answering.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(answer, host, port, limit=LONGEST_REQUEST)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        late = set(answering)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+        await server.wait_closed()
+
+
+def _respond(head: bytes, parts: Sequence[HasHealth]) -> bytes:
+    """Return the response to a request, by the head of it."""
+    method, _, rest = head.partition(b" ")
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    status, kind, body = HTTPStatus.OK, "text/plain", ""
+    if method not in (b"GET", b"HEAD"):
+        status = HTTPStatus.METHOD_NOT_ALLOWED
+    elif path == b"/livez":
+        body = "alive\n"
+    elif path == b"/readyz":
+        body = explain(parts)
+        status = HTTPStatus.OK if body == "ready\n" else HTTPStatus.SERVICE_UNAVAILABLE
+    elif path == b"/health":
+        kind, body = "application/json", describe(parts)
+    else:
+        status, body = HTTPStatus.NOT_FOUND, "there is /livez, /readyz and /health\n"
+    content = body.encode()
+    lines = (
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {kind}; charset=utf-8",
+        f"Content-Length: {len(content)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    )
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode() + (b"" if method == b"HEAD" else content)

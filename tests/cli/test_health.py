@@ -1,0 +1,227 @@
+"""`silbo consume` and `silbo relay` show their health: alive means that the loop turns, ready that they are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.operations.health import show_health
+from tests.cli.conftest import Run
+from tests.support.app_files import write
+from tests.support.command_line import SILBO, environment, fill
+from tests.support.redis_streams import eventually, message
+from tools.redis_server import RedisServer
+
+WORKER = """
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from redis.asyncio import Redis
+from silbo import AsyncEventDispatcher, Consumer
+from silbo.brokers.redis import RedisStreams
+
+dispatcher = AsyncEventDispatcher()
+streams = RedisStreams(Redis.from_url(os.environ["SILBO_REDIS_URL"]), app="worker", prefix=os.environ["SILBO_PREFIX"])
+consumer = Consumer(dispatcher, streams.group("billing", start="oldest"))
+
+
+@dispatcher.listen("takes.long")
+async def wait(event) -> None:
+    while not Path("go on").exists():
+        await asyncio.sleep(0.01)
+
+
+@dispatcher.listen("holds.loop")
+async def hold(event) -> None:
+    Path("held").touch()
+    while not Path("let go").exists():
+        time.sleep(0.01)
+"""
+
+
+class Watched:
+    """A command, and its health as a probe sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, file: Path) -> None:
+        self.process = process
+        self.file = file
+        self._base = f"http://127.0.0.1:{port}"
+
+    async def get(self, path: str, *, within: float = 30.0) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=self._base, timeout=within, trust_env=False, verify=False) as client:
+            return await client.get(path)
+
+    async def is_ready(self) -> bool:
+        answer = await self.get("/readyz")
+        lines = self.file.read_text().splitlines()
+        assert lines[0] in {"ready", "not ready"}
+        return answer.status_code == 200 and answer.text == "ready\n" and lines == ["ready"]
+
+    async def is_unready(self) -> bool:
+        answer = await self.get("/readyz")
+        return answer.status_code == 503 and self.file.read_text() == answer.text != "ready\n"
+
+    async def is_alive(self) -> bool:
+        return (await self.get("/livez")).status_code == 200
+
+
+@asynccontextmanager
+async def watched(folder: Path, url: str, prefix: str, *arguments: object) -> AsyncGenerator[Watched]:
+    """A command that shows its health, at a free port and in a file; killed at the end."""
+    file = folder / "health"
+    process = await asyncio.create_subprocess_exec(
+        *(*SILBO, *map(str, arguments), "--health-port", "0", "--health-file", str(file)),
+        cwd=folder,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment({"SILBO_REDIS_URL": url, "SILBO_PREFIX": prefix}),
+    )
+    try:
+        assert process.stderr is not None
+        told = ""
+        async with asyncio.timeout(30):
+            while not (found := re.search(r'health is shown host="127.0.0.1" port=(\d+)', told)):
+                line = (await process.stderr.readline()).decode()
+                assert line, told
+                told += line
+        yield Watched(process, int(found[1]), file)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def publish(redis: Redis, prefix: str, name: str) -> None:
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        await streams.publish(message(name=name))
+
+
+async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
+    redis: Redis, redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    """A listener that awaits leaves the program alive and ready; one that holds the event loop is seen in both places."""
+    folder = write(tmp_path, {"worker.py": WORKER})
+    async with watched(folder, redis_url, prefix, "consume", "worker:consumer") as command:
+        await eventually(command.is_ready)
+        await publish(redis, prefix, "takes.long")
+
+        async def has_it_in_hand() -> Any:
+            return (await command.get("/health")).json()["parts"][0]["in_hand"]
+
+        await eventually(has_it_in_hand)
+        assert await command.is_alive() and await command.is_ready()
+        touched = command.file.stat().st_mtime_ns
+
+        async def is_touched() -> bool:
+            return command.file.stat().st_mtime_ns > touched
+
+        await eventually(is_touched)
+        (folder / "go on").touch()
+        await publish(redis, prefix, "holds.loop")
+
+        async def is_held() -> bool:
+            return (folder / "held").exists()
+
+        await eventually(is_held)
+        touched = command.file.stat().st_mtime_ns
+        with pytest.raises(httpx.TimeoutException):
+            await command.get("/livez", within=1.5)
+        assert not await is_touched()
+        (folder / "let go").touch()
+        await eventually(command.is_alive)
+        await eventually(is_touched)
+
+
+async def test_outage_of_redis_ends_readiness_and_not_liveness(own_redis: RedisServer, tmp_path: Path) -> None:
+    folder = write(tmp_path, {"worker.py": WORKER})
+    async with watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command:
+        await eventually(command.is_ready)
+        own_redis.kill()
+        await eventually(command.is_unready)
+        assert await command.is_alive()
+        reason = (await command.get("/readyz")).text
+        assert re.fullmatch(r"not ready\nconsumer billing: not connected since 20[\d-]+T[\d:]+Z\n", reason), reason
+        parts = (await command.get("/health")).json()["parts"]
+        assert (parts[0]["is_connected"], parts[0]["is_ready"]) == (False, False)
+        assert parts[0]["away_since"].endswith("Z") and parts[0]["last_error"]["text"]
+        touched = command.file.stat().st_mtime_ns
+
+        async def is_touched() -> bool:
+            return command.file.stat().st_mtime_ns > touched
+
+        await eventually(is_touched)
+        own_redis.restart()
+        await eventually(command.is_ready)
+        command.process.terminate()
+        async with asyncio.timeout(30):
+            await command.process.wait()
+        assert not command.file.exists()
+
+
+@pytest.mark.long
+async def test_relay_is_ready_while_redis_answers(own_redis: RedisServer, tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 1)
+    async with watched(tmp_path, own_redis.url, "shop", "relay", "--store", tmp_path / "outbox.db") as command:
+        await eventually(command.is_ready)
+        own_redis.kill()
+        await fill(tmp_path / "outbox.db", 1)
+        await eventually(command.is_unready)
+        assert await command.is_alive()
+        assert (await command.get("/readyz")).text.startswith("not ready\nrelay relay: not connected since 20")
+        own_redis.restart()
+        await eventually(command.is_ready)
+
+
+@pytest.mark.parametrize("port", ["no", "70000", "-1"])
+def test_port_that_is_none_is_refused(run: Run, port: str) -> None:
+    done = run("consume", "worker:consumer", f"--health-port={port}")
+    assert done.code == 2 and "is no port" in done.err
+
+
+async def raw(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        async with asyncio.timeout(30):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_other_requests_are_refused_and_none_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("silbo.operations.health.REQUEST_WITHIN", 0.2)
+    async with show_health([], port=0) as port:
+        assert port is not None
+        assert (await raw(port, b"GET /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert (await raw(port, b"HEAD /health HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\n")
+        assert (await raw(port, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+        assert (await raw(port, b"POST /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+        for nonsense in (b"GET /livez", b"x" * 100_000):  # an end that never comes, and far too much
+            assert await raw(port, nonsense) == b""
+        _, silent = await asyncio.open_connection("127.0.0.1", port)
+    silent.close()
+
+
+async def test_file_that_cannot_be_written_is_an_error_at_the_start_and_none_later(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        async with show_health([], file=tmp_path / "missing" / "health"):
+            pass
+    file = tmp_path / "health"
+    async with show_health([], file=file):
+        file.unlink()
+
+        async def is_back() -> bool:
+            return file.read_text() == "ready\n"
+
+        await eventually(is_back)
+    assert not list(tmp_path.iterdir())
