@@ -1,6 +1,7 @@
 """The dispatcher that Whistle gives you, with a bridge to Redis that loses nothing and costs next to nothing."""
 
 from silbo import errors
+from silbo._message_observers import Attempt, Publishing, RelayedBatch
 from silbo._retry import Backoff
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bootstrap import bootstrap
@@ -15,7 +16,7 @@ from silbo.dispatch.subscribers import on
 from silbo.dispatch.sync_callers import Portal, run_sync
 from silbo.dispatch.trace import Trace
 from silbo.errors import SilboError
-from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent, Refusal
+from silbo.event import DomainEvent, ECSTEvent, Event, NotificationEvent, Refusal, set_header
 from silbo.health import Health
 from silbo.mediator.maps import EventMap, RequestMap
 from silbo.mediator.mediator import Mediator
@@ -40,6 +41,7 @@ __all__ = [
     "FIRST",
     "LAST",
     "AsyncEventDispatcher",
+    "Attempt",
     "Backoff",
     "Bridge",
     "Budget",
@@ -74,10 +76,12 @@ __all__ = [
     "Policy",
     "Portal",
     "Publisher",
+    "Publishing",
     "Quota",
     "Refusal",
     "Registration",
     "Relay",
+    "RelayedBatch",
     "Request",
     "RequestHandler",
     "RequestMap",
@@ -94,4 +98,5 @@ __all__ = [
     "on",
     "receive",
     "run_sync",
+    "set_header",
 ]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
+from silbo._message_observers import observe_publish
 from silbo._reports import Availability, ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.dispatch.listeners import LAST
@@ -35,7 +36,7 @@ from silbo.errors import (
 )
 from silbo.event import collected_errors, kind_of
 from silbo.health import Health, find_latest
-from silbo.message import Message, Origin
+from silbo.message import Message, Origin, check_header, handled
 from silbo.names import EventName, Key, check_key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.wire.encode import to_message
@@ -49,6 +50,9 @@ CACHED_NAMES: Final = 1024
 """The most names whose route is cached. Names can be dynamic, so a full cache is emptied."""
 UNSENT_LIMIT: Final = 10_000
 """The most messages under way with ``wait=False``."""
+
+Publish: TypeAlias = Callable[[Message], Awaitable[None]]
+"""A function that publishes a message."""
 
 
 # -- routes -------------------------------------------------------------------------------------------------
@@ -64,9 +68,12 @@ class Route:
             have a kind keep it, and a domain event never leaves.
         to: The address, as ``orders``; None for the broker's default.
         key: The routing key: the name of an attribute, or a function of the event. None for the key of the event name.
+        headers: Headers of the messages; a listener reads them as ``event.origin.headers``. For one that differs from event to
+            event: :func:`~silbo.set_header`.
 
     Raises:
         AddressInvalid: ``to`` is not an address.
+        HeaderInvalid: a header has a name that silbo sets, or is no text.
         KeyUnknown: the pattern is an EventName whose class has no attribute ``key``.
         NameInvalid: the pattern has a ``*`` that is not a whole segment.
         TypeError: the pattern is not a text.
@@ -78,6 +85,7 @@ class Route:
     kind: Literal["notification", "ecst"] | None = None
     to: str | None = None
     key: Key | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
@@ -87,6 +95,10 @@ class Route:
             raise ValueError(f'kind is "notification", "ecst" or None, not {self.kind!r}')
         if self.to is not None:
             check_address(self.to)
+        if not isinstance(self.headers, Mapping):
+            raise TypeError(f"headers is a mapping of texts, as {{'tenant': 'acme'}}, not {self.headers!r}")
+        for name, value in self.headers.items():
+            check_header(name, value)
         if isinstance(self.pattern, EventName):
             check_key(self.pattern, self.pattern.cls, self.key)
 
@@ -273,15 +285,21 @@ class Bridge(AsyncCloseable):
             return
         if message is None:
             return
+        send = self._send
+        later = self._send_and_note
+        observers: Sequence[Any] = getattr(event.dispatcher, "_observers", ())
+        if observers:
+            publish = partial(observe_publish, observers, event.name, self.publisher)
+            send = later = partial(self._send_and_note, publish=publish)
         deferred = None if self._joining is not None and self._joining.in_transaction else deferred_sends()
         if deferred is None:
             try:
-                await self._send(message)
+                await send(message)
             except Exception as error:
                 self._note_answer(error)
                 raise
         else:
-            deferred.append(partial(self._send_deferred, message, event, self._registered(event)))
+            deferred.append(partial(self._send_deferred, later, message, event, self._registered(event)))
 
     async def aclose(self) -> None:
         """Wait until all messages under way are sent. May be called twice; the publisher stays open.
@@ -331,7 +349,17 @@ class Bridge(AsyncCloseable):
             version = version_of(cls, name)
         if key is not None:
             key = routing_key(event, name, key)
-        return to_message(event, name=name, kind=kind, key=key, to=to, version=version)
+        message = to_message(event, name=name, kind=kind, key=key, to=to, version=version)
+        cause = handled.get()
+        own = getattr(event, "__silbo_headers__", None)
+        if cause is not None or route is not None or own is not None:
+            headers = {**message.headers, **({} if cause is None else cause.follow())}
+            if route is not None:
+                headers.update(route.headers)
+            if type(own) is dict:  # a foreign class may have a __getattr__ that has an answer to all
+                headers.update(own)
+            message = replace(message, headers=headers)
+        return message
 
     def __silbo_sends__(self, event: object, name: object) -> bool:
         """Return True if events of this class and name leave, unless a listener stops them."""
@@ -345,20 +373,20 @@ class Bridge(AsyncCloseable):
         listeners = dispatcher.get_listeners(event.name) if dispatcher is not None else ()
         return next((listener for listener in listeners if listener == self.forward), None)
 
-    async def _send_deferred(self, message: Message, event: Any, registered: Listener | None) -> None:
+    async def _send_deferred(self, send: Publish, message: Message, event: Any, registered: Listener | None) -> None:
         """Send a message that a command has held back, under the options with which :meth:`forward` is registered."""
 
-        async def send(_: Any) -> None:
-            await self._send_and_note(message)
+        async def listener(_: Any) -> None:
+            await send(message)
 
         if isinstance(registered, ConfiguredListener):
-            await registered(event, listener=send)
+            await registered(event, listener=listener)
         else:
-            await self._send_and_note(message)
+            await send(message)
 
-    async def _publish(self, message: Message) -> None:
+    async def _publish(self, message: Message, publish: Publish | None = None) -> None:
         try:
-            await self.publisher.publish(message)
+            await (publish or self.publisher.publish)(message)
             if self._outage.is_on:
                 self._note_answer()
         except asyncio.CancelledError:
@@ -384,7 +412,7 @@ class Bridge(AsyncCloseable):
             self._outage.answered("publish")
             self._send = self._send_quickly
 
-    async def _publish_later(self, message: Message) -> None:
+    async def _publish_later(self, message: Message, publish: Publish | None = None) -> None:
         try:
             loop = self._binding.enter("forward")
         except LoopConflict as error:
@@ -397,7 +425,7 @@ class Bridge(AsyncCloseable):
             await self._report("message not sent", full, message, event_name=message.message_name)
             return
         # One task for each message: publishers keep the order of their calls, and the error belongs to one message.
-        task = loop.create_task(self._publish(message))
+        task = loop.create_task(self._publish(message, publish))
         self._under_way.add(task)
         task.add_done_callback(self._end_task)
 

@@ -32,6 +32,7 @@ __all__ = [
     "FollowUpsExceeded",
     "Gap",
     "HandlerShared",
+    "HeaderInvalid",
     "KeyUnknown",
     "LeadLost",
     "ListenerTimeout",
@@ -619,6 +620,22 @@ class AddressInvalid(SilboError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.address!r} is not {self.what}: use letters, digits and . _ - (no spaces, braces, colons or *)"
+
+
+@dataclass(eq=False)
+class HeaderInvalid(SilboError, ValueError):
+    """A header of a message can't be set: its name belongs to silbo, or its name or value is no text.
+
+    Attributes:
+        name: The name of the header.
+        problem: The words for what is wrong.
+    """
+
+    name: object
+    problem: str
+
+    def __str__(self) -> str:
+        return f"header {self.name!r} can't be set: {self.problem}"
 
 
 @dataclass(eq=False)

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self
 from uuid import uuid4
 
-from silbo.errors import MessageInvalid
+from silbo.errors import HeaderInvalid, MessageInvalid
 
-__all__ = ["Batch", "Delivery", "Format", "Headed", "Message", "Origin", "instance", "make_message", "new_publication"]
+__all__ = [
+    "CAUSATION",
+    "CORRELATION",
+    "Batch",
+    "Delivery",
+    "Format",
+    "Headed",
+    "Message",
+    "Origin",
+    "check_header",
+    "handled",
+    "instance",
+    "make_message",
+    "new_publication",
+]
 
 
 VERSION_DIGITS: Final = 18
 """The most digits of a version."""
+RESERVED_HEADERS: Final = ("app", "instance", "key", "publication", "version")
+"""The headers that only silbo sets."""
+CORRELATION: Final = "correlationid"
+"""The header with the correlation id: the id of the first message of a conversation. A message without it is the first one.
+
+Source: the CloudEvents extension for correlation, as the next one."""
+CAUSATION: Final = "causationid"
+"""The header with the causation id: the id of the message whose listener has caused this one."""
 
 
 class _Sender(NamedTuple):
@@ -33,6 +56,7 @@ class Origin(_Sender):
     """
 
     version: int = 1
+    _message: Headed | None = None
 
     def __new__(cls, app: str, instance: str, version: int = 1) -> Self:
         """Make the pair."""
@@ -41,6 +65,12 @@ class Origin(_Sender):
             self.version = version
         return self
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the message, as they came, with the correlation id also of a first message."""
+        message = self._message
+        return {} if message is None else {CORRELATION: message.message_id, **message.headers}
+
 
 class Headed:
     """A message's key, version and origin, as its headers say."""
@@ -48,6 +78,7 @@ class Headed:
     __slots__ = ()
 
     if TYPE_CHECKING:
+        message_id: str
         headers: Mapping[str, str]
 
     @property
@@ -81,8 +112,33 @@ class Headed:
         if app is None:
             return None
         if headers.get("version", "1") == "1":
-            return tuple.__new__(Origin, (app, headers.get("instance", "")))  # for speed
-        return Origin(app, headers.get("instance", ""), self.version)
+            origin = tuple.__new__(Origin, (app, headers.get("instance", "")))  # for speed
+        else:
+            origin = Origin(app, headers.get("instance", ""), self.version)
+        origin._message = self  # noqa: SLF001  # most listeners don't read the headers, so they are made at the read
+        return origin
+
+    def follow(self) -> dict[str, str]:
+        """Return the headers of a message that this one has caused: its correlation id and its causation id."""
+        return {CORRELATION: self.headers.get(CORRELATION, self.message_id), CAUSATION: self.message_id}
+
+
+handled: Final[ContextVar[Headed | None]] = ContextVar("silbo_handled", default=None)
+"""The received message whose listeners this code runs for; also in tasks that a listener has started."""
+
+
+def check_header(name: object, value: object) -> None:
+    """Refuse a header that a host can't set.
+
+    Raises:
+        HeaderInvalid: the name is one that silbo sets, or the name or the value is no text.
+    """
+    if not isinstance(name, str) or not name:
+        raise HeaderInvalid(name, "its name is a text, as 'tenant'")
+    if name in RESERVED_HEADERS:
+        raise HeaderInvalid(name, f"silbo sets {', '.join(RESERVED_HEADERS)} itself, so choose another name")
+    if not isinstance(value, str):
+        raise HeaderInvalid(name, f"its value is a text, not {type(value).__qualname__}; write str(...)")
 
 
 @dataclass(frozen=True, slots=True)

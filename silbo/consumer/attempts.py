@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
 from silbo._host_code import HostCode
+from silbo._message_observers import Attempt, call_observers, find_observers, observed
 from silbo._reports import describe_plugins
 from silbo._retry import Backoff
 from silbo.consumer.acknowledgements import Acknowledgements
@@ -28,7 +30,7 @@ from silbo.errors import (
     StoreUnavailable,
     VersionTooNew,
 )
-from silbo.message import Delivery
+from silbo.message import Delivery, handled
 from silbo.protocols import Inbox, Receiver
 
 __all__ = ["Attempts"]
@@ -244,6 +246,8 @@ class Attempts:
         if queued.attempts >= self._options.max_attempts:
             await self._bury(queued, error, queued.attempts)
             return None
+        if observers := find_observers(self._options.dispatcher):
+            call_observers(observers, "after_retry", delivery, error, queued.delay)
         return queued.delay
 
     async def _count(self, queued: QueuedDelivery, error: str = "") -> None:
@@ -307,9 +311,11 @@ class Attempts:
             stats.retried += 1
             delivery = replace(delivery, attempt=delivery.attempt + queued.tries)
         handling = (
-            self._handle_event(queued, delivery, message)
-            if begun is None
-            else self._complete(begun.dispatch, begun.heard)
+            self._complete(begun.dispatch, begun.heard)
+            if begun is not None
+            else self._observe(observers, queued, delivery, message)
+            if (observers := find_observers(self._options.dispatcher))
+            else self._handle_event(queued, delivery, message)
         )
         context = None if begun is None else begun.dispatch.context
         try:
@@ -327,8 +333,33 @@ class Attempts:
             return await self._note_failure(queued, delivery, error)
         return None
 
-    async def _handle_event(self, queued: QueuedDelivery, delivery: Delivery, message: Opened | None) -> None:
-        """Rebuild the event and run its listeners.
+    async def _observe(
+        self, observers: Sequence[Any], queued: QueuedDelivery, delivery: Delivery, message: Opened | None
+    ) -> None:
+        """Handle an event as :meth:`_handle_event` does, its listeners between the hooks of observers."""
+        with ExitStack() as hooks:
+
+            def begin(rebuilt: RebuiltEvent) -> None:
+                attempt = Attempt(
+                    delivery=delivery,
+                    name=rebuilt.name,
+                    message_id=rebuilt.message.message_id,
+                    headers=rebuilt.message.headers,
+                    subscription=self._options.subscription,
+                    pause=queued.delay if queued.tries else None,
+                )
+                hooks.enter_context(observed(observers, "attempt", attempt))
+
+            await self._handle_event(queued, delivery, message, begin)
+
+    async def _handle_event(
+        self,
+        queued: QueuedDelivery,
+        delivery: Delivery,
+        message: Opened | None,
+        begin: Callable[[RebuiltEvent], None] | None = None,
+    ) -> None:
+        """Rebuild the event and run its listeners; before that, call ``begin`` with the event.
 
         Raises:
             _Malformed: the delivery can't be rebuilt.
@@ -354,6 +385,9 @@ class Attempts:
                 raise MessageInvalid(problem, field="headers.key")
         except MessageInvalid as error:
             raise _Malformed(error) from error
+        handled.set(rebuilt.message)  # in the context of this delivery alone
+        if begin is not None:
+            begin(rebuilt)
         if heard and options.inbox is not None:  # without a listener nothing is remembered
             await self._dispatch_once(options.inbox, rebuilt, delivery, heard)
             return
@@ -397,7 +431,7 @@ class Attempts:
         dispatched = Received(rebuilt.event, rebuilt.name, options.listener_timeout)
         is_done = False
         try:
-            async with inbox.handling(options.group, publication) as is_new:
+            async with inbox.handling(options.subscription.name, publication) as is_new:
                 entered = True
                 try:
                     if is_new:

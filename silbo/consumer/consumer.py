@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from silbo._checks import check_count, check_seconds
 from silbo._host_code import OwnTasks
 from silbo._loops import LoopBinding
+from silbo._message_observers import call_observers, find_observers
 from silbo._reports import ErrorHook
 from silbo._retry import Backoff, pause
 from silbo._whistle import IAsyncEventDispatcher
@@ -174,7 +175,7 @@ class Consumer:
             backoff=backoff,
             needs_keys=concurrency > 1,
             inbox=inbox,
-            group=subscription.name,
+            subscription=subscription,
             newer_version_wait=newer_version_wait,
         )
         stopping = asyncio.Event()
@@ -450,6 +451,9 @@ class Consumer:
                 self._received_at = monotonic()
             # Before any other task runs: one that was read again could be acknowledged meanwhile, and would look new.
             arrived = note_arrivals(items, acks)
+            if items and (observers := find_observers(self.dispatcher)):
+                deliveries = [item for item in items if not isinstance(item, Gap)]
+                call_observers(observers, "after_receive", deliveries, self._subscription)
             while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be
                 await run.turns.next()
             self._options.heard.refresh()

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any, Final, NamedTuple
 
 from silbo._host_code import Begun
+from silbo._message_observers import find_observers
 from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import Heard
@@ -20,7 +21,7 @@ from silbo.dispatch.dispatcher import has_own_adispatch
 from silbo.dispatch.received_event import Received
 from silbo.errors import MessageInvalid
 from silbo.event import set_mark
-from silbo.message import Origin
+from silbo.message import Origin, handled
 from silbo.protocols import Receiver
 from silbo.wire.formats import JSON
 
@@ -154,6 +155,7 @@ class ExpressLane:
         return (
             options.inbox is None
             and has_own_adispatch(options.dispatcher)
+            and not find_observers(options.dispatcher)
             and not self._lock.is_held_alone()
             and self._acks.is_certain()
         )
@@ -184,7 +186,7 @@ class ExpressLane:
                 return None
         elif key in self._queue.keys:
             return None
-        origin = Origin(headers.get("app", ""), headers.get("instance", ""))
+        origin = envelope.origin or Origin("", "")
         if rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance):
             return None
         name = direct.name
@@ -196,6 +198,7 @@ class ExpressLane:
         if event is None:
             return None
         set_mark(event, "origin", origin)
+        handled.set(envelope)
         self.received.begin(event, name)
         self._key = key
         self._heard = heard

@@ -8,7 +8,7 @@ from silbo._retry import Backoff
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.receive import EventRebuilder
-from silbo.protocols import Inbox
+from silbo.protocols import Inbox, Subscription
 
 __all__ = ["HandlingOptions"]
 
@@ -27,7 +27,7 @@ class HandlingOptions:
         backoff: Delays between two attempts.
         needs_keys: A message that somebody listens to is malformed without a key.
         inbox: Remembers publications; None if they are not remembered.
-        group: The name of the group that the inbox remembers them for.
+        subscription: The description of what is received; the inbox remembers publications for its group.
         newer_version_wait: Seconds in which the group's other consumers may take over a message of a version that this one
             does not know.
     """
@@ -41,5 +41,5 @@ class HandlingOptions:
     backoff: Backoff
     needs_keys: bool
     inbox: Inbox | None
-    group: str
+    subscription: Subscription
     newer_version_wait: float

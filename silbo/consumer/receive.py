@@ -14,7 +14,7 @@ from silbo.bridge import find_bridges, routing_key
 from silbo.dispatch.received_event import Received, dispatch_received
 from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
-from silbo.message import Delivery, Format, Message, Origin, instance
+from silbo.message import Delivery, Format, Message, Origin, handled, instance
 from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.direct import find_reader, read_directly
@@ -389,7 +389,11 @@ async def receive(
     if rebuilt is None:
         return None
     dispatched = Received(rebuilt.event, rebuilt.name)
-    event = await dispatch_received(dispatcher, dispatched)
+    outer = handled.set(rebuilt.message)
+    try:
+        event = await dispatch_received(dispatcher, dispatched)
+    finally:
+        handled.reset(outer)
     dispatched.end(done=True)
     return event
 

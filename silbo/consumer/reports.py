@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from silbo._host_code import HostCode, OwnTasks
+from silbo._message_observers import call_observers, find_observers
 from silbo._reports import ErrorHook, ErrorReporter, Outage, describe_error
 from silbo._whistle import IAsyncEventDispatcher
-from silbo.dispatch.observers import observe_dead_letter
 from silbo.errors import DeliveryGivenUp, Gap, MessageInvalid, VersionTooNew
 from silbo.health import LastError, find_latest
 from silbo.message import Delivery
@@ -115,7 +115,7 @@ class DeliveryReports:
         given_up.__cause__ = error
         extra = self._extra(delivery, name) | {"attempts": attempts}
         self.log.write("dead letter", given_up, level=logging.ERROR, **extra)
-        observe_dead_letter(self._dispatcher, delivery, given_up)
+        call_observers(find_observers(self._dispatcher), "after_dead_letter", delivery, given_up)
         await self._report.call_hook(given_up, delivery)
 
     def report_slow(self, code: HostCode[Any], seconds: float) -> None:

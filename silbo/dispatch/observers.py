@@ -9,27 +9,14 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from silbo.dispatch.on_loop import Stepped
 from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.policy_listener import as_coroutine
 from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
-if TYPE_CHECKING:
-    from silbo.errors import DeliveryGivenUp
-    from silbo.message import Delivery
-
-__all__ = [
-    "Call",
-    "Dispatch",
-    "Observer",
-    "Outcome",
-    "check_observers",
-    "observe_dead_letter",
-    "observe_dispatch",
-    "observers_of",
-]
+__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dispatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +84,17 @@ class Call:
 class Observer(Protocol):
     """An object that is called around every dispatch and listener, in the dispatching task. Its errors are only logged.
 
-    Its methods are sync: nobody would await them. A method ``after_dead_letter(delivery, error)``, if there is one, is called
-    with each delivery that a consumer of the dispatcher has given up, and its :class:`~silbo.errors.DeliveryGivenUp`.
+    Its methods are sync: nobody would await them. An observer may have more methods, each by itself, which the bridges and
+    consumers of the dispatcher call:
+
+    - ``before_publish(publishing)`` and ``after_publish(publishing)`` around each publish of a bridge, with a
+      :class:`~silbo.Publishing`;
+    - ``after_receive(deliveries, subscription)`` with the deliveries that a consumer has received in one go;
+    - ``before_attempt(attempt)`` and ``after_attempt(attempt)`` around each attempt of a delivery, with an
+      :class:`~silbo.Attempt`: in the task and the context of its listeners;
+    - ``after_retry(delivery, error, delay)`` when an attempt has failed and another one follows in ``delay`` seconds;
+    - ``after_dead_letter(delivery, error)`` with each delivery that was given up, and its
+      :class:`~silbo.errors.DeliveryGivenUp`.
     """
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
@@ -162,23 +158,6 @@ async def observe_dispatch(
                 break
 
     await _observe(observers, _DISPATCH, dispatch, run_all, dispatch.event)
-
-
-def observers_of(dispatcher: object) -> Sequence[Any]:
-    """Return the observers of a dispatcher; none of one that is not silbo's."""
-    observers: Sequence[Any] = getattr(dispatcher, "_observers", ())
-    return observers
-
-
-def observe_dead_letter(dispatcher: object, delivery: Delivery, error: DeliveryGivenUp) -> None:
-    """Call the observers of a dispatcher that have a method for it with a delivery that was given up."""
-    for observer in observers_of(dispatcher):
-        if hasattr(observer, "after_dead_letter"):
-            try:
-                observer.after_dead_letter(delivery, error)
-            except Exception:
-                extra = {"observer": repr(observer), "hook": "after_dead_letter"}
-                logger.exception("observer failed", extra=extra)
 
 
 class _ObservedListener(WrappedListener):

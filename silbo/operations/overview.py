@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from silbo._message_observers import find_observers
 from silbo._process import Process, find_process, name_process
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
-from silbo.dispatch.observers import observers_of
 from silbo.dispatch.trace import Trace
 from silbo.dispatch.traced import Traced, shorten
 from silbo.errors import MessageInvalid, SilboError
@@ -234,7 +234,7 @@ def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, payload
     consumers = tuple(consumer for consumer in app.consumers if consumer.dispatcher is dispatcher)
     names = list_names(replace(app, dispatchers={reference: dispatcher}, consumers=consumers))
     known = {name.name for name in names}
-    traces = [observer for observer in observers_of(dispatcher) if isinstance(observer, Trace)]
+    traces = [observer for observer in find_observers(dispatcher) if isinstance(observer, Trace)]
     dispatches = sorted(
         (traced for trace in traces for traced in islice(reversed(trace.dispatches), DISPATCHES)),
         key=lambda traced: traced.ended_at,

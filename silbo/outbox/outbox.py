@@ -158,6 +158,11 @@ class Outbox(AsyncCloseable):
             self._relaying.add_done_callback(log_failure)
         return self
 
+    def observe(self, observer: object) -> None:
+        """Call an observer as :meth:`~silbo.outbox.relay.Relay.observe` does; without a relay it is never called."""
+        if self._relay is not None:
+            self._relay.observe(observer)
+
     async def aclose(self) -> None:
         """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice.
 

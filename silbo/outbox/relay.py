@@ -15,6 +15,7 @@ from silbo._checks import check_seconds, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._host_code import HostCode, OwnTasks
 from silbo._loops import LoopBinding
+from silbo._message_observers import RelayedBatch, observed
 from silbo._process import name_process
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause
@@ -174,6 +175,7 @@ class Relay(AsyncCloseable):
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
         self._taken_at: float | None = None  # monotonic()
         self._sending: dict[int, int] = {}  # by partition: the number of rows taken last, and not answered yet
+        self._observers: tuple[object, ...] = ()
         self._begun = False
         self._running: asyncio.Task[Any] | None = None
         self._binding = LoopBinding("Relay", is_busy=lambda: self._running is not None, forget=self._forget_loop)
@@ -235,6 +237,13 @@ class Relay(AsyncCloseable):
         """Tell the relay that something was stored; to be called in the loop's thread."""
         for woken in self._wake_events:
             woken.set()
+
+    def observe(self, observer: object) -> None:
+        """Call ``before_relay(batch)`` and ``after_relay(batch)`` of an observer around each sending of messages from now on.
+
+        Its errors are only logged. The batch is a :class:`~silbo.RelayedBatch`.
+        """
+        self._observers = (*self._observers, observer)
 
     def stop(self) -> None:
         """Let :meth:`run` end, after what can be sent within ``drain`` seconds; to be called in the loop's thread."""
@@ -412,7 +421,8 @@ class Relay(AsyncCloseable):
                 await asyncio.sleep(0)  # with store and broker in memory no other await lets other tasks run
                 await renew()
             try:
-                answer = await self._tasks.isolate(self._publish(lead, batch), "a publisher")
+                publish = self._observe_publish if self._observers and batch else self._publish
+                answer = await self._tasks.isolate(publish(lead, batch), "a publisher")
             except (BrokerUnavailable, DeliveryUnknown) as error:
                 await self._report.report_outage(self._broker_outage, lead.partition, error)
                 if rows:
@@ -482,6 +492,15 @@ class Relay(AsyncCloseable):
             messages = [(row.sequence or 0, row.message) for row in rows]
             return await publisher.publish_sequenced(f"{self._store.id}/{lead.partition}", lead.epoch, messages)
         return await self._publish_each(rows)
+
+    async def _observe_publish(self, lead: Lead, rows: Sequence[Row]) -> Sequenced:
+        """Publish rows as :meth:`_publish` does, between the hooks of the observers."""
+        with observed(
+            self._observers,
+            "relay",
+            RelayedBatch(messages=[row.message for row in rows], publisher=self._publisher),
+        ):
+            return await self._publish(lead, rows)
 
     async def _publish_each(self, rows: Sequence[Row]) -> Sequenced:
         """Publish rows by one call each, to see which failed: publishers keep the order of their calls.

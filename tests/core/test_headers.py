@@ -1,0 +1,196 @@
+"""Headers: from a route, an event or a received message, to the listener on the other side."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from silbo import AsyncEventDispatcher, Bridge, Message, NotificationEvent, Origin, Route, receive, set_header
+from silbo.brokers.memory import MemoryBroker
+from silbo.errors import HeaderInvalid
+from silbo.message import Delivery
+from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
+from tests.support.consumer import Consumer, Heard, Running, joined
+
+
+class Collecting:
+    """A publisher that keeps what it gets."""
+
+    app = "web"
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def publish(self, *messages: Message) -> None:
+        self.messages += messages
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Frozen(NotificationEvent):
+    number: int = 1
+
+
+@dataclass
+class Foreign:
+    number: int = 1
+
+    def __getattr__(self, name: str) -> Any:
+        return f"an answer to {name}"
+
+
+def bridged(*routes: Route) -> tuple[AsyncEventDispatcher, Collecting]:
+    d, publisher = AsyncEventDispatcher(), Collecting()
+    d.add_subscriber(Bridge(publisher, routes=routes))
+    return d, publisher
+
+
+async def test_a_header_of_the_event_goes_before_the_route_s() -> None:
+    """What a listener knows of this very event is worth more than what holds for all events of a name."""
+    d, publisher = bridged(Route("user.**", headers={"tenant": "all", "team": "accounts"}))
+    event = Frozen()
+    set_header(event, "tenant", "acme")
+    set_header(event, "correlationid", "of the request")
+    await d.adispatch("user.joined", event)
+    await d.adispatch("other", event)
+    first, second = publisher.messages
+    assert first.headers.items() >= {"tenant": "acme", "team": "accounts", "correlationid": "of the request"}.items()
+    assert second.headers["tenant"] == "acme" and "team" not in second.headers
+    assert first.headers["publication"] != second.headers["publication"]
+    assert "tenant" not in first.payload and "tenant" not in str(first.payload)
+
+
+async def test_a_class_that_answers_to_every_attribute_has_no_headers() -> None:
+    d, publisher = bridged(Route("x", kind="notification"))
+    event = Foreign()
+    event.origin = event.event_id = event.event_timestamp = None
+    await d.adispatch("x", event)
+    set_header(event, "tenant", "acme")
+    await d.adispatch("x", event)
+    assert [message.headers.get("tenant") for message in publisher.messages] == [None, "acme"]
+
+
+@pytest.mark.parametrize("name", ["app", "instance", "key", "publication", "version", "", 1, None])
+def test_a_name_that_silbo_sets_or_that_is_no_text_is_refused(name: Any) -> None:
+    """An origin could be forged by a listener, and an echo go unseen."""
+    with pytest.raises(HeaderInvalid, match="header"):
+        set_header(Frozen(), name, "x")
+    with pytest.raises(HeaderInvalid):
+        Route("x", headers={name: "x"})
+
+
+def test_a_value_that_is_no_text_is_refused() -> None:
+    with pytest.raises(HeaderInvalid, match=r"write str\(...\)"):
+        set_header(Frozen(), "tenant", 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mapping"):
+        Route("x", headers=["tenant"])  # type: ignore[arg-type]
+    assert hash(Route("x", headers={"a": "b"})) == hash(Route("x"))
+
+
+@pytest.mark.parametrize("form", [JSON, CLOUDEVENTS])
+async def test_a_listener_reads_the_headers(form: Any) -> None:
+    """Of the message as it came; a first message is its own correlation."""
+    d, seen = AsyncEventDispatcher(), []
+
+    @d.listen("user.joined")
+    async def hear(event: Any) -> None:
+        seen.append(event)
+
+    message = joined(1, key="k")
+    message.headers["tenant"] = "acme"  # type: ignore[index]
+    await receive(d, form.encode(message, Origin("web", "1")), format=form)
+    origin = seen[0].origin
+    headers = origin.headers
+    assert headers["tenant"] == "acme" and headers["key"] == "k" and headers["app"] == "web"
+    assert headers["correlationid"] == message.message_id and "causationid" not in headers
+    assert origin == ("web", "1"), "the headers are no part of the pair"
+    for again in (copy.copy(origin), copy.deepcopy(origin), pickle.loads(pickle.dumps(origin))):
+        assert again == origin and again.headers == headers
+    assert Origin("web", "1").headers == {}
+
+
+async def test_a_format_without_headers_gives_none() -> None:
+    d, seen = AsyncEventDispatcher(), []
+
+    @d.listen("**")
+    async def hear(event: Any) -> None:
+        seen.append(event.origin.headers)
+
+    await receive(d, DIATOR.encode(joined(1), Origin("web", "1")), format=DIATOR)
+    assert seen == [{}]
+
+
+async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(broker: MemoryBroker) -> None:
+    """Also from a task that goes on when the consumer is at its next delivery: each has a context of its own."""
+    d, publisher = bridged()
+    heard = Heard()
+    d.add_subscriber(heard)
+    goes_on = asyncio.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
+    @d.listen("user.joined")
+    async def answer(event: Any) -> None:
+        if event.payload["user_id"] == 1:
+
+            async def later() -> None:
+                await goes_on.wait()
+                await d.adispatch("late", Frozen())
+
+            tasks.append(asyncio.create_task(later()))
+        else:
+            await d.adispatch("at.once", Frozen())
+            goes_on.set()
+
+    first, second = joined(1), joined(2)
+    second.headers["correlationid"] = "begun elsewhere"  # type: ignore[index]
+    group = broker.group("billing", start="new")
+    async with Running(Consumer(d, group, own="handle")):
+        await broker.publish(first, second)
+        async with asyncio.timeout(20):
+            await goes_on.wait()
+            await asyncio.gather(*tasks)
+    found = {
+        message.message_name: (message.headers["correlationid"], message.headers["causationid"])
+        for message in publisher.messages
+    }
+    assert found == {
+        "at.once": ("begun elsewhere", second.message_id),
+        "late": (first.message_id, first.message_id),
+    }
+    await d.adispatch("outside", Frozen())
+    assert not publisher.messages[-1].headers.keys() & {"correlationid", "causationid"}
+
+
+async def test_receive_names_the_cause_as_a_consumer_does() -> None:
+    d, publisher = bridged()
+
+    @d.listen("user.joined")
+    async def answer(event: Any) -> None:
+        await d.adispatch("at.once", Frozen())
+
+    message = joined(1)
+    await receive(d, JSON.encode(message, Origin("other", "1")))
+    await d.adispatch("outside", Frozen())
+    inside, outside = publisher.messages
+    assert inside.headers["causationid"] == message.message_id
+    assert "causationid" not in outside.headers
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker("other")
+
+
+def test_a_delivery_keeps_the_headers_as_they_came() -> None:
+    """They are made anew at each attempt, so that a listener's changes reach no other attempt."""
+    delivery = Delivery(JSON.encode(joined(1), Origin("web", "1")), "events", JSON)
+    origins = [delivery.message().origin for _ in range(2)]
+    assert origins[0] is not None and origins[1] is not None
+    origins[0].headers["publication"] = "x"  # type: ignore[index]
+    assert origins[1].headers["publication"] != "x"
