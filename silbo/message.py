@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self
 from uuid import uuid4
@@ -26,6 +27,7 @@ __all__ = [
     "instance",
     "make_message",
     "new_publication",
+    "own_origin",
 ]
 
 
@@ -337,6 +339,12 @@ def instance() -> str:
     return _instance
 
 
+@lru_cache(maxsize=256)
+def own_origin(app: str) -> Origin:
+    """Return the origin of what this process sends under the name of a program."""
+    return Origin(app, _instance)
+
+
 def new_publication() -> str:
     """Return a new name for one sending of a message, unique over all processes."""
     return f"{_instance}-{next(_publications)}"
@@ -347,6 +355,7 @@ def _renew() -> None:
     global _instance, _publications
     _instance = uuid4().hex
     _publications = count(1)
+    own_origin.cache_clear()
 
 
 os.register_at_fork(after_in_child=_renew)

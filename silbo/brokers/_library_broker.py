@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo.brokers._sender import OutgoingMessage, Sender
-from silbo.message import Format, Message, Origin, instance
+from silbo.message import Format, Message, instance, own_origin
 from silbo.protocols import Promises
 
 __all__ = ["LibraryBroker", "build_labels"]
@@ -76,7 +76,7 @@ class LibraryBroker(AsyncCloseable):
         Raises:
             MessageRefused: this broker can't carry the message.
         """
-        return self._format.encode(message, Origin(self.app, instance()))
+        return self._format.encode(message, own_origin(self.app))
 
     async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
         """Give a batch to the library, in this order, and mark the outcome of each message."""

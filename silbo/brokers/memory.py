@@ -17,7 +17,7 @@ from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo.errors import BrokerUnavailable, Fenced, Gap, MessageRefused, StartInvalid
-from silbo.message import Delivery, Format, Message, Origin, instance
+from silbo.message import Delivery, Format, Message, own_origin
 from silbo.protocols import Promises, Receiver, Sequenced
 from silbo.wire.formats import JSON
 
@@ -174,7 +174,7 @@ class MemoryBroker(AsyncCloseable):
         """Return the deliveries, and the errors of messages that can't be encoded; each by its position."""
         encoded: dict[int, Delivery] = {}
         refused: dict[int, MessageRefused] = {}
-        origin = Origin(self.app, instance())
+        origin = own_origin(self.app)
         for index, message in enumerate(messages):
             try:
                 raw = self._format.encode(message, origin)

@@ -117,10 +117,10 @@ def _write_payload(event: Any, fields: EventFields) -> tuple[str, dict[str, Any]
     event_id = fields.make_id(event) if fields.make_id is not None else None
     if event_id is None:
         event_id = _write_id(getattr(event, fields.id_field, None))
-    payload: dict[str, Any] = {
-        "event_id": event_id,
-        "event_timestamp": _write_time(getattr(event, fields.time_field, None)),
-    }
+    when = fields.write_time(event) if fields.write_time is not None else None
+    if when is None:
+        when = _write_time(getattr(event, fields.time_field, None))
+    payload: dict[str, Any] = {"event_id": event_id, "event_timestamp": when}
     library = fields.library
     if library == "plain" or library == "pydantic":
         for wire, value in _public_values(event) if library == "plain" else _model_values(event, fields):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from msgspec import UNSET
 
-from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker
+from silbo.event import ENVELOPE, check_fields, declared_fields, find_id_maker, find_time_writer
 
 __all__ = [
     "EventFields",
@@ -58,6 +58,7 @@ class EventFields(NamedTuple):
         id_field: The attribute that holds the event's id.
         time_field: The attribute that holds the event's time.
         make_id: Gives the id of an event as text, or None if it has been read or set; None if the class declares its own.
+        write_time: Gives the time of an event as text, in the same way.
     """
 
     library: str
@@ -66,6 +67,7 @@ class EventFields(NamedTuple):
     id_field: str
     time_field: str
     make_id: Callable[[Any], str | None] | None
+    write_time: Callable[[Any], str | None] | None
 
 
 @once_per_class
@@ -95,6 +97,7 @@ def event_fields(cls: type) -> EventFields:
         id_field=id_field,
         time_field=time_field,
         make_id=find_id_maker(cls) if id_field == "event_id" else None,
+        write_time=find_time_writer(cls) if time_field == "event_timestamp" else None,
     )
 
 

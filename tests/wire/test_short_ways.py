@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -12,13 +13,13 @@ from uuid import RFC_4122, UUID
 import attrs
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from silbo.errors import MessageRefused
-from silbo.event import IDS_AT_ONCE, ECSTEvent, NotificationEvent, new_id
-from silbo.message import Message, make_message
-from silbo.wire.encode import Unwritable, to_json_value, to_message
+from silbo.event import IDS_AT_ONCE, ECSTEvent, NotificationEvent, new_id, set_mark
+from silbo.message import Message, instance, make_message, own_origin
+from silbo.wire.encode import Unwritable, format_time, to_json_value, to_message
 from silbo.wire.fields import event_fields
 from tests.wire.test_round_trip import class_types
 
@@ -144,6 +145,48 @@ def test_a_forked_process_gives_other_ids() -> None:
     os.close(write)
     ours = {new_id() for _ in range(2 * IDS_AT_ONCE)}
     assert len(theirs) == 3 and ours.isdisjoint(theirs)
+
+
+def test_a_forked_process_has_an_origin_of_its_own() -> None:
+    """Also where the parent has sent something: its origin is kept between messages."""
+    ours = own_origin("web")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, f"{own_origin('web').instance} {instance()}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(read, 4096).decode().split()
+    os.close(read)
+    os.close(write)
+    assert ours == own_origin("web") == ("web", instance())
+    assert theirs[0] == theirs[1] != ours.instance
+
+
+# -- times --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 4_102_444_800 * 10**9))  # until 2100: a datetime is made of a float
+@example(0)
+@example(1_700_000_000_000_000_000)
+@example(1_700_000_000_000_000_999)
+@example(1_700_000_000_999_999_999)
+@example(1_700_000_001_000_001_000)
+def test_a_time_written_the_short_way_is_like_that_of_the_datetime(clock: int) -> None:
+    event = Data(1, 2)
+    set_mark(event, "__silbo_time__", clock)
+    written = to_message(event, name="n", kind="notification").payload["event_timestamp"]
+    assert written == format_time(event.event_timestamp)
+    assert to_message(event, name="n", kind="notification").payload["event_timestamp"] == written
+
+
+def test_a_time_that_was_set_is_written() -> None:
+    """Whatever a dispatch has noted."""
+    event = Data(1, 2)
+    set_mark(event, "__silbo_time__", 1)
+    event.event_timestamp = datetime(2026, 3, 7, tzinfo=UTC)
+    written = to_message(event, name="n", kind="notification").payload["event_timestamp"]
+    assert written == "2026-03-07T00:00:00Z"
 
 
 # -- messages -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from silbo.brokers.redis.connection import (
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import BrokerUnavailable, Gap
-from silbo.message import Delivery, Format, Message, Origin, instance
+from silbo.message import Delivery, Format, Message, own_origin
 from silbo.names import compile_pattern
 from silbo.protocols import Promises
 from silbo.wire.formats import JSON
@@ -127,7 +127,7 @@ class RedisPubSub(AsyncCloseable):
         await self._sender.aclose()
 
     def _encode(self, message: Message) -> bytes:
-        raw = self._format.encode(message, Origin(self.app, instance()))
+        raw = self._format.encode(message, own_origin(self.app))
         channel = self._format.channel(message, self._prefix).encode()
         return b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(raw), raw)
 

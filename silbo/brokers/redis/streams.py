@@ -16,7 +16,7 @@ from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
-from silbo.message import Format, Message, Origin, instance
+from silbo.message import Format, Message, own_origin
 from silbo.protocols import Promises, Sequenced
 from silbo.wire.formats import JSON
 
@@ -173,7 +173,7 @@ class RedisStreams(AsyncCloseable):
     def _encode(self, message: Message) -> bytes:
         if message.to is not None:
             self._keys.key_for(message)  # refuses what is no address
-        raw = self._format.encode(message, Origin(self.app, instance()))
+        raw = self._format.encode(message, own_origin(self.app))
         return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
