@@ -48,7 +48,7 @@ test-newest: ## the suite with the newest release of everything, no lock; instal
 test-oldest: $(VENV)-oldest/.oldest ## the suite with the oldest releases that pyproject.toml allows, on Python 3.11
 	$(VENV)-oldest/bin/python -m pytest $(or $(ARGS),--numprocesses=auto)
 
-test-services: $(VENV)/.services ## PostgreSQL and RabbitMQ, which pip can't bring: runs what it has servers for, says what it left out
+test-services: $(VENV)/.services ## PostgreSQL, RabbitMQ and Chromium, which pip can't bring: runs what it has servers for, says what it left out
 	$(RUN) -m pytest tests/services --timeout=240 $(or $(ARGS),--numprocesses=auto --dist=loadgroup)
 
 test-harp: $(VENV)/.test .venv/harp/.harp ## a plugin of the HARP proxy on silbo's dispatcher; needs a Python 3.13, and finds pyenv's

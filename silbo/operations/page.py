@@ -85,6 +85,7 @@ def render_page(overview: Overview) -> str:
             element("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="referrer", content="no-referrer"),
+            element("link", rel="icon", href="data:,"),  # else browsers ask the server for one
             element("title", f"{overview.title}: silbo"),
             element("style", Markup(STYLE)),
         ),
@@ -279,8 +280,8 @@ def _render_dispatch(traced: Traced, *, is_open: bool) -> Markup:
     columns = (
         _Column("listener"),
         _Column("end"),
-        _Column("time", "number"),
-        _Column("waiting", "number"),
+        _Column("time", "number whole"),
+        _Column("waiting", "number whole"),
         _Column("from begin to end", "bar"),
     )
     table = (

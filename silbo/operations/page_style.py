@@ -58,8 +58,9 @@ tbody th { font-weight: 600; }
 tbody th > * { font-weight: 400; }
 tbody th > code { font-weight: 600; }
 caption code { color: var(--text); font-size: 0.9375rem; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr > :last-child { padding-right: 0; }
+.whole { white-space: nowrap; }
 ol, td ul { margin: 0.25rem 0; padding-left: 1.25rem; }
 summary { cursor: pointer; }
 details.dispatch { border: 1px solid var(--line); border-radius: 6px; margin: 0.5rem 0; padding: 0.4rem 0.75rem; }
@@ -72,7 +73,7 @@ rect { stroke-width: 1px; vector-effect: non-scaling-stroke; }
 .key { display: inline-block; width: 1.5rem; height: 0.75rem; border: 1px solid var(--busy); border-radius: 2px; vertical-align: -0.05rem; }
 .key.busy { background: var(--busy); }
 .key.wait { background: var(--wait); margin-left: 0.75rem; }
-@media (max-width: 46rem) {
+@media (max-width: 52rem) {
   body { padding: 0.75rem 0.75rem 3rem; }
   table, caption, tbody, tr, th, td { display: block; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -89,9 +90,10 @@ rect { stroke-width: 1px; vector-effect: non-scaling-stroke; }
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
+        "img-src data:",
         f"style-src 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'",
         "base-uri 'none'",
         "form-action 'none'",
     )
 )
-"""Allows the style sheet by its hash; no script, no picture, no request, no frame, no form."""
+"""Allows the style sheet by its hash, and the empty icon; no script, no request, no frame, no form."""

@@ -1,10 +1,11 @@
-"""Real servers that pip can't bring. A module says by its mark which it needs: `postgresql` or `rabbitmq`.
+"""Real servers, and a browser, that pip can't bring. A module says by its mark which it needs: `postgresql`, `rabbitmq` or `chromium`.
 
 Where a server is missing, its tests are left out, and the end of the run says so; with `SILBO_LEAVE_OUT=nothing`, and where
 all are missing, that is a failure.
 
 postgres         a server shared by the tests of one worker; `engine` has a schema of its own on it
 own_postgres     a server that this test alone may kill, with every commit on its disk
+browser          a Chromium shared by the tests of one worker
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from silbo.stores.sqlalchemy import SQLAlchemyStore
-from tools.postgres import PostgresNotFound, PostgresServer, find_postgres
-from tools.rabbitmq import RabbitMQNotFound, find_rabbitmq
+from tools.chromium import find_chromium, open_browser
+from tools.postgres import PostgresServer, find_postgres
+from tools.rabbitmq import find_rabbitmq
+from tools.server import ServerFailed
 
-SERVERS: Final = {"postgresql": find_postgres, "rabbitmq": find_rabbitmq}
+SERVERS: Final[dict[str, Callable[[], object]]] = {
+    "postgresql": find_postgres,
+    "rabbitmq": find_rabbitmq,
+    "chromium": find_chromium,
+}
 LEFT_OUT: Final = "left out: "
 
 
@@ -30,7 +37,7 @@ def look(server: str) -> str:
     """Return the place of the server, or what to install, after `LEFT_OUT`."""
     try:
         return str(SERVERS[server]())
-    except (PostgresNotFound, RabbitMQNotFound) as error:
+    except ServerFailed as error:
         return f"{LEFT_OUT}{error}"
 
 
@@ -78,6 +85,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
 def postgres() -> Iterator[PostgresServer]:
     with PostgresServer(fsync=False, config={"track_commit_timestamp": "on"}) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

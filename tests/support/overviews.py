@@ -170,7 +170,7 @@ def hostile_overview() -> tuple[Overview, int]:
     return overview, evil.count
 
 
-EMPTY = {"meta"}
+EMPTY = {"link", "meta"}
 
 
 class Page(HTMLParser):

@@ -13,16 +13,18 @@ from tools.server import ROOT
 
 PLUGIN = """
 from pathlib import Path
-from tools import postgres, rabbitmq
+from tools import chromium, postgres, rabbitmq
 
 def no_postgres(): raise postgres.PostgresNotFound(f"No PostgreSQL here; {postgres.INSTALL}")
 def no_rabbitmq(): raise rabbitmq.RabbitMQNotFound(f"No RabbitMQ here; {rabbitmq.INSTALL}")
+def no_chromium(): raise chromium.ChromiumNotFound(f"No Chromium here; {chromium.INSTALL}")
 
 postgres.find_postgres = %s
 rabbitmq.find_rabbitmq = no_rabbitmq
+chromium.find_chromium = no_chromium
 """
 POSTGRES_ALONE = PLUGIN % 'lambda: Path("/somewhere")'
-NEITHER = PLUGIN % "no_postgres"
+NONE = PLUGIN % "no_postgres"
 
 
 def services(folder: Path, machine: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,9 +45,9 @@ def services(folder: Path, machine: str, *options: str, **environment: str) -> s
 def test_missing_server_is_told_at_the_end_and_the_rest_runs(tmp_path: Path) -> None:
     done = services(tmp_path, POSTGRES_ALONE, "--numprocesses=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    *_, title, install, _ = done.stdout.splitlines()
-    assert "1 TESTS OF RABBITMQ LEFT OUT" in title
-    assert "apt-get install rabbitmq-server" in install
+    assert "1 TESTS OF RABBITMQ LEFT OUT" in done.stdout and "0 TESTS OF CHROMIUM LEFT OUT" in done.stdout
+    *_, install, _ = done.stdout.splitlines()
+    assert "apt-get install chromium" in install, "what is left out is told last"
     assert "POSTGRESQL LEFT OUT" not in done.stdout
 
 
@@ -53,9 +55,9 @@ def test_missing_server_is_told_at_the_end_and_the_rest_runs(tmp_path: Path) -> 
     ("machine", "environment", "named"),
     [
         (POSTGRES_ALONE, {"SILBO_LEAVE_OUT": "nothing"}, ["rabbitmq-server"]),
-        (NEITHER, {}, ["rabbitmq-server", "postgresql"]),  # nothing would be left
+        (NONE, {}, ["rabbitmq-server", "postgresql", "chromium"]),  # nothing would be left
     ],
-    ids=["nothing may be left out", "both are missing"],
+    ids=["nothing may be left out", "all are missing"],
 )
 def test_run_that_would_prove_too_little_fails(
     machine: str, environment: dict[str, str], named: list[str], tmp_path: Path
