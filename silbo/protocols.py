@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from silbo.message import Delivery, Message
 
 __all__ = [
+    "BatchInbox",
     "Container",
     "Inbox",
     "JoiningPublisher",
@@ -260,6 +261,33 @@ class Inbox(Protocol):
             MessageInvalid: On entering: this publication can never be stored. The delivery becomes a dead letter at once.
             BrokerUnavailable, StoreUnavailable: It can't be asked, or can't store: the consumer waits, and no attempt is used up.
             Exception: On entering, the same. On leaving, the attempt has failed.
+        """
+        ...
+
+
+class BatchInbox(Inbox, Protocol):
+    """An inbox that a consumer asks about many publications at once, and tells of many, instead of entering ``handling``.
+
+    For one whose memory is no part of the listeners' own transaction. A consumer uses these methods if the inbox's class has
+    both; a subclass that overrides ``handling`` has to override them as well, or it is asked by ``handling``.
+    """
+
+    async def find_handled(self, group: str, publications: Sequence[str]) -> Collection[str]:
+        """Return those of the publications that the group has handled.
+
+        Raises:
+            MessageInvalid: One of them can never be stored. If it is the only one, its delivery becomes a dead letter at once.
+            Exception: It can't be asked: the consumer waits, and no attempt is used up.
+        """
+        ...
+
+    async def remember(self, group: str, publications: Sequence[str]) -> None:
+        """Store publications as handled: their listeners have run. It may be called again with the same ones.
+
+        The deliveries are acknowledged afterwards, also after an error: to try them again would double their effects.
+
+        Raises:
+            Exception: They are not stored, which is logged.
         """
         ...
 

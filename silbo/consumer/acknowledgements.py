@@ -285,6 +285,8 @@ class Acknowledgements:
                         deliveries.append(done)
                     else:
                         deliveries += map(done.batch.__getitem__, range(len(done.batch)))
+                if self._run.known is not None:
+                    await self._run.known.flush()
                 await self._receiver.ack(*deliveries)
             del self._done[: len(going)]
             for done in going:

@@ -17,6 +17,7 @@ from silbo.consumer.express_lane import BegunDispatch, ExpressLane
 from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import Heard
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
+from silbo.consumer.known_publications import KnownPublications, find_publication
 from silbo.consumer.receive import Opened, RebuiltEvent
 from silbo.consumer.run_state import RunState, Stopped
 from silbo.consumer.shared_lock import SharedLock
@@ -311,7 +312,7 @@ class Attempts:
             stats.retried += 1
             delivery = replace(delivery, attempt=delivery.attempt + queued.tries)
         handling = (
-            self._complete(begun.dispatch, begun.heard)
+            self._complete(begun.dispatch, begun.heard, begun.publication)
             if begun is not None
             else self._observe(observers, queued, delivery, message)
             if (observers := find_observers(self._options.dispatcher))
@@ -388,16 +389,25 @@ class Attempts:
         handled.set(rebuilt.message)  # in the context of this delivery alone
         if begin is not None:
             begin(rebuilt)
+        publication = ""
         if heard and options.inbox is not None:  # without a listener nothing is remembered
-            await self._dispatch_once(options.inbox, rebuilt, delivery, heard)
-            return
+            publication = find_publication(delivery, rebuilt.message)
+            if self._run.known is None:
+                await self._dispatch_once(options.inbox, rebuilt, publication, heard)
+                return
+            if not await self._is_new(self._run.known, publication):
+                stats.duplicates += 1
+                return
         dispatched = received.get()
         assert dispatched is not None
         dispatched.begin(rebuilt.event, rebuilt.name)
-        await self._complete(options.dispatcher.adispatch(rebuilt.name, rebuilt.event), heard)
+        await self._complete(options.dispatcher.adispatch(rebuilt.name, rebuilt.event), heard, publication)
 
-    async def _complete(self, dispatch: Awaitable[Any], heard: Heard) -> None:
-        """Await a dispatch as dispatch_received() does, with the worker's own object, and count the delivery as handled."""
+    async def _complete(self, dispatch: Awaitable[Any], heard: Heard, publication: str) -> None:
+        """Await a dispatch as dispatch_received() does, with the worker's own object, and count the delivery as handled.
+
+        ``publication`` is remembered then; an empty one is not.
+        """
         dispatched = received.get()
         assert dispatched is not None
         try:
@@ -415,8 +425,26 @@ class Attempts:
         if dispatched.once is not None:
             dispatched.end(done=True)
         self._run.stats.count_handled(heard)
+        if publication and self._run.known is not None:
+            self._run.known.note_handled(publication)
 
-    async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, delivery: Delivery, heard: Heard) -> None:
+    async def _is_new(self, known: KnownPublications, publication: str) -> bool:
+        """Return True if the inbox does not know the publication.
+
+        Raises:
+            _Malformed: the inbox can never remember this publication.
+            _InboxUnavailable: the inbox can't be asked.
+        """
+        try:
+            is_new = await known.is_new(publication)
+        except MessageInvalid as error:
+            raise _Malformed(error) from error
+        except Exception as error:
+            raise _InboxUnavailable from error
+        self._run.reports.inbox_outage.answered("handling")
+        return is_new
+
+    async def _dispatch_once(self, inbox: Inbox, rebuilt: RebuiltEvent, publication: str, heard: Heard) -> None:
         """Run the listeners if the inbox does not know the publication.
 
         Raises:
@@ -425,7 +453,6 @@ class Attempts:
                 shares its transaction.
         """
         options = self._options
-        publication = rebuilt.message.headers.get("publication") or f"{delivery.address}/{delivery.id}"
         entered = False
         failure: BaseException | None = None
         dispatched = Received(rebuilt.event, rebuilt.name, options.listener_timeout)

@@ -25,6 +25,7 @@ from silbo.consumer.attempts import Attempts
 from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.keyed_queue import KeyedQueue
+from silbo.consumer.known_publications import KnownPublications, find_batch_inbox
 from silbo.consumer.receive import EventRebuilder, Own, check_own
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
@@ -189,6 +190,10 @@ class Consumer:
             max_attempts=max_attempts,
         )
         self._run_state = RunState(tasks=tasks, reports=reports, stats=self.stats, stopping=stopping)
+        if (asked := find_batch_inbox(inbox)) is not None:
+            self._run_state.known = KnownPublications(
+                asked, subscription.name, heard=self._options.heard, reports=reports, tasks=tasks
+            )
         self._queue = KeyedQueue()
         self._entered = False
         self._receiver: Receiver | None = None  # once the subscription is open
@@ -398,6 +403,8 @@ class Consumer:
             if self._slow_after is not None:
                 _ = tasks.start(tasks.watch(self._slow_after, run.reports.report_slow))
             acknowledging = tasks.start(acks.run_acknowledging())
+            if run.known is not None:
+                _ = tasks.start(run.known.run_remembering())
             await run.stopping.wait()
             tasks.raise_error()
             await tasks.end([reading], GRACE)  # a read takes longer only if the broker does not answer
@@ -458,6 +465,8 @@ class Consumer:
                 await run.turns.next()
             self._options.heard.refresh()
             self._check_bridges()
+            if run.known is not None:
+                await run.known.ask(arrived)
             await self._accept(arrived, attempts)
 
     def _count_ahead(self, seconds_each: float) -> int:

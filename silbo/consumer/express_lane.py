@@ -34,10 +34,12 @@ class BegunDispatch(NamedTuple):
     Attributes:
         dispatch: The dispatch.
         heard: The answer to the question if somebody hears the name.
+        publication: The publication to be remembered when the delivery is handled; empty for none.
     """
 
     dispatch: Begun
     heard: Heard
+    publication: str
 
 
 class Left(NamedTuple):
@@ -86,6 +88,7 @@ class ExpressLane:
         self._coroutine: Any = None
         self._key: str | None = None
         self._heard = Heard.BY_NOBODY
+        self._publication = ""
 
     def run(self, queued: QueuedBatch, now: float) -> Left | None:
         """Attempt the next deliveries of the first batch in the queue.
@@ -100,6 +103,7 @@ class ExpressLane:
         time, is_over = self._time, self._run_state.turns.is_over
         count_handled = self._run_state.stats.count_handled
         received, step = self.received, self._step
+        known = self._run_state.known
         task: Any = asyncio.current_task()
         position = first
         began_at = now
@@ -134,6 +138,8 @@ class ExpressLane:
                     if received.once is not None:
                         received.end(done=True)
                     count_handled(self._heard)
+                    if known is not None and self._publication:
+                        known.note_handled(self._publication)
                     position += 1
                     began_at = time()
                     if is_over(began_at):
@@ -153,7 +159,7 @@ class ExpressLane:
         """Return True if deliveries may take the lane now."""
         options = self._options
         return (
-            options.inbox is None
+            (options.inbox is None or self._run_state.known is not None)
             and has_own_adispatch(options.dispatcher)
             and not find_observers(options.dispatcher)
             and not self._lock.is_held_alone()
@@ -190,13 +196,20 @@ class ExpressLane:
         if rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance):
             return None
         name = direct.name
+        known = self._run_state.known
         # Where nothing but the counts depends on it, the listeners as they were at the last read will do.
         heard = options.heard.recent(name)
-        if heard is None:
+        if heard is None or (known is not None and not heard):  # what a new listener hears is to be remembered
             heard = options.heard[name]
         event = direct.read(bytes(envelope.payload))
         if event is None:
             return None
+        self._publication = ""
+        if known is not None and heard:
+            publication = headers.get("publication", "")
+            if not publication or not known.use_answer(publication):  # a further delivery of it, or the inbox is away
+                return None
+            self._publication = publication
         set_mark(event, "origin", origin)
         handled.set(envelope)
         self.received.begin(event, name)
@@ -212,7 +225,7 @@ class ExpressLane:
         if begun is not None:
             single = self._queue.put_in_work(delivery, None, self._key)
             assert single is not None  # its key was free
-            return Left(single, BegunDispatch(begun, self._heard), began_at)
+            return Left(single, BegunDispatch(begun, self._heard, self._publication), began_at)
         single = self._queue.put_in_work(
             delivery, *self._options.rebuilder.examine(delivery, skips_own_instance=self._skips_own_instance)
         )

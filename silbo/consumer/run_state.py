@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from silbo._host_code import OwnTasks
 from silbo._retry import Backoff, pause
+from silbo.consumer.known_publications import KnownPublications
 from silbo.consumer.loop_turns import LoopTurns
 from silbo.consumer.reports import DeliveryReports
 from silbo.consumer.stats import ConsumerStats
@@ -55,6 +56,7 @@ class RunState:
         reports: Reports on deliveries and outages.
         stats: Counts.
         stopping: Set by the consumer's ``stop()``.
+        known: Publications that the inbox is asked about in batches; None without such an inbox.
         turns: Turns on the event loop.
         pace: The time that a delivery takes.
         has_room: Set when deliveries have left, so that reading may go on.
@@ -65,6 +67,7 @@ class RunState:
     reports: DeliveryReports
     stats: ConsumerStats
     stopping: asyncio.Event
+    known: KnownPublications | None = None
     turns: LoopTurns = field(default_factory=LoopTurns)
     pace: Pace = field(default_factory=Pace)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from chaos.proxy import Link, Proxy, Rule
-from silbo.brokers.redis import RedisInbox
+from silbo import AsyncEventDispatcher, Consumer
+from silbo.brokers.redis import RedisInbox, RedisStreams
 from silbo.brokers.redis import inbox as module
 from silbo.errors import AddressInvalid, BrokerUnavailable
 from silbo.protocols import Inbox
-from tests.support.redis_streams import TOLERANCE, eventually, has_connections
+from tests.support.redis_streams import TOLERANCE, eventually, has_connections, message
 from tools.redis_server import RedisServer
 
 BILLING = "silbo:inbox:billing"
+STREAM = "silbo:{events}"
 
 
 @pytest.fixture
@@ -240,3 +243,52 @@ async def test_mistakes_are_told(streams_client: Redis, inbox: RedisInbox) -> No
         await handle(inbox, "p-1", "a group:")
     with pytest.raises(TypeError, match="client is"):
         RedisInbox("redis://localhost")  # type: ignore[arg-type]
+
+
+class Unanswered(RedisInbox):
+    """Its consumer does not hear any more that the last of 300 is remembered."""
+
+    told = 0
+
+    async def remember(self, group: str, publications: Sequence[str]) -> None:
+        await super().remember(group, publications)
+        self.told += len(publications)
+        if self.told >= 300:
+            await asyncio.Event().wait()
+
+
+async def test_consumer_that_died_before_it_acknowledged_has_no_second_effect(
+    admin: Redis, streams: RedisStreams, streams_client: Redis
+) -> None:
+    """What it has handled comes again, and all of it once more with a replay, and is known."""
+    heard: list[int] = []
+    dispatcher = AsyncEventDispatcher()
+
+    @dispatcher.listen("user.joined")
+    async def hear(event: Any) -> None:
+        heard.append(event.payload["n"])
+
+    async def are_remembered() -> bool:
+        return await admin.zcard(BILLING) == 300
+
+    async def are_acknowledged() -> bool:
+        return consumer.stats.duplicates == 300 + left and not (await admin.xpending(STREAM, "billing"))["pending"]
+
+    group = streams.group("billing", start="oldest", consumer="pod-1")
+    await streams.publish(*map(message, range(300)))
+    async with Unanswered(streams_client) as inbox:
+        dying = asyncio.create_task(Consumer(dispatcher, group, inbox=inbox).run())
+        await eventually(are_remembered)
+        dying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dying
+    left = (await admin.xpending(STREAM, "billing"))["pending"]
+    assert left, "handled, and not acknowledged"
+    for _, fields in await admin.xrange(STREAM):
+        await admin.xadd(STREAM, fields)
+    async with RedisInbox(streams_client) as inbox, Consumer(dispatcher, group, inbox=inbox) as consumer:
+        running = asyncio.create_task(consumer.run())
+        await eventually(are_acknowledged)
+        consumer.stop()
+        await running
+    assert heard == list(range(300))
