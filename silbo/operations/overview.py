@@ -57,7 +57,7 @@ class DispatcherOverview:
         reference: The reference that leads to it.
         names: Its names, with the listeners of each.
         others: The listeners that are registered for patterns, and for names that are no texts.
-        is_traced: True if a :class:`~silbo.Trace` observes it.
+        is_traced: True if a :class:`~silbo.Trace` observes it; of several, the first is shown.
         dispatches: The last dispatches that the trace remembers, the newest first.
         unheard: The number of dispatches by each name that no listener is meant for.
     """
@@ -234,19 +234,15 @@ def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, payload
     consumers = tuple(consumer for consumer in app.consumers if consumer.dispatcher is dispatcher)
     names = list_names(replace(app, dispatchers={reference: dispatcher}, consumers=consumers))
     known = {name.name for name in names}
-    traces = [observer for observer in find_observers(dispatcher) if isinstance(observer, Trace)]
-    dispatches = sorted(
-        (traced for trace in traces for traced in islice(reversed(trace.dispatches), DISPATCHES)),
-        key=lambda traced: traced.ended_at,
-        reverse=True,
-    )
+    trace = next((observer for observer in find_observers(dispatcher) if isinstance(observer, Trace)), None)
+    dispatches = () if trace is None else islice(reversed(trace.dispatches), DISPATCHES)
     return DispatcherOverview(
         reference=reference,
         names=names,
         others=[listener for listener in list_listeners(dispatcher) if listener.name not in known],
-        is_traced=bool(traces),
-        dispatches=[each if payloads else replace(each, event="") for each in dispatches[:DISPATCHES]],
-        unheard={_show(name): count for trace in traces for name, count in trace.unheard.items()},
+        is_traced=trace is not None,
+        dispatches=[each if payloads else replace(each, event="") for each in dispatches],
+        unheard={} if trace is None else {_show(name): count for name, count in trace.unheard.items()},
     )
 
 

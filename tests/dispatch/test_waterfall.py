@@ -12,7 +12,8 @@ import pytest
 
 from silbo import AsyncEventDispatcher, DomainEvent, Event, Plugins, Trace
 from silbo.dispatch.observers import Call, Dispatch
-from silbo.dispatch.waterfall import find_bar
+from silbo.dispatch.traced import trace_dispatch
+from silbo.dispatch.waterfall import draw_waterfall, find_bar
 
 
 @dataclass
@@ -129,6 +130,29 @@ async def test_cancelled_wait_is_measured_and_the_listener_sees_the_cancellation
     assert traced.listeners[0].outcome == "cancelled" and (traced.listeners[0].waited or 0) > 0
 
 
+def test_error_thrown_into_a_measured_listener_reaches_it() -> None:
+    """As from a future that fails in a hand-written loop: the listener decides about it."""
+    seen: list[str] = []
+
+    class Waits:
+        def __await__(self) -> Any:
+            yield
+
+    async def waits(event: Any) -> None:
+        try:
+            await Waits()
+        except LookupError:
+            seen.append("thrown")
+
+    d = AsyncEventDispatcher(observers=[Trace()])
+    d.add_listener("x", waits)
+    running = d.adispatch("x")
+    running.send(None)
+    with pytest.raises(StopIteration):
+        running.throw(LookupError())
+    assert seen == ["thrown"]
+
+
 async def test_time_is_measured_for_those_who_ask_alone() -> None:
     """An observer that does not ask pays nothing."""
     seen: list[Call | Dispatch] = []
@@ -142,12 +166,34 @@ async def test_time_is_measured_for_those_who_ask_alone() -> None:
         def after_dispatch(self, dispatch: Dispatch) -> None:
             seen.append(dispatch)
 
-    async def listener(event: Any) -> None: ...
+    async def listener(event: Any) -> None:
+        await asyncio.sleep(0)
 
     d = AsyncEventDispatcher(observers=[Plain()])
     d.add_listener("x", listener)
     await d.adispatch("x")
     assert [each.waited for each in seen] == [None, None] and all(each.began for each in seen)
+
+
+async def test_waterfall_of_a_dispatch_that_runs_shows_what_has_happened_so_far() -> None:
+    """No bar has a length yet, and nobody knows yet which listeners will not be called."""
+    drawn: list[str] = []
+
+    class Watches(Trace):
+        def before_listener(self, call: Call) -> None:
+            drawn.append(draw_waterfall(trace_dispatch(call.dispatch, [call])))
+
+    async def first(event: Any) -> None: ...
+
+    async def second(event: Any) -> None: ...
+
+    d = AsyncEventDispatcher(observers=[Watches()])
+    d.add_listener("x", first)
+    d.add_listener("x", second)
+    await d.adispatch("x")
+    title, *lines = drawn[0].splitlines()
+    assert title == "'x': running" and len(lines) == 1
+    assert re.fullmatch(r"    running     \S+\.first \[\S+\] \S+:\d+", lines[0])
 
 
 async def test_listener_that_gives_an_awaitable_is_measured() -> None:

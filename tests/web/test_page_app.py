@@ -159,9 +159,20 @@ async def test_nothing_but_reading_is_answered(dispatcher: AsyncEventDispatcher,
 
 
 async def test_head_has_no_body(dispatcher: AsyncEventDispatcher) -> None:
-    async with browsing(PageApp(dispatcher)) as browser:
-        answer = await browser.head("/")
-    assert (answer.status_code, answer.content) == (200, b"") and int(answer.headers["content-length"]) > 1000
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": headers, "client": ("127.0.0.1", 50000)}
+    await PageApp(dispatcher)(scope, receive, send)
+    start, body = sent
+    assert start["status"] == 200 and int(dict(start["headers"])[b"content-length"]) > 1000
+    assert body == {"type": "http.response.body", "body": b""}
 
 
 async def test_outage_of_redis_is_told(dispatcher: AsyncEventDispatcher) -> None:
