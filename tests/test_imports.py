@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "containers/dishka": {"dishka"},
     "containers/di": {"di"},
     "containers/dependency_injector": {"dependency_injector"},
+    "instrumentation": {"opentelemetry"},
     "operations": {"redis"},
     "plugins": {"msgspec", "packaging"},
     "stores/sqlalchemy": {"sqlalchemy"},

@@ -13,6 +13,7 @@ from silbo._checks import check_moment, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import Availability, ErrorHook
+from silbo.dispatch.listeners import Registration
 from silbo.errors import CircularWait, MessageRefused, StoreUnavailable
 from silbo.health import Health, find_latest
 from silbo.message import Message, instance
@@ -158,10 +159,9 @@ class Outbox(AsyncCloseable):
             self._relaying.add_done_callback(log_failure)
         return self
 
-    def observe(self, observer: object) -> None:
+    def observe(self, observer: object) -> Registration:
         """Call an observer as :meth:`~silbo.outbox.relay.Relay.observe` does; without a relay it is never called."""
-        if self._relay is not None:
-            self._relay.observe(observer)
+        return Registration(lambda: None) if self._relay is None else self._relay.observe(observer)
 
     async def aclose(self) -> None:
         """Send waiting messages for at most ``drain`` seconds, then close the broker and the store. May be called twice.

@@ -19,6 +19,7 @@ from silbo._message_observers import RelayedBatch, observed
 from silbo._process import name_process
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause
+from silbo.dispatch.listeners import Registration
 from silbo.errors import (
     BrokerUnavailable,
     DeliveryUnknown,
@@ -238,12 +239,20 @@ class Relay(AsyncCloseable):
         for woken in self._wake_events:
             woken.set()
 
-    def observe(self, observer: object) -> None:
+    def observe(self, observer: object) -> Registration:
         """Call ``before_relay(batch)`` and ``after_relay(batch)`` of an observer around each sending of messages from now on.
 
         Its errors are only logged. The batch is a :class:`~silbo.RelayedBatch`.
+
+        Returns:
+            The registration; its ``remove()`` ends the observation.
         """
         self._observers = (*self._observers, observer)
+
+        def remove() -> None:
+            self._observers = tuple(other for other in self._observers if other is not observer)
+
+        return Registration(remove)
 
     def stop(self) -> None:
         """Let :meth:`run` end, after what can be sent within ``drain`` seconds; to be called in the loop's thread."""

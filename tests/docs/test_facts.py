@@ -131,6 +131,7 @@ PUBLIC = [
     "silbo",
     *(f"silbo.brokers.{name}" for name in ("memory", "redis", "kafka", "rabbitmq", "azure")),
     *(f"silbo.stores.{name}" for name in ("memory", "sqlite", "sqlalchemy")),
+    "silbo.instrumentation.opentelemetry",
     "silbo.testing",
     *(f"silbo.containers.{name}" for name in ("rodi", "di", "dependency_injector", "dishka")),
 ]
