@@ -21,6 +21,7 @@ from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.trace import Trace
 from silbo.dispatch.traced import Traced, shorten
 from silbo.errors import MessageInvalid, SilboError
+from silbo.health import Health
 from silbo.message import Format, Message
 from silbo.operations.app import App
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
@@ -77,13 +78,13 @@ class ConsumerOverview:
     Attributes:
         app: Its app.
         group: Its group; empty if it has none.
-        in_hand: The number of deliveries that it has in hand.
+        health: Its state.
         stats: Its counts.
     """
 
     app: str
     group: str
-    in_hand: int
+    health: Health
     stats: ConsumerStats
 
 
@@ -255,7 +256,7 @@ def _look_at_consumer(consumer: Consumer) -> ConsumerOverview:
     return ConsumerOverview(
         app=str(subscription.app),
         group=subscription.name or "",
-        in_hand=consumer.in_hand,
+        health=consumer.health(),
         stats=replace(consumer.stats),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -44,6 +45,8 @@ __all__ = ["render_page"]
 
 LONGEST: Final = 2000
 """The most characters of an error or a payload: a page with many dead letters has to load."""
+_COUNTS: Final = ("received", "handled", "failed", "retried", "dead")
+"""The counts of a consumer that have a column of their own."""
 _CLASSES: Final = {"completed": "good", "stopped": "warn", "failed": "bad", "cancelled": "bad"}
 """The class of each end of a dispatch or a call."""
 
@@ -440,17 +443,30 @@ def _render_plugins(plugins: Sequence[PluginInfo]) -> Markup:
 
 
 def _render_consumers(consumers: Sequence[ConsumerOverview]) -> Markup:
-    counts = ("received", "handled", "unheard", "failed", "retried", "dead", "malformed", "duplicates", "gaps", "slow")
-    columns = (_Column("consumer"), _Column("in hand", "number"), *(_Column(count, "number") for count in counts))
-    rows = [
-        (
-            f"{each.app}, group {each.group}" if each.group else each.app,
-            f"{each.in_hand:,}",
-            *(f"{getattr(each.stats, count):,}" for count in counts),
-        )
-        for each in consumers
-    ]
-    return _render_table("Counts since each was made", columns, rows)
+    columns = (
+        _Column("consumer"),
+        _Column("state"),
+        _Column("in hand", "number"),
+        *(_Column(count, "number") for count in _COUNTS),
+        _Column("others"),
+        _Column("last error"),
+    )
+    return _render_table("Counts since each was made", columns, map(_to_consumer_cells, consumers))
+
+
+def _to_consumer_cells(consumer: ConsumerOverview) -> tuple[object, ...]:
+    health, counts = consumer.health, asdict(consumer.stats)
+    class_ = "good" if health.is_ready else "bad" if health.is_running else "quiet"
+    others = (f"{count:,} {name}" for name, count in counts.items() if count and name not in _COUNTS)
+    error = health.last_error
+    return (
+        f"{consumer.app}, group {consumer.group}" if consumer.group else consumer.app,
+        element("span", health.explain(), class_=class_),
+        f"{health.in_hand:,}",
+        *(f"{counts[name]:,}" for name in _COUNTS),
+        ", ".join(others),
+        join(element("div", _cut(error.text)), _render_time(error.at)) if error is not None else None,
+    )
 
 
 # -- streams, outbox and dead letters -----------------------------------------------------------------------
@@ -550,27 +566,17 @@ def _render_letters(stream: StreamOverview) -> Markup:
 
 
 def _render_dead(caption: object, messages: Sequence[DeadMessage], now: datetime | None) -> Markup:
-    has_group = any(message.group for message in messages)
     columns = (_Column("event"), _Column("id"), _Column("error"), _Column("attempts", "number"), _Column("died"))
-    return _render_table(
-        caption,
-        (*columns, _Column("group")) if has_group else columns,
-        [_to_dead_cells(message, now)[: None if has_group else -1] for message in messages],
-    )
+    return _render_table(caption, columns, [_to_dead_cells(message, now) for message in messages])
 
 
 def _to_dead_cells(message: DeadMessage, now: datetime | None) -> tuple[object, ...]:
-    payload = (
+    event = join(
+        element("code", message.name) if message.name else element("span", "unreadable", class_="bad"),
+        element("div", message.event_id, class_="quiet") if message.event_id else None,
+        element("div", f"given up by {message.group}") if message.group else None,
         element("details", element("summary", "payload"), element("code", _cut(message.payload)))
         if message.payload is not None
-        else None
+        else None,
     )
-    name = element("code", message.name) if message.name else element("span", "unreadable", class_="bad")
-    return (
-        join(name, element("div", message.event_id, class_="quiet") if message.event_id else None, payload),
-        message.id,
-        _cut(message.error),
-        f"{message.attempts:,}",
-        _render_time(message.died_at, now),
-        message.group,
-    )
+    return event, message.id, _cut(message.error), f"{message.attempts:,}", _render_time(message.died_at, now)

@@ -52,8 +52,8 @@ nav a { display: inline-block; padding: 0.25rem 0; }
 .figure span { font-size: 0.875rem; }
 table { width: 100%; border-collapse: collapse; margin: 0.5rem 0 1rem; font-size: 0.9375rem; }
 caption { text-align: left; padding: 0 0 0.25rem; font-size: 0.875rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.35rem 1.5rem 0.35rem 0; border-bottom: 1px solid var(--line); }
-thead th { font-size: 0.8125rem; color: var(--quiet); font-weight: 600; }
+th, td { text-align: left; vertical-align: top; padding: 0.35rem 1.25rem 0.35rem 0; border-bottom: 1px solid var(--line); }
+thead th { font-size: 0.8125rem; color: var(--quiet); font-weight: 600; overflow-wrap: normal; }
 tbody th { font-weight: 600; }
 tbody th > * { font-weight: 400; }
 tbody th > code { font-weight: 600; }
@@ -73,7 +73,7 @@ rect { stroke-width: 1px; vector-effect: non-scaling-stroke; }
 .key { display: inline-block; width: 1.5rem; height: 0.75rem; border: 1px solid var(--busy); border-radius: 2px; vertical-align: -0.05rem; }
 .key.busy { background: var(--busy); }
 .key.wait { background: var(--wait); margin-left: 0.75rem; }
-@media (max-width: 52rem) {
+@media (max-width: 58rem) {
   body { padding: 0.75rem 0.75rem 3rem; }
   table, caption, tbody, tr, th, td { display: block; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }

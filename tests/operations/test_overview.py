@@ -144,7 +144,7 @@ async def test_host_with_several_dispatchers_plugins_and_a_consumer(redis: Redis
     assert billing.names[0].is_consumed and not billing.names[0].is_declared
     assert [plugin.name for plugin in overview.plugins] == ["audit"]
     (counts,) = overview.consumers
-    assert (counts.app, counts.group, counts.in_hand, counts.stats.received) == ("shop", "billing", 0, 0)
+    assert (counts.app, counts.group, counts.health.is_running, counts.stats.received) == ("shop", "billing", False, 0)
     assert "order.sent" in render_page(overview) and overview.streams is overview.outbox is None
 
 

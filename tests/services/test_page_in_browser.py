@@ -136,7 +136,7 @@ def test_policy_stops_a_script_that_got_in(file: str, browser: Any, tmp_path: Pa
     assert titles[0] != "owned" and titles[1] == "owned"
 
 
-@pytest.mark.parametrize("width", [320, 360, 840, 1280])
+@pytest.mark.parametrize("width", [320, 360, 940, 1280])
 def test_page_never_scrolls_sideways(page: str, browser: Any, width: int) -> None:
     """Whatever is open, also with words that have no end."""
     show(browser, width)

@@ -9,6 +9,7 @@ from typing import Any
 from silbo._process import Process
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.traced import Traced, TracedListener
+from silbo.health import Health, LastError
 from silbo.operations.groups import ConsumerStatus, GroupStatus, OldestInHand
 from silbo.operations.listeners import ListenerInfo
 from silbo.operations.names import FieldInfo, NameInfo
@@ -119,6 +120,13 @@ def hostile_overview() -> tuple[Overview, int]:
         next_attempt_at=None,
         leads={0: Lead(partition=0, owner=evil(), epoch=1, until=AT)},
     )
+    health = Health(
+        part="consumer",
+        name="never shown",
+        is_connected=False,
+        away_since=AT,
+        last_error=LastError(evil(), AT),
+    )
     overview = Overview(
         title=evil(),
         at=AT,
@@ -135,7 +143,7 @@ def hostile_overview() -> tuple[Overview, int]:
             DispatcherOverview(reference="second", names=[], others=[], is_traced=False, dispatches=[], unheard={}),
         ],
         plugins=[plugin],
-        consumers=[ConsumerOverview(app=evil(), group=evil(), in_hand=1, stats=ConsumerStats(received=4))],
+        consumers=[ConsumerOverview(app=evil(), group=evil(), health=health, stats=ConsumerStats(received=4, gaps=1))],
         streams=[
             StreamOverview(
                 key=evil(),
