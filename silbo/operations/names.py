@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from silbo.operations.listeners import ListenerInfo, ListenerSearch
 from silbo.wire.fields import event_fields
 from silbo.wire.hints import find_hints
 
-__all__ = ["FieldInfo", "NameInfo", "find_constants", "list_names"]
+__all__ = ["FieldInfo", "NameInfo", "find_constants", "find_names", "list_names"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,11 @@ def list_names(app: App) -> list[NameInfo]:
     Raises:
         AppInvalid: The app has several dispatchers.
     """
+    return list(find_names(app))
+
+
+def find_names(app: App) -> Iterator[NameInfo]:
+    """Yield the names of :func:`list_names` one by one, for a program that has to do something else in between."""
     dispatcher = app.dispatcher
     consumed = {str(name) for consumer in app.consumers for name in consumer.events}
     constants = find_constants(app)
@@ -89,7 +94,8 @@ def list_names(app: App) -> list[NameInfo]:
     heard = [row.name for row in dispatcher.describe() if isinstance(row.name, str) and not is_pattern(row.name)]
     plain = [EventName(name) for name in dict.fromkeys(map(str, heard)) if name not in known]
     search = ListenerSearch(dispatcher)
-    return [_to_info(name, search, consumed) for name in (*constants, *plain)]
+    for name in (*constants, *plain):
+        yield _to_info(name, search, consumed)
 
 
 def find_constants(app: App) -> list[EventName[Any]]:

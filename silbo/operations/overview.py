@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from silbo.message import Format, Message
 from silbo.operations.app import App
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
 from silbo.operations.listeners import ListenerInfo, list_listeners
-from silbo.operations.names import NameInfo, list_names
+from silbo.operations.names import NameInfo, find_names
 from silbo.operations.plugins import PluginInfo, list_plugins
 from silbo.operations.redis import choose_streams, opened, time_of_entry
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Row
@@ -46,6 +47,8 @@ DISPATCHES: Final = 20
 """The most dispatches of an overview, the newest."""
 DEAD: Final = 20
 """The most dead letters of a stream, and dead rows of an outbox: the newest letters, the oldest rows."""
+AT_ONCE: Final = 10
+"""Ten names are looked at in one turn of the event loop, for some milliseconds: the host may be at work."""
 PAGE: Final = 5
 """Dead letters are read five at once: each may have 1 MiB."""
 
@@ -222,7 +225,7 @@ async def read_overview(
         title=app.reference,
         at=datetime.now(UTC),
         process=process,
-        dispatchers=[_look_at(app, *each, payloads) for each in app.dispatchers.items()],
+        dispatchers=[await _look_at(app, *each, payloads) for each in app.dispatchers.items()],
         plugins=list_plugins(app) if app.plugins else (),
         consumers=[_look_at_consumer(consumer) for consumer in app.consumers],
         streams=streams,
@@ -231,9 +234,13 @@ async def read_overview(
     )
 
 
-def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, payloads: bool) -> DispatcherOverview:
+async def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, payloads: bool) -> DispatcherOverview:
     consumers = tuple(consumer for consumer in app.consumers if consumer.dispatcher is dispatcher)
-    names = list_names(replace(app, dispatchers={reference: dispatcher}, consumers=consumers))
+    names: list[NameInfo] = []
+    for name in find_names(replace(app, dispatchers={reference: dispatcher}, consumers=consumers)):
+        names.append(name)
+        if len(names) % AT_ONCE == 0:
+            await asyncio.sleep(0)
     known = {name.name for name in names}
     trace = next((observer for observer in find_observers(dispatcher) if isinstance(observer, Trace)), None)
     dispatches = () if trace is None else islice(reversed(trace.dispatches), DISPATCHES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, TypeAlias
@@ -112,7 +113,8 @@ class PageApp:
             await _answer(scope, send, 405, TEXT, body, [(b"allow", b"GET, HEAD")])
         else:
             overview = await read_overview(find_app(self._host, self._title), **self._options)
-            await _answer(scope, send, 200, HTML, render_page(overview).encode())
+            page = await asyncio.to_thread(render_page, overview)  # a large one would hold the host's loop
+            await _answer(scope, send, 200, HTML, page.encode())
 
     async def _may_see(self, scope: Scope) -> bool:
         if self._permit is None:

@@ -133,6 +133,7 @@ PUBLIC = [
     *(f"silbo.stores.{name}" for name in ("memory", "sqlite", "sqlalchemy")),
     "silbo.instrumentation.opentelemetry",
     "silbo.testing",
+    "silbo.web",
     *(f"silbo.containers.{name}" for name in ("rodi", "di", "dependency_injector", "dishka")),
 ]
 

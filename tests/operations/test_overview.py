@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 from silbo import AsyncEventDispatcher, Consumer, DomainEvent, EventName, Plugins, Trace
 from silbo.brokers.redis import RedisStreams
 from silbo.operations.app import find_app
-from silbo.operations.overview import read_overview
+from silbo.operations.overview import AT_ONCE, read_overview
 from silbo.operations.page import render_page
 from silbo.stores.sqlite import SQLiteStore
 from tests.support.command_line import fill, settle
@@ -146,6 +147,16 @@ async def test_host_with_several_dispatchers_plugins_and_a_consumer(redis: Redis
     (counts,) = overview.consumers
     assert (counts.app, counts.group, counts.health.is_running, counts.stats.received) == ("shop", "billing", False, 0)
     assert "order.sent" in render_page(overview) and overview.streams is overview.outbox is None
+
+
+async def test_host_goes_on_while_its_names_are_read() -> None:
+    dispatcher = AsyncEventDispatcher(names=[EventName(f"n{number}") for number in range(200)])
+    reading = asyncio.create_task(read_overview(find_app(dispatcher, "shop")))
+    turns = 0
+    while not reading.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 200 // AT_ONCE and len((await reading).dispatchers[0].names) == 200
 
 
 async def test_newest_dispatches_come_first_and_are_limited() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,6 +55,22 @@ async def test_page_is_read_anew_at_each_reload(dispatcher: AsyncEventDispatcher
     assert after.count("nobody") == 1, "the word in the figures"
     assert f"{listener.__name__} [{__name__}]" in after and "completed, " in after
     assert answer.status_code == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+async def test_page_is_made_beside_the_hosts_event_loop() -> None:
+    """A large one takes a second, in which the host would stand still."""
+    threads: list[str] = []
+
+    class Name:
+        def __repr__(self) -> str:
+            threads.append(threading.current_thread().name)
+            return "odd"
+
+    dispatcher = AsyncEventDispatcher(observers=[Trace()])
+    await dispatcher.adispatch(Name())
+    async with browsing(PageApp(dispatcher)) as browser:
+        assert "odd" in (await browser.get("/")).text
+    assert set(threads) - {threading.main_thread().name}
 
 
 async def test_host_may_be_filled_later() -> None:
