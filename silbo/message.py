@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -323,6 +323,9 @@ class Batch:
         if self.deliveries:
             return self.deliveries[index]
         return Delivery(self.raws[index], self.address, self.format, self.ids[index] if self.ids else "")
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return map(self.__getitem__, range(len(self.raws)))
 
     def cut(self, first: int, end: int) -> Batch:
         """Return the deliveries from the place ``first`` to the one before ``end``."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from silbo.errors import Gap, MessageRefused
-    from silbo.message import Delivery, Message
+    from silbo.message import Batch, Delivery, Message
 
 __all__ = [
     "BatchInbox",
+    "BatchReceiver",
     "Container",
     "Inbox",
     "JoiningPublisher",
@@ -208,6 +209,27 @@ class Receiver(Protocol):
 
     async def aclose(self) -> None:
         """Close the connection; unacknowledged deliveries stay with the broker. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class BatchReceiver(Receiver, Protocol):
+    """A receiver that gives out batches: a consumer then makes a :class:`~silbo.message.Delivery` only of what fails or waits."""
+
+    async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
+        """Do as :meth:`receive` does. What comes for the first time may come as batches, with ``limit`` deliveries in all.
+
+        Raises:
+            BrokerUnavailable: the connection was lost or refused; the next call connects again.
+        """
+        ...
+
+    async def ack(self, *deliveries: Delivery | Batch) -> None:
+        """Tell the broker that these deliveries, and those of these parts of batches, are done.
+
+        Raises:
+            BrokerUnavailable: they are not acknowledged and will come again; safe to repeat.
+        """
         ...
 
 

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from silbo.consumer.run_state import BROKER_RETRY, RunState, Stopped
 from silbo.errors import BrokerUnavailable
 from silbo.message import Batch, Delivery
-from silbo.protocols import Receiver
+from silbo.protocols import BatchReceiver, Receiver
 
 __all__ = ["Acknowledgements"]
 
@@ -38,6 +39,7 @@ class Acknowledgements:
     def __init__(self, receiver: Receiver, run: RunState) -> None:
         self._receiver = receiver
         self._run = run
+        self._takes_batches = isinstance(receiver, BatchReceiver)
         # By address and id, with the delivery, the batch that it is in, or the batch that it was done in.
         self._in_hand: dict[str, dict[str, Delivery | Batch | _Done]] = {}
         self._finished: set[tuple[str, str]] = set()  # deliveries no longer in work
@@ -66,9 +68,7 @@ class Acknowledgements:
             return batch
         at_address = self.list_at(batch.address)
         if not at_address.keys().isdisjoint(batch.ids):
-            fresh = [
-                delivery for delivery in map(batch.__getitem__, range(len(batch))) if delivery.id not in at_address
-            ]
+            fresh = [delivery for delivery in batch if delivery.id not in at_address]
             if not fresh:
                 return None
             batch = Batch.of(fresh)
@@ -279,21 +279,25 @@ class Acknowledgements:
             self._has_enough.clear()
             going = tuple(self._done)
             if going:
-                deliveries: list[Delivery] = []
-                for done in going:
-                    if isinstance(done, Delivery):
-                        deliveries.append(done)
-                    else:
-                        deliveries += map(done.batch.__getitem__, range(len(done.batch)))
                 if self._run.known is not None:
                     await self._run.known.flush()
-                await self._receiver.ack(*deliveries)
+                await self._send(going)
             del self._done[: len(going)]
             for done in going:
                 self._forget(done)
             if not self._done:
                 self._has_some.clear()
             self._run.has_room.set()
+
+    async def _send(self, going: Iterable[Delivery | _Done]) -> None:
+        parts = [done if isinstance(done, Delivery) else done.batch for done in going]
+        if self._takes_batches:
+            receiver: Any = self._receiver
+            await receiver.ack(*parts)
+        else:
+            await self._receiver.ack(
+                *chain.from_iterable((part,) if isinstance(part, Delivery) else part for part in parts)
+            )
 
     def _forget(self, done: Delivery | _Done) -> None:
         if isinstance(done, Delivery):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from silbo.consumer.acknowledgements import Acknowledgements
 from silbo.errors import Gap
@@ -12,7 +12,7 @@ from silbo.wire.formats import JsonFormat
 __all__ = ["note_arrivals"]
 
 
-def note_arrivals(items: Sequence[Delivery | Gap], acks: Acknowledgements) -> list[Delivery | Batch | Gap]:
+def note_arrivals(items: Sequence[Delivery | Batch | Gap], acks: Acknowledgements) -> list[Delivery | Batch | Gap]:
     """Note what has arrived as in hand, and return it without what was in hand before.
 
     Deliveries of one address that were never given out before become a batch if they came one right after another.
@@ -20,7 +20,10 @@ def note_arrivals(items: Sequence[Delivery | Gap], acks: Acknowledgements) -> li
     arrived: list[Delivery | Batch | Gap] = []
     together: list[Delivery] = []
     for item in items:
-        if isinstance(item, Gap):
+        if isinstance(item, Batch):
+            _add_batch(arrived, together, acks)
+            arrived += _add_all(item, acks)
+        elif isinstance(item, Gap):
             _add_batch(arrived, together, acks)
             arrived.append(item)
         elif acks.add(item):
@@ -33,6 +36,13 @@ def note_arrivals(items: Sequence[Delivery | Gap], acks: Acknowledgements) -> li
                 arrived.append(item)
     _add_batch(arrived, together, acks)
     return arrived
+
+
+def _add_all(batch: Batch, acks: Acknowledgements) -> Iterable[Delivery | Batch]:
+    if type(batch.format) is not JsonFormat:
+        return [delivery for delivery in batch if acks.add(delivery)]
+    fresh = acks.add_batch(batch)
+    return () if fresh is None else (fresh,)
 
 
 def _may_follow(item: Delivery, first: Delivery) -> bool:

@@ -36,7 +36,7 @@ from silbo.errors import BrokerUnavailable, Gap, OwnMessagesUndecided, StopIncom
 from silbo.health import Health, to_moment
 from silbo.message import Batch, Delivery
 from silbo.names import EventName
-from silbo.protocols import Inbox, MeasuredSubscription, Receiver, Subscription
+from silbo.protocols import BatchReceiver, Inbox, MeasuredSubscription, Receiver, Subscription
 
 __all__ = ["Consumer"]
 
@@ -435,6 +435,7 @@ class Consumer:
         run = self._run_state
         loop = asyncio.get_running_loop()
         outages = 0
+        receive = receiver.receive_batches if isinstance(receiver, BatchReceiver) else receiver.receive
         while not run.stopping.is_set():
             run.tasks.check_cancelled()
             ahead = self._count_ahead(run.pace.seconds_each)
@@ -447,7 +448,7 @@ class Consumer:
             asked_at = monotonic()
             try:
                 with run.reports.broker_outage.watched("read"):
-                    items = await receiver.receive(room)
+                    items = await receive(room)
             except BrokerUnavailable:
                 outages += 1
                 await pause(BROKER_RETRY.delay(outages), run.stopping)

@@ -28,7 +28,7 @@ from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
-from silbo.message import Delivery, Format, instance
+from silbo.message import Batch, Delivery, Format, instance
 
 __all__ = ["StreamGroup", "check_start"]
 
@@ -156,7 +156,7 @@ class StreamReceiver:
         self._connection: Connection | None = None
         self._size = ReadSize()
         self._read_lock = asyncio.Lock()
-        self._ready: deque[Delivery | Gap] = deque()
+        self._ready: deque[Delivery | Batch | Gap] = deque()
         self._reread_after: dict[bytes, bytes] = {}  # streams whose pending entries are read again: the last id read
         self._last_given: dict[bytes, str] = {}  # by stream: the last id that the group was given, as far as known
         self._aside: dict[bytes, WrongType] = {}  # streams whose key is of another type; the others go on
@@ -180,17 +180,37 @@ class StreamReceiver:
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
+        items = await self.receive_batches(limit)
+        return [each for item in items for each in (item if isinstance(item, Batch) else (item,))]
+
+    async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
+        """See :class:`~silbo.protocols.BatchReceiver`."""
         self._binding.check("receive")
         async with self._read_lock:
             if not self._ready:
                 async with self._connected("read from") as connection:
                     await self._read(connection, limit)
-            items = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
-            # An entry that was read again while it was in hand may be acknowledged by now.
-            return [item for item in items if isinstance(item, Gap) or (item.address, item.id) in self._in_hand]
+            items: list[Delivery | Batch | Gap] = []
+            while self._ready and limit > 0:
+                item = self._ready.popleft()
+                if isinstance(item, Batch):
+                    if len(item) > limit:
+                        self._ready.appendleft(item.cut(limit, len(item)))
+                        item = item.cut(0, limit)
+                    limit -= len(item)
+                    # An entry that was read again while it was in hand may be acknowledged by now.
+                    if not self._in_hand.has_all(item):
+                        items += [each for each in item if (each.address, each.id) in self._in_hand]
+                        continue
+                else:
+                    limit -= 1
+                    if not isinstance(item, Gap) and (item.address, item.id) not in self._in_hand:
+                        continue
+                items.append(item)
+            return items
 
-    async def ack(self, *deliveries: Delivery) -> None:
-        """See :class:`~silbo.protocols.Receiver`."""
+    async def ack(self, *deliveries: Delivery | Batch) -> None:
+        """See :class:`~silbo.protocols.BatchReceiver`."""
         await self._in_hand.ack(deliveries)
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
@@ -290,7 +310,7 @@ class StreamReceiver:
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         # Deliveries that were not handed out are pending like the others, and are read again.
-        self._in_hand.remove(item for item in self._ready if isinstance(item, Delivery))
+        self._in_hand.remove(item for item in self._ready if not isinstance(item, Gap))
         self._ready = deque(item for item in self._ready if isinstance(item, Gap))
         if connection is not None:
             await connection.drop()
@@ -308,7 +328,7 @@ class StreamReceiver:
                 self._signs.note(calls)
             size = 0
             while self._reread_after and (not self._has_deliveries() or self._has_room(limit, size)):
-                size += await self._read_again(connection, limit - len(self._ready))
+                size += await self._read_again(connection, limit - self._count_ready())
             for key, upkeep in self._upkeep.items():
                 if not self._ready and key not in self._aside:
                     await self._claim(connection, key, upkeep, limit)
@@ -358,11 +378,14 @@ class StreamReceiver:
             self._aside_outages[key].failed("read", error)
 
     def _has_deliveries(self) -> bool:
-        return any(isinstance(item, Delivery) for item in self._ready)
+        return any(not isinstance(item, Gap) for item in self._ready)
+
+    def _count_ready(self) -> int:
+        return sum(len(item) if isinstance(item, Batch) else 1 for item in self._ready)
 
     def _has_room(self, limit: int, size: int) -> bool:
         """Return True if a read of at most so many items may go on, after so many bytes."""
-        return len(self._ready) < limit and self._size.has_room(size)
+        return self._count_ready() < limit and self._size.has_room(size)
 
     async def _read_again(self, connection: Connection, limit: int) -> int:
         """Read a page of one stream's entries that this consumer was given before; return its size in bytes."""
@@ -394,7 +417,7 @@ class StreamReceiver:
         size = 0
         while self._has_room(limit, size):
             asked_at = asyncio.get_running_loop().time()
-            count = self._size.count(limit - len(self._ready))
+            count = self._size.count(limit - self._count_ready())
             entries, attempts, gone = await upkeep.claim(connection, count)
             if gone:
                 self._report_gone(key.decode(), gone)
@@ -431,7 +454,7 @@ class StreamReceiver:
         streams = [b"STREAMS", *keys, *[b">"] * len(keys)]
         size = 0
         while True:
-            room = limit - len(self._ready)
+            room = limit - self._count_ready()
             asked_at = asyncio.get_running_loop().time()
             count = self._size.count(room, len(keys))
             reply = await self._xreadgroup(connection, count, *block, *streams)
@@ -446,7 +469,7 @@ class StreamReceiver:
                     has_more = True
                 if entries:
                     self._last_given[key] = entries[-1][0].decode()
-                    size += self._add_ready(key, entries, asked_at)
+                    size += self._add_batch(key, entries, asked_at)
                 elif not given and block:
                     upkeep.note_idle(self._last_given.get(key, "0"))
             # It asked for few, of unknown or of larger entries, and they were small: what there is now fits as well.
@@ -459,24 +482,36 @@ class StreamReceiver:
             b"XREADGROUP", b"GROUP", self._group, self._consumer, b"COUNT", b"%d" % limit, *rest
         )
 
-    def _add_ready(self, key: bytes, entries: list[Any], asked_at: float, attempts: Sequence[int] = ()) -> int:
-        """Make deliveries of entries, and return their size in bytes.
+    def _add_ready(self, key: bytes, entries: list[Any], asked_at: float, attempts: Sequence[int]) -> int:
+        """Make deliveries of entries that were given out before, and return their size in bytes.
 
         Args:
             key: The stream's key.
             entries: Of a reply.
             asked_at: The loop's time when the read was sent.
-            attempts: The attempts counted of each if they were given out before.
+            attempts: The attempts counted of each.
         """
-        size = sum([len(text) for _, fields in entries for text in fields])
-        self._size.note(len(entries), size, asyncio.get_running_loop().time() - asked_at)
+        raws = list(map(_find_message, entries))
+        size = self._note_size(raws, asked_at)
         address, form = key.decode(), self._description.format
-        numbers = [2 + counted for counted in attempts] or [1] * len(entries)
-        for (entry_id, fields), attempt in zip(entries, numbers, strict=True):
-            raw = _to_mapping(fields).get(b"message", b"")  # another program's entry is reported as malformed
-            delivery = Delivery(raw, address, form, entry_id.decode(), attempt)
+        for (entry_id, _), raw, counted in zip(entries, raws, attempts, strict=True):
+            delivery = Delivery(raw, address, form, entry_id.decode(), 2 + counted)
             if self._in_hand.add(delivery, asked_at):
                 self._ready.append(delivery)
+        return size
+
+    def _add_batch(self, key: bytes, entries: list[Any], asked_at: float) -> int:
+        """Make a batch of new entries; arguments and result are those of :meth:`_add_ready`."""
+        raws = list(map(_find_message, entries))
+        ids = [entry_id.decode() for entry_id, _ in entries]
+        batch = self._in_hand.add_batch(Batch(key.decode(), self._description.format, raws, ids), asked_at)
+        if batch is not None:
+            self._ready.append(batch)
+        return self._note_size(raws, asked_at)
+
+    def _note_size(self, raws: Sequence[bytes], asked_at: float) -> int:
+        size = sum(map(len, raws))
+        self._size.note(len(raws), size, asyncio.get_running_loop().time() - asked_at)
         return size
 
     # -- groups ---------------------------------------------------------------------------------------------
@@ -510,6 +545,15 @@ class StreamReceiver:
             return "0"
         last = self._last_given.get(key, "0")
         return last if _parse_id(last) <= _parse_id(stream[b"last-generated-id"].decode()) else "0"
+
+
+def _find_message(entry: Sequence[Any]) -> bytes:
+    """Return the message of an entry; another program's entry without one is empty, and reported as malformed."""
+    fields: list[bytes] = entry[1]
+    if len(fields) == 2 and fields[0] == b"message":  # a name and its value
+        return fields[1]
+    message: bytes = _to_mapping(fields).get(b"message", b"")
+    return message
 
 
 def _to_mapping(flat: list[Any]) -> dict[bytes, Any]:

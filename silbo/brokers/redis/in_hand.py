@@ -13,7 +13,7 @@ from silbo.brokers.redis.key_types import WrongType
 from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE, OFFER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import BrokerRefused, BrokerUnavailable
-from silbo.message import Delivery
+from silbo.message import Batch, Delivery
 
 __all__ = ["DeliveriesInHand", "build_attempts_key", "build_given_key"]
 
@@ -70,14 +70,23 @@ class DeliveriesInHand:
         self._app = app.encode()
         self._claim_after = claim_after
         self._who = who
-        self._confirmed_at: dict[_Entry, float] = {}  # the loop's time when it surely was this consumer's
+        # By address and id, the loop's time when it surely was this consumer's.
+        self._confirmed_at: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self._attempts: dict[_Entry, int] = {}  # known before a count whose reply has not come
-        self._removed: set[_Entry] = set()  # since the last read began
-        self._leaving: set[_Entry] = set()  # being acknowledged or made a dead letter: perhaps done already
-        self._offered: set[_Entry] = set()  # to the group's other consumers
+        # Ids by address:
+        self._removed: defaultdict[str, set[str]] = defaultdict(set)  # since the last read began
+        self._leaving: defaultdict[str, set[str]] = defaultdict(
+            set
+        )  # acknowledged or made dead letters, perhaps done by now
+        self._offered: defaultdict[str, set[str]] = defaultdict(set)  # to the group's other consumers
 
     def __contains__(self, entry: _Entry) -> bool:
-        return entry in self._confirmed_at
+        address, entry_id = entry
+        return entry_id in self._confirmed_at[address]
+
+    def has_all(self, batch: Batch) -> bool:
+        """Return True if all of a batch are in hand."""
+        return all(map(self._confirmed_at[batch.address].__contains__, batch.ids))
 
     def begin_read(self) -> None:
         """Note that a read begins: it can't bring entries that were removed before."""
@@ -89,34 +98,46 @@ class DeliveriesInHand:
         False if it was removed meanwhile: over two connections, a read may overtake an acknowledgement and yet have its
         reply come later. False also for one that is offered to others: its consumer has it.
         """
-        entry = delivery.address, delivery.id
-        if entry in self._removed or entry in self._offered:
+        address, entry_id = delivery.address, delivery.id
+        if entry_id in self._removed[address] or entry_id in self._offered[address]:
             return False
-        self._confirmed_at[entry] = asked_at
+        self._confirmed_at[address][entry_id] = asked_at
         return True
 
-    def remove(self, deliveries: Iterable[Delivery]) -> None:
-        """Remove deliveries that are not this consumer's business any more."""
-        for delivery in deliveries:
-            entry = delivery.address, delivery.id
-            self._confirmed_at.pop(entry, None)
-            self._removed.add(entry)
-            self._offered.discard(entry)
-            if self._attempts:
-                self._attempts.pop(entry, None)
+    def add_batch(self, batch: Batch, asked_at: float) -> Batch | None:
+        """Add a batch as :meth:`add` does. Return those that were added, if any."""
+        address = batch.address
+        if not (self._removed[address].isdisjoint(batch.ids) and self._offered[address].isdisjoint(batch.ids)):
+            added = [delivery for delivery in batch if self.add(delivery, asked_at)]
+            return Batch.of(added) if added else None
+        self._confirmed_at[address].update(dict.fromkeys(batch.ids, asked_at))
+        return batch
 
-    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+    def remove(self, deliveries: Iterable[Delivery | Batch]) -> None:
+        """Remove deliveries that are not this consumer's business any more."""
+        for address, ids in _group_by_address(deliveries).items():
+            at_address = self._confirmed_at[address]
+            for entry_id in ids:
+                at_address.pop(entry_id, None)
+                if self._attempts:
+                    self._attempts.pop((address, entry_id), None)
+            self._removed[address].update(ids)
+            self._offered[address].difference_update(ids)
+
+    async def ack(self, deliveries: Sequence[Delivery | Batch]) -> None:
         """Acknowledge deliveries, and forget their attempts in the same step."""
-        entries = list(map(_entry_of, deliveries))
-        calls = [
-            ScriptCall.of(ACK, [key, build_attempts_key(key, self._group)], self._group, *ids)
-            for key, ids in _group_by_key(entries).items()
-        ]
-        self._leaving.update(entries)
+        grouped = _group_by_address(deliveries)
+        calls = []
+        for address, ids in grouped.items():
+            key = address.encode()
+            entry_ids = [entry_id.encode() for entry_id in ids]
+            calls.append(ScriptCall.of(ACK, [key, build_attempts_key(key, self._group)], self._group, *entry_ids))
+            self._leaving[address].update(ids)
         try:
             await self._run("acknowledge at", calls, may_be_gone=True)
         finally:
-            self._leaving.difference_update(entries)
+            for address, ids in grouped.items():
+                self._leaving[address].difference_update(ids)
         self.remove(deliveries)
 
     async def keep(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -125,13 +146,14 @@ class DeliveriesInHand:
         limit = now - self._claim_after
         entries = [_entry_of(delivery) for delivery in deliveries]
         # Nobody can have claimed an entry that was surely ours a moment ago: if nobody has it, its group was deleted.
-        recent = [entry for entry in entries if self._confirmed_at.get(entry, limit) > limit]
-        others = [entry for entry in entries if self._confirmed_at.get(entry, limit) <= limit]
+        confirmed_at = [self._confirmed_at[address].get(entry_id, limit) for address, entry_id in entries]
+        recent = [entry for entry, at in zip(entries, confirmed_at, strict=True) if at > limit]
+        others = [entry for entry, at in zip(entries, confirmed_at, strict=True) if at <= limit]
         lost = await self._keep(recent, b"1") | await self._keep(others, b"")
-        for entry in entries:
-            if entry in self._confirmed_at:  # else it was acknowledged meanwhile
-                self._confirmed_at[entry] = now
-        self._offered.difference_update(entries)
+        for address, entry_id in entries:
+            if entry_id in self._confirmed_at[address]:  # else it was acknowledged meanwhile
+                self._confirmed_at[address][entry_id] = now
+            self._offered[address].discard(entry_id)
         taken_over = [delivery for delivery in deliveries if _entry_of(delivery) in lost]
         self.remove(taken_over)
         return taken_over
@@ -142,9 +164,9 @@ class DeliveriesInHand:
         None for those that another consumer has claimed, or done.
         """
         entries = [_entry_of(delivery) for delivery in deliveries]
-        for entry in entries:
-            self._offered.add(entry)
-            self._confirmed_at[entry] = float("-inf")  # from now on anybody may have it
+        for address, entry_id in entries:
+            self._offered[address].add(entry_id)
+            self._confirmed_at[address][entry_id] = float("-inf")  # from now on anybody may have it
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
         written = [self.offer_arguments(key, ids) for key, ids in batches]
@@ -162,8 +184,8 @@ class DeliveriesInHand:
 
     def find_offered(self, key: bytes, ids: Iterable[bytes]) -> list[bytes]:
         """Return those of a stream's ids that are offered to other consumers."""
-        address = key.decode()
-        return [entry_id for entry_id in ids if (address, entry_id.decode()) in self._offered]
+        offered = self._offered[key.decode()]
+        return [entry_id for entry_id in ids if entry_id.decode() in offered] if offered else []
 
     def offer_arguments(self, key: bytes, ids: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the arguments of the script OFFER for entries of a stream."""
@@ -178,7 +200,8 @@ class DeliveriesInHand:
         would come again.
         """
         address = key.decode()
-        entries = [entry for entry in self._confirmed_at if entry[0] == address and entry not in self._leaving]
+        leaving = self._leaving[address]
+        entries = [(address, entry_id) for entry_id in self._confirmed_at[address] if entry_id not in leaving]
         await self._keep(entries, b"1")
 
     async def _keep(self, entries: Sequence[_Entry], take_back: bytes) -> set[_Entry]:
@@ -212,12 +235,12 @@ class DeliveriesInHand:
         keys = [key, build_attempts_key(key, self._group), key + b":dead", _build_offered_key(key, self._group)]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
-        entry = _entry_of(delivery)
-        self._leaving.add(entry)
+        leaving = self._leaving[delivery.address]
+        leaving.add(delivery.id)
         try:
             (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)
         finally:
-            self._leaving.discard(entry)
+            leaving.discard(delivery.id)
         self.remove([delivery])
         return bool(buried)
 
@@ -278,6 +301,17 @@ class DeliveriesInHand:
 
 def _entry_of(delivery: Delivery) -> _Entry:
     return delivery.address, delivery.id
+
+
+def _group_by_address(deliveries: Iterable[Delivery | Batch]) -> dict[str, list[str]]:
+    """Return the ids by their address."""
+    ids: dict[str, list[str]] = defaultdict(list)
+    for item in deliveries:
+        if isinstance(item, Batch):
+            ids[item.address] += item.ids
+        else:
+            ids[item.address].append(item.id)
+    return ids
 
 
 def _group_by_key(entries: Iterable[_Entry]) -> dict[bytes, list[bytes]]:

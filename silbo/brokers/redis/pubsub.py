@@ -27,7 +27,7 @@ from silbo.brokers.redis.connection import (
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import BrokerUnavailable, Gap
-from silbo.message import Delivery, Format, Message, own_origin
+from silbo.message import Batch, Delivery, Format, Message, own_origin
 from silbo.names import compile_pattern
 from silbo.protocols import Promises
 from silbo.wire.formats import JSON
@@ -176,7 +176,7 @@ class _PubSubReceiver:
         self._timeout = subscription.timeout
         self._filter = _ChannelFilter(subscription)
         self._connection: Connection | None = None
-        self._ready: deque[Delivery | Gap] = deque()
+        self._ready: deque[Batch | Gap] = deque()
         self._failures = 0  # to connect, one after another
         self._lost: str | None = None  # the reason, until the connection is back
         self._heard_at = 0.0  # by the loop's clock
@@ -186,6 +186,11 @@ class _PubSubReceiver:
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
+        items = await self.receive_batches(limit)
+        return [each for item in items for each in ((item,) if isinstance(item, Gap) else item)]
+
+    async def receive_batches(self, limit: int) -> Sequence[Batch | Gap]:
+        """See :class:`~silbo.protocols.BatchReceiver`."""
         self._binding.check("receive")
         if self._closed:
             raise BrokerUnavailable("the subscription is closed")
@@ -199,9 +204,18 @@ class _PubSubReceiver:
             self._lost = str(error)
             await self._drop()
             raise BrokerUnavailable(f"lost the subscription to {self._server}: {error}") from error
-        return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        items: list[Batch | Gap] = []
+        while self._ready and limit > 0:
+            item = self._ready.popleft()
+            many = 1 if isinstance(item, Gap) else len(item)
+            if not isinstance(item, Gap) and many > limit:
+                self._ready.appendleft(item.cut(limit, many))
+                item = item.cut(0, limit)
+            limit -= many
+            items.append(item)
+        return items
 
-    async def ack(self, *deliveries: Delivery) -> None:
+    async def ack(self, *deliveries: Delivery | Batch) -> None:
         """Do nothing: Redis keeps no message of Pub/Sub, so the methods below have nothing to do either."""
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
@@ -293,8 +307,7 @@ class _PubSubReceiver:
         if replies:
             self._pinged_at = None
             self._heard_at = asyncio.get_running_loop().time()
-            for reply in replies:
-                self._add_ready(reply)
+            self._add_ready(replies)
             return
         now = asyncio.get_running_loop().time()
         if connection.heard_at > self._heard_at:  # also a part of a large message
@@ -308,16 +321,24 @@ class _PubSubReceiver:
             self._pinged_at = now
             await connection.send(b"PING")
 
-    def _add_ready(self, reply: list[Any]) -> None:
-        if reply[0] == b"pmessage":
-            _, via, channel, raw = reply
-        elif reply[0] == b"message":
-            _, channel, raw = reply
-            via = channel
-        else:
-            return  # the answer to a PING
-        if self._filter.accepts(channel, via):
-            self._ready.append(Delivery(raw, channel.decode(errors="replace"), self._format))
+    def _add_ready(self, replies: Sequence[list[Any]]) -> None:
+        """Make batches of the messages that are wanted, each of those that came from one channel right after one another."""
+        accepts = self._filter.accepts
+        raws: list[bytes] = []
+        last: bytes | None = None
+        for reply in replies:
+            if reply[0] == b"pmessage":
+                _, via, channel, raw = reply
+            elif reply[0] == b"message":
+                _, channel, raw = reply
+                via = channel
+            else:
+                continue  # the answer to a PING
+            if accepts(channel, via):
+                if channel != last:
+                    last, raws = channel, []
+                    self._ready.append(Batch(channel.decode(errors="replace"), self._format, raws))
+                raws.append(raw)
 
 
 class _ChannelFilter:
