@@ -19,13 +19,16 @@ from silbo.consumer.run_state import RunState
 from silbo.consumer.shared_lock import SharedLock
 from silbo.dispatch.dispatcher import has_own_adispatch
 from silbo.dispatch.received_event import Received
-from silbo.errors import MessageInvalid
 from silbo.event import set_mark
 from silbo.message import Origin, handled
 from silbo.protocols import Receiver
-from silbo.wire.formats import JSON
+from silbo.wire.encode import MAX_SIZE
+from silbo.wire.formats import open_envelope
 
 __all__ = ["BegunDispatch", "ExpressLane"]
+
+
+_DONE: Final = object()
 
 
 class BegunDispatch(NamedTuple):
@@ -89,6 +92,13 @@ class ExpressLane:
         self._key: str | None = None
         self._heard = Heard.BY_NOBODY
         self._publication = ""
+        # Of the last message:
+        self._origin = Origin("", "")
+        self._is_unwanted = self._options.rebuilder.is_unwanted(
+            self._origin, skips_own_instance=self._skips_own_instance
+        )
+        self._find_direct = options.rebuilder.find_direct
+        self._recent = options.heard.recent
 
     def run(self, queued: QueuedBatch, now: float) -> Left | None:
         """Attempt the next deliveries of the first batch in the queue.
@@ -100,9 +110,8 @@ class ExpressLane:
         batch, first = queued.batch, queued.position
         raws, ids, end = batch.raws, batch.ids, len(batch)
         held = self._acks.list_at(batch.address)
-        time, is_over = self._time, self._run_state.turns.is_over
-        count_handled = self._run_state.stats.count_handled
-        received, step = self.received, self._step
+        time, ends_at = self._time, self._run_state.turns.ends_at
+        stats, received, step = self._run_state.stats, self.received, self._step
         known = self._run_state.known
         task: Any = asyncio.current_task()
         position = first
@@ -118,34 +127,32 @@ class ExpressLane:
                 self._coroutine = awaited = error = None
                 try:
                     awaited = context.run(step, raws[position])
-                except StopIteration:
-                    is_done = True
                 except BaseException as raised:  # noqa: BLE001  # it goes on with the delivery
-                    is_done = False
                     error = raised
-                else:
-                    is_done = False
                 if self._coroutine is None:
                     if error is not None and not isinstance(error, Exception | asyncio.CancelledError):
                         raise error
                     leaves = True
                 elif (
-                    is_done
+                    awaited is _DONE
                     and received.isolated is None
                     and not task.cancelling()
                     and not getattr(task, "_must_cancel", False)
                 ):
                     if received.once is not None:
                         received.end(done=True)
-                    count_handled(self._heard)
+                    if self._heard is Heard.ON_PURPOSE:  # a call would take longer
+                        stats.handled += 1
+                    else:
+                        stats.unheard += 1
                     if known is not None and self._publication:
                         known.note_handled(self._publication)
                     position += 1
                     began_at = time()
-                    if is_over(began_at):
+                    if began_at >= ends_at:
                         break
                 else:
-                    begun = Begun(self._coroutine, context, awaited, StopIteration() if is_done else error)
+                    begun = Begun(self._coroutine, context, awaited, StopIteration() if awaited is _DONE else error)
                     leaves = True
         finally:
             error = None  # or it would hold itself
@@ -170,53 +177,60 @@ class ExpressLane:
         """Make the event of a message, and begin its dispatch: in the context of the delivery.
 
         Returns:
-            What the dispatch waits for. If there is no coroutine, the message has to go the long way.
+            What the dispatch waits for; or _DONE. If there is no coroutine, the message has to go the long way.
 
         Raises:
-            StopIteration: The dispatch is done.
             BaseException: A listener's; or the class's, if there is no coroutine.
         """
-        options = self._options
-        rebuilder = options.rebuilder
         try:
-            envelope = JSON.open(raw)
-        except MessageInvalid:
+            envelope = open_envelope(raw)
+        except Exception:  # noqa: BLE001  # the long way knows what is wrong
             return None
         headers = envelope.headers
-        direct = rebuilder.find_direct(envelope.message_name)
-        if direct is None or headers.get("version", "1") != "1":
+        get = headers.get
+        direct = self._find_direct(envelope.message_name)
+        if direct is None or get("version", "1") != "1" or len(raw) > MAX_SIZE:
             return None
-        key = headers.get("key")
+        key = get("key")
         if key is None:
-            if options.needs_keys or direct.takes_key:
+            if self._options.needs_keys or direct.takes_key:
                 return None
         elif key in self._queue.keys:
             return None
-        origin = envelope.origin or Origin("", "")
-        if rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance):
+        origin = self._origin
+        if get("app", "") != origin[0] or get("instance", "") != origin[1]:
+            origin = self._origin = Origin(get("app", ""), get("instance", ""))
+            self._is_unwanted = self._options.rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance)
+        if self._is_unwanted:
             return None
         name = direct.name
         known = self._run_state.known
         # Where nothing but the counts depends on it, the listeners as they were at the last read will do.
-        heard = options.heard.recent(name)
+        heard = self._recent(name)
         if heard is None or (known is not None and not heard):  # what a new listener hears is to be remembered
-            heard = options.heard[name]
+            heard = self._options.heard[name]
         event = direct.read(bytes(envelope.payload))
         if event is None:
             return None
         self._publication = ""
         if known is not None and heard:
-            publication = headers.get("publication", "")
+            publication = get("publication", "")
             if not publication or not known.use_answer(publication):  # a further delivery of it, or the inbox is away
                 return None
             self._publication = publication
-        set_mark(event, "origin", origin)
+        if getattr(event, "__silbo_direct__", None) is type(event):  # what set_mark would find out again
+            event.origin = origin
+        else:
+            set_mark(event, "origin", origin)
         handled.set(envelope)
         self.received.begin(event, name)
         self._key = key
         self._heard = heard
-        coroutine = self._coroutine = options.dispatcher.adispatch(name, event)
-        return coroutine.send(None)
+        coroutine = self._coroutine = self._options.dispatcher.adispatch(name, event)
+        try:
+            return coroutine.send(None)
+        except StopIteration:
+            return _DONE
 
     def _leave(self, queued: QueuedBatch, begun: Begun | None, began_at: float) -> Left | None:
         """Let the next delivery leave the lane. None if it has to wait for others of its key."""

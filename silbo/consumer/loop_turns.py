@@ -19,20 +19,23 @@ class LoopTurns:
 
         while turns.is_over(loop.time()):
             await turns.next()
+
+    Attributes:
+        ends_at: The loop's time when the turn is over.
     """
 
     def __init__(self) -> None:
-        self._ends_at = -inf
+        self.ends_at = -inf
         self._is_ending = False  # a task waits that begins the next turn
 
     def begin(self, now: float) -> None:
         """Begin a turn after a wait, unless one has just been over."""
-        if now > self._ends_at + TURN and not self._is_ending:
-            self._ends_at = now + TURN
+        if now > self.ends_at + TURN and not self._is_ending:
+            self.ends_at = now + TURN
 
     def is_over(self, now: float) -> bool:
         """Return True if the loop has to go on, at this time of the loop, before the next delivery is handled."""
-        return now >= self._ends_at
+        return now >= self.ends_at
 
     async def next(self) -> None:
         """Let the loop go on. The first task that has called this begins the next turn; the others may find it over again."""
@@ -44,4 +47,4 @@ class LoopTurns:
             await asyncio.sleep(0)
         finally:
             self._is_ending = False
-            self._ends_at = asyncio.get_running_loop().time() + TURN
+            self.ends_at = asyncio.get_running_loop().time() + TURN

@@ -7,6 +7,7 @@ just what the class declares. So the long way alone knows what is wrong with a m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
 from inspect import getattr_static
@@ -61,30 +62,55 @@ def find_reader(cls: type) -> Callable[[bytes], Any] | None:
     arguments = msgspec.defstruct("Arguments", columns, forbid_unknown_fields=True)
     if _has_decimals(msgspec.inspect.type_info(arguments), set()):
         return None
-    return _make_reader(cls, msgspec.json.Decoder(arguments, dec_hook=convert_custom))
+    make = _call_by_position(cls) if _takes_positions(cls, [*keywords]) else _call_by_keyword(cls, [*keywords])
+    return _make_reader(cls, make, msgspec.json.Decoder(arguments, dec_hook=convert_custom))
 
 
-def _make_reader(cls: Any, decoder: msgspec.json.Decoder[Any]) -> Callable[[bytes], Any]:
+def _takes_positions(cls: Any, keywords: list[str]) -> bool:
+    """Return True if a call with the values by position does the same as one with these keywords."""
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except (ValueError, TypeError):
+        return False
+    return all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters) and keywords == [
+        parameter.name for parameter in parameters
+    ]
+
+
+def _call_by_position(cls: Any) -> Callable[[list[Any]], Any]:
+    return lambda values: cls(*values)  # saves a tenth of the consumer's instructions
+
+
+def _call_by_keyword(cls: Any, keywords: list[str]) -> Callable[[list[Any]], Any]:
+    return lambda values: cls(**dict(zip(keywords, values, strict=True)))
+
+
+def _make_reader(
+    cls: Any, make: Callable[[list[Any]], Any], decoder: msgspec.json.Decoder[Any]
+) -> Callable[[bytes], Any]:
     # To write into __dict__ would make every later read of an attribute slower; a Struct accepts nothing else.
     by_dict = issubclass(cls, msgspec.Struct)
+    by_assignment = cls.__setattr__ is object.__setattr__
 
     def read(payload: bytes) -> Any:
         if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:  # perhaps it is nested too deep
             return None
         try:
-            arguments = msgspec.structs.asdict(decoder.decode(payload))
-            event_id, when = arguments.pop("event_id"), arguments.pop("event_timestamp")
+            event_id, when, *values = msgspec.structs.astuple(decoder.decode(payload))
             if when.tzinfo is not UTC:
                 when = msgspec.convert(format_time(when), datetime)
         except Exception:  # noqa: BLE001  # also the constructors of classes inside of the event
             return None
         try:
-            event = cls(**arguments)
+            event = make(values)
         except MessageInvalid as error:
             raise place_error(error, "payload") from None
         except Exception as error:  # the host's own constructor and validators
             raise explain_refusal(cls, error) from error
-        if by_dict:
+        if by_assignment:
+            event.event_id = event_id
+            event.event_timestamp = when
+        elif by_dict:
             event.__dict__.update(event_id=event_id, event_timestamp=when)
         else:
             object.__setattr__(event, "event_id", event_id)

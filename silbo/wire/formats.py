@@ -32,6 +32,7 @@ __all__ = [
     "Envelope",
     "JsonFormat",
     "make_encoded_message",
+    "open_envelope",
     "to_json",
 ]
 
@@ -116,6 +117,8 @@ def make_encoded_message(raw: bytes, to: str | None, class_name: str) -> Encoded
 _values_of: Final = attrgetter(*(field.name for field in fields(Message)))
 _records = msgspec.json.Decoder(_Record)
 _envelopes = msgspec.json.Decoder(Envelope)
+open_envelope: Final = _envelopes.decode
+"""Does what ``JSON.open`` does with bytes that it accepts, in half the time. Raises msgspec's errors, and looks at no size."""
 _payloads = msgspec.json.Decoder(dict[str, Any])
 
 
