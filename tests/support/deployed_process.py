@@ -20,8 +20,8 @@ from redis.asyncio import Redis
 from silbo import AsyncEventDispatcher, Consumer, EventName, NotificationEvent
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
-from silbo.message import Delivery
-from silbo.protocols import Receiver, Subscription
+from silbo.message import Batch, Delivery
+from silbo.protocols import BatchReceiver, Receiver, Subscription
 
 CLAIM_AFTER = 0.6
 
@@ -59,16 +59,18 @@ class _Noting:
 
     async def open(self) -> Receiver:
         receiver = await self._subscription.open()
-        receive = receiver.receive
+        assert isinstance(receiver, BatchReceiver)
+        receive = receiver.receive_batches
 
-        async def receive_and_note(limit: int) -> Sequence[Delivery | Gap]:
+        async def receive_and_note(limit: int) -> Sequence[Delivery | Batch | Gap]:
             items = await receive(limit)
-            payloads = [item.message().payload for item in items if isinstance(item, Delivery)]
+            deliveries = [each for item in items for each in (item if isinstance(item, Batch) else (item,))]
+            payloads = [each.message().payload for each in deliveries if isinstance(each, Delivery)]
             if payloads:
                 await self._log([f"got {payload['order']} {payload['number']}" for payload in payloads])
             return items
 
-        receiver.receive = receive_and_note  # type: ignore[method-assign]
+        receiver.receive_batches = receive_and_note  # type: ignore[method-assign]
         return receiver
 
 
