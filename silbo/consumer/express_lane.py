@@ -198,8 +198,9 @@ class ExpressLane:
         elif key in self._queue.keys:
             return None
         origin = self._origin
-        if get("app", "") != origin[0] or get("instance", "") != origin[1]:
-            origin = self._origin = Origin(get("app", ""), get("instance", ""))
+        app = get("app")
+        if app != origin[0] or get("instance", "") != origin[1]:
+            origin = self._origin = Origin("", "") if app is None else Origin(app, get("instance", ""))
             self._is_unwanted = self._options.rebuilder.is_unwanted(origin, skips_own_instance=self._skips_own_instance)
         if self._is_unwanted:
             return None
