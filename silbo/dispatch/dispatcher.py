@@ -83,13 +83,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_policy(on_error)
         check_observers(observers)
         check_container(container)
-        # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
-        self._ready: dict[Any, tuple[Listener, ...]] = {}
         self._is_replaced = False  # True if one of these methods is replaced on this object
         self._observers = tuple(observers)
-        self._listeners = ListenerRegistry(
-            policy=on_error, binding=binding, container=container, on_change=self._forget_ready
-        )
+        self._listeners = ListenerRegistry(policy=on_error, binding=binding, container=container)
+        # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
+        self._ready = self._listeners.ready
         if names is None and unknown == "error":
             raise ValueError('unknown="error" needs names=: without it every name would be unknown')
         self._points = None if names is None else ExtensionPoints(names, unknown, self._listeners)
@@ -146,8 +144,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         return self._listeners.add(
             name,
             listener,
-            priority=priority,
-            options=Options(once=once, timeout=timeout, concurrent=concurrent, on_error=on_error)
+            priority,
+            Options(once=once, timeout=timeout, concurrent=concurrent, on_error=on_error)
             if once or concurrent or timeout is not None or on_error is not None
             else DEFAULTS,
         )
@@ -411,13 +409,6 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             or cls.get_listeners is not AsyncEventDispatcher.get_listeners
             or cls._adispatch is not AsyncEventDispatcher._adispatch
         )
-
-    def _forget_ready(self, name: Hashable | None) -> None:
-        """Look up the listeners of a name anew, or of all names."""
-        if name is None:
-            self._ready.clear()
-        else:
-            self._ready.pop(name, None)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(attribute, value)

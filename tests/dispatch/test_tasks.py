@@ -14,7 +14,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Event, EventName
+from silbo import LAST, AsyncEventDispatcher, Event, EventName
 from silbo.dispatch.listeners import ListenerRegistry
 from silbo.errors import DispatcherClosed, LoopConflict
 
@@ -155,16 +155,18 @@ async def test_a_draining_listener_still_waits_for_the_others() -> None:
 # -- wait_for ------------------------------------------------------------------------------------------------
 
 
-async def test_wait_for_returns_the_event_after_its_other_listeners() -> None:
+@pytest.mark.parametrize("priority", [float("inf"), LAST])
+async def test_wait_for_returns_the_event_after_its_other_listeners(priority: float) -> None:
     """It runs last, and hears once."""
     d = AsyncEventDispatcher()
     waiting = asyncio.create_task(d.wait_for("x"))
     await asyncio.sleep(0)
 
-    @d.listen("x", priority=float("inf"))
+    @d.listen("x", priority=priority)
     async def enrich(event: Ping) -> None:
         event.number = 7
 
+    assert d.get_listeners("x")[0] == enrich
     event = await d.adispatch("x", Ping())
     assert await waiting is event and event.number == 7
     assert d.get_listeners("x") == (enrich,)
