@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "brokers/rabbitmq": {"aio_pika", "aiormq"},
     "brokers/redis/incoming": {"hiredis", "redis"},
     "brokers/redis": {"redis"},
-    "cli": {"redis", "rich", "sqlalchemy"},
+    "cli": {"opentelemetry", "prometheus_client", "redis", "rich", "sqlalchemy"},
     "containers/rodi": {"rodi"},
     "containers/dishka": {"dishka"},
     "containers/di": {"di"},

@@ -15,6 +15,7 @@ from silbo.cli.app_arguments import add_app_arguments
 from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
 from silbo.cli.health import HEALTH, add_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
+from silbo.cli.metrics import add_metrics_option, showing_metrics
 from silbo.cli.output import print_note
 from silbo.cli.signals import stop_at_signals
 from silbo.errors import AppInvalid, BrokerUnavailable, StopIncomplete
@@ -60,6 +61,7 @@ def add_to(commands: Commands) -> None:
         help="log each consumer's counts at this interval, if they changed (never)",
     )
     add_health_options(parser)
+    add_metrics_option(parser)
 
 
 async def consume(options: argparse.Namespace) -> int:
@@ -71,7 +73,10 @@ async def consume(options: argparse.Namespace) -> int:
             log_to_stderr()  # a program that has set up logging keeps its own
             if not app.consumers:
                 raise AppInvalid(options.app, "it has no consumer: name a silbo.Consumer, or what gives one")
-            async with showing_health(options, app.consumers):
+            async with (
+                showing_metrics(options, app.consumers, app.dispatchers.values()),
+                showing_health(options, app.consumers),
+            ):
                 await _run(app.consumers, options.figures)
     except StopIncomplete as error:
         # The listener that was left behind would hold up the end of asyncio.run for ever. Its message comes again.

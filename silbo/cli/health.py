@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from silbo.health import HasHealth
 from silbo.operations.health import show_health
 
-__all__ = ["HEALTH", "add_health_options", "showing_health"]
+__all__ = ["HEALTH", "add_health_options", "parse_port", "showing_health"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ health:
 def add_health_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
-        "--health-port", metavar="PORT", type=_parse_port, help="answer /livez, /readyz and /health at this port (none)"
+        "--health-port", metavar="PORT", type=parse_port, help="answer /livez, /readyz and /health at this port (none)"
     )
     parser.add_argument(
         "--health-host",
         metavar="HOST",
         default="127.0.0.1",
-        help="the address of that port: 0.0.0.0 for all, as probes of Kubernetes need it (127.0.0.1)",
+        help="the address of the ports: 0.0.0.0 for all, as probes of Kubernetes need it (127.0.0.1)",
     )
     parser.add_argument(
         "--health-file",
@@ -54,7 +54,8 @@ async def showing_health(options: argparse.Namespace, parts: Sequence[HasHealth]
         yield
 
 
-def _parse_port(text: str) -> int:
+def parse_port(text: str) -> int:
+    """Return a port; 0 stands for a free one."""
     if text.isascii() and text.isdigit() and int(text) < 1 << 16:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number from 1 to 65535, or 0 for a free one")

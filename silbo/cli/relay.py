@@ -25,6 +25,7 @@ from silbo.cli.arguments import (
 from silbo.cli.connect import make_redis, make_store
 from silbo.cli.health import HEALTH, add_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
+from silbo.cli.metrics import add_metrics_option, showing_metrics
 from silbo.cli.signals import stop_at_signals
 from silbo.outbox.relay import Relay
 
@@ -88,6 +89,7 @@ def add_to(commands: Commands) -> None:
         help="log the figures at this interval, if they changed (never)",
     )
     add_health_options(parser)
+    add_metrics_option(parser)
 
 
 async def run_relay(options: argparse.Namespace) -> int:
@@ -108,7 +110,7 @@ async def run_relay(options: argparse.Namespace) -> int:
                 to = {"broker": describe_server(client), "stream": stream, "format": options.format}
                 logger.info("relay started", extra={"partitions": store.partitions, **to})
                 figures = asyncio.create_task(log_figures(logger, "relay", relay.stats, options.figures))
-                async with showing_health(options, [relay]):
+                async with showing_metrics(options, [relay]), showing_health(options, [relay]):
                     await relay.run()
                 figures.cancel()
         logger.info("relay stopped", extra=asdict(relay.stats))

@@ -17,7 +17,7 @@ from silbo.brokers.redis import RedisStreams
 from silbo.operations.health import show_health
 from tests.cli.conftest import Run
 from tests.support.app_files import write
-from tests.support.command_line import SILBO, environment, fill
+from tests.support.command_line import SILBO, environment, fill, silbo, without
 from tests.support.redis_streams import eventually, message
 from tools.redis_server import RedisServer
 
@@ -53,8 +53,9 @@ async def hold(event) -> None:
 class Watched:
     """A command, and its health as a probe sees it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, file: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, metrics_port: int, file: Path) -> None:
         self.process = process
+        self.metrics = f"http://127.0.0.1:{metrics_port}/metrics"
         self.file = file
         self._base = f"http://127.0.0.1:{port}"
 
@@ -81,7 +82,7 @@ async def watched(folder: Path, url: str, prefix: str, *arguments: object) -> As
     """A command that shows its health, at a free port and in a file; killed at the end."""
     file = folder / "health"
     process = await asyncio.create_subprocess_exec(
-        *(*SILBO, *map(str, arguments), "--health-port", "0", "--health-file", str(file)),
+        *(*SILBO, *map(str, arguments), "--health-port", "0", "--health-file", str(file), "--metrics-port", "0"),
         cwd=folder,
         stderr=asyncio.subprocess.PIPE,
         env=environment({"SILBO_REDIS_URL": url, "SILBO_PREFIX": prefix}),
@@ -90,11 +91,12 @@ async def watched(folder: Path, url: str, prefix: str, *arguments: object) -> As
         assert process.stderr is not None
         told = ""
         async with asyncio.timeout(30):
-            while not (found := re.search(r'health is shown host="127.0.0.1" port=(\d+)', told)):
+            while len(ports := re.findall(r'(?:health is|metrics are) shown host="127.0.0.1" port=(\d+)', told)) < 2:
                 line = (await process.stderr.readline()).decode()
                 assert line, told
                 told += line
-        yield Watched(process, int(found[1]), file)
+        metrics_port, port = map(int, ports)
+        yield Watched(process, port, metrics_port, file)
     finally:
         if process.returncode is None:
             process.kill()
@@ -127,6 +129,13 @@ async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
 
         await eventually(is_touched)
         (folder / "go on").touch()
+        listened = 'silbo_listener_duration_seconds_count{.*silbo_outcome="completed".*} 1.0'
+
+        async def is_measured() -> Any:
+            text = (await command.get(command.metrics)).text
+            return re.search(listened, text) and re.search(r'silbo_consumer_handled_total\{.*"billing"\} 1.0', text)
+
+        await eventually(is_measured)
         await publish(redis, prefix, "holds.loop")
 
         async def is_held() -> bool:
@@ -225,3 +234,10 @@ async def test_file_that_cannot_be_written_is_an_error_at_the_start_and_none_lat
 
         await eventually(is_back)
     assert not list(tmp_path.iterdir())
+
+
+async def test_metrics_need_an_extra(tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 0)
+    arguments = ("relay", "--store", tmp_path / "outbox.db", "--redis", "redis://localhost:1", "--metrics-port", "0")
+    done = await silbo(*arguments, command=without("opentelemetry"))
+    assert done.code == 1 and "pip install 'silbo[prometheus]'" in done.err.splitlines()[-1]
