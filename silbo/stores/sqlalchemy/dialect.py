@@ -73,9 +73,9 @@ async def check_constraints(connection: AsyncConnection) -> None:
         await connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
 
-def insert_missing(dialect: Dialect, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_missing(dialect_name: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     """Return a statement that inserts those rows whose key the table does not have yet."""
-    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    insert = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
     return insert(table).on_conflict_do_nothing()
 
 

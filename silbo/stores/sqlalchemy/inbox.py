@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import count
 from typing import Any, Final, cast
 
-from sqlalchemy import CursorResult, Dialect, delete, select, tuple_
+from sqlalchemy import CursorResult, Dialect, Insert, delete, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -16,10 +17,10 @@ from silbo._checks import check_seconds
 from silbo._loops import LoopBinding
 from silbo.errors import MessageInvalid, StoreUnavailable
 from silbo.stores.sqlalchemy.dialect import (
+    ZONED,
     insert_missing,
     is_refusal_of_data,
     read_clock,
-    statement_time,
     without_locked_rows,
 )
 from silbo.stores.sqlalchemy.session import in_session
@@ -120,8 +121,18 @@ class SQLAlchemyInbox:
 
     async def _remember(self, session: AsyncSession, dialect: Dialect, group: str, publication: str) -> bool:
         """Store a publication of a group. Return True if it is new."""
-        statement = insert_missing(dialect, inbox).values(handled_at=statement_time(dialect))
-        row = {"consumer_group": group, "publication": publication}
+        row: dict[str, Any] = {"consumer_group": group, "publication": publication}
+        if dialect.name != "postgresql":  # SQLite has no clock but this machine's
+            row["handled_at"] = datetime.now(UTC)
         # By the session: its connection would have to be asked for first, in a call that takes a tenth of the whole.
-        stored = await session.execute(statement, row, bind_arguments={"clause": inbox})
+        stored = await session.execute(_store_publication(dialect.name), row, bind_arguments={"clause": inbox})
         return cast("CursorResult[Any]", stored).rowcount == 1
+
+
+@cache  # to make it anew for each delivery takes a tenth of the whole
+def _store_publication(dialect_name: str) -> Insert:
+    """Return the statement that stores a publication; on PostgreSQL with the time of its clock."""
+    statement = insert_missing(dialect_name, inbox)
+    if dialect_name == "postgresql":
+        return statement.values(handled_at=func.statement_timestamp(type_=ZONED))
+    return statement

@@ -84,13 +84,13 @@ async def open_store(connection: AsyncConnection, partitions: int | None) -> tup
         StoreInvalid: rows or a relay still use another number of partitions.
     """
     row = {"number": 1, "id": uuid4().hex, "partitions": partitions or 1}
-    await connection.execute(insert_missing(connection.dialect, outbox), row)
+    await connection.execute(insert_missing(connection.dialect.name, outbox), row)
     identity, has = (await connection.execute(select(outbox.c.id, outbox.c.partitions))).one()
     if partitions is not None and partitions != has:
         await _change_partitions(connection, has, partitions)
         has = partitions
     rows = [{"number": number, "epoch": 0, "sequence": 0} for number in range(has)]
-    await connection.execute(insert_missing(connection.dialect, partition), rows)
+    await connection.execute(insert_missing(connection.dialect.name, partition), rows)
     return identity, has
 
 
