@@ -10,7 +10,7 @@ from silbo.operations.formatting import escape_controls
 
 __all__ = ["Markup", "element", "join"]
 
-EMPTY: Final = frozenset({"br", "link", "meta"})
+EMPTY: Final = frozenset({"br", "meta"})
 """Elements that have no end tag."""
 
 

@@ -88,7 +88,6 @@ def render_page(overview: Overview) -> str:
             element("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="referrer", content="no-referrer"),
-            element("link", rel="icon", href="data:,"),  # else browsers ask the server for one
             element("title", f"{overview.title}: silbo"),
             element("style", Markup(STYLE)),
         ),

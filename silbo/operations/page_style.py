@@ -90,10 +90,9 @@ rect { stroke-width: 1px; vector-effect: non-scaling-stroke; }
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
-        "img-src data:",
         f"style-src 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'",
         "base-uri 'none'",
         "form-action 'none'",
     )
 )
-"""Allows the style sheet by its hash, and the empty icon; no script, no request, no frame, no form."""
+"""Allows the style sheet by its hash; no script, no picture, no request, no frame, no form."""

@@ -178,7 +178,7 @@ def hostile_overview() -> tuple[Overview, int]:
     return overview, evil.count
 
 
-EMPTY = {"link", "meta"}
+EMPTY = {"meta"}
 
 
 class Page(HTMLParser):
