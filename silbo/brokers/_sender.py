@@ -388,10 +388,10 @@ class _SendQueue:
             self._last_asked = loop.time()
             call.fail(self._silence(), len(messages))
             return
-        if self._without_room or not self._has_room():
-            self._without_room.append((call, messages))
-        else:
+        if self._has_room():  # then nobody waits for it
             self._encode(call, messages)
+        else:
+            self._without_room.append((call, messages))
         if not is_busy and self._waiting:
             # Not in the caller's context: the task goes on for other callers and would keep its values alive.
             self.task = loop.create_task(self._run(), context=Context())
@@ -426,17 +426,18 @@ class _SendQueue:
 
     def _first(self) -> OutgoingMessage | None:
         """Return the oldest message; drop messages whose callers have gone away."""
-        while self._waiting or self._without_room:
-            while self._waiting:
-                if not self._waiting[0].call.answered.done():
-                    return self._waiting[0]
-                self._drop_first()
-            self._give_room()
+        while self._waiting:
+            first = self._waiting[0]
+            if not first.call.answered.done():
+                return first
+            self._drop_first()
         return None
 
     def _drop_first(self) -> OutgoingMessage:
         outgoing = self._waiting.popleft()
         self._bytes -= len(outgoing.raw)
+        if self._without_room:
+            self._give_room()
         return outgoing
 
     def _take(self) -> list[OutgoingMessage]:
@@ -485,11 +486,11 @@ class _SendQueue:
 
     def _fail_waiting(self, why: str) -> None:
         """Answer every call that waits with an error: none of it is sent."""
-        while self._waiting:
-            self._drop_first().mark_unsent(why)
-        while self._without_room:
+        while self._without_room:  # first: they must not get the room of those that fail
             call, messages = self._without_room.popleft()
             call.fail(why, len(messages))
+        while self._waiting:
+            self._drop_first().mark_unsent(why)
 
     # -- the task ---------------------------------------------------------------------------------------------
 

@@ -107,6 +107,14 @@ async def test_what_is_published_meanwhile_goes_together_and_in_order() -> None:
     assert [name for _, batch in library.batches for name in batch] == [f"n{number}" for number in range(601)]
 
 
+async def test_burst_goes_in_two_halves() -> None:
+    """The broker works on one while the other's callers go on."""
+    library = Library()
+    sender = library.sender()
+    await asyncio.gather(*(sender.publish([message(number)]) for number in range(100)))
+    assert lengths(library) == [50, 50]
+
+
 async def test_batch_is_no_larger_than_a_mebibyte() -> None:
     """But for one large message, which goes alone."""
     library = Library()
@@ -174,6 +182,7 @@ async def test_message_published_after_a_failure_of_its_key_goes() -> None:
     second.opened.set()
     assert await ends(*publishes) == [DeliveryUnknown, None, BrokerUnavailable, None]
     assert library.batches == [("events", ["n0"]), ("events", ["n1"]), ("events", ["n3"])]
+    assert not sender._queues["events"]._missed  # forgotten: keys can be many
 
 
 async def test_queues_of_many_addresses_are_dropped_when_they_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +324,7 @@ async def test_silent_broker_is_tried_by_one_at_a_time() -> None:
     await trying
     await sender.publish([message(7)])  # at once, although the batch before is only just ending
     assert [batch for _, batch in library.batches][2:] == [["n5"], ["n7"]]
+    assert await ends(*(sender.publish([message(number)]) for number in (8, 9))) == [None, None]
 
 
 async def look_up(messages: Sequence[OutgoingMessage]) -> None:
@@ -415,9 +425,11 @@ async def test_publish_waits_for_room_and_is_not_encoded_meanwhile(messages: int
     calls = await fill(sender, gate, messages=messages, size=size)
     before = encoded
     calls += [await begin(sender.publish([message(number)])) for number in (2, 3)]
+    (await begin(sender.publish([message(4)]))).cancel()
     assert encoded == before
     gate.opened.set()
     assert await ends(*calls) == [None] * len(calls)
+    assert encoded == before + 2
     assert [name for _, batch in library.batches for name in batch][-2:] == ["n2", "n3"]
     assert sender._queues["events"]._bytes == 0
 
@@ -435,6 +447,19 @@ async def test_room_is_given_in_turn_to_those_who_still_wait() -> None:
     assert max(lengths(library)) == 500
 
 
+async def test_who_comes_later_gets_no_room_before() -> None:
+    library = Library(gate := Gate(), second := Gate())
+    sender = library.sender(timeout=60)
+    calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
+    calls.append(await begin(sender.publish([message(2)])))
+    gate.opened.set()
+    await second.entered.wait()
+    calls.append(await begin(sender.publish([message(3)])))
+    second.opened.set()
+    assert await ends(*calls) == [None] * 4
+    assert [name for _, batch in library.batches for name in batch][-2:] == ["n2", "n3"]
+
+
 async def test_withdrawn_messages_make_room() -> None:
     """Also when nothing is left then that a batch could take."""
     library = Library(gate := Gate())
@@ -448,8 +473,15 @@ async def test_withdrawn_messages_make_room() -> None:
 
 
 async def test_queue_that_is_given_up_answers_everybody() -> None:
+    """And does not encode first what waits for room."""
+    encoded: list[str] = []
+
+    def encode_noted(one: Message) -> bytes:
+        encoded.append(one.message_name)
+        return encode(one)
+
     library = Library(gate := Gate(silent))
-    sender = library.sender(timeout=0.3)
+    sender = Sender("Library", library.send, encode_noted, default="events", timeout=1)
     calls = await fill(sender, gate, messages=QUEUE_MESSAGES)
     waiting = await begin(sender.publish([message(2)] * 2))
     with pytest.raises(BrokerUnavailable, match="has not answered since .*; none of 2 messages was sent"):
@@ -457,6 +489,7 @@ async def test_queue_that_is_given_up_answers_everybody() -> None:
     with pytest.raises(BrokerUnavailable, match="has not answered since .*; none of 10000 messages was sent"):
         await calls[1]
     assert await ends(*calls) == [DeliveryUnknown, BrokerUnavailable]
+    assert "n2" not in encoded
     assert sender._queues["events"]._has_room()
 
 
@@ -598,6 +631,33 @@ async def test_deadline_that_only_withdrawn_messages_missed_silences_nobody() ->
     assert not second.done()
     server.reachable.set()
     await second
+
+
+async def test_batch_has_the_time_of_its_own_first_message() -> None:
+    """Not that of one whose caller went away while the server was out of reach."""
+    server = Connecting(gate := Gate())
+    sender = server.sender(timeout=60)
+    first = asyncio.ensure_future(sender.publish([message(1)]))
+    loop = asyncio.get_running_loop()
+    loop.call_soon(lambda: setattr(sender._queues[""]._waiting[0].call, "deadline", loop.time() + 0.2))
+    await asyncio.sleep(0)
+    second = await begin(sender.publish([message(2)]))
+    first.cancel()
+    await asyncio.wait([first])
+    server.reachable.set()
+    await gate.entered.wait()
+    await asyncio.sleep(0.3)
+    gate.opened.set()
+    await second
+
+
+async def test_closing_does_not_wait_for_a_probe_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sender, "PROBE_PAUSE", 3600)
+    sender = Connecting().sender(timeout=0.1)
+    assert await ends(sender.publish([message(1)])) == [BrokerUnavailable]
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(30):
+        await sender.aclose()
 
 
 # -- its task -----------------------------------------------------------------------------------------------

@@ -149,6 +149,18 @@ async def test_one_unusable_stream_does_not_harm_the_others(admin: Redis, stream
     assert await stored(admin) == [1, 3]
 
 
+async def test_rest_of_a_call_does_not_overtake_what_failed(admin: Redis, streams: RedisStreams) -> None:
+    """Of a call of several batches; other calls go on."""
+    await admin.set("silbo:{orders}", "a string")
+    call = streams.publish(message(0, to="orders"), *map(message, range(1, 700)))
+    outcomes = await asyncio.gather(call, streams.publish(message(700)), return_exceptions=True)
+    assert isinstance(outcomes[0], DeliveryUnknown)
+    assert "WRONGTYPE" in str(outcomes[0])
+    sent = await stored(admin)
+    assert outcomes[1] is None and sent.pop() == 700
+    assert sent == list(range(1, 1 + len(sent))) and len(sent) < 500
+
+
 async def test_one_forbidden_channel_does_not_harm_the_others(pubsub_client: Redis, pubsub: RedisPubSub) -> None:
     async with opened(pubsub.subscribe()) as receiver, RedisPubSub(pubsub_client, app="web", prefix="other") as other:
         with pytest.raises(BrokerUnavailable, match="channel"):
