@@ -43,6 +43,15 @@ BUCKETS: Final = (
 HOST: Final = "(host)"
 """Stands for the plugin of a listener that the host has added; no plugin can have such a name."""
 
+EVENT_NAME: Final = "silbo.event.name"
+PLUGIN: Final = "silbo.plugin"
+OUTCOME: Final = "silbo.outcome"
+HEARD: Final = "silbo.heard"
+NAME: Final = "silbo.name"
+PART: Final = "silbo.part"
+STATE: Final = "silbo.state"
+"""The attributes of all metrics."""
+
 Part: TypeAlias = Consumer | Relay | Outbox | Bridge
 
 _PUBLISH_OUTCOMES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]] = (
@@ -58,12 +67,14 @@ class _Gauge:
     """A gauge of the health of parts.
 
     Attributes:
+        name: Of the metric.
         unit: As OpenTelemetry writes it.
         description: For people.
         read: Returns the value of one part; None if it has none.
         combine: Returns the value of several parts of one name.
     """
 
+    name: str
     unit: str
     description: str
     read: Callable[[Health], float | None]
@@ -77,51 +88,66 @@ def _age_of(health: Health) -> float | None:
     return 0.0 if health.part == "consumer" or health.lag is not None else None
 
 
-_GAUGES: Final = {
-    "silbo.connected": _Gauge("1", "1 if the part is connected", lambda health: int(health.is_connected), min),
-    "silbo.ready": _Gauge(
-        "1", "1 if the part runs, is connected and has room", lambda health: int(health.is_ready), min
+_GAUGES: Final = (
+    _Gauge("silbo.connected", "1", "1 if the part is connected", lambda health: int(health.is_connected), min),
+    _Gauge(
+        "silbo.ready", "1", "1 if the part runs, is connected and has room", lambda health: int(health.is_ready), min
     ),
-    "silbo.in_hand": _Gauge(
-        "{message}", "Messages that wait for their turn or are in work", lambda health: health.in_hand, sum
+    _Gauge(
+        "silbo.in_hand",
+        "{message}",
+        "Messages that wait for their turn or are in work",
+        lambda health: health.in_hand,
+        sum,
     ),
-    "silbo.waiting_for_retry": _Gauge(
-        "{message}", "Deliveries that wait for their next attempt", lambda health: health.waiting_for_retry, sum
+    _Gauge(
+        "silbo.waiting_for_retry",
+        "{message}",
+        "Deliveries that wait for their next attempt",
+        lambda health: health.waiting_for_retry,
+        sum,
     ),
-    "silbo.lag": _Gauge(
+    _Gauge(
+        "silbo.lag",
         "{message}",
         "Messages that a group was not given yet, or an outbox has not sent; the same in every replica: take the max",
         lambda health: health.lag,
         max,
     ),
-    "silbo.oldest.age": _Gauge(
-        "s", "Age of the oldest delivery in hand, or of the oldest unsent message", _age_of, max
+    _Gauge(
+        "silbo.oldest.age", "s", "Age of the oldest delivery in hand, or of the oldest unsent message", _age_of, max
     ),
-}
-_COUNTERS: Final[dict[str, dict[str, str]]] = {
-    "consumer": {
-        "received": "Deliveries, each counted once however often it is tried",
-        "claimed": "Received deliveries that had been given out before",
-        "handled": "Deliveries whose listeners all ran",
-        "unheard": "Deliveries that no listener is meant for",
-        "failed": "Attempts in which a listener failed",
-        "retried": "Attempts after a failed one",
-        "malformed": "Deliveries that are not a message, or don't fit their event class",
-        "newer": "Deliveries of a newer version than the consumer knows",
-        "dead": "Deliveries that became dead letters",
-        "duplicates": "Deliveries that the inbox knew",
-        "skipped": "Unwanted messages of the program's own app",
-        "lost": "Deliveries that another consumer took over",
-        "gaps": "Reports that messages may have been missed",
-    },
-    "relay": {
-        "sent": "Messages that the broker has taken",
-        "known": "Sent messages that the broker had already",
-        "dead": "Messages that were refused for good",
-        "postponed": "Batches that failed and were tried again",
-        "fenced": "Times that the broker refused the relay as an old leader",
-    },
-}
+)
+_COUNTERS: Final[Sequence[tuple[str, Sequence[tuple[str, str]]]]] = (
+    (
+        "consumer",
+        (
+            ("received", "Deliveries, each counted once however often it is tried"),
+            ("claimed", "Received deliveries that had been given out before"),
+            ("handled", "Deliveries whose listeners all ran"),
+            ("unheard", "Deliveries that no listener is meant for"),
+            ("failed", "Attempts in which a listener failed"),
+            ("retried", "Attempts after a failed one"),
+            ("malformed", "Deliveries that are not a message, or don't fit their event class"),
+            ("newer", "Deliveries of a newer version than the consumer knows"),
+            ("dead", "Deliveries that became dead letters"),
+            ("duplicates", "Deliveries that the inbox knew"),
+            ("skipped", "Unwanted messages of the program's own app"),
+            ("lost", "Deliveries that another consumer took over"),
+            ("gaps", "Reports that messages may have been missed"),
+        ),
+    ),
+    (
+        "relay",
+        (
+            ("sent", "Messages that the broker has taken"),
+            ("known", "Sent messages that the broker had already"),
+            ("dead", "Messages that were refused for good"),
+            ("postponed", "Batches that failed and were tried again"),
+            ("fenced", "Times that the broker refused the relay as an old leader"),
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +203,8 @@ class Metrics:
             "Duration of the publishes of bridges",
             explicit_bucket_boundaries_advisory=BUCKETS,
         )
-        for kind, counters in _COUNTERS.items():
-            for field, description in counters.items():
+        for kind, counters in _COUNTERS:
+            for field, description in counters:
                 meter.create_observable_counter(
                     f"silbo.{kind}.{field}", [self._reader_of_count(kind, field)], "{message}", description
                 )
@@ -188,8 +214,8 @@ class Metrics:
                 "{call}",
                 "Listeners and hooks that run for too long now",
             )
-        for name, gauge in _GAUGES.items():
-            meter.create_observable_gauge(name, [self._reader_of_health(gauge)], gauge.unit, gauge.description)
+        for gauge in _GAUGES:
+            meter.create_observable_gauge(gauge.name, [self._reader_of_health(gauge)], gauge.unit, gauge.description)
         meter.create_observable_gauge(
             "silbo.outbox.rows",
             [self._read_rows],
@@ -247,18 +273,18 @@ class Metrics:
     def after_listener(self, call: Call) -> None:
         """Measure a listener."""
         attributes = {
-            "silbo.event.name": self._label(call.dispatch.name, call.dispatch.event),
-            "silbo.plugin": call.plugin or HOST,
-            "silbo.outcome": call.outcome,
+            EVENT_NAME: self._label(call.dispatch.name, call.dispatch.event),
+            PLUGIN: call.plugin or HOST,
+            OUTCOME: call.outcome,
         }
         self._listeners.record(call.duration, attributes)
 
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Measure a dispatch."""
         attributes: dict[str, str | bool] = {
-            "silbo.event.name": self._label(dispatch.name, dispatch.event),
-            "silbo.outcome": dispatch.outcome,
-            "silbo.heard": dispatch.heard,
+            EVENT_NAME: self._label(dispatch.name, dispatch.event),
+            OUTCOME: dispatch.outcome,
+            HEARD: dispatch.heard,
         }
         self._dispatches.record(dispatch.duration, attributes)
 
@@ -267,7 +293,7 @@ class Metrics:
         outcome: str = "published" if publishing.outcome == "completed" else publishing.outcome
         if publishing.error is not None:
             outcome = next((word for kinds, word in _PUBLISH_OUTCOMES if isinstance(publishing.error, kinds)), outcome)
-        attributes = {"silbo.event.name": self._names.label(publishing.name), "silbo.outcome": outcome}
+        attributes = {EVENT_NAME: self._names.label(publishing.name), OUTCOME: outcome}
         self._publishes.record(publishing.duration, attributes)
 
     def _label(self, name: object, event: object) -> str:
@@ -284,7 +310,7 @@ class Metrics:
                 stats = getattr(part, "stats", None)
                 if isinstance(stats, wanted):
                     totals[name] = totals.get(name, 0) + getattr(stats, field)
-            return [Observation(total, {"silbo.name": name}) for name, total in totals.items()]
+            return [Observation(total, {NAME: name}) for name, total in totals.items()]
 
         return read
 
@@ -296,7 +322,7 @@ class Metrics:
                 if value is not None:
                     found.setdefault((seen.health.part, seen.health.name), []).append(value)
             for (part, name), values in found.items():
-                yield Observation(gauge.combine(values), {"silbo.part": part, "silbo.name": name})
+                yield Observation(gauge.combine(values), {PART: part, NAME: name})
 
         return observe
 
@@ -304,9 +330,9 @@ class Metrics:
         for seen in self._seen.values():
             if seen.outbox is not None:
                 for state, many in seen.outbox.counts.items():
-                    yield Observation(many, {"silbo.name": seen.health.name, "silbo.state": state})
+                    yield Observation(many, {NAME: seen.health.name, STATE: state})
 
     def _read_size(self, _: CallbackOptions) -> Iterator[Observation]:
         for seen in self._seen.values():
             if seen.outbox is not None:
-                yield Observation(seen.outbox.size, {"silbo.name": seen.health.name})
+                yield Observation(seen.outbox.size, {NAME: seen.health.name})
