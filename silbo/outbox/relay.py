@@ -444,8 +444,11 @@ class Relay(AsyncCloseable):
                 self._broker_outage.answered(lead.partition)
                 self._relay_outage.answered(lead.partition)
             # Known at their first attempt: the sequence was given once before, and these rows were never sent.
-            behind = {row.id for row in batch if row.attempts == 1 and row.sequence in answer.known}
-            answered = [row for row in batch if row.id not in behind and row.sequence not in answer.unsent]
+            behind: set[int] = set()
+            answered = batch
+            if answer.known or answer.unsent:
+                behind = {row.id for row in batch if row.attempts == 1 and row.sequence in answer.known}
+                answered = [row for row in batch if row.id not in behind and row.sequence not in answer.unsent]
             outcome = outcome.join(_outcome_of(answered, answer))
             if (
                 behind or answer.unsent
@@ -586,12 +589,14 @@ def _split_into_turns(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
 
 def _outcome_of(rows: Sequence[Row], answer: Sequenced) -> Outcome:
     """Return the outcome of a publisher's answer for these rows."""
+    unreadable = [(row.id, row.message) for row in rows if isinstance(row.message, UnreadableMessage)]
+    if not (unreadable or answer.known or answer.refused):
+        return Outcome(sent=[row.id for row in rows])
     refused: dict[int, MessageRefused | MessageInvalid] = {
         row.id: answer.refused[row.sequence or 0] for row in rows if row.sequence in answer.refused
     }
-    for row in rows:
-        if isinstance(row.message, UnreadableMessage):
-            refused[row.id] = MessageInvalid(f"row {row.id} can't be read: {row.message.problem}")
+    for number, message in unreadable:
+        refused[number] = MessageInvalid(f"row {number} can't be read: {message.problem}")
     return Outcome(
         sent=[row.id for row in rows if row.id not in refused],
         dead={row: _to_text(error) for row, error in refused.items()},

@@ -360,7 +360,9 @@ class _SequencedCall:
                     raise found
 
     def _script_call(self, key: bytes, batch: Sequence[tuple[int, bytes]]) -> ScriptCall:
-        numbered = b"".join([b"%b%b" % (pack_words([b"%d" % sequence]), argument) for sequence, argument in batch])
+        numbered = b"".join(
+            [b"$%d\r\n%d\r\n%b" % (len(str(sequence)), sequence, argument) for sequence, argument in batch]
+        )
         return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], self._head + numbered, 3 + 2 * len(batch))
 
     def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
