@@ -160,6 +160,54 @@ def options() -> Contenders:
     return {**found, "once=True, registered each time": run_once}
 
 
+# -- traces ---------------------------------------------------------------------------------------------------
+
+
+def traces(*, bridged: bool) -> Contenders:
+    """One listener, or a bridge, with and without traces; by hand, spans around the same calls."""
+
+    def event() -> Any:
+        return MeetingJoined(17, 4) if bridged else silbo.Event()
+
+    def dispatcher() -> AsyncEventDispatcher:
+        made = silbo_dispatcher(0 if bridged else 1)
+        if bridged:
+            made.add_subscriber(Bridge(Encoding()))
+        return made
+
+    def traced(*, sampled: bool) -> Contender:
+        from silbo.instrumentation.opentelemetry import instrument
+
+        made = dispatcher()
+        instrument(made, tracer_provider=provider(sampled=sampled))
+        return dispatching(made, event, MEETING_JOINED)
+
+    def with_spans() -> Contender:
+        tracer, made = provider(sampled=True).get_tracer("by hand"), dispatcher()
+
+        async def run(times: int) -> None:
+            for _ in range(times):
+                with tracer.start_as_current_span("dispatch"), tracer.start_as_current_span("listener"):
+                    await made.adispatch(MEETING_JOINED, event())
+
+        return run
+
+    return {
+        "not attached": dispatching(dispatcher(), event, MEETING_JOINED),
+        "silbo": load_peer(partial(traced, sampled=True)),
+        "attached, not sampled": load_peer(partial(traced, sampled=False)),
+        "two spans by hand": load_peer(with_spans),
+    }
+
+
+def provider(*, sampled: bool) -> Any:
+    """Return a tracer provider whose spans go nowhere when they end."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+    return TracerProvider(sampler=ALWAYS_ON if sampled else ALWAYS_OFF, shutdown_on_exit=False)
+
+
 # -- imports --------------------------------------------------------------------------------------------------
 
 IMPORTS = {
@@ -424,6 +472,8 @@ SCENARIOS = [
     ),
     row("patterns", "dispatch, more", plainly(patterns), "a name", **CPU),
     row("options of a listener", "dispatch, more", plainly(options), "none", "timeout=5", **CPU),
+    row("traces, 1 listener", "traces", plainly(partial(traces, bridged=False)), "two spans by hand", **CPU),
+    row("traces, a bridge to packets", "traces", plainly(partial(traces, bridged=True)), "two spans by hand", **CPU),
     row("import", "import", plainly(imports), "redis.asyncio", unit="imports", measures="latency", times=1),
     *(
         row(

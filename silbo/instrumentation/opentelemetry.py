@@ -53,7 +53,7 @@ sender: most tracing systems take a trace for complete after some seconds."""
 LONGEST: Final = 512
 """Characters of a trace header that are read or sent: as many as W3C demands."""
 LONGEST_BAGGAGE: Final = 8_192
-"""Characters of a baggage header that are read or sent: as many as W3C demands."""
+"""Characters of a baggage header that are sent: as many as W3C demands, and as OpenTelemetry reads."""
 LINKS: Final = 128
 """Links of a span at most; the SDK keeps no more by default."""
 REMEMBERED: Final = 1_000
@@ -329,9 +329,7 @@ class _Spans:
 
     def _read_baggage(self, headers: Mapping[str, str]) -> Context:
         """Return a context without a span; with the sender's baggage if that was asked for."""
-        if not self._with_baggage or len(headers.get("baggage", "")) > LONGEST_BAGGAGE:
-            return Context()
-        return _baggage.extract(headers, Context())
+        return _baggage.extract(headers, Context()) if self._with_baggage else Context()
 
 
 def _of_message(message_id: str, headed: Any, name: object) -> dict[str, Any]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Bridge, Message, NotificationEvent, Origin, Route, receive, set_header
+from silbo import (
+    AsyncEventDispatcher,
+    Bridge,
+    EventName,
+    Message,
+    NotificationEvent,
+    Origin,
+    Route,
+    receive,
+    set_header,
+)
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import HeaderInvalid
 from silbo.message import Delivery
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
-from tests.support.consumer import Consumer, Heard, Running, joined
+from tests.support.consumer import USER_JOINED, Consumer, Running, joined
 
 
 class Collecting:
@@ -126,17 +137,20 @@ async def test_a_format_without_headers_gives_none() -> None:
     assert seen == [{}]
 
 
-async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(broker: MemoryBroker) -> None:
+@pytest.mark.parametrize("events", [(), (USER_JOINED,)], ids=["payload", "class"])
+async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(
+    broker: MemoryBroker, events: Sequence[EventName[Any]]
+) -> None:
     """Also from a task that goes on when the consumer is at its next delivery: each has a context of its own."""
     d, publisher = bridged()
-    heard = Heard()
-    d.add_subscriber(heard)
     goes_on = asyncio.Event()
+    conversations: list[str] = []
     tasks: list[asyncio.Task[Any]] = []
 
     @d.listen("user.joined")
     async def answer(event: Any) -> None:
-        if event.payload["user_id"] == 1:
+        conversations.append(event.origin.headers["correlationid"])
+        if (event.user_id if events else event.payload["user_id"]) == 1:
 
             async def later() -> None:
                 await goes_on.wait()
@@ -147,10 +161,10 @@ async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(b
             await d.adispatch("at.once", Frozen())
             goes_on.set()
 
-    first, second = joined(1), joined(2)
+    first, second = joined(1, key="1"), joined(2, key="2")
     second.headers["correlationid"] = "begun elsewhere"  # type: ignore[index]
     group = broker.group("billing", start="new")
-    async with Running(Consumer(d, group, own="handle")):
+    async with Running(Consumer(d, group, own="handle", events=events)):
         await broker.publish(first, second)
         async with asyncio.timeout(20):
             await goes_on.wait()
@@ -163,6 +177,7 @@ async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(b
         "at.once": ("begun elsewhere", second.message_id),
         "late": (first.message_id, first.message_id),
     }
+    assert conversations == [first.message_id, "begun elsewhere"]
     await d.adispatch("outside", Frozen())
     assert not publisher.messages[-1].headers.keys() & {"correlationid", "causationid"}
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Attempt, Bridge, NotificationEvent, Outbox, Publishing, RelayedBatch
+from silbo import AsyncEventDispatcher, Attempt, Bridge, EventName, NotificationEvent, Outbox, Publishing, RelayedBatch
 from silbo.brokers.memory import MemoryBroker
 from silbo.errors import BrokerUnavailable
 from silbo.message import Message
 from silbo.stores.memory import MemoryStore
-from tests.support.consumer import Consumer, Running, joined
+from tests.support.consumer import USER_JOINED, Consumer, Running, joined
 
 
 class Watcher:
@@ -106,7 +107,10 @@ async def test_an_observer_may_add_headers_and_its_error_keeps_nothing_back(capl
     ]
 
 
-async def test_attempts_retries_and_dead_letters_are_observed(watcher: Watcher) -> None:
+@pytest.mark.parametrize("events", [(), (USER_JOINED,)], ids=["payload", "class"])
+async def test_attempts_retries_and_dead_letters_are_observed(
+    watcher: Watcher, events: Sequence[EventName[Any]]
+) -> None:
     """The hooks run in the context of the listeners; the pause is that before this attempt, by this consumer."""
     broker = MemoryBroker("other")
     d = AsyncEventDispatcher(observers=[watcher])
@@ -116,8 +120,8 @@ async def test_attempts_retries_and_dead_letters_are_observed(watcher: Watcher) 
     async def fail(event: Any) -> None:
         raise error
 
-    async with Running(Consumer(d, broker.group("billing", start="new"), max_attempts=2)):
-        await broker.publish(joined(1))
+    async with Running(Consumer(d, broker.group("billing", start="new"), events=events, max_attempts=2)):
+        await broker.publish(joined(1, key="1"))
         [(delivery, given_up)] = await watcher.until("after_dead_letter")
     assert watcher.hooks == [
         "after_receive",
