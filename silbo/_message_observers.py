@@ -59,14 +59,14 @@ class Publishing(_Observed):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attempt(_Observed):
-    """One attempt of a delivery by a consumer: the same object for ``before_attempt`` and ``after_attempt``.
+    """One attempt of a delivery by a consumer, or by :func:`~silbo.receive`: the same object for ``before_attempt`` and ``after_attempt``.
 
     Attributes:
         delivery: The delivery, with the number of the attempt as listeners see it.
         name: The name that the event is dispatched under.
         message_id: The id of the message.
         headers: The headers of the message.
-        subscription: The description of what the consumer receives.
+        subscription: The description of what the consumer receives; None with ``receive``.
         pause: Seconds between the attempt before and this one, if this consumer made both; else None.
         duration: Seconds; 0 before the end.
         outcome: ``running`` before the end, then ``completed``, ``failed`` or ``cancelled``.
@@ -77,7 +77,7 @@ class Attempt(_Observed):
     name: object
     message_id: str
     headers: Mapping[str, str]
-    subscription: Subscription
+    subscription: Subscription | None
     pause: float | None
 
 

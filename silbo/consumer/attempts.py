@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from silbo._host_code import HostCode
-from silbo._message_observers import Attempt, call_observers, find_observers, observed
+from silbo._message_observers import call_observers, find_observers, observed
 from silbo._reports import describe_plugins
 from silbo._retry import Backoff
 from silbo.consumer.acknowledgements import Acknowledgements
@@ -18,7 +18,7 @@ from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import Heard
 from silbo.consumer.keyed_queue import KeyedQueue, QueuedDelivery
 from silbo.consumer.known_publications import KnownPublications, find_publication
-from silbo.consumer.receive import Opened, RebuiltEvent
+from silbo.consumer.receive import Opened, RebuiltEvent, make_attempt
 from silbo.consumer.run_state import RunState, Stopped
 from silbo.consumer.shared_lock import SharedLock
 from silbo.dispatch.received_event import Received, dispatch_received, received
@@ -341,14 +341,8 @@ class Attempts:
         with ExitStack() as hooks:
 
             def begin(rebuilt: RebuiltEvent) -> None:
-                attempt = Attempt(
-                    delivery=delivery,
-                    name=rebuilt.name,
-                    message_id=rebuilt.message.message_id,
-                    headers=rebuilt.message.headers,
-                    subscription=self._options.subscription,
-                    pause=queued.delay if queued.tries else None,
-                )
+                pause = queued.delay if queued.tries else None
+                attempt = make_attempt(rebuilt, delivery, self._options.subscription, pause)
                 hooks.enter_context(observed(observers, "attempt", attempt))
 
             await self._handle_event(queued, delivery, message, begin)

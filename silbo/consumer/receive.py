@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Final, Literal, NamedTuple
 
+from silbo._message_observers import Attempt, find_observers, observed
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
 from silbo.dispatch.received_event import Received, dispatch_received
@@ -16,11 +17,12 @@ from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
 from silbo.message import Delivery, Format, Message, Origin, handled, instance
 from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
+from silbo.protocols import Subscription
 from silbo.wire.decode import check_class, to_event
 from silbo.wire.direct import find_reader, read_directly
 from silbo.wire.formats import JSON, Envelope, JsonFormat
 
-__all__ = ["EventRebuilder", "Opened", "Own", "RebuiltEvent", "check_own", "open_delivery", "receive"]
+__all__ = ["EventRebuilder", "Opened", "Own", "RebuiltEvent", "check_own", "make_attempt", "open_delivery", "receive"]
 
 SMALL: Final = 16_384
 """Bytes of a message up to which it is kept decoded in the queue. A larger one is decoded again for its first attempt."""
@@ -391,11 +393,29 @@ async def receive(
     dispatched = Received(rebuilt.event, rebuilt.name)
     outer = handled.set(rebuilt.message)
     try:
-        event = await dispatch_received(dispatcher, dispatched)
+        if observers := find_observers(dispatcher):
+            with observed(observers, "attempt", make_attempt(rebuilt, delivery)):
+                event = await dispatch_received(dispatcher, dispatched)
+        else:
+            event = await dispatch_received(dispatcher, dispatched)
     finally:
         handled.reset(outer)
     dispatched.end(done=True)
     return event
+
+
+def make_attempt(
+    rebuilt: RebuiltEvent, delivery: Delivery, subscription: Subscription | None = None, pause: float | None = None
+) -> Attempt:
+    """Return the record of an attempt that begins, for observers."""
+    return Attempt(
+        delivery=delivery,
+        name=rebuilt.name,
+        message_id=rebuilt.message.message_id,
+        headers=rebuilt.message.headers,
+        subscription=subscription,
+        pause=pause,
+    )
 
 
 def _is_own(dispatcher: IAsyncEventDispatcher, sender: str, app: str | None) -> bool:

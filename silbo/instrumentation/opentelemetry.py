@@ -27,8 +27,8 @@ from silbo.dispatch.listeners import Registration
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.source import find_source
 from silbo.errors import DeliveryGivenUp, MessageInvalid
+from silbo.instrumentation.declared_names import DeclaredNames
 from silbo.message import CORRELATION, Delivery, Headed
-from silbo.names import EventName
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.protocols import Subscription
@@ -45,8 +45,6 @@ __all__ = ["SCHEMA_URL", "instrument"]
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 """The version of OpenTelemetry's conventions that the names of spans and attributes are of."""
-OTHER: Final = "other"
-"""Stands in a span's name for an event name that is not declared: of those a program can have any number."""
 LATE: Final = 10.0
 """Seconds. An attempt after a longer pause, or after an attempt of another consumer, begins a trace of its own and links to the
 sender: most tracing systems take a trace for complete after some seconds."""
@@ -83,8 +81,8 @@ def instrument(
     Args:
         dispatcher: The dispatcher; its bridges and consumers may be added later.
         relay: The relay; or the outbox, if that has one.
-        names: Event names that stand in span names, beside those that the dispatcher declares and those that are dispatched as an
-            EventName. All others are ``other`` there.
+        names: Event names that stand in span names, beside those that the dispatcher declares and those that are dispatched or heard as
+            an EventName. All others are ``other`` there.
         baggage: Send the baggage of OpenTelemetry, too, and give it to the listeners on the other side. It then lies in Redis
             and in outboxes, for everybody who reads these.
         tracer_provider: Makes the spans; OpenTelemetry's global one by default.
@@ -100,8 +98,7 @@ def instrument(
     if any(isinstance(observer, _Spans) for observer in find_observers(dispatcher)):
         raise ValueError("the dispatcher is instrumented already, and two registrations make each span twice")
     tracer = trace.get_tracer("silbo", version("silbo"), tracer_provider, SCHEMA_URL)
-    declared = () if dispatcher is None else dispatcher.names
-    spans = _Spans(tracer, frozenset(map(str, (*declared, *names))), baggage=baggage)
+    spans = _Spans(tracer, DeclaredNames(names), dispatcher, baggage=baggage)
     with ExitStack() as registrations:
         if dispatcher is not None:
             registrations.enter_context(dispatcher.observe(spans))
@@ -114,9 +111,12 @@ def instrument(
 class _Spans:
     """An observer that makes spans."""
 
-    def __init__(self, tracer: trace.Tracer, names: frozenset[str], *, baggage: bool) -> None:
+    def __init__(
+        self, tracer: trace.Tracer, names: DeclaredNames, dispatcher: AsyncEventDispatcher | None, *, baggage: bool
+    ) -> None:
         self._tracer = tracer
         self._names = names
+        self._dispatcher = dispatcher
         self._with_baggage = baggage
         self._open: dict[object, tuple[Span, Token[Context]]] = {}
         self._sources: dict[
@@ -299,7 +299,7 @@ class _Spans:
 
     def _label(self, name: object) -> str:
         """Return an event name as it stands in the name of a span."""
-        return str(name) if isinstance(name, EventName) or (isinstance(name, str) and name in self._names) else OTHER
+        return self._names.label(name, self._dispatcher)
 
     def _describe(self, listener: Any) -> tuple[str, Mapping[str, Any]]:
         """Return the name of a listener, and the attributes of its source."""

@@ -29,10 +29,12 @@ from silbo import (
     EventName,
     Message,
     NotificationEvent,
+    Origin,
     Outbox,
     Plugin,
     Plugins,
     Route,
+    receive,
     set_header,
 )
 from silbo._retry import Backoff
@@ -40,11 +42,12 @@ from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import DeadLetters, RedisStreams
 from silbo.errors import BrokerUnavailable
 from silbo.instrumentation import opentelemetry as instrumentation
+from silbo.instrumentation.declared_names import DeclaredNames
 from silbo.instrumentation.opentelemetry import SCHEMA_URL, instrument
 from silbo.message import Delivery
 from silbo.stores.memory import MemoryStore
 from silbo.wire.formats import JSON
-from tests.support.consumer import QUICK, Consumer, Running, joined
+from tests.support.consumer import QUICK, USER_JOINED, Consumer, Running, joined
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -436,6 +439,25 @@ async def test_a_long_tracestate_is_not_sent_on(d: AsyncEventDispatcher) -> None
     assert headers["traceparent"].split("-")[1] == TRACE and "tracestate" not in headers
 
 
+async def test_receive_makes_the_span_of_an_attempt(d: AsyncEventDispatcher, traces: Traces) -> None:
+    """A host with a loop of its own around another broker has the same trace."""
+
+    @d.listen(JOINED)
+    async def fail(event: Event) -> None:
+        raise LookupError("as told")
+
+    with pytest.raises(LookupError):
+        await receive(
+            d, JSON.encode(with_headers(1, traceparent=TRACEPARENT), Origin("web", "1")), events=[USER_JOINED]
+        )
+    attempt = traces.one("process user.joined")
+    assert attempt.parent is not None and attempt.parent.span_id == int(SPAN, 16) and linked(attempt) == [int(SPAN, 16)]
+    assert is_child(traces.one("dispatch user.joined"), attempt)
+    assert attributes(attempt)["silbo.outcome"] == "failed" and "messaging.consumer.group.name" not in attributes(
+        attempt
+    )
+
+
 def fail_at_first(times: int) -> Callable[[Any], None]:
     left = [None] * times
 
@@ -474,7 +496,7 @@ async def test_a_late_retry_begins_a_trace_and_links(
 
 def test_an_attempt_after_another_consumer_s_links(traces: Traces) -> None:
     """Nobody here knows how long ago that was."""
-    spans = instrumentation._Spans(traces.provider.get_tracer("x"), frozenset(), baggage=False)
+    spans = instrumentation._Spans(traces.provider.get_tracer("x"), DeclaredNames(), None, baggage=False)
     message = with_headers(1, traceparent=TRACEPARENT)
     group = MemoryBroker("other").group("billing", start="new")
     for pause, has_parent in ((None, False), (1.0, True), (1e6, False)):
