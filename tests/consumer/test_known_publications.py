@@ -338,6 +338,22 @@ async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
     assert [len(asked) for asked in inbox.asked] == [2, *[1] * 10, 2]
 
 
+async def test_stop_does_not_wait_for_an_inbox_that_does_not_answer(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """What it was asked about comes again."""
+    asked = asyncio.Event()
+
+    class Silent(Batched):
+        async def find_handled(self, group: str, publications: Sequence[str]) -> list[str]:
+            asked.set()
+            return await asyncio.Future[list[str]]()
+
+    subscription = Scripted([delivery(1), delivery(2)])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED], inbox=Silent(), drain=0.1)) as consumer:
+        await asked.wait()
+        consumer.stop()
+    assert (heard.ids, subscription.acked) == ([], [])
+
+
 async def test_publication_that_can_never_be_stored_is_the_only_dead_letter_of_its_batch(
     d: AsyncEventDispatcher, heard: Heard
 ) -> None:
@@ -427,7 +443,7 @@ ITEMS = st.lists(
 )
 
 
-async def play(inbox: Single, items: list[tuple[int, str, int]], reads: int) -> dict[str, Any]:
+async def play(inbox: Single, items: list[tuple[int, str, int]], reads: int, concurrency: int) -> dict[str, Any]:
     """Return what a consumer with this inbox makes of the deliveries."""
     dispatcher = AsyncEventDispatcher()
     acts: dict[int, str] = {}
@@ -456,7 +472,13 @@ async def play(inbox: Single, items: list[tuple[int, str, int]], reads: int) -> 
     size = -(-len(deliveries) // reads)
     subscription = Scripted(*[deliveries[n : n + size] for n in range(0, len(deliveries), size)])
     consumer = Consumer(
-        dispatcher, subscription, events=[USER_JOINED], inbox=inbox, max_attempts=2, on_error=lambda *_: None
+        dispatcher,
+        subscription,
+        events=[USER_JOINED],
+        inbox=inbox,
+        concurrency=concurrency,
+        max_attempts=2,
+        on_error=lambda *_: None,
     )
     async with Running(consumer):
         await subscription.until_acked(len(deliveries))
@@ -471,16 +493,16 @@ async def play(inbox: Single, items: list[tuple[int, str, int]], reads: int) -> 
     }
 
 
-@given(ITEMS, st.integers(1, 4), st.integers(0, 3))
+@given(ITEMS, st.integers(1, 4), st.sampled_from([1, 3]), st.integers(0, 3))
 @settings(max_examples=20, deadline=None)
-def test_batches_change_nothing(items: list[tuple[int, str, int]], reads: int, away: int) -> None:
+def test_batches_change_nothing(items: list[tuple[int, str, int]], reads: int, concurrency: int, away: int) -> None:
     """Of random deliveries, some of them of one publication, some failing, given out before, or while the inbox is away."""
 
     async def compare() -> None:
         results = []
         for inbox in (Single(), Batched()):
             inbox.away = away
-            results.append(await play(inbox, items, reads))
+            results.append(await play(inbox, items, reads, concurrency))
         assert results[0] == results[1]
         assert all(many == 1 for many in results[1]["effects"].values())
 
