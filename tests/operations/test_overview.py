@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo import AsyncEventDispatcher, Consumer, DomainEvent, EventName, Plugins, Trace
 from silbo.brokers.redis import RedisStreams
 from silbo.operations.app import find_app
 from silbo.operations.overview import AT_ONCE, read_overview
 from silbo.operations.page import render_page
+from silbo.stores.sqlalchemy import SQLAlchemyStore
 from silbo.stores.sqlite import SQLiteStore
 from tests.support.command_line import fill, settle
 from tests.support.redis_streams import message, opened, receive
@@ -63,6 +65,15 @@ async def test_streams_groups_and_the_newest_dead_letters(redis: Redis, prefix: 
         2,
     )
     assert letter.event_id == message().message_id and letter.payload is None
+
+
+async def test_stream_that_nobody_reads_is_told(redis: Redis, prefix: str) -> None:
+    await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
+    overview = await read_overview(find_app([], "shop"), client=redis, prefix=prefix)
+    assert overview.streams is not None and overview.streams[0].groups == []
+    assert "1 message: from " in render_page(overview) and "No consumer group has been here yet." in render_page(
+        overview
+    )
 
 
 async def test_nothing_is_written(redis: Redis, prefix: str, tmp_path: Path) -> None:
@@ -114,6 +125,10 @@ async def test_what_can_not_be_read_is_a_problem_and_the_rest_is_there(redis: Re
     assert [name.name for name in overview.dispatchers[0].names] == ["order.paid"]
     missing = await read_overview(app, client=redis, prefix=prefix)
     assert missing.streams is None and prefix in missing.problems[0], "perhaps a mistaken prefix"
+    engine = create_async_engine("sqlite+aiosqlite://")
+    without_tables = await read_overview(app, store=SQLAlchemyStore(engine))
+    await engine.dispose()
+    assert without_tables.outbox is None and "no such table" in without_tables.problems[0]
 
 
 async def test_host_with_several_dispatchers_plugins_and_a_consumer(redis: Redis, prefix: str) -> None:
