@@ -117,7 +117,9 @@ async def test_payloads_are_shown_if_the_host_says_so(redis: Redis, prefix: str,
     assert shown[0].outbox is not None and shown[0].outbox.rows[0].payload is None
 
 
-async def test_what_can_not_be_read_is_a_problem_and_the_rest_is_there(redis: Redis, prefix: str) -> None:
+async def test_what_can_not_be_read_is_a_problem_and_the_rest_is_there(
+    redis: Redis, prefix: str, tmp_path: Path
+) -> None:
     app = find_app(AsyncEventDispatcher(names=[PAID]), "shop")
     async with Redis(port=free_port()) as away:
         overview = await read_overview(app, client=away)
@@ -125,7 +127,7 @@ async def test_what_can_not_be_read_is_a_problem_and_the_rest_is_there(redis: Re
     assert [name.name for name in overview.dispatchers[0].names] == ["order.paid"]
     missing = await read_overview(app, client=redis, prefix=prefix)
     assert missing.streams is None and prefix in missing.problems[0], "perhaps a mistaken prefix"
-    engine = create_async_engine("sqlite+aiosqlite://")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/empty.db")
     without_tables = await read_overview(app, store=SQLAlchemyStore(engine))
     await engine.dispose()
     assert without_tables.outbox is None and "no such table" in without_tables.problems[0]
