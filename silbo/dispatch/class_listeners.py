@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
@@ -91,14 +90,16 @@ class ClassListener(WrappedListener):
 
     Attributes:
         cls: The class that was registered.
+        method: The name of its method that takes the event.
+        without_events: The last class of its objects that has no ``events``: such an object needs no :meth:`handle`.
     """
 
     plain = False
 
     def __init__(self, cls: type, container: Container | None) -> None:
         super().__init__(cls)
-        self._method = handling_method(cls)
-        self._without_events: type | None = None  # the last class of its objects that has no ``events``
+        self.method: Final = handling_method(cls)
+        self.without_events: type | None = None
         if container is None:
             raise ContainerMissing(cls)
         self.container = container
@@ -109,47 +110,44 @@ class ClassListener(WrappedListener):
         """Let an object of the class handle the event."""
         unit = current_unit(self._container)
         if unit is not None:
-            await self.run_in(unit, event)
+            await self.handle(unit, await unit.scope.resolve(self.cls), event)
             return
         async with unit_of_work(self._container) as unit:  # run by hand, or by a dispatcher without this container
-            await self.run_in(unit, event)
+            await self.handle(unit, await unit.scope.resolve(self.cls), event)
 
-    async def run_in(self, unit: Unit, event: Any, task: asyncio.Task[Any] | None = None) -> None:
-        """Let an object of the class handle the event, in a unit of work of its container.
-
-        Args:
-            unit: It is open in this task.
-            event: The event.
-            task: This task, where it is known.
-        """
-        handler = await unit.scope.resolve(self.cls, task)
+    async def handle(self, unit: Unit, handler: Any, event: Any) -> None:
+        """Let an object of the class handle the event, in a unit of work of its container that is open in this task."""
         cls = type(handler)
-        if cls is not self._without_events:
-            dispatcher = getattr(event, "dispatcher", None)
-            if dispatcher is not None and declares_events(cls):
-                with unit.collecting(handler, dispatcher):
-                    await getattr(handler, self._method)(event)
-                return
-            if not declares_events(cls):
-                self._without_events = cls
-        await getattr(handler, self._method)(event)
+        dispatcher = getattr(event, "dispatcher", None)
+        if dispatcher is not None and declares_events(cls):
+            with unit.collecting(handler, dispatcher):
+                await getattr(handler, self.method)(event)
+            return
+        if not declares_events(cls):
+            self.without_events = cls
+        await getattr(handler, self.method)(event)
 
 
 def run_in_unit(container: Container, listeners: Sequence[Listener]) -> Listener:
     """Return a listener that runs others in order, in one unit of work, until one of them stops the event.
 
     For a direct dispatch, with silbo's own events: 10 listener classes take half the time of a dispatch that may be overridden.
+    Objects without ``events`` are called here, without a method of the listener between: a tenth less.
     """
     runs = [(_as_class_listener(listener), listener) for listener in listeners]
 
     async def run(event: Any) -> None:
         async with unit_of_work(container) as unit:
-            task = asyncio.current_task()
+            scope = unit.scope
             for of_class, listener in runs:
                 if of_class is None:
                     await listener(event)
                 else:
-                    await of_class.run_in(unit, event, task)
+                    handler = await scope.resolver().resolve(of_class.cls)
+                    if type(handler) is of_class.without_events:
+                        await getattr(handler, of_class.method)(event)
+                    else:
+                        await of_class.handle(unit, handler, event)
                 if event.__silbo_stopped__:
                     break
 

@@ -83,9 +83,9 @@ class _UnitOfWork(AbstractAsyncContextManager["Unit", None]):
 
     async def __aenter__(self) -> Unit:
         # A task may have inherited units that are over.
-        self._around = tuple([unit for unit in _units.get() if unit.scope.members])
-        self._enclosing = enclosing = current_unit()
-        self._outer = outer = current_unit(self._container)
+        self._around = around = tuple([unit for unit in _units.get() if unit.scope.members])
+        self._enclosing = enclosing = current_unit() if around else None
+        self._outer = outer = current_unit(self._container) if around else None
         scope = LazyScope(self._container, self._max_follow_ups) if outer is None else outer.scope
         self._unit = unit = Unit(scope, defers=self._command or (enclosing is not None and enclosing.defers))
         _units.set((*self._around, unit))
@@ -97,7 +97,9 @@ class _UnitOfWork(AbstractAsyncContextManager["Unit", None]):
         unit = self._unit
         try:
             if self._outer is None:
-                await _end_scope(unit, error)
+                if error is None and (unit.collected or unit.scope.collected_events.may_grow()):
+                    await _dispatch_last(unit)
+                await unit.scope.close(error)
             elif error is None:
                 self._outer.collected += unit.collected
         finally:
@@ -109,16 +111,14 @@ class _UnitOfWork(AbstractAsyncContextManager["Unit", None]):
                 await _send_all(unit.deferred)
 
 
-async def _end_scope(unit: Unit, error: BaseException | None) -> None:
-    """Dispatch what a unit has collected, unless it failed, and close its scope."""
-    if error is None and (unit.collected or unit.scope.collected_events.may_grow()):
-        unit.defers = True
-        try:
-            await unit.dispatch_collected(last=True)
-        except BaseException as failure:
-            await unit.scope.close(failure)
-            raise
-    await unit.scope.close(error)
+async def _dispatch_last(unit: Unit) -> None:
+    """Dispatch what a unit has collected by its end; close its scope if that fails."""
+    unit.defers = True
+    try:
+        await unit.dispatch_collected(last=True)
+    except BaseException as failure:
+        await unit.scope.close(failure)
+        raise
 
 
 def current_unit(container: Container | None = None) -> Unit | None:
@@ -283,15 +283,13 @@ class LazyScope:
         self._resolving: asyncio.Task[Any] | None = None
         self._resolved: asyncio.Event | None = None  # set when the task that resolves is done, where others wait for it
 
-    async def resolve(self, cls: type[T], task: asyncio.Task[Any] | None = None) -> T:
-        """Return an object of a class; the first call opens the scope.
+    def resolver(self) -> Scope | LazyScope:
+        """Return what a member resolves the next class with: the open scope itself if there is no other member, else this object."""
+        return self if self._scope is None or len(self.members) > 1 else self._scope
 
-        Args:
-            cls: The class.
-            task: The current task, where it is known.
-        """
-        if task is None:
-            task = asyncio.current_task()
+    async def resolve(self, cls: type[T]) -> T:
+        """Return an object of a class; the first call opens the scope. One member at a time resolves."""
+        task = asyncio.current_task()
         if self._resolving is task:  # a factory that dispatches an event would wait for itself
             return await (self._scope or await self._open()).resolve(cls)
         while self._resolving is not None:  # two concurrent listeners would get two objects of a scoped class

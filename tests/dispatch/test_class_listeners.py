@@ -426,6 +426,31 @@ async def test_concurrent_listeners_do_not_make_the_same_object_twice(
     assert event.heard == made * 3 and len(made) == 1 == len(container.scopes)
 
 
+async def test_dispatches_of_concurrent_listeners_do_not_make_the_same_object_twice(
+    d: AsyncEventDispatcher, container: SimpleContainer
+) -> None:
+    """The scope is open already, and each dispatch runs its listeners without a wrapper."""
+    made: list[Hears] = []
+
+    async def slowly() -> Hears:
+        made.append(Hears())
+        await asyncio.sleep(0)
+        return made[-1]
+
+    container.factories[Hears] = slowly
+    events = [Ping(), Ping()]
+    d.add_listener("inner", Hears)
+    d.add_listener("x", AlsoHears)
+    for event in events:
+
+        async def dispatch(_: Ping, event: Ping = event) -> None:
+            await d.adispatch("inner", event)
+
+        d.add_listener("x", dispatch, priority=1, concurrent=True)
+    await d.adispatch("x", Ping())
+    assert [event.heard for event in events] == [made, made] and len(made) == 1
+
+
 async def test_cancelled_concurrent_listeners_leave_nothing_behind(
     d: AsyncEventDispatcher, container: SimpleContainer
 ) -> None:
