@@ -31,6 +31,8 @@ from silbo.brokers.redis import RedisStreams
 __all__ = ["SCENARIOS"]
 
 NAME = "meeting.joined"
+TICK = 0.001
+TICKED = 20_000
 DOUBLINGS = 5
 """Growth is measured over a number that is doubled five times."""
 LINEAR = 1.05
@@ -346,6 +348,34 @@ def open_backlog(waiting: int) -> Open:
     return opened
 
 
+@asynccontextmanager
+async def open_ticker() -> AsyncGenerator[Contenders]:
+    """A host's task that wakes each millisecond, beside a loop that consumes at full speed: how late it is."""
+    async with open_client() as (client, _):
+        await consume.fill(client, TICKED + consume.MORE)
+
+        def ticking(read: Contender) -> Contender:
+            async def run(times: int) -> Measured:
+                late: list[float] = []
+
+                async def tick() -> None:
+                    while True:
+                        due = perf_counter() + TICK
+                        await asyncio.sleep(TICK)
+                        late.append(perf_counter() - due)
+
+                task = asyncio.create_task(tick())
+                await read(times)
+                task.cancel()
+                late.sort()
+                figures = {key: late[int(part * len(late))] for key, part in (("p50", 0.5), ("p99", 0.99))}
+                return Measured(figures["p99"], figures)
+
+            return run
+
+        yield {"by hand": ticking(consume.by_hand(client)), "silbo": ticking(consume.consuming(client))}
+
+
 # -- growth ---------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +516,17 @@ SCENARIOS = [
             times=max(3_000, 2 * concurrency),
         )
         for concurrency in (1, 100, 10_000)
+    ),
+    row(
+        "a ticker of 1 ms beside a Streams consumer",
+        "latency",
+        open_ticker,
+        "by hand",
+        unit="p99, too late",
+        measures="latency",
+        targets={"by hand": 1.0},
+        times=TICKED,
+        notes={"by hand": "XREADGROUP 500, json.loads, the class, XACK: 500 messages hold the loop"},
     ),
     *(
         row(
