@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -195,6 +197,7 @@ class Played(NamedTuple):
     lines: dict[Any, list[tuple[Any, ...]]]
     errors: list[tuple[int, str]]
     stats: dict[str, int]
+    once_left: int
     dead: list[tuple[int, str, int]]
 
 
@@ -226,8 +229,9 @@ async def play(
     async with asyncio.timeout(60), Running(consumer):  # type: ignore[arg-type]
         while stats.handled + stats.unheard + stats.skipped + stats.dead < len(history):
             await asyncio.sleep(0.001)
+    once = [one for one in journal.dispatcher.get_listeners(ONCE) if one == journal.once]
     dead = [(number_of[raw], error, attempts) for raw, error, attempts in await find_dead()]
-    return Played(journal.by_key(history), sorted(errors), asdict(stats), sorted(dead))
+    return Played(journal.by_key(history), sorted(errors), asdict(stats), len(once), sorted(dead))
 
 
 def close_lane(patch: pytest.MonkeyPatch) -> None:
@@ -252,7 +256,14 @@ async def find_dead(broker: MemoryBroker) -> list[tuple[bytes, str, int]]:
     return [(letter.delivery.raw, letter.error, letter.attempts) for letter in broker.dead]
 
 
+def make_pairs() -> list[Sent]:
+    """A history in which each doing follows each, over no key."""
+    doings = [doing for pair in product(DOINGS, DOINGS) for doing in pair]
+    return [Sent(number, "task", None, doing, number % 2, number % 7 == 0) for number, doing in enumerate(doings)]
+
+
 @EVERYTHING
+@example(history=make_pairs(), concurrency=1, listener_timeout=None)
 @given(history=histories, concurrency=st.sampled_from([1, 3]), listener_timeout=st.sampled_from([None, 30.0]))
 def test_both_ways_have_the_same_effect(history: list[Sent], concurrency: int, listener_timeout: float | None) -> None:
     """Calls in their order, with the context that they see, errors, counts, acknowledgements and dead letters."""
@@ -306,3 +317,65 @@ async def test_plain_deliveries_take_the_lane(
     async with Running(QuickConsumer(d, subscription, events=[USER_JOINED])):
         await subscription.until_acked(50)
     assert (len(heard.ids), left) == (50, [])
+
+
+async def test_single_delivery_waits_for_a_batch_before_it(d: AsyncEventDispatcher, heard: Heard) -> None:
+    """The keys of a batch are looked at in its turn; a redelivery of one of them came later all the same."""
+    batch = [delivery(number, key="a") for number in (1, 2)]
+    again = delivery(3, key="a", attempt=2)
+    subscription = Scripted([*batch, again, delivery(4, key="a")])
+    async with Running(QuickConsumer(d, subscription, events=[USER_JOINED], concurrency=2)):
+        await subscription.until_acked(4)
+    assert heard.ids == [1, 2, 3, 4]
+
+
+async def test_delivery_of_a_batch_that_another_consumer_has_is_not_begun(d: AsyncEventDispatcher) -> None:
+    """It was taken over while a listener of one before it ran long."""
+    begun, kept, heard = asyncio.Event(), asyncio.Event(), Heard()
+
+    class Losing(Scripted):
+        keep_every = 0.02
+
+        async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+            if begun.is_set():
+                kept.set()
+                return [one for one in deliveries if one.id == "2"]
+            return ()
+
+    @d.listen("user.joined")
+    async def slow(event: Any) -> None:
+        begun.set()
+        if event.user_id == 1:
+            await kept.wait()
+        await heard.hear(event)
+
+    subscription = Losing([delivery(number) for number in (1, 2, 3)])
+    consumer = QuickConsumer(d, subscription, events=[USER_JOINED])
+    async with Running(consumer):
+        await subscription.until_acked(2)
+    assert (heard.ids, subscription.acked, consumer.stats.lost) == ([1, 3], ["1", "3"], 1)
+
+
+async def test_lane_waits_while_it_is_in_doubt_who_has_the_batch(d: AsyncEventDispatcher) -> None:
+    """A listener held the loop for long: another consumer may have taken over what is behind."""
+    heard = Heard()
+
+    class Losing(Scripted):
+        keep_every = 0.02
+
+        async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return [one for one in deliveries if one.id == "2"] if heard.events else ()
+
+    @d.listen("user.joined")
+    async def holds(event: Any) -> None:
+        await heard.hear(event)
+        if event.user_id == 1:
+            time.sleep(3 * Losing.keep_every)
+
+    subscription = Losing([delivery(number) for number in (1, 2, 3)])
+    consumer = QuickConsumer(d, subscription, events=[USER_JOINED])
+    async with Running(consumer):
+        await subscription.until_acked(2)
+    assert (heard.ids, subscription.acked, consumer.stats.lost) == ([1, 3], ["1", "3"], 1)

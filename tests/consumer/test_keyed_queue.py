@@ -118,7 +118,7 @@ async def test_messages_without_a_key_are_dead_letters_where_there_is_concurrenc
     other.add_listener("user.joined", heard.hear)
     other.add_subscriber(Bridge(MemoryBroker("web")))
     items = [
-        delivery(1),
+        delivery(1, key=None),
         delivery(2, key="a"),
         Delivery(JSON.encode(unheard, Origin("other", "x")), "events", JSON, "3"),
     ]

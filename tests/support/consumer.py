@@ -180,10 +180,13 @@ class Scripted:
         self.closed += 1
 
 
+OWN_KEY = "that of its own"
+
+
 def delivery(
-    number: int, *, raw: bytes | None = None, key: str | None = None, kept: bool = True, attempt: int = 1
+    number: int, *, raw: bytes | None = None, key: str | None = OWN_KEY, kept: bool = True, attempt: int = 1
 ) -> Delivery:
-    encoded = JSON.encode(joined(number, key=key), Origin("other", "elsewhere"))
+    encoded = JSON.encode(joined(number, key=str(number) if key is OWN_KEY else key), Origin("other", "elsewhere"))
     return Delivery(encoded if raw is None else raw, "events", JSON, str(number) if kept else "", attempt)
 
 
