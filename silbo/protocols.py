@@ -48,7 +48,11 @@ class Promises:
 
 @runtime_checkable
 class Publisher(Protocol):
-    """A broker that takes messages, or an outbox in front of a broker."""
+    """A broker that takes messages, or an outbox in front of a broker.
+
+    It may also have a method ``address_of(message)``, which returns the stream, channel or topic that a message goes to: traces
+    tell it.
+    """
 
     @property
     def app(self) -> str:

@@ -38,6 +38,7 @@ class LibraryBroker(AsyncCloseable):
         self.app: Final = check_address(app, "an app")
         self._format = format
         self._timeout = timeout
+        self._default = default
         self._sender = Sender(
             self.kind, self._send, self._encode, default=default, timeout=timeout, owner=type(self).__name__
         )
@@ -52,6 +53,10 @@ class LibraryBroker(AsyncCloseable):
             LoopConflict: another event loop uses this broker.
         """
         await self._sender.publish(messages)
+
+    def address_of(self, message: Message) -> str:
+        """Return the address that a message goes to."""
+        return message.to or self._default
 
     async def aclose(self) -> None:
         """Send the waiting messages, within their deadlines, and close what was opened. May be called twice.

@@ -167,6 +167,10 @@ class MemoryBroker(AsyncCloseable):
         addresses = frozenset(check_address(address) for address in (streams or [DEFAULT_ADDRESS]))
         return MemoryGroup(self, check_address(name, "a group"), start, addresses)
 
+    def address_of(self, message: Message) -> str:
+        """Return the address that a message goes to."""
+        return message.to or DEFAULT_ADDRESS
+
     async def aclose(self) -> None:
         """Do nothing, as every published message has arrived. May be called twice."""
 

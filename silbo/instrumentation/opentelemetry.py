@@ -11,7 +11,7 @@ The spans of messages have the names and attributes of OpenTelemetry's conventio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Token
 from dataclasses import replace
@@ -26,9 +26,9 @@ from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.listeners import Registration
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.source import find_source
-from silbo.errors import DeliveryGivenUp, MessageInvalid
+from silbo.errors import DeliveryGivenUp, MessageInvalid, MessageRefused
 from silbo.instrumentation.declared_names import DeclaredNames
-from silbo.message import CORRELATION, Delivery, Headed
+from silbo.message import CORRELATION, Delivery, Headed, Message
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.protocols import Subscription
@@ -160,8 +160,8 @@ class _Spans:
             **self._of_operation(operation, "create" if is_stored else "send", publishing.publisher),
             **_of_message(message.message_id, message, publishing.name),
         }
-        if message.to is not None:
-            attributes["messaging.destination.name"] = message.to
+        if (address := _find_address(publishing.publisher, message)) is not None:
+            attributes["messaging.destination.name"] = address
         name = f"{operation} {self._label(publishing.name)}"
         self._begin(publishing, self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes))
         carrier: dict[str, str] = {}
@@ -385,6 +385,16 @@ def _read_envelopes(deliveries: Iterable[Delivery]) -> Iterable[Headed]:
             yield open_delivery(delivery)
         except MessageInvalid:
             continue
+
+
+def _find_address(publisher: Any, message: Message) -> str | None:
+    """Return the address that a message goes to, in the end; None if its publisher does not tell, or will refuse it."""
+    broker = publisher.publisher if isinstance(publisher, Outbox) else publisher
+    find: Callable[[Message], str] | None = getattr(broker, "address_of", None)
+    try:
+        return None if find is None else find(message)
+    except MessageRefused:
+        return None
 
 
 def _find_system(adapter: Any) -> str:

@@ -19,6 +19,7 @@ from opentelemetry.semconv._incubating.attributes import messaging_attributes
 from opentelemetry.semconv.attributes import code_attributes, error_attributes
 from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import SpanKind, StatusCode
+from redis.asyncio import Redis
 
 from silbo import (
     AsyncEventDispatcher,
@@ -33,13 +34,14 @@ from silbo import (
     Outbox,
     Plugin,
     Plugins,
+    Publishing,
     Route,
     receive,
     set_header,
 )
 from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import DeadLetters, RedisStreams
+from silbo.brokers.redis import DeadLetters, RedisPubSub, RedisStreams
 from silbo.errors import BrokerUnavailable
 from silbo.instrumentation import opentelemetry as instrumentation
 from silbo.instrumentation.declared_names import DeclaredNames
@@ -256,13 +258,36 @@ async def test_a_publish_has_a_span_whose_context_the_message_carries(
         "messaging.system": "silbo",
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
-        "messaging.destination.name": "users",
         "messaging.message.id": message.message_id,
         "messaging.message.conversation_id": "of the request",
         "silbo.event.name": "user.joined",
         "silbo.outcome": "completed",
     }
     assert "tracestate" not in message.headers and "baggage" not in message.headers
+
+
+async def test_a_publish_names_the_address_as_the_attempt_does(traces: Traces, redis: Redis, prefix: str) -> None:
+    """Of each broker; one that refuses the address has no name for it. Nothing is sent to Redis here."""
+    spans = instrumentation._Spans(traces.provider.get_tracer("x"), DeclaredNames(), None, baggage=False)
+    streams = RedisStreams(redis, app="web", prefix=prefix)
+    pubsub = RedisPubSub(redis, app="web", prefix=prefix)
+    plain, routed, wrong = joined(1), replace(joined(1), to="users"), replace(joined(1), to="not an address")
+    addresses = []
+    for publisher in (streams, pubsub, MemoryBroker("web"), Outbox(MemoryStore(), streams, relay=False)):
+        for message in (plain, routed, wrong) if publisher is streams else (plain, routed):
+            publishing = Publishing(name=JOINED, message=message, publisher=publisher)  # type: ignore[arg-type]
+            spans.before_publish(publishing)
+            spans.after_publish(publishing)
+            addresses.append(attributes(traces.spans[-1]).get("messaging.destination.name"))
+    assert addresses == [
+        *[f"{prefix}:{{events}}", f"{prefix}:{{users}}", None],
+        *[f"{prefix}:ecst_event:user.joined", f"{prefix}:users"],
+        *["events", "users"],
+        *[f"{prefix}:{{events}}", f"{prefix}:{{users}}"],
+    ]
+    assert attributes(traces.spans[-1])["messaging.system"] == "redis"
+    await streams.aclose()
+    await pubsub.aclose()
 
 
 async def test_a_publish_that_fails_says_so(d: AsyncEventDispatcher, traces: Traces) -> None:
@@ -542,8 +567,6 @@ async def test_a_dead_letter_has_a_span_below_its_last_attempt(d: AsyncEventDisp
 
 async def test_a_redriven_dead_letter_links(d: AsyncEventDispatcher, traces: Traces, own_redis: Any) -> None:
     """It may be days later: a trace of its own, with a link to the sender's."""
-    from redis.asyncio import Redis
-
     done, gave_up, failing = asyncio.Event(), asyncio.Event(), [True]
 
     @d.listen("user.joined")

@@ -116,6 +116,10 @@ class RedisPubSub(AsyncCloseable):
             channels=tuple(check_address(channel, "a channel") for channel in channels),
         )
 
+    def address_of(self, message: Message) -> str:
+        """Return the channel that a message goes to."""
+        return self._format.channel(message, self._prefix)
+
     async def aclose(self) -> None:
         """Send the waiting messages, within their deadlines, and close the connection. May be called twice.
 

@@ -157,6 +157,14 @@ class RedisStreams(AsyncCloseable):
             retain=self._retain,
         )
 
+    def address_of(self, message: Message) -> str:
+        """Return the key of the stream that a message goes to.
+
+        Raises:
+            MessageRefused: the route chose something that is not an address.
+        """
+        return self._keys.key_for(message).decode()
+
     async def aclose(self) -> None:
         """Send the waiting messages, within their deadlines, and close the connections. May be called twice.
 
