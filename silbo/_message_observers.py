@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -116,7 +116,7 @@ def call_observers(observers: Sequence[Any], hook: str, *arguments: object) -> N
 
 
 @contextmanager
-def observed(observers: Sequence[Any], what: str, record: Publishing | Attempt | RelayedBatch) -> Iterator[None]:
+def observed(observers: Sequence[Any], what: str, record: Publishing | Attempt | RelayedBatch) -> Generator[None]:
     """Call observers around a block, ``before_`` and ``after_`` it, and write into the record how the block ends."""
     call_observers(observers, f"before_{what}", record)
     started = perf_counter()

@@ -219,6 +219,8 @@ class ExpressLane:
             if not publication or not known.use_answer(publication):  # a further delivery of it, or the inbox is away
                 return None
             self._publication = publication
+        origin = tuple.__new__(Origin, origin)
+        origin._message = envelope  # noqa: SLF001  # its headers, which are made when a listener reads them
         if getattr(event, "__silbo_direct__", None) is type(event):  # what set_mark would find out again
             event.origin = origin
         else:

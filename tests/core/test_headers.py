@@ -164,11 +164,12 @@ async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(
     first, second = joined(1, key="1"), joined(2, key="2")
     second.headers["correlationid"] = "begun elsewhere"  # type: ignore[index]
     group = broker.group("billing", start="new")
-    async with Running(Consumer(d, group, own="handle", events=events)):
+    async with Running(Consumer(d, group, own="handle", events=events)) as consumer:
         await broker.publish(first, second)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await goes_on.wait()
             await asyncio.gather(*tasks)
+    assert (consumer.stats.handled, consumer.stats.failed) == (2, 0)
     found = {
         message.message_name: (message.headers["correlationid"], message.headers["causationid"])
         for message in publisher.messages
