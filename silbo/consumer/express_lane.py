@@ -109,7 +109,8 @@ class ExpressLane:
         """
         batch, first = queued.batch, queued.position
         raws, ids, end = batch.raws, batch.ids, len(batch)
-        held = self._acks.list_at(batch.address)
+        # Without ids nothing is in hand, and an address may be one of Pub/Sub's channels, of which there is no end.
+        held = self._acks.list_at(batch.address) if ids else {}
         time, ends_at = self._time, self._run_state.turns.ends_at
         stats, received, step = self._run_state.stats, self.received, self._step
         known = self._run_state.known

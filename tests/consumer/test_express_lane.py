@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -379,3 +379,17 @@ async def test_lane_waits_while_it_is_in_doubt_who_has_the_batch(d: AsyncEventDi
     async with Running(consumer):
         await subscription.until_acked(2)
     assert (heard.ids, subscription.acked, consumer.stats.lost) == ([1, 3], ["1", "3"], 1)
+
+
+async def test_channels_leave_nothing_behind(
+    d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be one for each user, and no end of them."""
+    lanes: list[ExpressLane] = []
+    is_open = ExpressLane._is_open
+    monkeypatch.setattr(ExpressLane, "_is_open", lambda self: lanes.append(self) or is_open(self))
+    plain = delivery(1, kept=False)
+    subscription = Scripted([replace(plain, address=f"silbo:user-{number}") for number in range(10)])
+    async with Running(QuickConsumer(d, subscription, events=[USER_JOINED])):
+        await heard.until(10)
+    assert lanes[0]._acks._in_hand == {}
