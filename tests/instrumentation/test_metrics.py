@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -191,8 +192,11 @@ async def test_consumers_of_one_group_are_shown_together(measured: Measured) -> 
     first.stats.received, second.stats.received = 2, 3
     measured.metrics.watch(first, second)
     assert measured.values("silbo.consumer.received") == {("billing",): 5}
-    async with measured.metrics, Running(first):
-        await wait_until(lambda: measured.values("silbo.ready") == {("consumer", "billing"): 0})
+    async with AsyncExitStack() as stack, Running(first):
+        await wait_until(lambda: first.health().is_ready)
+        await stack.enter_async_context(measured.metrics)
+        await wait_until(lambda: len(measured.metrics._seen) == 2)
+        assert measured.values("silbo.ready") == {("consumer", "billing"): 0}, "one of them is not"
         async with Running(second):
             await wait_until(lambda: measured.values("silbo.ready") == {("consumer", "billing"): 1})
 
