@@ -199,14 +199,15 @@ class Acknowledgements:
 
     async def _keep(self) -> None:
         began_at = monotonic()
-        for delivery in await self._receiver.keep(*self.list_in_work()):
-            held = self.list_at(delivery.address).get(delivery.id)
-            if isinstance(held, Batch):
-                del self._in_hand[delivery.address][delivery.id]
+        in_work = self.list_in_work()
+        held = {(one.address, one.id): self.list_at(one.address)[one.id] for one in in_work}
+        for delivery in await self._receiver.keep(*in_work):
+            place = delivery.address, delivery.id
+            at_address = self.list_at(delivery.address)
+            # Not if it is done by now, or was lost before and has come back.
+            if place not in self._finished and at_address.get(delivery.id) is held[place]:
+                del at_address[delivery.id]
                 self._run.has_room.set()
-                self._run.stats.lost += 1
-            elif self.holds(delivery) and (delivery.address, delivery.id) not in self._finished:
-                self.remove(delivery)
                 self._run.stats.lost += 1
         self._kept_at = began_at
 
