@@ -9,7 +9,7 @@ from silbo.errors import Gap
 from silbo.message import Batch, Delivery
 from silbo.wire.formats import JsonFormat
 
-__all__ = ["note_arrivals"]
+__all__ = ["list_deliveries", "note_arrivals"]
 
 
 def note_arrivals(items: Sequence[Delivery | Batch | Gap], acks: Acknowledgements) -> list[Delivery | Batch | Gap]:
@@ -55,3 +55,14 @@ def _add_batch(arrived: list[Delivery | Batch | Gap], together: list[Delivery], 
         acks.join(batch)
         arrived.append(batch)
         together.clear()
+
+
+def list_deliveries(items: Iterable[Delivery | Batch | Gap]) -> list[Delivery]:
+    """Return all deliveries of a read, for observers."""
+    deliveries: list[Delivery] = []
+    for item in items:
+        if isinstance(item, Batch):
+            deliveries += item
+        elif not isinstance(item, Gap):
+            deliveries.append(item)
+    return deliveries

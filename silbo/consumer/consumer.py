@@ -20,7 +20,7 @@ from silbo._retry import Backoff, pause
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges
 from silbo.consumer.acknowledgements import Acknowledgements
-from silbo.consumer.arrivals import note_arrivals
+from silbo.consumer.arrivals import list_deliveries, note_arrivals
 from silbo.consumer.attempts import Attempts
 from silbo.consumer.handling_options import HandlingOptions
 from silbo.consumer.heard_names import HeardNames
@@ -459,8 +459,7 @@ class Consumer:
                 self._received_at = monotonic()
             # Before any other task runs: one that was read again could be acknowledged meanwhile, and would look new.
             arrived = note_arrivals(items, acks)
-            if items and (observers := find_observers(self.dispatcher)):
-                deliveries = [item for item in items if not isinstance(item, Gap)]
+            if (observers := find_observers(self.dispatcher)) and (deliveries := list_deliveries(items)):
                 call_observers(observers, "after_receive", deliveries, self._subscription)
             while run.turns.is_over(loop.time()):  # the reply was read in one go, and so will these be
                 await run.turns.next()

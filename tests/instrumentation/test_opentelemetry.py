@@ -597,6 +597,7 @@ async def test_a_redriven_dead_letter_links(d: AsyncEventDispatcher, traces: Tra
     first, second = traces.find("process other")
     assert first.parent is not None and first.parent.span_id == int(SPAN, 16)
     assert second.parent is None and linked(second) == [int(SPAN, 16)]
+    assert linked(traces.find("receive")[0]) == [int(SPAN, 16)], "Redis gives deliveries in batches"
     assert attributes(first)["messaging.system"] == "redis"
     assert attributes(first)["messaging.destination.name"] == "silbo:{events}"
 

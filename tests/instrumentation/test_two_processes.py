@@ -33,8 +33,9 @@ class Collector:
     spans: list[tuple[str, str, Span]]
 
     def one(self, service: str, name: str) -> Span:
-        [span] = [span for of, _, span in self.spans if (of, span.name) == (service, name)]
-        return span
+        found = self.of(service, name)
+        assert len(found) == 1, (service, name, [(of, span.name) for of, _, span in self.spans])
+        return found[0]
 
     def of(self, service: str, name: str) -> list[Span]:
         found = [span for of, _, span in self.spans if (of, span.name) == (service, name)]
