@@ -207,7 +207,9 @@ async def raw(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_other_requests_are_refused_and_none_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_requests_are_refused_and_none_does_harm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("silbo.operations.health.REQUEST_WITHIN", 0.2)
     async with show_health([], port=0) as port:
         assert port is not None
@@ -217,8 +219,11 @@ async def test_other_requests_are_refused_and_none_does_harm(monkeypatch: pytest
         assert (await raw(port, b"POST /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
         for nonsense in (b"GET /livez", b"x" * 100_000):  # an end that never comes, and far too much
             assert await raw(port, nonsense) == b""
+        monkeypatch.setattr("silbo.operations.health.REQUEST_WITHIN", 60)
         _, silent = await asyncio.open_connection("127.0.0.1", port)
+        assert await raw(port, b"GET /livez HTTP/1.1\r\n\r\n")
     silent.close()
+    assert not caplog.records, "a connection that is still open at the end is closed without a word"
 
 
 async def test_file_that_cannot_be_written_is_an_error_at_the_start_and_none_later(tmp_path: Path) -> None:
