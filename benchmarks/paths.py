@@ -21,7 +21,7 @@ import asyncio
 import gc
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,8 +56,10 @@ from silbo import (
     RequestMap,
     receive,
 )
+from silbo.brokers._sender import OutgoingMessage, Sender, mark_all_sent
 from silbo.brokers.memory import MemoryBroker
 from silbo.stores.memory import MemoryStore
+from silbo.wire.formats import JSON
 
 Contender = Callable[[int], Awaitable[object]]
 """Does its work so many times."""
@@ -725,6 +727,57 @@ def consume(concurrency: int) -> tuple[Contender, Contender]:
 
 path("consumer, one at a time", times=200)(lambda: consume(1))
 path("consumer, four at a time over keys", times=200)(lambda: consume(4))
+
+
+# -- sender -------------------------------------------------------------------------------------------------
+
+
+@path("sender, a hundred publish at once", times=400)
+def coalesced() -> tuple[Contender, Contender]:
+    """To a broker that has everything in the next turn of the loop. By hand, a list of bytes and futures, sent as one."""
+    sent, by_hand_sent = message(17), joined(17)
+
+    async def send(address: str, messages: Sequence[OutgoingMessage]) -> None:
+        await asyncio.sleep(0)
+        mark_all_sent(messages)
+
+    def at_once(publish: Callable[[], Awaitable[object]]) -> Contender:
+        async def run(times: int) -> None:
+            async def publisher() -> None:
+                for _ in range(times // 100):
+                    await publish()
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(100):
+                    group.create_task(publisher())
+
+        return run
+
+    async def ours(times: int) -> None:
+        sender = Sender("broker", send, lambda one: JSON.encode(one, Origin("web", INSTANCE)), timeout=5)
+        await at_once(lambda: sender.publish((sent,)))(times)
+
+    waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def flush() -> None:
+        while waiting:
+            batch = waiting.copy()
+            waiting.clear()
+            await asyncio.sleep(0)
+            for _, answered in batch:
+                answered.set_result(None)
+        tasks.clear()
+
+    async def publish_by_hand() -> None:
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+        if not tasks:
+            tasks.add(loop.create_task(flush()))
+        waiting.append((msgspec.json.encode(by_hand_sent), answered))
+        await answered
+
+    return ours, at_once(publish_by_hand)
 
 
 # -- outbox -------------------------------------------------------------------------------------------------
