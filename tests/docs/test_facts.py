@@ -20,6 +20,7 @@ from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, 
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.dispatch import extension_points, in_thread
+from silbo.instrumentation import opentelemetry
 from silbo.names import MAX_NAME_LENGTH
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import connection
@@ -85,6 +86,8 @@ CONSTANTS = {
     "a message": encode.MAX_SIZE,
     "levels of its payload": encode.MAX_DEPTH,
     "characters of an event name": MAX_NAME_LENGTH,
+    "characters of `traceparent` or `tracestate`": opentelemetry.LONGEST,
+    "a pause before an attempt that stays in the sender's trace": opentelemetry.LATE,
     "unknown names that a dispatcher warns of": extension_points.MOST_TOLD,
     "an idle thread of `in_thread`": in_thread.IDLE_FOR,
     "`in_thread(max_threads=)`": in_thread.MAX_THREADS,
