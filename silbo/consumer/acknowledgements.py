@@ -19,6 +19,8 @@ __all__ = ["Acknowledgements"]
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
+ACK_SOON: Final = 0.005
+"""Seconds that it waits when nothing is in work. A call for each read of a few messages would double what a read costs."""
 ACK_BATCH: Final = 250
 """Acknowledgements that go without waiting for more."""
 
@@ -47,6 +49,7 @@ class Acknowledgements:
         self._done_count = 0
         self._has_some = asyncio.Event()
         self._has_enough = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None
         self._flushing = asyncio.Lock()
         self._keeping = asyncio.Lock()
         self._closed = False
@@ -251,8 +254,9 @@ class Acknowledgements:
             self._has_enough.set()
 
     def flush_soon(self) -> None:
-        """Let the next batch go now: no delivery is in work that it could wait for."""
-        self._has_enough.set()
+        """Let the next batch go in a moment: no delivery is in work that it could wait for."""
+        if self._soon is None and self._done:
+            self._soon = asyncio.get_running_loop().call_later(ACK_SOON, self._has_enough.set)
 
     def close(self) -> None:
         """Let :meth:`run_acknowledging` acknowledge the rest and end."""
@@ -261,7 +265,7 @@ class Acknowledgements:
         self._has_enough.set()
 
     async def run_acknowledging(self) -> None:
-        """Acknowledge in batches: a full one or one that :meth:`flush_soon` asks for at once, else after a moment."""
+        """Acknowledge in batches: a full one or one that :meth:`flush_soon` asks for at once, others after a while."""
         while self._done or not self._closed:
             await self._has_some.wait()
             with suppress(TimeoutError):
@@ -278,6 +282,9 @@ class Acknowledgements:
         """
         async with self._flushing:
             self._has_enough.clear()
+            if self._soon is not None:
+                self._soon.cancel()
+                self._soon = None
             going = tuple(self._done)
             if going:
                 if self._run.known is not None:

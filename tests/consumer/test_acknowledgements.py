@@ -53,6 +53,27 @@ async def test_acknowledgements_go_in_batches_and_at_once_when_all_is_done(
     assert calls == [80]
 
 
+async def test_reads_of_single_messages_share_an_acknowledgement(
+    d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a few thousand messages a second each read brings one: a call for each would cost as much as the read."""
+    monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
+    monkeypatch.setattr(acks_module, "ACK_SOON", 3600)
+    subscription = Scripted(*([delivery(number)] for number in range(20)))
+    calls: list[int] = []
+
+    async def ack(*deliveries: Delivery) -> None:
+        calls.append(len(deliveries))
+        await Scripted.ack(subscription, *deliveries)
+
+    subscription.ack = ack  # type: ignore[method-assign]
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await heard.until(20)
+        await subscription.empty.wait()
+        assert calls == []
+    assert calls == [20]
+
+
 async def test_many_done_are_acknowledged_without_waiting_for_more(
     d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
