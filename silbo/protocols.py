@@ -218,7 +218,13 @@ class Receiver(Protocol):
 
 @runtime_checkable
 class BatchReceiver(Receiver, Protocol):
-    """A receiver that gives out batches: a consumer then makes a :class:`~silbo.message.Delivery` only of what fails or waits."""
+    """A receiver that gives out batches: a consumer then makes a :class:`~silbo.message.Delivery` only of what fails or waits.
+
+    Attributes:
+        ack_delay: Seconds that an acknowledgement may wait for others when nothing is in work.
+    """
+
+    ack_delay: float
 
     async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
         """Do as :meth:`receive` does. What comes for the first time may come as batches, with ``limit`` deliveries in all.

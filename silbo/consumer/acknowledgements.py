@@ -19,8 +19,6 @@ __all__ = ["Acknowledgements"]
 
 ACK_WITHIN: Final = 0.2
 """Seconds that an acknowledgement waits for others to go with it."""
-ACK_SOON: Final = 0.005
-"""Seconds that it waits when nothing is in work. A call for each read of a few messages would double what a read costs."""
 ACK_BATCH: Final = 250
 """Acknowledgements that go without waiting for more."""
 
@@ -49,6 +47,7 @@ class Acknowledgements:
         self._done_count = 0
         self._has_some = asyncio.Event()
         self._has_enough = asyncio.Event()
+        self._ack_delay = receiver.ack_delay if isinstance(receiver, BatchReceiver) else 0.0
         self._soon: asyncio.TimerHandle | None = None
         self._flushing = asyncio.Lock()
         self._keeping = asyncio.Lock()
@@ -254,9 +253,11 @@ class Acknowledgements:
             self._has_enough.set()
 
     def flush_soon(self) -> None:
-        """Let the next batch go in a moment: no delivery is in work that it could wait for."""
-        if self._soon is None and self._done:
-            self._soon = asyncio.get_running_loop().call_later(ACK_SOON, self._has_enough.set)
+        """Let the next batch go, within the receiver's ``ack_delay``: no delivery is in work that it could wait for."""
+        if not self._ack_delay:
+            self._has_enough.set()
+        elif self._soon is None and self._done:
+            self._soon = asyncio.get_running_loop().call_later(self._ack_delay, self._has_enough.set)
 
     def close(self) -> None:
         """Let :meth:`run_acknowledging` acknowledge the rest and end."""

@@ -14,7 +14,7 @@ from silbo import (
 from silbo.consumer import acknowledgements as acks_module
 from silbo.consumer.loop_turns import TURN
 from silbo.errors import BrokerUnavailable, Gap
-from silbo.message import Delivery
+from silbo.message import Batch, Delivery
 from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, UserJoined, delivery
 
 
@@ -53,16 +53,25 @@ async def test_acknowledgements_go_in_batches_and_at_once_when_all_is_done(
     assert calls == [80]
 
 
+class ScriptedBatches(Scripted):
+    """One whose calls cost a round trip."""
+
+    ack_delay = 3600.0
+
+    async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
+        return await self.receive(limit)
+
+
 async def test_reads_of_single_messages_share_an_acknowledgement(
     d: AsyncEventDispatcher, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a few thousand messages a second each read brings one: a call for each would cost as much as the read."""
     monkeypatch.setattr(acks_module, "ACK_WITHIN", 3600)
-    monkeypatch.setattr(acks_module, "ACK_SOON", 3600)
-    subscription = Scripted(*([delivery(number)] for number in range(20)))
+    subscription = ScriptedBatches(*([delivery(number)] for number in range(20)))
     calls: list[int] = []
 
-    async def ack(*deliveries: Delivery) -> None:
+    async def ack(*done: Delivery | Batch) -> None:
+        deliveries = [each for one in done for each in (one if isinstance(one, Batch) else [one])]
         calls.append(len(deliveries))
         await Scripted.ack(subscription, *deliveries)
 

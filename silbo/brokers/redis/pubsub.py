@@ -171,6 +171,7 @@ class _PubSubReceiver:
     """A subscribed connection. After it is lost, the next receive subscribes again and returns a gap."""
 
     skips_own_instance = True
+    ack_delay = 0.0  # nothing is acknowledged
     keep_every: float | None = None
 
     def __init__(self, subscription: PubSubSubscription) -> None:
