@@ -44,6 +44,8 @@ class Health:
         waiting_for_retry: A consumer's deliveries that wait for their next attempt; None for the others.
         lag: Messages that a consumer's group was not given yet, or that an outbox has not sent yet, as of the last
             ``refresh_health()``; None if they were not counted.
+        unheard: A consumer's deliveries that no listener is meant for, since it was made: they were acknowledged. None for the
+            others.
         last_error: The last error; None if there was none.
     """
 
@@ -58,6 +60,7 @@ class Health:
     oldest_at: datetime | None = None
     waiting_for_retry: int | None = None
     lag: int | None = None
+    unheard: int | None = None
     last_error: LastError | None
 
     @property

@@ -24,7 +24,7 @@ Shows the names that the app's dispatcher declares (names=), those that its cons
 those that it has listeners for. "heard by" are the listeners meant for the name; a bridge, and a listener
 for all names ('**'), count for none. A field with a ? may be left out.
 
-Exit code 1 with a NAME that the app does not have.
+Exit code 1 with a NAME that the app does not have, and with --unheard if it lists any.
 
 examples:
   silbo names shop.web:dispatcher
@@ -61,7 +61,7 @@ async def show_names(options: argparse.Namespace) -> int:
             print_json(asdict(name) | {"is_heard": name.is_heard})
     elif options.name is not None:
         for name in found:
-            _print_name(name)
+            _print_name(name, declares=declares)
     elif found:
         print_table(COLUMNS, [_to_cells(name) for name in found], numbers=["version"])
     if options.name is not None and not found:
@@ -80,7 +80,10 @@ async def show_names(options: argparse.Namespace) -> int:
         for name in undeclared:
             hint = f"; did you mean {name.similar}?" if name.similar else ""
             print_note(f"not declared: {name.name}{hint}")
-    return 0
+    for name in found if options.name is None else ():
+        if not name.is_heard and name.similar and (name.is_declared or not declares):
+            print_note(f"nobody hears {name.name}; {name.similar} has listeners: is that misspelt?")
+    return 1 if options.unheard and found else 0
 
 
 def _to_cells(name: NameInfo) -> tuple[object, ...]:
@@ -105,7 +108,7 @@ def _format_listeners(name: NameInfo) -> str:
     return ", ".join(dict.fromkeys(listener.listener for listener in name.listeners)) or "nobody"
 
 
-def _print_name(name: NameInfo) -> None:
+def _print_name(name: NameInfo, *, declares: bool) -> None:
     lines = [
         ("name", name.name),
         ("declared", "yes" if name.is_declared else "no"),
@@ -121,7 +124,11 @@ def _print_name(name: NameInfo) -> None:
         *(("listener", f"{listener.listener}  {format_place(listener.place)}") for listener in name.listeners),
     ]
     if not name.is_heard:
-        hint = f"; {name.similar} has listeners: is that misspelt?" if name.similar and name.is_declared else ""
+        hint = (
+            f"; {name.similar} has listeners: is that misspelt?"
+            if name.similar and (name.is_declared or not declares)
+            else ""
+        )
         lines.append(("listener", f"nobody{hint}"))
     for title, text in lines:
         if text:

@@ -32,6 +32,7 @@ from silbo.errors import (
     VersionTooNew,
 )
 from silbo.message import Delivery, handled
+from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver
 
 __all__ = ["Attempts"]
@@ -418,9 +419,14 @@ class Attempts:
             raise
         if dispatched.once is not None:
             dispatched.end(done=True)
-        self._run.stats.count_handled(heard)
+        self._count_handled(heard, dispatched.name)
         if publication and self._run.known is not None:
             self._run.known.note_handled(publication)
+
+    def _count_handled(self, heard: Heard, name: object) -> None:
+        self._run.stats.count_handled(heard)
+        if heard is not Heard.ON_PURPOSE and isinstance(name, EventName):  # others are not in events=
+            self._run.missed += 1
 
     async def _is_new(self, known: KnownPublications, publication: str) -> bool:
         """Return True if the inbox does not know the publication.
@@ -479,7 +485,7 @@ class Attempts:
                 failure = None
         self._run.reports.inbox_outage.answered("handling")
         if is_new:
-            self._run.stats.count_handled(heard)
+            self._count_handled(heard, dispatched.name)
         else:
             self._run.stats.duplicates += 1
 

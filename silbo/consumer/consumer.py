@@ -58,6 +58,8 @@ LISTENER_RETRY: Final = Backoff(initial=0.5, factor=3.0, cap=30.0)
 """Delays between two attempts of a delivery whose listeners fail."""
 LONGEST_WAIT: Final = 86_400.0
 """The longest ``newer_version_wait``, in seconds."""
+UNHEARD_EVERY: Final = 60.0
+"""Seconds between two warnings about names in ``events`` whose messages nobody hears."""
 BRIDGES_CHECKED_EVERY: Final = 1.0
 """Seconds between two looks for a new bridge on a dispatcher that does not tell when its listeners change."""
 
@@ -80,7 +82,8 @@ class Consumer:
     events have their ``event.origin`` and are not bridged again. The consumer waits for a broker that becomes unavailable.
 
     Each delivery is handled in a context of its own (:mod:`contextvars`), and a cancellation that a listener or hook leaves
-    behind on its task is taken back. A name in ``events`` that nobody hears is a warning in the log when :meth:`run` begins.
+    behind on its task is taken back. A name in ``events`` that nobody hears is a warning in the log when :meth:`run` begins, and once
+    a minute while its messages are acknowledged unheard.
 
     Args:
         dispatcher: Any dispatcher of silbo's or Whistle's.
@@ -201,6 +204,8 @@ class Consumer:
         self._received_at: float | None = None  # monotonic()
         self._first_seen: dict[tuple[str, str], float] = {}  # deliveries in work that health() saw, and since when
         self._lag: int | None = None
+        self._missed_told = 0  # of the missed deliveries, those that a warning has counted
+        self._missed_told_at = -inf  # monotonic()
         self._opened = asyncio.Event()  # the subscription is open, or will never be
         self._running: asyncio.Task[Any] | None = None
         self._ended = asyncio.Event()
@@ -246,6 +251,7 @@ class Consumer:
             oldest_at=to_moment(oldest_seen),
             waiting_for_retry=self._queue.parked,
             lag=self._lag,
+            unheard=self.stats.unheard,
             last_error=reports.last_error,
         )
 
@@ -393,8 +399,7 @@ class Consumer:
         acks = self._acks = Acknowledgements(receiver, run)
         attempts = Attempts(self._options, receiver=receiver, queue=self._queue, acks=acks, run=run)
         tasks = run.tasks
-        if unheard := self._options.heard.find_unheard(self._options.rebuilder.names):
-            run.reports.report_unheard(unheard)
+        self._warn_of_unheard()
         try:
             reading = tasks.start(self._read(receiver, acks, attempts))
             working = [tasks.start(attempts.work()) for _ in range(self._concurrency)]
@@ -465,6 +470,8 @@ class Consumer:
                 await run.turns.next()
             self._options.heard.refresh()
             self._check_bridges()
+            if run.missed != self._missed_told and monotonic() - self._missed_told_at >= UNHEARD_EVERY:
+                self._warn_of_unheard()
             if run.known is not None:
                 await run.known.ask(arrived)
             await self._accept(arrived, attempts)
@@ -489,6 +496,14 @@ class Consumer:
                 self.stats.received += 1
                 self.stats.claimed += item.attempt > 1
                 attempts.put(item)
+
+    def _warn_of_unheard(self) -> None:
+        """Log the names in ``events`` that nobody hears, if there are any, with the number of their messages since the last time."""
+        missed = self._run_state.missed
+        if unheard := self._options.heard.find_unheard(self._options.rebuilder.names):
+            self._run_state.reports.report_unheard(unheard, missed - self._missed_told)
+        self._missed_told = missed
+        self._missed_told_at = monotonic()
 
     def _check_bridges(self) -> None:
         """Refuse a dispatcher that bridges the consumed app if ``own`` is not given.

@@ -146,6 +146,7 @@ class ExpressLane:
                         stats.handled += 1
                     else:
                         stats.unheard += 1
+                        self._run_state.missed += 1  # only names in events= take the lane
                     if known is not None and self._publication:
                         known.note_handled(self._publication)
                     position += 1

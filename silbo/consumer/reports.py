@@ -129,13 +129,22 @@ class DeliveryReports:
             extra |= self._extra(code.about, name)
         self.log.write("%s%s still runs after %.3g s: %s", None, about, code.what, seconds, where, **extra)
 
-    def report_unheard(self, names: Mapping[str, str | None]) -> None:
-        """Log the names in ``events`` that nobody hears, each with a similar name that somebody does hear."""
+    def report_unheard(self, names: Mapping[str, str | None], missed: int = 0) -> None:
+        """Log the names in ``events`` that nobody hears, each with a similar name that somebody does hear.
+
+        Args:
+            names: The names; a similar one of each, or None.
+            missed: Their messages that were acknowledged since the last report; 0 for the report at the start.
+        """
         described = (
             f"{name!r}" + (f" (a listener hears {similar!r})" * bool(similar)) for name, similar in names.items()
         )
-        text = "nobody hears %s of events=: such messages are acknowledged as unheard; is a listener's name misspelt?"
-        self.log.write(text, None, ", ".join(described), event_names=list(names), group=self._group)
+        text = "nobody hears %s of events=: such messages are acknowledged as unheard%s; is a listener's name misspelt?"
+        count = f", {missed:,} since the last warning" if missed else ""
+        extra: dict[str, object] = {"event_names": list(names), "group": self._group}
+        if missed:
+            extra["missed"] = missed
+        self.log.write(text, None, ", ".join(described), count, level=logging.WARNING, **extra)
 
     def _describe(self, delivery: Delivery, name: str) -> str:
         what = name or "a message"

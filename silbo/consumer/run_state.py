@@ -61,6 +61,7 @@ class RunState:
         pace: The time that a delivery takes.
         has_room: Set when deliveries have left, so that reading may go on.
         low_water: The length of the queue at which reading goes on.
+        missed: Handled deliveries of a name in ``events`` that no listener is meant for.
     """
 
     tasks: OwnTasks
@@ -72,6 +73,7 @@ class RunState:
     pace: Pace = field(default_factory=Pace)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
     low_water: int = 0
+    missed: int = 0
 
     async def until_answered(self, caller: str, call: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat a broker call until the broker answers. The call is made once at least, even after a stop.

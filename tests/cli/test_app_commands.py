@@ -147,6 +147,31 @@ def test_one_name_is_shown_with_all_that_is_known(ask: Run) -> None:
 def test_unheard_names_alone(ask: Run) -> None:
     done = ask("names", "shop.web:dispatcher", "--unheard", "--json")
     assert [(name["name"], name["is_heard"]) for name in done.objects] == [("cart.emptied", False)]
+    assert done.code == 1, "for a deploy pipeline"
+
+
+def test_name_that_only_a_misspelt_listener_would_hear(ask: Run, folder: Path) -> None:
+    """Of a consumer whose dispatcher declares nothing: the name of `events=` is what the listener should have."""
+    program = """
+    from silbo import AsyncEventDispatcher, Consumer, EventName
+    from silbo.brokers.memory import MemoryBroker
+    dispatcher = AsyncEventDispatcher()
+    paid = EventName("order.paid")
+    consumer = Consumer(dispatcher, MemoryBroker("shop").group("billing", start="new"), events=[paid])
+    @dispatcher.listen("order.payed")
+    async def invoice(event): ...
+    @dispatcher.listen("order.sent")
+    async def send(event): ...
+    """
+    write(folder, {"billing.py": program})
+    hint = "nobody hears order.paid; order.payed has listeners: is that misspelt?\n"
+    done = ask("names", "billing:consumer")
+    assert done.code == 0 and done.err.endswith(hint) and done.err.count("misspelt?") == 1
+    done = ask("names", "billing:consumer", "--unheard")
+    assert done.code == 1 and done.err.endswith(hint)
+    assert "nobody; order.payed has listeners: is that misspelt?" in ask("names", "billing:consumer", "order.paid").out
+    write(folder, {"billing.py": program.replace("order.payed", "order.paid")})
+    assert ask("names", "billing:consumer", "--unheard").code == 0
 
 
 def test_unknown_name_is_an_error_with_a_similar_one(ask: Run) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 import silbo
 from silbo import AsyncEventDispatcher, EventName
+from silbo._reports import RateLimitedLog
 from silbo.brokers.memory import MemoryBroker
+from silbo.consumer import consumer as module
+from silbo.errors import Gap
+from silbo.message import Batch, Delivery, Origin
+from silbo.wire.encode import to_message
+from silbo.wire.formats import JSON
 from tests.support.consumer import (
     USER_JOINED,
     Consumer,
@@ -73,6 +82,42 @@ async def test_warning_names_what_may_be_meant(d: AsyncEventDispatcher, caplog: 
     d.add_listener("user.joind", Heard().hear)
     await stats_after(d)
     assert "nobody hears 'user.joined' (a listener hears 'user.joind') of events=" in caplog.text
+
+
+class Batched(Scripted):
+    """Gives out batches, which take the express lane."""
+
+    async def receive_batches(self, limit: int) -> Sequence[Batch | Gap]:
+        items = [item for item in await self.receive(limit) if isinstance(item, Delivery)]
+        return [Batch("events", JSON, [item.raw for item in items], [item.id for item in items])] if items else []
+
+    async def ack(self, *deliveries: Any) -> None:
+        await super().ack(*(each for item in deliveries for each in (item if isinstance(item, Batch) else [item])))
+
+
+@pytest.mark.parametrize("kind", [Scripted, Batched])
+async def test_warning_comes_again_while_messages_are_acknowledged_unheard(
+    kind: type[Scripted], d: AsyncEventDispatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their number since the last one; messages of names that are not in `events=` are no reason for it."""
+    monkeypatch.setattr(module, "UNHEARD_EVERY", 0.0)
+    monkeypatch.setattr(RateLimitedLog.__init__, "__kwdefaults__", {"every": 0.0})
+    left = JSON.encode(to_message(UserLeft(4), name="user.left", kind="notification"), Origin("other", "elsewhere"))
+    subscription = kind([delivery(1), delivery(2)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED])
+    d.add_listener("user.joind", Heard().hear)
+    async with Running(consumer):
+        await subscription.until_acked(2)
+        subscription.batches.append([delivery(3, raw=left)])
+        await subscription.until_acked(3)
+        subscription.batches += [[delivery(4)], []]
+        await subscription.until_acked(4)
+        subscription.empty.clear()
+        await subscription.empty.wait()
+    told = [record.__dict__.get("missed") for record in caplog.records if "nobody hears" in record.getMessage()]
+    assert told == [None, 2, 1]
+    assert "are acknowledged as unheard, 2 since the last warning; is a" in caplog.text
+    assert consumer.health().unheard == consumer.stats.unheard == 4
 
 
 async def test_listener_that_comes_later_is_heard_from_then_on(d: AsyncEventDispatcher) -> None:
