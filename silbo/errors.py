@@ -864,7 +864,8 @@ class DeliveryGivenUp(SilboError):
         name: The event name; empty if it can't be read.
         delivery_id: The broker's id of the delivery.
         group: The group that gave it up.
-        attempts: How often its listeners ran; 0 for a malformed message.
+        attempts: How often its listeners ran; 0 for a malformed message, and for one whose version no consumer of the group
+            knew.
         problem: The last error, as text.
     """
 
@@ -876,6 +877,8 @@ class DeliveryGivenUp(SilboError):
 
     def __str__(self) -> str:
         when = f"after {self.attempts} attempt{'s' * (self.attempts > 1)}" if self.attempts else "at once"
+        if isinstance(self.__cause__, VersionTooNew):
+            when = "as no consumer of the group that knows its version came in time"
         return f"{self.name or 'a message'} {self.delivery_id} in group {self.group}: given up {when}: {self.problem}"
 
 

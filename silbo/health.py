@@ -42,6 +42,9 @@ class Health:
             it is as exact as the calls are frequent. Of a relay and an outbox the time at which the oldest message was
             stored that is not sent yet, as of the last ``refresh_health()``. None if there is none.
         waiting_for_retry: A consumer's deliveries that wait for their next attempt; None for the others.
+        waiting_for_newer: A consumer's deliveries of a newer version than it knows: they wait for another consumer of the group.
+            None for the others.
+        slow: A consumer's listeners that run now, and have run for longer than ``slow_after``; None for the others.
         lag: Messages that a consumer's group was not given yet, or that an outbox has not sent yet, as of the last
             ``refresh_health()``; None if they were not counted.
         unheard: A consumer's deliveries that no listener is meant for, since it was made: they were acknowledged. None for the
@@ -59,6 +62,8 @@ class Health:
     in_hand: int = 0
     oldest_at: datetime | None = None
     waiting_for_retry: int | None = None
+    waiting_for_newer: int | None = None
+    slow: int | None = None
     lag: int | None = None
     unheard: int | None = None
     last_error: LastError | None
@@ -74,7 +79,11 @@ class Health:
             return "not running"
         if not self.is_connected:
             return f"not connected since {self.away_since:%Y-%m-%dT%H:%M:%SZ}" if self.away_since else "not connected"
-        return "ready" if self.has_room else "no room"
+        if self.has_room:
+            return "ready"
+        if self.waiting_for_newer:
+            return f"no room: {self.waiting_for_newer} in hand wait for a consumer that knows their newer version"
+        return "no room"
 
 
 class HasHealth(Protocol):

@@ -87,7 +87,7 @@ async def show_groups(options: argparse.Namespace) -> int:
 
 def group_to_fields(group: GroupStatus) -> dict[str, Any]:
     """Return the fields of a group, for JSON."""
-    oldest = group.oldest
+    oldest, newer = group.oldest, group.newer
     return {
         "stream": group.stream,
         "group": group.group,
@@ -105,6 +105,14 @@ def group_to_fields(group: GroupStatus) -> dict[str, Any]:
             "error": oldest.error,
         },
         "retrying": group.retrying,
+        "newer": newer
+        and {
+            "count": newer.count,
+            "entry": newer.entry,
+            "since": newer.since,
+            "event": newer.name,
+            "version": newer.version,
+        },
         "dead": group.dead,
         "deserted": group.is_deserted,
         "consumers": [_consumer_to_fields(consumer) for consumer in group.consumers],
@@ -159,6 +167,10 @@ def _remark(group: GroupStatus) -> str | None:
     if group.is_deserted and (group.lag or group.in_hand):
         waits = format_count(group.lag + group.in_hand, "message")
         return f"{group.group} at {group.stream}: no consumer is alive, and {waits} {'waits' if waits[:2] == '1 ' else 'wait'}"
+    if group.newer:
+        waits = format_count(group.newer.count, "message")
+        age = format_age(group.newer.since, group.read_at)
+        return f"{group.group} at {group.stream}: {waits} in hand {'waits' if group.newer.count == 1 else 'wait'} for {group.newer.wanted}, the first for {age}; it becomes a dead letter after its consumer's newer_version_wait: deploy the newer consumers"
     if group.oldest and group.is_stuck:
         age = format_age(group.oldest.added_at, group.read_at)
         return f"{group.group} at {group.stream}: {group.oldest.entry} is in hand for {age} and no attempt has failed: does a listener hang? The log of {group.oldest.consumer} says which"

@@ -44,6 +44,9 @@ in hand       a consumer of the group has it: it waits its turn, its listeners r
 dead letter   the group gave it up: `silbo dead show ID` has its message
 acknowledged  the group is done with it; or the group is younger than the message
 
+waits for a newer version
+              no consumer of the group knows its version, or that of one of its key before it
+
 examples:
   silbo why 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3 --store outbox.db --redis redis://localhost
   silbo why 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3 --prefix shop --json
@@ -166,6 +169,9 @@ def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
             return where, "given back", format_time(place.kept_at), "the next consumer", place.attempts, place.error
         sign = f"last sign {format_age(place.kept_at, now)} ago" if place.kept_at else ""
         return where, "in hand", sign, _describe(place.consumer or ""), place.attempts, place.error
+    if place.state == "newer" and place.left_at:
+        since = f"{format_time(place.left_at)}, {format_age(place.left_at, now)}"
+        return where, "waits for a newer version", since, "a newer consumer", None, None
     if place.state == "dead":
         return where, f"dead letter {place.letter}", None, _describe(place.consumer or ""), place.attempts, place.error
     return where, "waiting" if place.state == "waiting" else "acknowledged", None, None, None, None
@@ -230,6 +236,7 @@ def _entry_to_fields(entry: FoundEntry) -> dict[str, Any]:
                 "attempts": place.attempts,
                 "error": place.error,
                 "letter": place.letter,
+                "left_at": place.left_at,
             }
             for place in entry.groups
         ],

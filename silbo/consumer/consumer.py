@@ -239,6 +239,7 @@ class Consumer:
         """Return its state now, from memory: nothing is asked."""
         reports = self._run_state.reports
         oldest_seen = self._look_at_work()
+        newer = self._queue.count_too_new()
         return Health(
             part="consumer",
             name=self._subscription.name or self._subscription.app,
@@ -249,7 +250,9 @@ class Consumer:
             received_at=to_moment(self._received_at),
             in_hand=len(self._queue),
             oldest_at=to_moment(oldest_seen),
-            waiting_for_retry=self._queue.parked,
+            waiting_for_retry=self._queue.parked - newer,
+            waiting_for_newer=newer,
+            slow=self.stats.slow,
             lag=self._lag,
             unheard=self.stats.unheard,
             last_error=reports.last_error,

@@ -98,8 +98,12 @@ class KeyedQueue:
 
     @property
     def parked(self) -> int:
-        """The number of deliveries that wait for their next attempt."""
+        """The number of deliveries that wait for their next attempt, or for a consumer that knows their version."""
         return len(self._parked)
+
+    def count_too_new(self) -> int:
+        """Return the number of deliveries that wait for a consumer that knows their version."""
+        return sum(queued.too_new is not None for queued in self._parked)
 
     def put(
         self, delivery: Delivery, message: Opened | None, key: str | None, too_new: VersionTooNew | None = None

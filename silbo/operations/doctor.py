@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,7 +15,15 @@ from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
-from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_fields, read_stream_groups
+from silbo.operations.formatting import format_age
+from silbo.operations.groups import (
+    NEWER_VERSION_WAIT,
+    SILENT_AFTER,
+    GroupStatus,
+    LeftToNewer,
+    read_fields,
+    read_stream_groups,
+)
 from silbo.operations.redis import choose_streams, find_streams, opened, read_clock, time_of_entry
 from silbo.outbox.rows import OutboxStore
 
@@ -353,6 +361,8 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     elif retain is not None and age > NEAR * retain:
         text = f"its next message is {age / 3600:,.1f} h old, and after {retain / 3600:,.1f} h it may be dropped"
         found.append(Finding(check, "danger", text, "start more consumers, or a longer RedisStreams(retain=...)"))
+    if group.newer:
+        found.append(_describe_newer(check, group.newer, group.read_at))
     if group.retrying and group.oldest and group.oldest.attempts:
         text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
         found.append(Finding(check, "note", text, None))
@@ -375,6 +385,18 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
             ),
         )
     return found
+
+
+def _describe_newer(check: str, newer: LeftToNewer, now: datetime) -> Finding:
+    """Return the danger that messages become dead letters because no consumer knows their version."""
+    due_at = newer.since + timedelta(seconds=NEWER_VERSION_WAIT)
+    due = f"in {format_age(due_at, now)}" if due_at > now else "after newer_version_wait"
+    text = (
+        f"{newer.count:,} {'waits' if newer.count == 1 else 'wait'} for {newer.wanted}, the first for "
+        f"{format_age(newer.since, now)}; it becomes a dead letter {due} (newer_version_wait is 5 min by default)"
+    )
+    mend = "deploy the newer consumers; what is a dead letter by then: silbo dead retry --group " + check.split()[-1]
+    return Finding(check, "danger", text, mend)
 
 
 async def _find_shared_names(

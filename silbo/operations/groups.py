@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from silbo._process import Process, find_process
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
-from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key
+from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key, build_offered_key
 from silbo.brokers.redis.lag import PAGE, count_lag
 from silbo.brokers.redis.signs_of_life import build_signs_key
+from silbo.errors import MessageInvalid
 from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
-from silbo.operations.scripts import COUNT_DEAD
+from silbo.operations.scripts import COUNT_DEAD, READ_OFFERED
+from silbo.wire.formats import CLOUDEVENTS, JSON
 
 __all__ = [
+    "NEWER_VERSION_WAIT",
     "SILENT_AFTER",
     "ConsumerStatus",
     "GroupStatus",
+    "LeftToNewer",
     "OldestInHand",
     "read_fields",
     "read_groups",
+    "read_offered",
     "read_stream_groups",
     "split_attempts",
 ]
@@ -32,8 +37,10 @@ SILENT_AFTER: Final = 30.0
 """A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
 STUCK_AFTER: Final = 60.0
 """A message that is in hand for more than 60 seconds without a failure may have a listener that hangs."""
-RETRYING_COUNTED: Final = 10_000
-"""Of the oldest 10,000 entries in hand it is counted how many are retried."""
+LOOKED_AT: Final = 10_000
+"""Of the oldest 10,000 entries in hand it is counted how many are retried, and how many wait for a newer consumer."""
+NEWER_VERSION_WAIT: Final = 300.0
+"""A consumer leaves a message of a newer version to others for 300 seconds, by default, before it becomes a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,32 @@ class OldestInHand:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftToNewer:
+    """Messages in hand whose version no consumer of the group knows: they wait for a newer one, and then become dead letters.
+
+    Attributes:
+        count: Their number, with the messages of the same keys behind them; of the oldest 10,000 in hand.
+        entry: The id of the one that has waited longest.
+        since: The time since which it waits.
+        name: The name of its event; None if its message can't be read.
+        version: The version of its message; None if it can't be read.
+    """
+
+    count: int
+    entry: str
+    since: datetime
+    name: str | None
+    version: int | None
+
+    @property
+    def wanted(self) -> str:
+        """The consumer that they wait for: one that knows a version of an event."""
+        if self.name is None or self.version is None:
+            return "a consumer that knows a newer version"
+        return f"a consumer that knows version {self.version} of {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class GroupStatus:
     """One group of one stream.
 
@@ -94,6 +127,7 @@ class GroupStatus:
         dead: The number of its dead letters.
         consumers: Its consumers, by name.
         read_at: The time at which this was read, by Redis's clock, as the other times.
+        newer: Those in hand that wait for a consumer of a newer version; None if none does.
     """
 
     stream: str
@@ -107,6 +141,7 @@ class GroupStatus:
     dead: int
     consumers: Sequence[ConsumerStatus]
     read_at: datetime
+    newer: LeftToNewer | None = None
 
     @property
     def is_stuck(self) -> bool:
@@ -115,6 +150,7 @@ class GroupStatus:
             not self.lag
             and self.oldest is not None
             and not self.oldest.attempts
+            and (self.newer is None or self.newer.entry != self.oldest.entry)
             and (self.read_at - self.oldest.added_at).total_seconds() > STUCK_AFTER
         )
 
@@ -184,6 +220,7 @@ async def _read_group(
     names = [consumer["name"] for consumer in consumers]
     signs = await read_fields(connection, build_signs_key(key, name), names)
     lag, is_at_least = await count_lag(connection, key, stream, group, given)
+    retrying, newer = await _look_at_hand(connection, key, name, attempts_key)
     return GroupStatus(
         stream=key.decode(),
         group=_text(name),
@@ -192,10 +229,11 @@ async def _read_group(
         waiting_since=time_of_entry(waiting[0][0].decode()) if waiting else None,
         in_hand=group["pending"],
         oldest=await _read_oldest(connection, attempts_key, oldest[0], now) if oldest else None,
-        retrying=await _count_retrying(connection, key, name, attempts_key),
+        retrying=retrying,
         dead=dead.get(name, 0),
         consumers=[_to_consumer(consumer, signs, now, silent_after) for consumer in consumers],
         read_at=now,
+        newer=newer,
     )
 
 
@@ -239,23 +277,68 @@ async def read_fields(connection: CallConnection, key: bytes, names: Sequence[by
     return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
+async def read_offered(
+    connection: CallConnection, key: bytes, group: bytes, ids: Sequence[bytes]
+) -> dict[bytes, datetime]:
+    """Return since when entries are left to the group's other consumers, for those that are; with a program's rights."""
+    if not ids:
+        return {}
+    (times,) = await ask(connection, ScriptCall.of(READ_OFFERED, [build_offered_key(key, group)], *ids))
+    return {
+        entry: datetime.fromtimestamp(float(time) / 1000, UTC)
+        for entry, time in zip(ids, times, strict=True)
+        if time and float(time) > 0  # 0: it was given up meanwhile
+    }
+
+
 def _text(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
 
 
-# -- counting -----------------------------------------------------------------------------------------------
+# -- in hand ------------------------------------------------------------------------------------------------
 
 
-async def _count_retrying(connection: CallConnection, key: bytes, group: bytes, attempts_key: bytes) -> int:
-    """Return the number of entries in hand for which an attempt was counted, of the oldest 10,000."""
+async def _look_at_hand(
+    connection: CallConnection, key: bytes, group: bytes, attempts_key: bytes
+) -> tuple[int, LeftToNewer | None]:
+    """Return the number of entries in hand for which an attempt was counted, and those left to others; of the oldest 10,000."""
     retrying, begin = 0, b"-"
-    for _ in range(RETRYING_COUNTED // PAGE):
+    left: list[tuple[datetime, bytes]] = []
+    for _ in range(LOOKED_AT // PAGE):
         (rows,) = await ask(connection, Command(b"XPENDING", key, group, begin, b"+", b"%d" % PAGE))
-        retrying += len(await read_fields(connection, attempts_key, [row[0] for row in rows]))
+        ids = [row[0] for row in rows]
+        counted = await read_fields(connection, attempts_key, ids)
+        retrying += len(counted)
+        offered = await read_offered(connection, key, group, ids)
+        left += [(since, entry) for entry, since in offered.items() if entry not in counted]
         if len(rows) < PAGE:
             break
         begin = b"(" + rows[-1][0]
-    return retrying
+    return retrying, await _describe_left(connection, key, left) if left else None
+
+
+async def _describe_left(connection: CallConnection, key: bytes, left: Sequence[tuple[datetime, bytes]]) -> LeftToNewer:
+    since, entry = min(
+        left, key=lambda each: each[0]
+    )  # of several the first in the stream, which the others are behind
+    (rows,) = await ask(connection, Command(b"XRANGE", key, entry, entry))
+    fields = rows[0][1] if rows else []
+    name, version = _read_version(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"message", b""))
+    return LeftToNewer(count=len(left), entry=entry.decode(), since=since, name=name, version=version)
+
+
+def _read_version(raw: bytes) -> tuple[str | None, int | None]:
+    """Return the name and the version of a message, if it has a format that tells them."""
+    for form in (JSON, CLOUDEVENTS):
+        try:
+            message = form.decode(raw)
+            return message.message_name, message.version
+        except MessageInvalid:
+            continue
+    return None, None
+
+
+# -- counting -----------------------------------------------------------------------------------------------
 
 
 async def _count_dead(connection: CallConnection, key: bytes) -> dict[bytes, int]:

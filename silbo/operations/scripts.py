@@ -6,7 +6,7 @@ from typing import Final
 
 from silbo.brokers.redis.scripts import Script
 
-__all__ = ["COUNT_DEAD", "FIND", "FIND_IN"]
+__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_OFFERED"]
 
 COUNT_DEAD: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
@@ -27,6 +27,19 @@ return reply
 
 Key: the dead letters. Arguments: the first id, the most letters of the page. Reply: the last id, or nothing if there is no letter;
 then group and number, again and again.
+"""
+
+READ_OFFERED: Final = Script("""
+local times = {}
+for i = 1, #ARGV do
+  local time = redis.pcall('ZSCORE', KEYS[1], ARGV[i])
+  times[i] = type(time) == 'string' and time or ''
+end
+return times
+""")
+"""Reads since when entries are left to the group's other consumers.
+
+Key: the offered. Arguments: ids. Reply: for each id the time in milliseconds; nothing where it is not left, or the user may not look.
 """
 
 _HAS: Final = """

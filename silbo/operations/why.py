@@ -15,7 +15,7 @@ from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.brokers.redis.in_hand import build_attempts_key
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Format
-from silbo.operations.groups import split_attempts
+from silbo.operations.groups import read_offered, split_attempts
 from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
 from silbo.operations.scripts import FIND
 from silbo.outbox.rows import OutboxStore, Row
@@ -32,8 +32,9 @@ CLOCKS: Final = 60.0
 UUID_WITH_TIME: Final = 7
 """The version of UUIDs that begin with their time."""
 
-PlaceState: TypeAlias = Literal["waiting", "in hand", "dead", "done"]
-"""``waiting``: the group was not given it yet. ``in hand``: a consumer has it. ``dead``: the group gave it up. ``done``: acknowledged,
+PlaceState: TypeAlias = Literal["waiting", "in hand", "newer", "dead", "done"]
+"""``waiting``: the group was not given it yet. ``in hand``: a consumer has it. ``newer``: it waits for a consumer that knows its
+version, or behind a message of its key that does. ``dead``: the group gave it up. ``done``: acknowledged,
 or it came before the group began."""
 
 
@@ -50,6 +51,7 @@ class PlaceInGroup:
         attempts: The attempts that have failed, or did not end.
         error: The error of the last one.
         letter: The id of the dead letter.
+        left_at: The time since which the consumers leave it to newer ones.
     """
 
     group: str
@@ -59,6 +61,7 @@ class PlaceInGroup:
     attempts: int = 0
     error: str | None = None
     letter: str | None = None
+    left_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,13 +305,15 @@ async def _place_in_group(
     if pending:
         _, consumer, idle, _ = pending[0]
         attempts, error = split_attempts(noted)
+        left_at = None if attempts else (await read_offered(connection, key, name, [entry])).get(entry)
         return PlaceInGroup(
             group=text,
-            state="in hand",
+            state="newer" if left_at else "in hand",
             consumer=consumer.decode(errors="backslashreplace"),
             kept_at=now - timedelta(milliseconds=idle),
             attempts=attempts,
             error=error,
+            left_at=left_at,
         )
     for letter in letters:
         if letter.group == text and letter.entry == entry.decode() and letter.stream == key.decode():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisStreams
+from silbo.event import new_id
+from silbo.message import Delivery, Message
 from silbo.operations.doctor import Finding, examine
+from silbo.operations.groups import read_groups
 from silbo.stores.sqlite import SQLiteStore
 from tests.support.command_line import SILBO, fill, message, settle, silbo
-from tests.support.redis_streams import eventually, opened
+from tests.support.redis_streams import eventually, opened, receive
 from tools.redis_binary import Binary
 from tools.redis_server import RedisServer
 
@@ -21,6 +26,10 @@ from tools.redis_server import RedisServer
 async def findings(client: Redis, **options: Any) -> dict[str, Finding]:
     """The last finding of each check."""
     return {finding.check: finding async for finding in examine(client, **options)}
+
+
+async def all_findings(client: Redis, **options: Any) -> list[Finding]:
+    return [finding async for finding in examine(client, **options)]
 
 
 @pytest.mark.every_redis
@@ -137,6 +146,60 @@ async def test_message_in_hand_for_long_is_noted(redis: Redis, redis_url: str, p
     assert stuck.level == "note" and "a listener may hang" in stuck.text and consumer in (stuck.mend or "")
     assert f"does a listener hang? The log of {consumer}" in table.out
     assert "hang" not in failing[f"{key} billing"].text
+
+
+async def test_messages_that_wait_for_a_newer_consumer_are_a_danger(redis: Redis, redis_url: str, prefix: str) -> None:
+    """All commands say what they wait for, and not that a listener hangs. An attempt, or a dead letter, ends the wait."""
+    key, identity, where = f"{prefix}:{{events}}", new_id(), ("--redis", redis_url, "--prefix", prefix)
+    newer = Message("notification_event", "order.paid", identity, {}, {"publication": "p", "version": "2"})
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(newer, message(1))
+            first, second = [item for item in await receive(receiver, 2) if isinstance(item, Delivery)]
+            await receiver.offer(first, second)
+            found = await all_findings(redis, prefix=prefix)
+            groups, json, why, why_json = [
+                await silbo(*arguments)
+                for arguments in (
+                    ("groups", *where),
+                    ("groups", *where, "--json"),
+                    ("why", identity, *where),
+                    ("why", identity, *where, "--json"),
+                )
+            ]
+            await redis.zadd(f"{key}:offered:billing", {first.id: 1, second.id: 1})
+            late = await all_findings(redis, prefix=prefix)
+            await receiver.count(second)
+            (one,) = await read_groups(redis, prefix=prefix)
+            assert await receiver.bury(first, error="VersionTooNew: no", attempts=0)
+            (none,) = await read_groups(redis, prefix=prefix)
+            await redis.xclaim(key, "billing", "silbo-retry", 0, [first.id], force=True)
+            (again,) = await read_groups(redis, prefix=prefix)
+    (danger,) = [each for each in found if each.check == f"{key} billing"]
+    assert danger.level == "danger" and "deploy the newer consumers" in (danger.mend or "")
+    wanted = "a consumer that knows version 2 of order.paid"
+    assert re.match(rf"2 wait for {wanted}, the first for \d+ s; it becomes a dead letter in \d+ ", danger.text)
+    assert any("becomes a dead letter after newer_version_wait" in each.text for each in late)
+    assert f"2 messages in hand wait for {wanted}, the first for" in groups.out and "hang" not in groups.out
+    assert (json.object["newer"]["count"], json.object["newer"]["version"]) == (2, 2)
+    (place,) = why_json.object["entries"][0]["groups"]
+    assert place["state"] == "newer" and place["left_at"] and "waits for a newer version" in why.out
+    assert one.newer is not None and one.newer.count == 1 and none.newer is again.newer is None
+
+
+async def test_version_that_can_not_be_read_is_a_newer_one(redis: Redis, prefix: str) -> None:
+    """Diator's format tells none, an encrypted message neither."""
+    key = f"{prefix}:{{events}}"
+    await redis.xgroup_create(key, "billing", "0", mkstream=True)
+    entry = await redis.xadd(key, {"message": "secret"})
+    await redis.xreadgroup("billing", "web-1:4711:0123456789ab-1", {key: ">"})
+    await redis.zadd(f"{key}:offered:billing", {entry: time.time() * 1000 - 90_000})
+    found = await all_findings(redis, prefix=prefix)
+    assert any("1 waits for a consumer that knows a newer version, the first for 90 s" in each.text for each in found)
+    await redis.delete(f"{key}:offered:billing")
+    await redis.set(f"{key}:offered:billing", "another program's")
+    unknown = [each for each in await all_findings(redis, prefix=prefix) if each.check == f"{key} billing"]
+    assert unknown and not any("newer version" in each.text for each in unknown)
 
 
 async def _read(receiver: Any) -> None:

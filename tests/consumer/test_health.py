@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,7 +13,8 @@ from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
 from silbo.consumer import consumer as module
 from silbo.errors import BrokerUnavailable
-from tests.support.consumer import Consumer, Heard, Running, Scripted, begin, delivery, joined
+from silbo.message import Message
+from tests.support.consumer import USER_JOINED, Consumer, Heard, Running, Scripted, begin, delivery, joined
 from tests.support.relay import wait_until
 
 
@@ -104,6 +106,40 @@ async def test_no_room_is_left_if_nearly_all_waits_for_a_retry(
         assert consumer.health().explain() == "no room"
         broken = False
         await wait_until(lambda: consumer.health().is_ready)
+
+
+async def test_messages_of_a_newer_version_are_the_reason_for_no_room(
+    d: AsyncEventDispatcher, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no retries: a newer consumer has to be deployed."""
+    monkeypatch.setattr(module, "UNACKED", 4)
+    await begin(broker)
+    async with Running(Consumer(d, broker.group("billing", start="new"), events=[USER_JOINED], drain=0)) as consumer:
+        newer = [_of_version_2(joined(number, key=str(number))) for number in range(4)]
+        await broker.publish(*newer)
+        await wait_until(lambda: not consumer.health().has_room)
+        health = consumer.health()
+        assert (health.waiting_for_newer, health.waiting_for_retry, health.slow) == (4, 0, 0)
+        assert health.explain() == "no room: 4 in hand wait for a consumer that knows their newer version"
+
+
+def _of_version_2(message: Message) -> Message:
+    return replace(message, headers={**message.headers, "version": "2"})
+
+
+async def test_slow_listeners_are_counted(d: AsyncEventDispatcher, broker: MemoryBroker) -> None:
+    go_on = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def wait(_: object) -> None:
+        await go_on.wait()
+
+    await begin(broker)
+    async with Running(Consumer(d, broker.group("billing", start="new"), slow_after=0.01)) as consumer:
+        await broker.publish(joined(1))
+        await wait_until(lambda: consumer.health().slow == 1)
+        go_on.set()
+        await wait_until(lambda: consumer.health().slow == 0)
 
 
 async def test_busy_consumer_has_room(d: AsyncEventDispatcher, monkeypatch: pytest.MonkeyPatch) -> None:

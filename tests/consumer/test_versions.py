@@ -388,6 +388,7 @@ async def test_what_nobody_knows_in_time_becomes_a_dead_letter_with_the_reason()
     assert letter.attempts == 0 and letter.error.startswith("VersionTooNew: 'order.paid': the message has version 2")
     (given_up,) = errors
     assert isinstance(given_up, DeliveryGivenUp) and isinstance(given_up.__cause__, VersionTooNew)
+    assert "given up as no consumer of the group that knows its version came in time" in str(given_up)
     assert (consumer.stats.newer, consumer.stats.dead, consumer.stats.handled) == (1, 1, 1)
     assert not await left_over(broker)
 

@@ -16,7 +16,7 @@ A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER operator on >password resetkeys ~silbo:* resetchannels &silbo:* -@all
         +ping +eval +evalsha +time +type +scan +xinfo +xlen +xrange +xrevrange +xpending +xread
-        +hget +hmget +subscribe +psubscribe +info +config|get +memory|usage +acl|whoami +acl|dryrun
+        +hget +hmget +zscore +subscribe +psubscribe +info +config|get +memory|usage +acl|whoami +acl|dryrun
 
 (``operator`` is for ``silbo groups``, ``why``, ``tail``, ``top`` and ``doctor``, which write nothing. Each in one line; another ``db`` than 0 needs ``+select`` too, a ``client_name`` ``+client|setname``, and Diator's
 format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; Redis Cluster is not supported.

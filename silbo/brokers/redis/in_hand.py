@@ -15,7 +15,7 @@ from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import BrokerRefused, BrokerUnavailable
 from silbo.message import Batch, Delivery
 
-__all__ = ["DeliveriesInHand", "build_attempts_key", "build_given_key"]
+__all__ = ["DeliveriesInHand", "build_attempts_key", "build_given_key", "build_offered_key"]
 
 KEPT_AT_ONCE: Final = 100
 """A call keeps at most 100 deliveries: Redis does nothing else meanwhile."""
@@ -42,7 +42,7 @@ def build_given_key(key: bytes) -> bytes:
     return b"%b:given" % key
 
 
-def _build_offered_key(key: bytes, group: bytes) -> bytes:
+def build_offered_key(key: bytes, group: bytes) -> bytes:
     """Return the key of the sorted set of a stream's entries that one group's consumers have offered, by the first time."""
     return b"%b:offered:%b" % (key, group)
 
@@ -189,7 +189,7 @@ class DeliveriesInHand:
 
     def offer_arguments(self, key: bytes, ids: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the arguments of the script OFFER for entries of a stream."""
-        keys = [key, _build_offered_key(key, self._group)]
+        keys = [key, build_offered_key(key, self._group)]
         after = b"%d" % (self._claim_after * 1000)
         return keys, [self._group, self._consumer, after, b"%d" % OFFERED_FOR, *ids]
 
@@ -232,7 +232,7 @@ class DeliveriesInHand:
     async def bury(self, delivery: Delivery, error: str, attempts: int) -> bool:
         """Make a delivery a dead letter and acknowledge it; False if it is another consumer's, or acknowledged."""
         key = delivery.address.encode()
-        keys = [key, build_attempts_key(key, self._group), key + b":dead", _build_offered_key(key, self._group)]
+        keys = [key, build_attempts_key(key, self._group), key + b":dead", build_offered_key(key, self._group)]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
         what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
         leaving = self._leaving[delivery.address]
