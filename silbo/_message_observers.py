@@ -66,6 +66,8 @@ class Attempt(_Observed):
         name: The name that the event is dispatched under.
         message_id: The id of the message.
         headers: The headers of the message.
+        number: The number of the attempt, from 1, as the log and a dead letter count it. A delivery that was given out again
+            without an attempt has used up none, so this may be less than the delivery's own.
         subscription: The description of what the consumer receives; None with ``receive``.
         pause: Seconds between the attempt before and this one, if this consumer made both; else None.
         duration: Seconds; 0 before the end.
@@ -77,6 +79,7 @@ class Attempt(_Observed):
     name: object
     message_id: str
     headers: Mapping[str, str]
+    number: int
     subscription: Subscription | None
     pause: float | None
 

@@ -237,7 +237,7 @@ class Attempts:
         if (pause := _seconds_off(error)) is not None:
             return pause  # it is no attempt while a plugin is away
         if _is_one_of(error, self._options.give_up_on):
-            await self._bury(queued, error, queued.attempts + (not queued.is_counted))
+            await self._bury(queued, error, queued.number)
             return None
         if not queued.is_counted:
             queued.failure = error  # the listeners don't run again before it is counted
@@ -343,7 +343,7 @@ class Attempts:
 
             def begin(rebuilt: RebuiltEvent) -> None:
                 pause = queued.delay if queued.tries else None
-                attempt = make_attempt(rebuilt, delivery, self._options.subscription, pause)
+                attempt = make_attempt(rebuilt, delivery, queued.number, self._options.subscription, pause)
                 hooks.enter_context(observed(observers, "attempt", attempt))
 
             await self._handle_event(queued, delivery, message, begin)
@@ -495,7 +495,7 @@ class Attempts:
         ``delivery`` has the number of the attempt as a hook is to see it.
         """
         self._run.stats.failed += 1
-        attempt = queued.attempts + (not queued.is_counted)
+        attempt = queued.number
         queued.delay = self._options.backoff.delay(attempt) or 0.0
         if not self._acks.holds(queued.delivery):
             then = "and another consumer has it now"

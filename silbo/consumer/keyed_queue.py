@@ -47,6 +47,11 @@ class QueuedDelivery:
     failure: Exception | None = None
     burial: tuple[BaseException, int] | None = None
 
+    @property
+    def number(self) -> int:
+        """The number of the attempt that runs or comes next, from 1, as the broker counts attempts."""
+        return self.attempts + (not self.is_counted)
+
 
 @dataclass(slots=True, eq=False)
 class QueuedBatch:

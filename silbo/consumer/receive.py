@@ -394,7 +394,7 @@ async def receive(
     outer = handled.set(rebuilt.message)
     try:
         if observers := find_observers(dispatcher):
-            with observed(observers, "attempt", make_attempt(rebuilt, delivery)):
+            with observed(observers, "attempt", make_attempt(rebuilt, delivery, delivery.attempt)):
                 event = await dispatch_received(dispatcher, dispatched)
         else:
             event = await dispatch_received(dispatcher, dispatched)
@@ -405,7 +405,11 @@ async def receive(
 
 
 def make_attempt(
-    rebuilt: RebuiltEvent, delivery: Delivery, subscription: Subscription | None = None, pause: float | None = None
+    rebuilt: RebuiltEvent,
+    delivery: Delivery,
+    number: int,
+    subscription: Subscription | None = None,
+    pause: float | None = None,
 ) -> Attempt:
     """Return the record of an attempt that begins, for observers."""
     return Attempt(
@@ -413,6 +417,7 @@ def make_attempt(
         name=rebuilt.name,
         message_id=rebuilt.message.message_id,
         headers=rebuilt.message.headers,
+        number=number,
         subscription=subscription,
         pause=pause,
     )

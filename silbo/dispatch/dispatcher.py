@@ -84,7 +84,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_observers(observers)
         check_container(container)
         self._is_replaced = False  # True if one of these methods is replaced on this object
-        self._observers = tuple(observers)
+        self._observations: dict[object, Observer] = {object(): observer for observer in observers}
+        self._observers = self._list_observers()
         self._listeners = ListenerRegistry(policy=on_error, binding=binding, container=container)
         # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
         self._ready = self._listeners.ready
@@ -212,6 +213,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
     def observe(self, observer: Observer, /) -> Registration:
         """Call an observer around every dispatch that begins from now on, after those given before.
 
+        An observer that is given twice is called once, until each of its registrations is removed; one that was given to the
+        constructor is called as long as the dispatcher is used.
+
         Returns:
             The registration; its ``remove()`` ends the observation, with the next dispatch.
 
@@ -219,14 +223,21 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             TypeError: The object is no observer.
         """
         check_observers([observer])
-        self._observers = (*self._observers, observer)
+        registered = object()
+        self._observations[registered] = observer
+        self._observers = self._list_observers()
         self._ready.clear()
 
         def remove() -> None:
-            self._observers = tuple(other for other in self._observers if other is not observer)
+            self._observations.pop(registered, None)
+            self._observers = self._list_observers()
             self._ready.clear()
 
         return Registration(remove)
+
+    def _list_observers(self) -> tuple[Observer, ...]:
+        """Return each observer once, in the order of its first registration."""
+        return tuple({id(observer): observer for observer in self._observations.values()}.values())
 
     # -- dispatch -------------------------------------------------------------------------------------------
 

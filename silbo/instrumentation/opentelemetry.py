@@ -169,7 +169,10 @@ class _Spans:
         if self._with_baggage:
             _baggage.inject(carrier)
         headers = {name: value for name, value in carrier.items() if len(value) <= _longest(name)}
-        publishing.message = replace(message, headers={**message.headers, **headers})
+        kept = message.headers
+        if "traceparent" in headers:  # a tracestate of the host's belongs to another traceparent, and goes with it
+            kept = {name: value for name, value in kept.items() if name not in _TRACE_HEADERS}
+        publishing.message = replace(message, headers={**kept, **headers})
 
     def after_publish(self, publishing: Publishing) -> None:
         """End the span of a publish."""
@@ -214,6 +217,7 @@ class _Spans:
             attributes={
                 **self._of_operation("process", "process", attempt.subscription),
                 **_of_delivery(delivery),
+                "silbo.attempt": attempt.number,
                 **_of_message(attempt.message_id, attempt, attempt.name),
             },
         )
@@ -234,7 +238,8 @@ class _Spans:
 
     def after_dead_letter(self, delivery: Delivery, error: DeliveryGivenUp) -> None:
         """Make the span of a delivery that has become a dead letter."""
-        self._settle("bury", delivery, error.__cause__ or error, {"messaging.consumer.group.name": error.group})
+        attributes = {"silbo.attempt": error.attempts, "messaging.consumer.group.name": error.group}
+        self._settle("bury", delivery, error.__cause__ or error, attributes)
 
     def _settle(self, operation: str, delivery: Delivery, error: BaseException, attributes: Mapping[str, Any]) -> None:
         """Make the span of a settlement: a child of the attempt's. Without an attempt it has only its link to the sender."""
@@ -247,7 +252,7 @@ class _Spans:
             about = _of_message(envelopes[0].message_id, envelopes[0], None) if envelopes else {}
         else:
             sender = _read_sender(attempt.headers)
-            about = _of_message(attempt.message_id, attempt, attempt.name)
+            about = _of_message(attempt.message_id, attempt, attempt.name) | {"silbo.attempt": attempt.number}
         name = operation if attempt is None else f"{operation} {self._label(attempt.name)}"
         span = self._tracer.start_span(
             name,
@@ -344,10 +349,7 @@ def _of_message(message_id: str, headed: Any, name: object) -> dict[str, Any]:
 
 
 def _of_delivery(delivery: Delivery) -> dict[str, Any]:
-    attributes: dict[str, Any] = {
-        "messaging.destination.name": delivery.address,
-        "silbo.attempt": delivery.attempt,
-    }
+    attributes: dict[str, Any] = {"messaging.destination.name": delivery.address}
     if delivery.id:
         attributes["silbo.delivery.id"] = delivery.id
     return attributes

@@ -135,6 +135,7 @@ async def test_attempts_retries_and_dead_letters_are_observed(
     first, second = arguments[2][0], arguments[5][0]
     assert isinstance(first, Attempt) and first.pause is None and first.delivery.attempt == 1
     assert second.pause == arguments[3][2] > 0 and second.delivery.attempt == 2
+    assert (first.number, second.number) == (1, 2)
     assert (first.outcome, first.error) == ("failed", error) and arguments[3][1] is error
     assert first.message_id == delivery.message().message_id and first.headers == delivery.message().headers
     assert first.subscription.name == "billing" and given_up.attempts == 2 and delivery.id == first.delivery.id

@@ -399,6 +399,24 @@ async def test_a_dispatcher_in_use_can_be_observed_for_a_while() -> None:
     assert d._ready, "adispatch does not run its listeners directly again"
 
 
+async def test_an_observer_that_is_given_again_is_called_once_and_stays() -> None:
+    """Each registration ends itself alone, in any order; what the constructor was given stays."""
+    trace, recorder = Trace(), Recorder()
+    d = AsyncEventDispatcher(observers=[trace])
+    with d.observe(trace), d.observe(Trace()) as other_registration:
+        await d.adispatch("a")
+        other_registration.remove()
+    first, second = d.observe(recorder), d.observe(recorder)
+    await d.adispatch("b")
+    first.remove()
+    first.remove()
+    await d.adispatch("c")
+    second.remove()
+    await d.adispatch("d")
+    assert [dispatch.name for dispatch in trace.dispatches] == ["a", "b", "c", "d"]
+    assert len(recorder.log) == 4, "each dispatch once, b and c"
+
+
 async def test_a_dispatch_keeps_the_observers_that_it_began_with() -> None:
     d, seen = AsyncEventDispatcher(), Recorder()
 

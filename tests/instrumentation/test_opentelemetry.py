@@ -464,6 +464,19 @@ async def test_a_long_tracestate_is_not_sent_on(d: AsyncEventDispatcher) -> None
     assert headers["traceparent"].split("-")[1] == TRACE and "tracestate" not in headers
 
 
+async def test_a_tracestate_goes_with_its_traceparent(d: AsyncEventDispatcher, traces: Traces) -> None:
+    """It is of the trace that the host has set, which the publish's own replaces."""
+    publisher = Collecting()
+    d.add_subscriber(Bridge(publisher))
+    event = NotificationEvent()
+    set_header(event, "traceparent", TRACEPARENT)
+    set_header(event, "tracestate", "vendor=1")
+    set_header(event, "team", "billing")
+    await d.adispatch(JOINED, event)
+    headers = publisher.messages[0].headers
+    assert headers["traceparent"] != TRACEPARENT and "tracestate" not in headers and headers["team"] == "billing"
+
+
 async def test_receive_makes_the_span_of_an_attempt(d: AsyncEventDispatcher, traces: Traces) -> None:
     """A host with a loop of its own around another broker has the same trace."""
 
@@ -502,6 +515,7 @@ async def test_a_soon_retry_stays_in_the_trace(d: AsyncEventDispatcher, traces: 
     assert (
         attributes(retry)["messaging.operation.type"] == "settle" and attributes(retry)["error.type"] == "LookupError"
     )
+    assert attributes(retry)["silbo.attempt"] == 1
     assert attributes(retry)["silbo.retry.delay"] <= QUICK.cap
     assert first.status.status_code is StatusCode.ERROR and attributes(second)["silbo.attempt"] == 2
     assert second.parent is not None and second.parent.span_id == int(SPAN, 16)
@@ -531,6 +545,7 @@ def test_an_attempt_after_another_consumer_s_links(traces: Traces) -> None:
             name=JOINED,
             message_id=message.message_id,
             headers=message.headers,
+            number=2,
             subscription=group,
             pause=pause,
         )
@@ -563,6 +578,7 @@ async def test_a_dead_letter_has_a_span_below_its_last_attempt(d: AsyncEventDisp
     assert attributes(bury)["error.type"] == "LookupError" and attributes(bury)["messaging.operation.type"] == "settle"
     assert attributes(bury)["messaging.consumer.group.name"] == "billing"
     assert malformed.parent is None and not malformed.links
+    assert [attributes(span)["silbo.attempt"] for span in (bury, malformed)] == [1, 0], "as the dead letters say it"
 
 
 async def test_a_redriven_dead_letter_links(d: AsyncEventDispatcher, traces: Traces, own_redis: Any) -> None:
@@ -597,6 +613,10 @@ async def test_a_redriven_dead_letter_links(d: AsyncEventDispatcher, traces: Tra
     first, second = traces.find("process other")
     assert first.parent is not None and first.parent.span_id == int(SPAN, 16)
     assert second.parent is None and linked(second) == [int(SPAN, 16)]
+    spans = (first, traces.one("bury other"), second)
+    assert [attributes(span)["silbo.attempt"] for span in spans] == [1, 1, 1], (
+        "attempts count from 1 again, as in the log"
+    )
     assert linked(traces.find("receive")[0]) == [int(SPAN, 16)], "Redis gives deliveries in batches"
     assert attributes(first)["messaging.system"] == "redis"
     assert attributes(first)["messaging.destination.name"] == "silbo:{events}"
