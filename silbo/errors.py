@@ -31,6 +31,8 @@ __all__ = [
     "Fenced",
     "FollowUpsExceeded",
     "Gap",
+    "GroupInUse",
+    "GroupMissing",
     "HandlerShared",
     "HeaderInvalid",
     "KeyUnknown",
@@ -698,6 +700,47 @@ class StreamMissing(SilboError, LookupError):
             return f"there is no stream {self.stream}: nothing was sent there yet, or the prefix is another one"
         shown = ", ".join([*self.found[:10], *(["..."] if self.found[10:] else [])])
         return f"there is no stream {self.stream}; there are {shown}: give that prefix and stream"
+
+
+@dataclass(eq=False)
+class GroupMissing(SilboError, LookupError):
+    """No stream has a group of this name.
+
+    Attributes:
+        group: The group's name.
+        streams: The keys of the streams that were looked at.
+    """
+
+    group: str
+    streams: Sequence[str]
+
+    def __str__(self) -> str:
+        return (
+            f"there is no group {self.group} at {', '.join(self.streams)}: `silbo groups` shows those that there are; give "
+            "one of them, or another prefix or stream"
+        )
+
+
+@dataclass(eq=False)
+class GroupInUse(SilboError, RuntimeError):
+    """A group can't be set back while its consumers live: they would be given messages again in the midst of others.
+
+    Attributes:
+        group: The group's name.
+        stream: The key of the stream.
+        consumers: The names of the consumers that gave a sign of life lately.
+    """
+
+    group: str
+    stream: str
+    consumers: Sequence[str]
+
+    def __str__(self) -> str:
+        return (
+            f"nothing was done: {self.group} at {self.stream} has live consumers: {', '.join(self.consumers)}. Stop them and "
+            "repeat; one that was killed, or was stopped with messages in hand, counts as gone after 30 seconds "
+            "(--silent-after)"
+        )
 
 
 class DeliveryUnknown(PublishError, ConnectionError):

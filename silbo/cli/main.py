@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "names": "silbo.cli.names",
     "plugins": "silbo.cli.plugins",
     "groups": "silbo.cli.groups",
+    "rewind": "silbo.cli.rewind",
     "why": "silbo.cli.why",
     "tail": "silbo.cli.tail",
     "top": "silbo.cli.top",

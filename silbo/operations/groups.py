@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from silbo._process import Process, find_process
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
+from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key, build_offered_key
 from silbo.brokers.redis.lag import PAGE, count_lag
 from silbo.brokers.redis.signs_of_life import build_signs_key
@@ -216,7 +217,7 @@ async def _read_group(
         Command(b"HGET", build_given_key(key), name),
         Command(b"XRANGE", key, b"(" + last, b"+", b"COUNT", b"1"),
     )
-    consumers = [to_mapping(row) for row in rows]
+    consumers = [each for each in map(to_mapping, rows) if each["name"] != RETRY_CONSUMER]  # nobody runs under it
     names = [consumer["name"] for consumer in consumers]
     signs = await read_fields(connection, build_signs_key(key, name), names)
     lag, is_at_least = await count_lag(connection, key, stream, group, given)

@@ -1,4 +1,4 @@
-"""The Lua scripts with which this package looks into Redis. They only read, so they run on a replica too."""
+"""The Lua scripts with which this package looks into Redis. All but REWIND only read, so they run on a replica too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from silbo.brokers.redis.scripts import Script
 
-__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_OFFERED"]
+__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_OFFERED", "REWIND"]
 
 COUNT_DEAD: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
@@ -82,4 +82,24 @@ return hits
 """Looks for the entries among those of some ids that contain a text.
 
 Key: a stream. Arguments: the text, then ids. Reply: the entries.
+"""
+
+# SETID without ENTRIESREAD: Redis counts anew when the group has caught up, and does so after a restart as well. The note of
+# what the group was given is forgotten, as for a new group.
+REWIND: Final = Script("""
+local live = {}
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local consumer = {}
+  for i = 1, #row, 2 do consumer[row[i]] = row[i + 1] end
+  if consumer.idle <= tonumber(ARGV[3]) and consumer.name ~= ARGV[4] then live[#live + 1] = consumer.name end
+end
+if #live > 0 then return live end
+redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2])
+redis.pcall('HDEL', KEYS[2], ARGV[1])
+return live
+""")
+"""Sets a group back, unless one of its consumers lives.
+
+Keys: the stream, the notes of what its groups were given. Arguments: group, the id after which it goes on, milliseconds after which a
+consumer counts as gone, the name of a consumer that does not count. Reply: the consumers that live; if there are any, nothing was done.
 """

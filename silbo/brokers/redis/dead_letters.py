@@ -23,7 +23,7 @@ from silbo.errors import BrokerUnavailable
 from silbo.message import Format, Message
 from silbo.wire.formats import JSON
 
-__all__ = ["DeadLetter", "DeadLetters", "Retried", "is_letter_id", "parse_letter"]
+__all__ = ["RETRY_CONSUMER", "DeadLetter", "DeadLetters", "Retried", "is_letter_id", "parse_letter"]
 
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_TIME: Final = datetime(9999, 12, 30, tzinfo=UTC)
@@ -38,6 +38,8 @@ RETRY_AT_ONCE: Final = 20
 """A call retries at most 20 dead letters: each may have 1 MiB, and Redis does nothing else meanwhile."""
 PURGE_AT_ONCE: Final = 100
 """A call deletes at most 100 dead letters."""
+RETRY_CONSUMER: Final = b"silbo-retry"
+"""The name in a group that holds what is given back, until a consumer takes it over. Nobody runs under it."""
 _FAILURES: Final = {
     b"expired": "its entry is gone from the stream (retention, or a deletion): only everybody=True brings it back",
     b"no group": "its group does not exist any more",
@@ -312,7 +314,7 @@ class DeadLetters(AsyncCloseable):
 
     async def _retry(self, ids: Sequence[bytes], *, everybody: bool) -> Any:
         anew = b"1" if everybody else b""
-        return await self._connection.run(ScriptCall.of(RETRY, [self._stream, self._key], anew, *ids))
+        return await self._connection.run(ScriptCall.of(RETRY, [self._stream, self._key], anew, RETRY_CONSUMER, *ids))
 
     async def _purge_steps(
         self, ids: Collection[str] | None, group: str | None, before: datetime | None

@@ -234,7 +234,7 @@ local function retry(id)
   local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
   if type(forgotten) == 'table' and not is_wrong_type(forgotten) then return {err = plain(forgotten.err)} end
   local claimed = redis.pcall(
-    'XCLAIM', KEYS[1], letter.group, 'silbo-retry', 0, letter.id, 'TIME', 0, 'FORCE', 'JUSTID')
+    'XCLAIM', KEYS[1], letter.group, ARGV[2], 0, letter.id, 'TIME', 0, 'FORCE', 'JUSTID')
   if claimed.err then
     local why = plain(claimed.err)
     if string.sub(why, 1, 7) == 'NOGROUP' then return 'no group' end
@@ -247,17 +247,17 @@ local function retry(id)
   redis.call('XDEL', KEYS[2], id)
   return 'returned'
 end
-for i = 2, #ARGV do
+for i = 3, #ARGV do
   local outcome = retry(ARGV[i])
   if type(outcome) == 'table' then return outcome end
-  outcomes[i - 1] = outcome
+  outcomes[i - 2] = outcome
 end
 return outcomes
 """)
 """Gives dead letters back to their groups.
 
-Keys: the stream, its dead letters. Arguments: 1 to add anew what is gone from the stream, or nothing; then ids. Reply: the
-outcome of each: ``returned``, ``missing``, ``foreign``, ``no group`` or ``expired``.
+Keys: the stream, its dead letters. Arguments: 1 to add anew what is gone from the stream, or nothing; the consumer that holds
+what is given back; then ids. Reply: the outcome of each: ``returned``, ``missing``, ``foreign``, ``no group`` or ``expired``.
 """
 
 PURGE: Final = Script("""
@@ -628,10 +628,11 @@ hand, at most 1000.
 """
 
 COUNT_AFTER: Final = Script("""
-local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[3] or '+', 'COUNT', ARGV[2])
 return {#found, #found > 0 and found[#found][1] or ARGV[1]}
 """)
 """Counts entries, a page at a time.
 
-Key: the stream. Arguments: the id after which to begin, the most entries of the page. Reply: their number, the last one's id.
+Key: the stream. Arguments: the id after which to begin, the most entries of the page, the last id or nothing. Reply:
+their number, the last one's id.
 """
