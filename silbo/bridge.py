@@ -361,9 +361,9 @@ class Bridge(AsyncCloseable):
             message = replace(message, headers=headers)
         return message
 
-    def __silbo_sends__(self, event: object, name: object) -> bool:
+    def __silbo_sends__(self, cls: type, name: object) -> bool:
         """Return True if events of this class and name leave, unless a listener stops them."""
-        kind = kind_of(type(event))
+        kind = kind_of(cls)
         route = self._routes.match(name) if isinstance(name, str) else None
         return kind != "domain" and (kind is not None or (route is not None and route.kind is not None))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from silbo.event import kind_of
+from silbo.bridge import Bridge, find_bridges
+from silbo.dispatch.dispatcher import AsyncEventDispatcher
+from silbo.event import Event, kind_of
 from silbo.names import EventName, is_pattern
 from silbo.operations.app import App
 from silbo.operations.listeners import ListenerInfo, ListenerSearch
@@ -49,6 +51,7 @@ class NameInfo:
         fields: The fields of the class; empty without a class, or with one that declares none.
         description: For people.
         deprecated: The replacement, as text; empty if the name is not deprecated.
+        leaves: True if a bridge sends its events. None if that depends on the event, for the name has no class.
         listeners: The listeners that are meant for it, in running order; not those that hear all names.
         similar: The name that is meant if this one is misspelt, or whose listeners are: see
             :class:`~silbo.operations.listeners.NameListeners`.
@@ -65,6 +68,7 @@ class NameInfo:
     fields: tuple[FieldInfo, ...]
     description: str
     deprecated: str
+    leaves: bool | None
     listeners: tuple[ListenerInfo, ...]
     similar: str | None
 
@@ -72,6 +76,11 @@ class NameInfo:
     def is_heard(self) -> bool:
         """True if a listener is meant for the name."""
         return bool(self.listeners)
+
+    @property
+    def reaches_nobody(self) -> bool:
+        """True if no listener is meant for the name, and no bridge sends its events, or they only come in here."""
+        return not self.listeners and (self.leaves is False or self.is_consumed)
 
 
 def list_names(app: App) -> list[NameInfo]:
@@ -94,8 +103,10 @@ def find_names(app: App) -> Iterator[NameInfo]:
     heard = [row.name for row in dispatcher.describe() if isinstance(row.name, str) and not is_pattern(row.name)]
     plain = [EventName(name) for name in dict.fromkeys(map(str, heard)) if name not in known]
     search = ListenerSearch(dispatcher)
+    has_bridges = any(True for _ in find_bridges(dispatcher))
     for name in (*constants, *plain):
-        yield _to_info(name, search, consumed)
+        bridges = _find_bridges_of(name, dispatcher) if has_bridges else []
+        yield _to_info(name, search, consumed, bridges)
 
 
 def find_constants(app: App) -> list[EventName[Any]]:
@@ -115,7 +126,20 @@ def find_constants(app: App) -> list[EventName[Any]]:
     return list(found.values())
 
 
-def _to_info(name: EventName[Any], search: ListenerSearch, consumed: set[str]) -> NameInfo:
+def _find_bridges_of(name: EventName[Any], dispatcher: AsyncEventDispatcher) -> list[Bridge]:
+    """Return the bridges that hear a name."""
+    owners = (getattr(inspect.unwrap(row.listener), "__self__", None) for row in dispatcher.describe(name))
+    return [owner for owner in owners if isinstance(owner, Bridge)]
+
+
+def _leaves(name: EventName[Any], bridges: Sequence[Bridge]) -> bool | None:
+    """Return True if one of the bridges sends the events of a name; None if that depends on their class."""
+    if any(bridge.__silbo_sends__(name.cls or Event, name) for bridge in bridges):
+        return True
+    return None if bridges and name.cls is None else False
+
+
+def _to_info(name: EventName[Any], search: ListenerSearch, consumed: set[str], bridges: Sequence[Bridge]) -> NameInfo:
     text, cls = str(name), name.cls
     found = search.find(text)
     return NameInfo(
@@ -130,6 +154,7 @@ def _to_info(name: EventName[Any], search: ListenerSearch, consumed: set[str]) -
         fields=() if cls is None else _find_fields(cls),
         description=name.description,
         deprecated=name.deprecated or "",
+        leaves=_leaves(name, bridges),
         listeners=tuple(listener for listener in found.listeners if listener.is_meant),
         similar=found.similar,
     )

@@ -63,7 +63,7 @@ class DispatcherOverview:
         others: The listeners that are registered for patterns, and for names that are no texts.
         is_traced: True if a :class:`~silbo.Trace` observes it; of several, the first is shown.
         dispatches: The last dispatches that the trace remembers, the newest first.
-        unheard: The number of dispatches by each name that no listener is meant for.
+        unheard: The number of dispatches by each name that no listener is meant for, without the known names whose events leave.
     """
 
     reference: str
@@ -242,7 +242,9 @@ async def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, p
         if len(names) % AT_ONCE == 0:
             await asyncio.sleep(0)
     known = {name.name for name in names}
+    leaving = {name.name for name in names if not name.is_heard and not name.reaches_nobody}
     trace = next((observer for observer in find_observers(dispatcher) if isinstance(observer, Trace)), None)
+    unheard = {} if trace is None else {_show(name): count for name, count in trace.unheard.items()}
     dispatches = () if trace is None else islice(reversed(trace.dispatches), DISPATCHES)
     return DispatcherOverview(
         reference=reference,
@@ -250,7 +252,7 @@ async def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, p
         others=[listener for listener in list_listeners(dispatcher) if listener.name not in known],
         is_traced=trace is not None,
         dispatches=[each if payloads else replace(each, event="") for each in dispatches],
-        unheard={} if trace is None else {_show(name): count for name, count in trace.unheard.items()},
+        unheard={name: count for name, count in unheard.items() if name not in leaving},
     )
 
 

@@ -128,8 +128,9 @@ def _make_header(overview: Overview, sections: Sequence[_Section]) -> Markup:
 def _make_figures(overview: Overview) -> Iterable[Markup]:
     """Return the numbers that a reader looks at first; in red those that should be 0."""
     names = [name for dispatcher in overview.dispatchers for name in dispatcher.names]
-    yield _render_figure(len(names), "event names")
-    yield _render_figure(sum(not name.is_heard for name in names), "names that nobody hears", should_be_none=True)
+    yield _render_figure(len(names), "event name", "event names")
+    missed = sum(name.reaches_nobody for name in names)
+    yield _render_figure(missed, "name that nobody hears", "names that nobody hears", should_be_none=True)
     if any(dispatcher.is_traced for dispatcher in overview.dispatchers):
         failed = [
             each for dispatcher in overview.dispatchers for each in dispatcher.dispatches if each.outcome == "failed"
@@ -137,22 +138,25 @@ def _make_figures(overview: Overview) -> Iterable[Markup]:
         yield _render_figure(len(failed), "failed, of the last dispatches", should_be_none=True)
     if overview.plugins:
         off = sum(plugin.state == "off" for plugin in overview.plugins)
-        yield _render_figure(off, f"plugins off, of {len(overview.plugins)}", should_be_none=True)
+        of_all = f"off, of {len(overview.plugins)}"
+        yield _render_figure(off, f"plugin {of_all}", f"plugins {of_all}", should_be_none=True)
     if overview.streams is not None:
         groups = [group for stream in overview.streams for group in stream.groups]
         yield _render_figure(sum(group.lag for group in groups), "waiting for groups")
         yield _render_figure(sum(group.in_hand for group in groups), "in hand")
         yield _render_figure(sum(group.retrying for group in groups), "waiting for a retry")
-        yield _render_figure(sum(stream.dead for stream in overview.streams), "dead letters", should_be_none=True)
+        dead = sum(stream.dead for stream in overview.streams)
+        yield _render_figure(dead, "dead letter", "dead letters", should_be_none=True)
     if overview.outbox is not None:
         counts = overview.outbox.status.counts
         yield _render_figure(counts["pending"] + counts["sending"], "waiting in the outbox")
-        yield _render_figure(counts["dead"], "dead rows in the outbox", should_be_none=True)
+        yield _render_figure(counts["dead"], "dead row in the outbox", "dead rows in the outbox", should_be_none=True)
 
 
-def _render_figure(value: int, label: str, *, should_be_none: bool = False) -> Markup:
+def _render_figure(value: int, label: str, plural: str | None = None, *, should_be_none: bool = False) -> Markup:
+    """Return a number with its label; ``plural`` is the label of other numbers than 1, if they have another one."""
     number = element("b", f"{value:,}", class_="bad" if should_be_none and value else None)
-    return element("li", number, element("span", label), class_="figure")
+    return element("li", number, element("span", label if value == 1 else plural or label), class_="figure")
 
 
 def _make_sections(overview: Overview) -> list[_Section]:
@@ -392,7 +396,10 @@ def _render_fields(name: NameInfo) -> Markup:
 def _render_heard_by(name: NameInfo) -> Markup:
     if not name.listeners:
         hint = f"; {name.similar} has listeners: is that misspelt?" if name.is_declared and name.similar else None
-        return element("span", "nobody", hint, class_="bad")
+        if name.reaches_nobody:
+            return element("span", "nobody", hint, class_="bad")
+        way = "a bridge sends it" if name.leaves else "a bridge sends its events, if their class has a kind"
+        return element("span", f"nobody here; {way}", hint)
     summary = ", ".join(listener.listener for listener in name.listeners)
     return element(
         "details",
@@ -545,7 +552,10 @@ def _render_outbox(outbox: OutboxOverview) -> Markup:
         if status.leads
         else element("span", "No relay is at work.", class_="bad")
     )
-    counts = [_render_figure(status.counts[state], f"{state} rows", should_be_none=state == "dead") for state in STATES]
+    counts = [
+        _render_figure(status.counts[state], f"{state} row", f"{state} rows", should_be_none=state == "dead")
+        for state in STATES
+    ]
     figures = element("ul", counts, class_="figures", aria_label="Rows")
     dead = _render_dead(
         "The oldest dead rows; silbo outbox retry makes them pending again", outbox.rows, outbox.read_at

@@ -367,7 +367,7 @@ def _would_act(listener: Any, event: object, name: Any) -> bool:
     """Return True if the listener is not a bridge, or a bridge that would send the event."""
     bridge = getattr(inspect.unwrap(listener), "__self__", None)
     sends = getattr(bridge, "__silbo_sends__", None)  # silbo.bridge imports this module, so its class is not known here
-    return sends is None or bool(sends(event, name))
+    return sends is None or bool(sends(type(event), name))
 
 
 async def _send_all(deferred: Sequence[DeferredSend]) -> None:

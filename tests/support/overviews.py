@@ -80,6 +80,7 @@ def hostile_overview() -> tuple[Overview, int]:
         fields=(FieldInfo(name=evil(), type=evil(), is_required=False),),
         description=evil(),
         deprecated=evil(),
+        leaves=False,
         listeners=(info(name="never shown"),),
         similar=evil(),
     )

@@ -9,7 +9,8 @@ from hashlib import sha256
 
 import pytest
 
-from silbo import AsyncEventDispatcher
+from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Trace
+from silbo.brokers.memory import MemoryBroker
 from silbo.operations.app import find_app
 from silbo.operations.markup import Markup, element, join
 from silbo.operations.overview import read_overview
@@ -104,9 +105,9 @@ def test_page_tells_the_state_of_everything() -> None:
     overview, _ = hostile_overview()
     told = Page(render_page(overview)).text.replace(EVIL, "").replace(ESCAPED, "")
     for words in (
-        "1plugins off, of 1",
+        "1plugin off, of 1",
         "2dead letters",
-        "1dead rows in the outbox",
+        "1dead row in the outbox",
         "evil-3 failed, 100.0 ms, 50.0 waiting, refused: evil-7 2026-03-07 09:26:00Z",
         "failedevil-450.0 ms10.0 ms",
         "not calledthe dispatch failed before",
@@ -122,6 +123,35 @@ def test_page_tells_the_state_of_everything() -> None:
         "given up by evil-",
     ):
         assert words in told, f"{words!r} is not in {told}"
+
+
+async def test_name_that_leaves_is_nothing_to_mend() -> None:
+    """A program that only sends has no listeners: its page is not red. What comes in, or stays and nobody hears, is told."""
+    sent, open_, stays = (
+        EventName("order.sent", NotificationEvent),
+        EventName("order.open"),
+        EventName("order.kept", Event),
+    )
+    dispatcher = AsyncEventDispatcher(names=[sent, open_, stays], observers=[Trace()])
+    dispatcher.add_subscriber(Bridge(MemoryBroker(app="web")))
+    for name, event in ((sent, NotificationEvent()), (open_, NotificationEvent()), (stays, Event())):
+        await dispatcher.adispatch(name, event)
+    page = Page(render_page(await read_overview(find_app(dispatcher, "shop"))))
+    assert "3event names1name that nobody hears0failed" in page.text
+    assert "nobody here; a bridge sends it" in page.text
+    assert "nobody here; a bridge sends its events, if their class has a kind" in page.text
+    assert re.findall("is one misspelt[?].*?(order[.][a-z]+)1", page.text) == ["order.kept"]
+    assert page.values("class").count("bad") == 2, "the figure, and the one name"
+
+
+async def test_name_that_comes_in_and_leaves_again_still_wants_a_listener() -> None:
+    """What a consumer receives, no bridge sends again."""
+    name = EventName("order.sent", NotificationEvent)
+    dispatcher = AsyncEventDispatcher()
+    dispatcher.add_subscriber(Bridge(MemoryBroker(app="web")))
+    consumer = Consumer(dispatcher, MemoryBroker(app="x").group("x", start="new"), events=[name])
+    page = Page(render_page(await read_overview(find_app(consumer, "shop"))))
+    assert "1event name1name that nobody hears" in page.text
 
 
 async def test_empty_host_is_told_what_is_missing() -> None:
