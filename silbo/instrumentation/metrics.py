@@ -21,6 +21,7 @@ from silbo.bridge import Bridge
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.observers import Call, Dispatch
+from silbo.dispatch.received_event import received
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, OutboxFull, StoreUnavailable
 from silbo.health import Health
 from silbo.instrumentation.declared_names import DeclaredNames
@@ -40,6 +41,8 @@ BUCKETS: Final = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 """The bounds of the buckets of a duration, in seconds: from 100 microseconds to a minute."""
+LOOKED_EVERY: Final = 1.0
+"""The health of what is watched is read from memory once a second."""
 HOST: Final = "(host)"
 """Stands for the plugin of a listener that the host has added; no plugin can have such a name."""
 
@@ -150,6 +153,12 @@ _COUNTERS: Final[Sequence[tuple[str, Sequence[tuple[str, str]]]]] = (
 )
 
 
+def _is_of_delivery(dispatch: Dispatch) -> bool:
+    """Return True if a consumer dispatches a delivery, and not a listener another event."""
+    dispatched = received.get()
+    return dispatched is not None and dispatched.has(dispatch.event)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """The figures of a part, as they were read last in its event loop."""
@@ -177,18 +186,23 @@ class Metrics:
     Args:
         meter_provider: OpenTelemetry's; None takes the global one.
         names: Further names that are told apart.
-        every: Seconds between two looks at the health of what is watched. A look asks Redis for the lag, and the store for the
-            state of an outbox.
+        every: Seconds between two looks at what only Redis and the store know: the lag, and the state of an outbox. All else about
+            the health of what is watched is read once a second, from memory.
+
+    Raises:
+        TypeError: ``names`` is one text, and not several.
     """
 
     def __init__(
         self, *, meter_provider: MeterProvider | None = None, names: Iterable[str] = (), every: float = 15.0
     ) -> None:
         self._every = check_seconds("every", every)
+        if isinstance(names, str):
+            raise TypeError(f"names is a list of names, not {names!r}: write names=[{names!r}]")
         self._names = DeclaredNames(names)
         self._parts: dict[Part, str] = {}  # with their names; replaced as a whole, as _seen is
         self._seen: dict[Part, _Seen] = {}  # read by exporters in threads of their own, so it is replaced as a whole
-        self._looking: asyncio.Task[None] | None = None
+        self._looking: Sequence[asyncio.Task[None]] = ()
         self._log = RateLimitedLog(logger, every=60.0)
         meter = get_meter("silbo", meter_provider=meter_provider)
         self._dispatches = meter.create_histogram(
@@ -234,38 +248,55 @@ class Metrics:
             if not isinstance(part, Consumer | Relay | Outbox | Bridge):
                 raise TypeError(f"metrics watch a Consumer, Relay, Outbox or Bridge, not {part!r}")
             self._parts = {**self._parts, part: part.health().name}
+        if self._looking:
+            self._look()
 
     async def __aenter__(self) -> Self:
-        if self._looking is not None:
+        if self._looking:
             raise RuntimeError("these metrics are entered already")
-        self._looking = asyncio.get_running_loop().create_task(self._keep_looking())
+        self._look()
+        self._looking = [asyncio.create_task(work) for work in (self._keep_looking(), self._keep_refreshing())]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task, self._looking = self._looking, None
-        if task is not None:
+        tasks, self._looking = self._looking, ()
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
         self._seen = {}
 
+    def _look(self) -> None:
+        """Read the health of all parts: in the loop, for exporters ask in threads of their own."""
+        seen: dict[Part, _Seen] = {}
+        for part in self._parts:
+            try:
+                seen[part] = _Seen(part.health(), part.outbox_status if isinstance(part, Relay | Outbox) else None)
+            except Exception as error:  # noqa: BLE001  # these figures are missing, and the others go on
+                self._log.write("figures for the metrics can't be read", error)
+        self._seen = seen
+
     async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._every, LOOKED_EVERY))
+            self._look()
+
+    async def _keep_refreshing(self) -> None:
         while True:
             for part in self._parts:
                 try:
                     await part.refresh_health()
-                    seen = _Seen(part.health(), part.outbox_status if isinstance(part, Relay | Outbox) else None)
-                except Exception as error:  # noqa: BLE001  # these figures are missing, and the others go on
+                except Exception as error:  # noqa: BLE001  # as above
                     self._log.write("figures for the metrics can't be read", error)
-                else:
-                    self._seen = {**self._seen, part: seen}
             await asyncio.sleep(self._every)
 
     # -- the observer ---------------------------------------------------------------------------------------
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
-        """Do nothing: a dispatch is measured at its end."""
+        """Find out if the name is declared: its publishes end before the dispatch, and don't have the dispatcher."""
+        self._label(dispatch.name, dispatch.event)
 
     def before_listener(self, call: Call) -> None:
         """Do nothing: a listener is measured at its end."""
@@ -280,11 +311,11 @@ class Metrics:
         self._listeners.record(call.duration, attributes)
 
     def after_dispatch(self, dispatch: Dispatch) -> None:
-        """Measure a dispatch."""
+        """Measure a dispatch. The consumer counts its unheard deliveries itself: many of a shared stream are meant for others."""
         attributes: dict[str, str | bool] = {
             EVENT_NAME: self._label(dispatch.name, dispatch.event),
             OUTCOME: dispatch.outcome,
-            HEARD: dispatch.heard,
+            HEARD: dispatch.heard or _is_of_delivery(dispatch),
         }
         self._dispatches.record(dispatch.duration, attributes)
 

@@ -44,6 +44,10 @@ def test_probes_and_times_fit_the_command(pod: str) -> None:
     port = int(command[command.index("--port" if pod == "shop-web" else "--health-port") + 1])
     for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
         assert container(pod)[probe]["httpGet"] == {"path": path, "port": port}
+    (metrics,) = container(pod)["ports"]
+    assert command[command.index("--port" if pod == "shop-web" else "--metrics-port") + 1] == str(
+        metrics["containerPort"]
+    )
     ends_within = 15.0 if pod == "shop-web" else getattr(make_parser().parse_args(command[1:]), "drain", 10.0)
     assert PODS[pod]["terminationGracePeriodSeconds"] > ends_within + 5
     assert container(pod)["envFrom"] == [{"secretRef": {"name": "shop"}}]
@@ -54,11 +58,7 @@ def files(redis: RedisServer) -> dict[str, str]:
     pages = HOWTO.joinpath("fastapi.md").read_text(), PAGE
     found = {each.file: each.code for each in snippets(pages[0]) if each.file}
     (routes,) = [each.code for each in snippets(pages[1])]
-    web = found["shop/web.py"].replace(
-        "            yield\n    await", "            app.state.outbox = outbox\n            yield\n    await"
-    )
-    assert "app.state.outbox" in web
-    found["shop/web.py"] = web + routes.replace("app = FastAPI()\n", "")
+    found["shop/web.py"] += routes.replace("app = FastAPI()\n", "")
     return {name: code.replace("Redis()", f"Redis.from_url({redis.url!r})") for name, code in found.items()}
 
 
@@ -79,7 +79,8 @@ async def test_pods_answer_their_probes_and_end_in_time(tmp_path: Path, own_redi
         async with await ports as free:
             port = str(free.sockets[0].getsockname()[1])
         command = [
-            re.sub(r"^80[08]0$", port, word).replace("0.0.0.0", "127.0.0.1") for word in container(pod)["command"]
+            re.sub(r"^80[08]0$", port, word).replace("0.0.0.0", "127.0.0.1").replace("9464", "0")
+            for word in container(pod)["command"]
         ]
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", *command, cwd=folder, env=environment)
         try:

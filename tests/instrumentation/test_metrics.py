@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import fields
@@ -11,11 +12,12 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, Outbox, Plugins
+from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Outbox, Plugins
 from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, OutboxFull
+from silbo.health import Health
 from silbo.instrumentation import declared_names
 from silbo.instrumentation import metrics as module
 from silbo.instrumentation.declared_names import DeclaredNames
@@ -140,6 +142,40 @@ async def test_publishes_are_timed_by_outcome(measured: Measured, error: Excepti
     assert measured.counts("silbo.publish.duration") == {("user.left", outcome): 1}
 
 
+async def test_only_the_dispatches_of_the_host_are_unheard(measured: Measured) -> None:
+    """A shared stream has events for others: what a consumer dispatches of them is no mistake of its program."""
+    d, broker = AsyncEventDispatcher(observers=[measured.metrics]), MemoryBroker("other")
+    forgotten = EventName("mail.forgotten", UserLeft)
+
+    @d.listen(USER_LEFT)
+    async def pass_on(event: Any) -> None:
+        await d.adispatch(forgotten, UserLeft(event.user_id))
+
+    await begin(broker)
+    sending = AsyncEventDispatcher()
+    consumer = Consumer(d, broker.group("billing", start="new"), events=[USER_LEFT])
+    async with Bridge(broker) as bridge, Running(consumer):
+        await consumer.ready()
+        sending.add_subscriber(bridge)
+        await sending.adispatch(USER_LEFT, UserLeft(1))
+        await sending.adispatch("for.others", NotificationEvent())
+        await wait_until(lambda: consumer.stats.unheard == 1 and consumer.stats.handled == 1)
+        consumer.stop()
+    assert measured.counts("silbo.dispatch.duration") == {
+        ("user.left", "completed", True): 1,
+        ("mail.forgotten", "completed", False): 1,
+        ("other", "completed", True): 1,
+    }
+
+
+async def test_first_publish_of_a_declared_name_has_it(measured: Measured) -> None:
+    """The name is written as a plain string; its publish ends before its dispatch does."""
+    d = AsyncEventDispatcher(names=[USER_LEFT], observers=[measured.metrics])
+    d.add_subscriber(Bridge(MemoryBroker("shop")))
+    await d.adispatch("user.left", UserLeft(1))
+    assert measured.counts("silbo.publish.duration") == {("user.left", "published"): 1}
+
+
 async def test_consumer_shows_its_counts_and_its_health(measured: Measured) -> None:
     d, broker = AsyncEventDispatcher(), MemoryBroker("other")
 
@@ -213,6 +249,13 @@ async def test_figures_that_cannot_be_read_are_missing_alone(
     measured: Measured, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Outbox):
+        is_broken = False
+
+        def health(self) -> Health:
+            if self.is_broken:
+                raise RuntimeError("a mistake")
+            return super().health()
+
         async def refresh_health(self) -> None:
             raise RuntimeError("a mistake")
 
@@ -222,13 +265,33 @@ async def test_figures_that_cannot_be_read_are_missing_alone(
     ):
         measured.metrics.watch(broken, outbox)
         async with measured.metrics:
+            await wait_until(lambda: measured.values("silbo.lag") == {("outbox", "shop"): 0})
+            assert measured.values("silbo.ready") == {("outbox", "web"): 1, ("outbox", "shop"): 1}
+            broken.is_broken = True
             await wait_until(lambda: measured.values("silbo.ready") == {("outbox", "shop"): 1})
     assert "figures for the metrics can't be read" in caplog.text
+
+
+async def test_health_is_shown_at_once_and_follows_while_the_broker_is_silent() -> None:
+    """A look at the lag may take long; what is known from memory does not wait for it."""
+
+    class Silent(Outbox):
+        async def refresh_health(self) -> None:
+            await asyncio.Event().wait()
+
+    measured = Measured()
+    async with Silent(MemoryStore(), MemoryBroker("web"), relay=False) as outbox, measured.metrics:
+        measured.metrics.watch(outbox)
+        assert measured.values("silbo.ready") == {("outbox", "web"): 1}
+        await outbox.aclose()
+        await wait_until(lambda: measured.values("silbo.ready") == {("outbox", "web"): 0})
 
 
 async def test_mistakes_are_refused(measured: Measured) -> None:
     with pytest.raises(TypeError, match="not 'billing'"):
         measured.metrics.watch("billing")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"write names=\['abc'\]"):
+        Metrics(names="abc")
     async with measured.metrics:
         with pytest.raises(RuntimeError, match="entered already"):
             await measured.metrics.__aenter__()

@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
-from silbo import AsyncEventDispatcher, Bridge, Consumer, EventName, NotificationEvent, Outbox
+from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Outbox
 from silbo._retry import Backoff
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import MessageRefused
@@ -61,6 +61,7 @@ async def main(url: str, prefix: str, folder: str) -> None:
                 running = asyncio.create_task(consumer.run())
                 for order in (1, 2):
                     await sending.adispatch(ORDER_PAID, OrderPaid(order))
+                await sending.adispatch("not.declared", Event())
                 with suppress(MessageRefused):
                     await sending.adispatch(ORDER_PAID, OrderPaid(3, note="x" * 2_000_000))
                 print(server.server_port, flush=True)
