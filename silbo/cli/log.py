@@ -49,7 +49,8 @@ class LineFormatter(logging.Formatter):
         line = escape_controls(line if str(error) in record.getMessage() else f"{line}: {error}")
         if type(error).__module__.startswith("silbo.") or record.exc_info is None:
             return line
-        return f"{line}\n{self.formatException(record.exc_info)}"
+        lines = self.formatException(record.exc_info).split("\n")  # an error's text may have any character
+        return "\n".join((line, *map(escape_controls, lines)))
 
 
 async def log_figures(

@@ -21,6 +21,7 @@ from silbo.consumer.consumer import Consumer
 from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import AppFailed, AppInvalid
 from silbo.mediator.mediator import Mediator
+from silbo.outbox.outbox import Outbox
 from silbo.plugins.plugins import Plugins, plugins_of
 
 __all__ = ["App", "find_app", "open_app"]
@@ -32,33 +33,37 @@ KINDS: Final = (
 )
 SHOWN: Final = 5
 """Most names that an error shows."""
-_PARTS: Final = (AsyncEventDispatcher, Consumer, Plugins, Mediator)
+_PARTS: Final = (AsyncEventDispatcher, Consumer, Plugins, Mediator, Outbox)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """The dispatchers, consumers and plugins that a reference has led to.
+    """The dispatchers, consumers, plugins and outboxes that a reference has led to.
 
     Attributes:
         reference: As it was given.
         dispatchers: The dispatchers by the reference that leads to each.
         consumers: The consumers.
         plugins: The ``Plugins`` objects, those of the dispatchers included.
+        outboxes: The outboxes.
     """
 
     reference: str
     dispatchers: Mapping[str, AsyncEventDispatcher]
     consumers: tuple[Consumer, ...]
     plugins: tuple[Plugins, ...]
+    outboxes: tuple[Outbox, ...] = ()
 
     @property
     def dispatcher(self) -> AsyncEventDispatcher:
         """The only dispatcher.
 
         Raises:
-            AppInvalid: There are several.
+            AppInvalid: There are several, or none.
         """
+        if not self.dispatchers:
+            raise AppInvalid(self.reference, "it has an outbox, and no dispatcher: name one that has")
         if len(self.dispatchers) > 1:
             problem = (
                 f"it has {len(self.dispatchers)} dispatchers, {', '.join(self.dispatchers)}: name one that is an attribute, "
@@ -72,7 +77,7 @@ class App:
 async def open_app(reference: str, *, app_dir: str | None = None, lifespan: bool = False) -> AsyncGenerator[App]:
     """Import the module of a reference, and find what its attribute has.
 
-    The attribute is a dispatcher, a consumer, a ``Plugins`` or a mediator; a list of them; an object that holds one as its own
+    The attribute is a dispatcher, a consumer, a ``Plugins``, a mediator or an outbox; a list of them; an object that holds one as its own
     attribute, in its ``state`` (FastAPI, Starlette) or as an item (aiohttp); a function without arguments, sync or async, that
     returns any of these; or an async context manager that yields any of these, which stays open for the block. No other module is
     imported.
@@ -101,16 +106,16 @@ async def open_app(reference: str, *, app_dir: str | None = None, lifespan: bool
             found = _Found(reference)
             found.collect(value)
             found.collect(state)
-        if not found and hasattr(type(value), "__aenter__"):
+        if not found and hasattr(type(value), "__aenter__") and not isinstance(value, Outbox):  # which would send
             given = await _guard(reference, "its start", stack.enter_async_context(value))
             found.collect(value if given is None else given)
-        if not found:
-            raise AppInvalid(reference, _explain_nothing(reference, value, found))
+        if not found and not found.outboxes:
+            raise AppInvalid(reference, _explain_nothing(reference, value, found, lifespan=lifespan))
         yield found.to_app()
 
 
 def find_app(value: object, reference: str) -> App:
-    """Return the dispatchers, consumers and plugins that an object holds, itself included. Nothing is imported or called.
+    """Return the dispatchers, consumers, plugins and outboxes that an object holds, itself included. Nothing is imported or called.
 
     Args:
         value: As the attribute of :func:`open_app`, but for functions and context managers.
@@ -132,6 +137,7 @@ class _Found:
         self.dispatchers: dict[str, AsyncEventDispatcher] = {}
         self.consumers: list[Consumer] = []
         self.plugins: list[Plugins] = []
+        self.outboxes: list[Outbox] = []
         self.foreign: list[str] = []  # dispatchers of Whistle's own
         self._seen: dict[int, Any] = {}
 
@@ -148,6 +154,7 @@ class _Found:
             dispatchers=self.dispatchers,
             consumers=tuple(self.consumers),
             plugins=tuple(self.plugins),
+            outboxes=tuple(self.outboxes),
         )
 
     def _collect(self, value: Any, path: str, *, looks_inside: bool) -> None:
@@ -189,6 +196,8 @@ class _Found:
             self._add(value.dispatcher, f"{path}.dispatcher")
         elif isinstance(value, Mediator):
             self._add(value.dispatcher, f"{path}.dispatcher")
+        elif isinstance(value, Outbox):
+            self.outboxes.append(value)
         elif isinstance(value, WhistleDispatcher):
             self.foreign.append(path)
         else:
@@ -309,7 +318,7 @@ async def _guard(reference: str, step: str, work: Awaitable[_T]) -> _T:
         raise AppFailed(reference, step, error) from error
 
 
-def _explain_nothing(reference: str, value: Any, found: _Found) -> str:
+def _explain_nothing(reference: str, value: Any, found: _Found, *, lifespan: bool) -> str:
     if found.foreign:
         return "it is a dispatcher of Whistle's own, which tells no priorities: make it a silbo.AsyncEventDispatcher"
     what = describe_object(value)
@@ -317,6 +326,11 @@ def _explain_nothing(reference: str, value: Any, found: _Found) -> str:
         what += " (put @contextlib.asynccontextmanager above its function)"
     elif hasattr(type(value), "__enter__") and not hasattr(type(value), "__aenter__"):
         what += " (a context manager has to be async)"
+    elif lifespan and hasattr(value, "router"):
+        return (
+            f"it is {what}, and its lifespan has run and left none of silbo's objects in it: keep one in its state, as "
+            "app.state.dispatcher = dispatcher; or name it where it is"
+        )
     elif hasattr(value, "router") or hasattr(value, "state"):
         return (
             f"it is {what}, and holds none of silbo's objects before its lifespan has run: name the function or the async "

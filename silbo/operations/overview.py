@@ -166,7 +166,7 @@ class Overview:
         plugins: The plugins that are loaded.
         consumers: The consumers of the host's own process.
         streams: The streams; None if no client of Redis was given, or Redis could not be read.
-        outbox: The outbox; None if no store was given, or the store could not be read.
+        outbox: The outbox; None if there is no store, or the store could not be read.
         problems: The reasons why Redis or the store could not be read.
     """
 
@@ -195,10 +195,10 @@ async def read_overview(
     """Return the overview of a host. Nothing is written. If Redis or the store can't be read, the overview says why.
 
     Args:
-        app: The host's dispatchers, consumers and plugins.
+        app: The host's dispatchers, consumers, plugins and outboxes.
         client: The program's client; None leaves the streams out.
         prefix: The broker's prefix.
-        store: The outbox's store, open; None leaves the outbox out.
+        store: The outbox's store, open; by default that of the app's first open outbox. Without any, the outbox is left out.
         payloads: If true, payloads are shown; errors always are.
         format: The format of the broker that sent the messages, to read their names.
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
@@ -214,10 +214,12 @@ async def read_overview(
                 streams = [await _read_stream(connection, key, silent_after, format, payloads) for key in keys]
         except SilboError as error:
             problems.append(str(error))
+    if store is None:
+        store = next((found.open_store for found in app.outboxes if found.open_store is not None), None)
     if store is not None:
         try:
             outbox = await _read_outbox(store, payloads)
-        except SilboError as error:
+        except (SilboError, RuntimeError) as error:  # RuntimeError: it is not open
             problems.append(str(error))
     process = find_process(name_process("0"))
     assert process is not None, "a name that was made here"

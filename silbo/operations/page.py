@@ -167,7 +167,7 @@ def _make_sections(overview: Overview) -> list[_Section]:
         _Section("names", "Event names", join(_render_names(each, many) for each in overview.dispatchers)),
     ]
     if not overview.dispatchers:
-        sections = [_Section("names", "Event names", element("p", "There is no dispatcher here."))]
+        sections = [_Section("names", "Event names", _tell_no_dispatcher())]
     if overview.plugins:
         sections.append(_Section("plugins", "Plugins", _render_plugins(overview.plugins)))
     if overview.consumers:
@@ -181,6 +181,17 @@ def _make_sections(overview: Overview) -> list[_Section]:
         letters += [_render_letters(stream) for stream in overview.streams if stream.dead]
         sections.append(_Section("dead", "Dead letters", join(letters)))
     return sections
+
+
+def _tell_no_dispatcher() -> Markup:
+    return element(
+        "p",
+        "There is no dispatcher here. Give the page the object itself, ",
+        element("code", "PageApp(dispatcher)"),
+        ", or keep it in the application's state: ",
+        element("code", "app.state.dispatcher = dispatcher"),
+        ".",
+    )
 
 
 def _render_section(section: _Section) -> Markup:

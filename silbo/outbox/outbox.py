@@ -135,6 +135,11 @@ class Outbox(AsyncCloseable):
         return self._open and self._relaying is not None and not self._relaying.done()
 
     @property
+    def open_store(self) -> OutboxStore | None:
+        """Its store, to read from while the outbox is open; None before and afterwards."""
+        return self._store if self._open else None
+
+    @property
     def stats(self) -> RelayStats | None:
         """The relay's counts; None without a relay."""
         return self._relay.stats if self._relay else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import IPv6Address, ip_address
+from types import ModuleType
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
+from silbo._checks import describe_object
 from silbo.dispatch.options import is_async
 from silbo.message import Format
 from silbo.operations.app import find_app
@@ -38,6 +41,8 @@ HEADERS: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 """Headers of every answer."""
+_EMPTY: Final = (str, bytes, int, float, type, ModuleType)
+"""Classes of objects that are not looked through."""
 HTML: Final = b"text/html; charset=utf-8"
 TEXT: Final = b"text/plain; charset=utf-8"
 
@@ -49,12 +54,14 @@ class PageApp:
     this machine (``localhost``, ``127.0.0.1``), and none that a proxy has passed on.
 
     Args:
-        host: A dispatcher, a consumer, a :class:`~silbo.Plugins`; a list of them; or an object that holds one as an attribute, in
-            its ``state`` (FastAPI, Starlette) or as an item. It is looked through at each request, so it may be filled later.
+        host: A dispatcher, a consumer, a :class:`~silbo.Plugins`, an outbox; a list of them; or an object that holds one as an
+            attribute, in its ``state`` (FastAPI, Starlette) or as an item. It is looked through at each request, so it may be filled
+            later. A dispatcher that is a global of a module is given itself.
         title: The title of the page.
         redis: The program's client; None leaves streams, groups and dead letters out.
         prefix: The broker's prefix.
-        store: The outbox's store, open; None leaves the outbox out.
+        store: The outbox's store, open; by default that of the first open outbox that the host holds. Without any, the outbox is
+            left out.
         format: The format of the broker.
         payloads: If true, payloads are shown. Errors always are, with their text.
         permit: An async function that gets the ASGI scope of a request, and returns True if whoever has sent it may see the page.
@@ -62,7 +69,7 @@ class PageApp:
         timeout: Seconds in which Redis answers each step.
 
     Raises:
-        TypeError: ``permit`` is not an async function.
+        TypeError: ``permit`` is not an async function, or the host is an object that can hold no dispatcher.
     """
 
     def __init__(
@@ -82,6 +89,10 @@ class PageApp:
         if permit is not None and not is_async(permit):
             raise TypeError(
                 f"permit is an async function that gets the scope and returns True or False, not {permit!r}"
+            )
+        if host is None or inspect.isroutine(host) or isinstance(host, _EMPTY):
+            raise TypeError(
+                f"a page is of a dispatcher, PageApp(dispatcher), or of an object that holds one, not of {describe_object(host)}"
             )
         self._host = host
         self._title = title

@@ -55,3 +55,14 @@ def test_unforeseen_error_comes_with_its_traceback(logger: logging.Logger, log: 
         logger.exception("relay failed")
     first, second, *_ = log.getvalue().splitlines()
     assert first.endswith("ERROR relay failed: a defect") and second.startswith("Traceback")
+
+
+def test_traceback_steers_no_terminal(logger: logging.Logger, log: io.StringIO) -> None:
+    """An error's text may be of a stranger: the last line of a traceback has it."""
+    try:
+        raise RuntimeError("a\x1b[2Jb\x9b\r\x07\u202e")
+    except RuntimeError:
+        logger.exception("relay failed")
+    *_, last = log.getvalue().splitlines()
+    assert last == r"RuntimeError: a\x1b[2Jb\x9b\r\x07\u202e"
+    assert all(line.isprintable() for line in log.getvalue().splitlines())

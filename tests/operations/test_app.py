@@ -20,15 +20,19 @@ from functools import partial
 import rodi
 from fastapi import FastAPI
 from shop.web import dispatcher
-from silbo import AsyncEventDispatcher, Consumer, Mediator, RequestMap
+from silbo import AsyncEventDispatcher, Consumer, Mediator, Outbox, RequestMap
 from silbo.brokers.memory import MemoryBroker
 from silbo.containers.rodi import RodiContainer
+from silbo.stores.memory import MemoryStore
 
 entered = []
 
 web = FastAPI()
 web.state.dispatcher = dispatcher
 empty = FastAPI()
+outbox = Outbox(MemoryStore(), MemoryBroker(app="shop"))
+storing = FastAPI()
+storing.state.outbox = outbox
 
 
 @asynccontextmanager
@@ -147,6 +151,23 @@ async def test_lifespan_runs_where_it_is_asked_for_alone(apps: Path) -> None:
     assert module.entered == ["started", "ended"]
     async with open_app("apps:web", app_dir=str(apps), lifespan=True) as app:
         assert app.dispatcher is module.dispatcher
+
+
+async def test_lifespan_that_has_run_is_not_advised_again(apps: Path) -> None:
+    with pytest.raises(AppInvalid, match="its lifespan has run and left none of silbo's objects") as caught:
+        async with open_app("apps:empty", app_dir=str(apps), lifespan=True):
+            pass
+    assert "--lifespan" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attribute", ["storing", "outbox"])
+async def test_outbox_alone_counts_and_is_not_opened(apps: Path, attribute: str) -> None:
+    """An open one would send. What needs a dispatcher says so."""
+    async with open_app(f"apps:{attribute}", app_dir=str(apps)) as app:
+        (outbox,) = app.outboxes
+        assert not app.dispatchers and outbox.open_store is None
+        with pytest.raises(AppInvalid, match="it has an outbox, and no dispatcher"):
+            _ = app.dispatcher
 
 
 async def test_plugins_are_found_by_their_dispatcher(apps: Path) -> None:

@@ -17,8 +17,10 @@ from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from silbo import AsyncEventDispatcher, EventName, Trace
+from silbo import AsyncEventDispatcher, EventName, Outbox, Trace
+from silbo.brokers.memory import MemoryBroker
 from silbo.operations.page_style import CONTENT_SECURITY_POLICY
+from silbo.stores.sqlite import SQLiteStore
 from silbo.web import PageApp
 from tests.support.command_line import ROOT
 from tests.support.overviews import Page
@@ -79,7 +81,7 @@ async def test_host_may_be_filled_later() -> None:
     page = PageApp(host)
     host.router.routes.append(Mount("/silbo", page))
     async with browsing(host) as browser:
-        assert "There is no dispatcher here." in (await browser.get("/silbo/")).text
+        assert "There is no dispatcher here. " in (await browser.get("/silbo/")).text
         host.state.dispatcher = AsyncEventDispatcher(names=[EventName("order.paid")])
         answer = await browser.get("/silbo/")
         assert answer.status_code == 200 and "order.paid" in answer.text
@@ -198,6 +200,31 @@ async def test_outage_of_redis_is_told(dispatcher: AsyncEventDispatcher) -> None
         async with browsing(PageApp(dispatcher, redis=client)) as browser:
             answer = await browser.get("/")
     assert answer.status_code == 200 and "Not all could be read" in answer.text and "order.paid" in answer.text
+
+
+async def test_store_that_is_not_open_is_told(dispatcher: AsyncEventDispatcher, tmp_path: Path) -> None:
+    """The rest of the page is there."""
+    async with browsing(PageApp(dispatcher, store=SQLiteStore(tmp_path / "outbox.db"))) as browser:
+        answer = await browser.get("/")
+    assert answer.status_code == 200 and "outbox.db is not open" in answer.text and "order.paid" in answer.text
+
+
+async def test_outbox_in_the_hosts_state_is_shown_while_it_is_open(tmp_path: Path) -> None:
+    """A host may hold nothing else of silbo's there, for its dispatcher is a global: the page says how to give it."""
+    host = Starlette()
+    host.state.outbox = outbox = Outbox(SQLiteStore(tmp_path / "outbox.db"), MemoryBroker(app="web"))
+    async with browsing(PageApp(host)) as browser:
+        before = await browser.get("/")
+        async with outbox:
+            during = await browser.get("/")
+    assert "pending rows" not in before.text and "0pending rows" in Page(during.text).text
+    assert "There is no dispatcher here. Give the page the object itself, PageApp(dispatcher)" in Page(before.text).text
+
+
+@pytest.mark.parametrize("host", [None, 5, 1.5, True, "shop.web:app", b"x", AsyncEventDispatcher, asyncio, listener])
+def test_host_that_can_hold_nothing_is_refused(host: Any) -> None:
+    with pytest.raises(TypeError, match=r"PageApp\(dispatcher\), or of an object that holds one, not of "):
+        PageApp(host)
 
 
 async def test_websocket_is_closed(dispatcher: AsyncEventDispatcher) -> None:
