@@ -87,7 +87,7 @@ async def show_groups(options: argparse.Namespace) -> int:
 
 def group_to_fields(group: GroupStatus) -> dict[str, Any]:
     """Return the fields of a group, for JSON."""
-    oldest, newer = group.oldest, group.newer
+    oldest, newer, hanging = group.oldest, group.newer, group.hanging
     return {
         "stream": group.stream,
         "group": group.group,
@@ -112,6 +112,14 @@ def group_to_fields(group: GroupStatus) -> dict[str, Any]:
             "since": newer.since,
             "event": newer.name,
             "version": newer.version,
+        },
+        "hanging": hanging
+        and {
+            "entry": hanging.entry,
+            "since": hanging.since,
+            "consumer": hanging.consumer,
+            "host": hanging.process and hanging.process.host,
+            "pid": hanging.process and hanging.process.pid,
         },
         "dead": group.dead,
         "deserted": group.is_deserted,
@@ -171,9 +179,9 @@ def _remark(group: GroupStatus) -> str | None:
         waits = format_count(group.newer.count, "message")
         age = format_age(group.newer.since, group.read_at)
         return f"{group.group} at {group.stream}: {waits} in hand {'waits' if group.newer.count == 1 else 'wait'} for {group.newer.wanted}, the first for {age}; it becomes a dead letter after its consumer's newer_version_wait: deploy the newer consumers"
-    if group.oldest and group.is_stuck:
-        age = format_age(group.oldest.added_at, group.read_at)
-        return f"{group.group} at {group.stream}: {group.oldest.entry} is in hand for {age} and no attempt has failed: does a listener hang? The log of {group.oldest.consumer} says which"
+    if hanging := group.hanging:
+        age = format_age(hanging.since, group.read_at)
+        return f"{group.group} at {group.stream}: {hanging.entry} is in work for {age} at {hanging.where}: does a listener hang? Its log names the listener"
     if group.oldest and group.oldest.error:
         oldest = group.oldest
         tried = format_count(oldest.attempts, "attempt")

@@ -47,7 +47,9 @@ CLOCKS: Final = 1.0
 NOTICED_WITHIN: Final = 10 * SIGN_EVERY
 """Two consumers of one name that live notice each other each second; after 10 seconds without that one is gone."""
 WAITING: Final = 60.0
-"""A row of an outbox that waits for more than 60 seconds is no longer on its way."""
+"""A row of an outbox, or a message of a group, that waits for more than 60 seconds is no longer on its way."""
+HANGS: Final = 300.0
+"""A listener that runs for 300 seconds holds up what is behind it."""
 WRITES: Final = (
     ("XADD", "{key}", "*", "message", "x"),
     ("EVALSHA", "0" * 40, "1", "{key}"),
@@ -352,7 +354,7 @@ async def _check_room(connection: CallConnection, key: str, info: dict[str, str]
 def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     check = f"{group.stream} {group.group}"
     found: list[Finding] = []
-    age = (datetime.now(UTC) - group.waiting_since).total_seconds() if group.waiting_since else 0.0
+    age = (group.read_at - group.waiting_since).total_seconds() if group.waiting_since else 0.0
     waits = group.lag + group.in_hand
     if group.is_deserted and waits:
         text = f"no consumer is alive, and {waits:,} message{' waits' if waits == 1 else 's wait'}"
@@ -366,24 +368,23 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     if group.retrying and group.oldest and group.oldest.attempts:
         text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
         found.append(Finding(check, "note", text, None))
-    if group.is_stuck and group.oldest and not group.is_deserted:
-        age = (group.read_at - group.oldest.added_at).total_seconds()
-        text = f"{group.oldest.entry} is in hand for {age:,.0f} s and no attempt has failed: a listener may hang"
-        mend = f"the log of {group.oldest.consumer} names it; give the listener a timeout="
-        found.append(Finding(check, "note", text, mend))
+    if hanging := group.hanging:
+        is_long = (group.read_at - hanging.since).total_seconds() >= HANGS
+        text = f"{hanging.entry} is in work for {format_age(hanging.since, group.read_at)} at {hanging.where}: a listener may hang"
+        mend = "its log names the listener; restart that process, and give the listener a timeout="
+        found.append(Finding(check, "danger" if is_long else "note", text, mend))
     if group.dead:
         mend = f"silbo dead list --group {group.group}"
         found.append(Finding(check, "note", f"{group.dead:,} dead letters", mend))
     if not any(finding.level == "danger" for finding in found):
         live = sum(not consumer.is_silent for consumer in group.consumers)
-        found.insert(
-            0,
-            Finding(
-                check,
-                "ok",
-                f"lag {group.lag:,}, {group.in_hand:,} in hand, {live} consumer{'' if live == 1 else 's'} alive",
-            ),
-        )
+        text = f"lag {group.lag:,}, {group.in_hand:,} in hand, {live} consumer{'' if live == 1 else 's'} alive"
+        if group.waiting_since and age > WAITING:
+            text += f"; its next message has waited for {format_age(group.waiting_since, group.read_at)}"
+            mend = "if that grows (silbo top): more consumers, or a greater concurrency="
+            found.insert(0, Finding(check, "note", text, mend))
+        else:
+            found.insert(0, Finding(check, "ok", text))
     return found
 
 

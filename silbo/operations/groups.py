@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ __all__ = [
     "SILENT_AFTER",
     "ConsumerStatus",
     "GroupStatus",
+    "Hanging",
     "LeftToNewer",
     "OldestInHand",
     "read_fields",
@@ -37,7 +38,9 @@ __all__ = [
 SILENT_AFTER: Final = 30.0
 """A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
 STUCK_AFTER: Final = 60.0
-"""A message that is in hand for more than 60 seconds without a failure may have a listener that hangs."""
+"""A message whose first attempt runs for more than 60 seconds may have a listener that hangs."""
+SIGNS: Final = 3
+"""A consumer keeps what it has in hand three times in its ``claim_after``."""
 LOOKED_AT: Final = 10_000
 """Of the oldest 10,000 entries in hand it is counted how many are retried, and how many wait for a newer consumer."""
 NEWER_VERSION_WAIT: Final = 300.0
@@ -86,6 +89,28 @@ class OldestInHand:
 
 
 @dataclass(frozen=True, slots=True)
+class Hanging:
+    """A message whose first attempt has run for more than a minute, at a consumer that lives: perhaps a listener hangs.
+
+    Attributes:
+        entry: The id of its entry.
+        consumer: The name of the consumer that has it.
+        process: The consumer's host and pid; None where they are not known.
+        since: The time since which it is the oldest that this consumer has in hand; a third of ``silent_after`` exact.
+    """
+
+    entry: str
+    consumer: str
+    process: Process | None
+    since: datetime
+
+    @property
+    def where(self) -> str:
+        """The consumer's host and pid, or else its name."""
+        return f"{self.process.host}, pid {self.process.pid}" if self.process else self.consumer
+
+
+@dataclass(frozen=True, slots=True)
 class LeftToNewer:
     """Messages in hand whose version no consumer of the group knows: they wait for a newer one, and then become dead letters.
 
@@ -129,6 +154,7 @@ class GroupStatus:
         consumers: Its consumers, by name.
         read_at: The time at which this was read, by Redis's clock, as the other times.
         newer: Those in hand that wait for a consumer of a newer version; None if none does.
+        hanging: The one in hand whose first attempt has run longest, if for more than a minute; else None.
     """
 
     stream: str
@@ -143,17 +169,12 @@ class GroupStatus:
     consumers: Sequence[ConsumerStatus]
     read_at: datetime
     newer: LeftToNewer | None = None
+    hanging: Hanging | None = None
 
     @property
     def is_stuck(self) -> bool:
-        """True if its oldest message in hand is a minute old, no attempt failed, and nothing else waits: a listener may hang."""
-        return (
-            not self.lag
-            and self.oldest is not None
-            and not self.oldest.attempts
-            and (self.newer is None or self.newer.entry != self.oldest.entry)
-            and (self.read_at - self.oldest.added_at).total_seconds() > STUCK_AFTER
-        )
+        """True if the first attempt of one of its messages has run for more than a minute: a listener may hang."""
+        return self.hanging is not None
 
     @property
     def is_deserted(self) -> bool:
@@ -221,7 +242,8 @@ async def _read_group(
     names = [consumer["name"] for consumer in consumers]
     signs = await read_fields(connection, build_signs_key(key, name), names)
     lag, is_at_least = await count_lag(connection, key, stream, group, given)
-    retrying, newer = await _look_at_hand(connection, key, name, attempts_key)
+    hand = await _look_at_hand(connection, key, name, silent_after)
+    statuses = [_to_consumer(consumer, signs, now, silent_after) for consumer in consumers]
     return GroupStatus(
         stream=key.decode(),
         group=_text(name),
@@ -230,11 +252,12 @@ async def _read_group(
         waiting_since=time_of_entry(waiting[0][0].decode()) if waiting else None,
         in_hand=group["pending"],
         oldest=await _read_oldest(connection, attempts_key, oldest[0], now) if oldest else None,
-        retrying=retrying,
+        retrying=hand.retrying,
         dead=dead.get(name, 0),
-        consumers=[_to_consumer(consumer, signs, now, silent_after) for consumer in consumers],
+        consumers=statuses,
         read_at=now,
-        newer=newer,
+        newer=await _describe_left(connection, key, hand.left) if hand.left else None,
+        hanging=_describe_kept(hand.kept, statuses, now, silent_after),
     )
 
 
@@ -299,23 +322,49 @@ def _text(name: bytes) -> str:
 # -- in hand ------------------------------------------------------------------------------------------------
 
 
-async def _look_at_hand(
-    connection: CallConnection, key: bytes, group: bytes, attempts_key: bytes
-) -> tuple[int, LeftToNewer | None]:
-    """Return the number of entries in hand for which an attempt was counted, and those left to others; of the oldest 10,000."""
-    retrying, begin = 0, b"-"
-    left: list[tuple[datetime, bytes]] = []
+@dataclass(slots=True)
+class _Hand:
+    """The oldest 10,000 entries that a group has in hand.
+
+    Attributes:
+        retrying: The number of those for which an attempt was counted.
+        left: Since when entries are left to newer consumers, and their ids.
+        kept: The one that its consumer has most often kept as its oldest: how often, its consumer, its id. It has no attempt.
+    """
+
+    retrying: int = 0
+    left: list[tuple[datetime, bytes]] = field(default_factory=list)
+    kept: tuple[int, bytes, bytes] = (0, b"", b"")
+
+
+async def _look_at_hand(connection: CallConnection, key: bytes, group: bytes, silent_after: float) -> _Hand:
+    hand, begin = _Hand(), b"-"
     for _ in range(LOOKED_AT // PAGE):
         (rows,) = await ask(connection, Command(b"XPENDING", key, group, begin, b"+", b"%d" % PAGE))
         ids = [row[0] for row in rows]
-        counted = await read_fields(connection, attempts_key, ids)
-        retrying += len(counted)
+        counted = await read_fields(connection, build_attempts_key(key, group), ids)
         offered = await read_offered(connection, key, group, ids)
-        left += [(since, entry) for entry, since in offered.items() if entry not in counted]
+        hand.retrying += len(counted)
+        hand.left += [(since, entry) for entry, since in offered.items() if entry not in counted]
+        for entry, consumer, idle, given in rows:
+            if entry not in counted and entry not in offered and idle <= silent_after * 1000:
+                hand.kept = max(hand.kept, (given - 1, consumer, entry))
         if len(rows) < PAGE:
             break
         begin = b"(" + rows[-1][0]
-    return retrying, await _describe_left(connection, key, left) if left else None
+    return hand
+
+
+def _describe_kept(
+    kept: tuple[int, bytes, bytes], consumers: Sequence[ConsumerStatus], now: datetime, silent_after: float
+) -> Hanging | None:
+    """Return what hangs, if a consumer that lives has kept it for long."""
+    many, name, entry = kept
+    seconds = many * silent_after / SIGNS
+    if seconds < STUCK_AFTER:
+        return None
+    process = next((consumer.process for consumer in consumers if consumer.name == _text(name)), None)
+    return Hanging(entry=entry.decode(), consumer=_text(name), process=process, since=now - timedelta(seconds=seconds))
 
 
 async def _describe_left(connection: CallConnection, key: bytes, left: Sequence[tuple[datetime, bytes]]) -> LeftToNewer:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from silbo import AsyncEventDispatcher, Consumer
 from silbo.brokers.redis import RedisStreams
 from silbo.event import new_id
 from silbo.message import Delivery, Message
@@ -132,20 +135,75 @@ async def test_two_live_consumers_under_one_name(redis: Redis, prefix: str) -> N
     assert "two live" not in later[f"{key} billing"].text
 
 
-async def test_message_in_hand_for_long_is_noted(redis: Redis, redis_url: str, prefix: str) -> None:
-    """A listener that hangs raises nothing, so no attempt fails."""
-    key, consumer = f"{prefix}:{{events}}", "web-1:4711:0123456789ab-1"
-    entry = await redis.xadd(key, {"message": "{}"}, id="1000000-0")
+async def test_listener_that_hangs_is_a_note_and_then_a_danger(redis: Redis, redis_url: str, prefix: str) -> None:
+    """It raises nothing, so no attempt fails; its consumer keeps the message, again and again, while others come and go."""
+    key = f"{prefix}:{{events}}"
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="new", consumer="billing-0")) as receiver:
+            await streams.publish(*(message(number) for number in range(4)))
+            first, *others = [item for item in await receive(receiver, 3) if isinstance(item, Delivery)]
+            await receiver.keep(*others)  # read ahead: the oldest changes
+            for _ in range(6):
+                await receiver.keep(first, *others)
+            for _ in range(4):
+                await receiver.keep(others[1])
+            note = await all_findings(redis, prefix=prefix)
+            table = await silbo("groups", "--redis", redis_url, "--prefix", prefix)
+            program = await silbo("groups", "--redis", redis_url, "--prefix", prefix, "--json")
+            for _ in range(24):
+                await receiver.keep(first, *others)
+            danger = await all_findings(redis, prefix=prefix)
+            await redis.xclaim(key, "billing", "billing-0", 0, [first.id], idle=31_000, justid=True)
+            silent = await all_findings(redis, prefix=prefix)
+            await receiver.keep(first)
+            await receiver.count(first, error="ValueError: no")
+            failing = await all_findings(redis, prefix=prefix)
+    (noted,) = [each for each in note if "hang" in each.text]
+    (mended,) = [each for each in danger if "hang" in each.text]
+    where = f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())[:64]}, pid {os.getpid()}"
+    assert (noted.check, noted.level, mended.level) == (f"{key} billing", "note", "danger")
+    assert f"{first.id} is in work for 60 s at {where}" in noted.text and "5 min" in mended.text
+    assert "its log names the listener" in (mended.mend or "")
+    assert f"{first.id} is in work for 60 s at {where}: does a listener hang? Its log names the listener" in table.out
+    assert program.object["hanging"]["entry"] == first.id and program.object["hanging"]["pid"] == os.getpid()
+    assert not any("hang" in each.text for each in silent + failing)
+
+
+async def test_consumer_shows_the_message_whose_listener_hangs(redis: Redis, prefix: str) -> None:
+    """And none of those that wait behind it. Here three signs, not six, are a minute."""
+    go_on, dispatcher = asyncio.Event(), AsyncEventDispatcher()
+
+    @dispatcher.listen("order.paid")
+    async def hang(_: object) -> None:
+        await go_on.wait()
+
+    async def look() -> Any:
+        return (await read_groups(redis, prefix=prefix, silent_after=60))[0].hanging
+
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        group = streams.group("billing", start="oldest", claim_after=0.3)
+        await streams.publish(*(Message("notification_event", "order.paid", new_id(), {}) for _ in range(3)))
+        (first, _), *_ = await redis.xrange(f"{prefix}:{{events}}")
+        async with Consumer(dispatcher, group, own="handle") as consumer:
+            running = asyncio.create_task(consumer.run())
+            await eventually(look)
+            found = await look()
+            go_on.set()
+            consumer.stop()
+            await running
+    assert (found.entry, found.process.pid) == (first.decode(), os.getpid())
+
+
+async def test_lag_that_lasts_is_a_note(redis: Redis, prefix: str) -> None:
+    """Its consumers live, and are slower than the senders."""
+    key = f"{prefix}:{{events}}"
+    await redis.xadd(key, {"message": "{}"}, id=f"{int(time.time() * 1000) - 180_000}-0")
     await redis.xgroup_create(key, "billing", "0")
-    await redis.xreadgroup("billing", consumer, {key: ">"})
-    found = await findings(redis, prefix=prefix)
-    table = await silbo("groups", "--redis", redis_url, "--prefix", prefix)
-    await redis.hset(f"{key}:attempts:billing", entry, "1 ValueError: no")
-    failing = await findings(redis, prefix=prefix)
-    stuck = found[f"{key} billing"]
-    assert stuck.level == "note" and "a listener may hang" in stuck.text and consumer in (stuck.mend or "")
-    assert f"does a listener hang? The log of {consumer}" in table.out
-    assert "hang" not in failing[f"{key} billing"].text
+    await redis.xgroup_createconsumer(key, "billing", "web-1:4711:0123456789ab-1")
+    (found,) = [each for each in await all_findings(redis, prefix=prefix) if each.check == f"{key} billing"]
+    assert found.level == "note" and "lag 1," in found.text
+    assert found.text.endswith("1 consumer alive; its next message has waited for 3 min")
+    assert "more consumers" in (found.mend or "")
 
 
 async def test_messages_that_wait_for_a_newer_consumer_are_a_danger(redis: Redis, redis_url: str, prefix: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
@@ -149,7 +149,8 @@ class DeliveriesInHand:
         confirmed_at = [self._confirmed_at[address].get(entry_id, limit) for address, entry_id in entries]
         recent = [entry for entry, at in zip(entries, confirmed_at, strict=True) if at > limit]
         others = [entry for entry, at in zip(entries, confirmed_at, strict=True) if at <= limit]
-        lost = await self._keep(recent, b"1") | await self._keep(others, b"")
+        oldest = {address.encode(): entry_id.encode() for address, entry_id in reversed(entries)}
+        lost = await self._keep(recent, b"1", oldest) | await self._keep(others, b"", oldest)
         for address, entry_id in entries:
             if entry_id in self._confirmed_at[address]:  # else it was acknowledged meanwhile
                 self._confirmed_at[address][entry_id] = now
@@ -202,12 +203,15 @@ class DeliveriesInHand:
         address = key.decode()
         leaving = self._leaving[address]
         entries = [(address, entry_id) for entry_id in self._confirmed_at[address] if entry_id not in leaving]
-        await self._keep(entries, b"1")
+        await self._keep(entries, b"1", {})
 
-    async def _keep(self, entries: Sequence[_Entry], take_back: bytes) -> set[_Entry]:
+    async def _keep(self, entries: Sequence[_Entry], take_back: bytes, oldest: Mapping[bytes, bytes]) -> set[_Entry]:
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
-        calls = [ScriptCall.of(KEEP, [key], self._group, self._consumer, take_back, *ids) for key, ids in batches]
+        calls = [
+            ScriptCall.of(KEEP, [key], self._group, self._consumer, take_back, oldest.get(key, b""), *ids)
+            for key, ids in batches
+        ]
         replies = await self._run("keep deliveries at", calls, may_be_gone=True)
         return {
             (key.decode(), entry_id.decode())

@@ -332,14 +332,16 @@ Keys: the stream, the attempts. Arguments: group, then ids.
 
 # An entry without a row in XPENDING is in nobody's hand: another consumer took it over and has done it, or the group was
 # deleted. ARGV[3] is 1 if the former is impossible, as too little time has passed. An entry that is gone from the stream as
-# well is not reported: nobody else can have it.
+# well is not reported: nobody else can have it. Redis's count of deliveries, which silbo does not need, counts how often an
+# entry was kept as the oldest: so a group's status shows a listener that hangs.
 KEEP: Final = Script("""
 local lost = {}
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   local id = ARGV[i]
   local row = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
   if row and row[2] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+    local count = row[4] + (id == ARGV[4] and 1 or 0)
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', count, 'JUSTID')
   elseif row then
     lost[#lost + 1] = id
   elseif #redis.call('XRANGE', KEYS[1], id, id) > 0 then
@@ -354,8 +356,8 @@ return lost
 """)
 """Resets the idle time of entries that a consumer has in hand.
 
-Key: the stream. Arguments: group, consumer, 1 to take back what nobody has in hand or nothing, then ids. Reply: the ids that
-another consumer has taken over, or has done.
+Key: the stream. Arguments: group, consumer, 1 to take back what nobody has in hand or nothing, the id of the oldest in hand or nothing,
+then ids. Reply: the ids that another consumer has taken over, or has done.
 """
 
 # An entry counts as idle for long enough, and stays its consumer's until another claims it. LT keeps the first time, unless the
