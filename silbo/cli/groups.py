@@ -20,7 +20,7 @@ from silbo.cli.rich_output import print_table
 from silbo.operations.formatting import escape_controls, format_age, format_count
 from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, read_groups
 
-__all__ = ["add_silent_option", "add_to", "group_to_fields"]
+__all__ = ["add_silent_option", "add_to", "format_consumers", "group_to_fields"]
 
 GROUPS: Final = ("stream", "group", "lag", "in hand", "retrying", "dead letters", "consumers", "oldest in hand")
 CONSUMERS: Final = ("stream", "group", "host", "pid", "consumer", "in hand", "last sign")
@@ -158,9 +158,14 @@ def _to_cells(group: GroupStatus) -> Sequence[object]:
     oldest = group.oldest and f"{group.oldest.entry}, {format_age(group.oldest.added_at, group.read_at)}"
     if group.oldest and group.oldest.attempts:
         oldest = f"{oldest}, {format_count(group.oldest.attempts, 'attempt')}"
-    live = sum(not consumer.is_silent for consumer in group.consumers)
-    consumers = f"{live} of {len(group.consumers)}" if live < len(group.consumers) else str(live)
+    consumers = format_consumers(group)
     return group.stream, group.group, lag, f"{group.in_hand:,}", group.retrying, group.dead, consumers, oldest
+
+
+def format_consumers(group: GroupStatus) -> str:
+    """Return the number of a group's live consumers: ``3``; or ``2 of 3`` if one is silent."""
+    live = sum(not consumer.is_silent for consumer in group.consumers)
+    return f"{live} of {len(group.consumers)}" if live < len(group.consumers) else str(live)
 
 
 def _to_consumer_cells(group: GroupStatus, consumer: ConsumerStatus) -> Sequence[object]:

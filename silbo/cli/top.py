@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from silbo._checks import require_extra
 from silbo.cli.arguments import (
@@ -21,11 +21,15 @@ from silbo.cli.arguments import (
     parse_positive_seconds,
 )
 from silbo.cli.connect import make_redis, open_store
-from silbo.cli.groups import add_silent_option, group_to_fields
+from silbo.cli.groups import add_silent_option, format_consumers, group_to_fields
 from silbo.cli.output import print_json
-from silbo.operations.formatting import escape_controls, format_age, format_time
+from silbo.operations.formatting import escape_controls, format_age, format_count, format_time
 from silbo.operations.top import GroupFigures, Snapshot, watch
 from silbo.outbox.rows import STATES
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 __all__ = ["add_to"]
 
@@ -41,11 +45,31 @@ COLUMNS: Final = (
     "dead letters",
     "consumers",
 )
+"""The titles of the columns."""
+DROPPED: Final = (
+    "added/s",
+    "stream",
+    "retrying",
+    "done/s",
+    "for",
+    "consumers",
+    "dead letters",
+    "in hand",
+)
+"""The columns that a narrow terminal does without, the least needed first."""
+GROUP_WIDTH: Final = 20
+"""Characters of a group's name that are shown at least: many have the first twelve in common."""
+BETWEEN: Final = 3
+"""Spaces between two columns."""
+TABLE_HEAD: Final = 2
+"""Lines above the first row of the table."""
 
 EPILOG = """\
 added/s  messages that were added to the stream
 done/s   messages that the group has acknowledged or given up
 for      the age of the oldest message that the group was not given yet
+
+A narrow terminal leaves out columns, a low one groups: those without a live consumer come first then.
 
 Runs until Ctrl-C.
 
@@ -112,36 +136,63 @@ async def _draw_snapshots(snapshots: AsyncGenerator[Snapshot], limit: int | None
 
     with Live(auto_refresh=False, screen=limit is None) as live:
         async for snapshot in snapshots:
-            live.update(_draw(snapshot), refresh=True)
+            live.update(_draw(snapshot, live.console), refresh=True)
             limit = None if limit is None else limit - 1
             if limit == 0:
                 return
 
 
-def _draw(snapshot: Snapshot) -> Any:
-    """Return the screen of a snapshot, for rich."""
+def _draw(snapshot: Snapshot, console: Console) -> RenderableType:
+    """Return the screen of a snapshot: as many groups as fit, those without a live consumer first if they are too many."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = Text(f"silbo top  {format_time(snapshot.at)}", style="bold")
+    foot = [Text(escape_controls(line)) for line in _describe_outbox(snapshot)]
+    if snapshot.error:
+        foot.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
+    room = console.height - TABLE_HEAD - sum(len(text.wrap(console, console.width)) for text in (head, *foot))
+    groups = list(snapshot.groups)
+    if len(groups) > room:
+        groups.sort(key=lambda figures: not figures.status.is_deserted)
+        shown = max(1, room - 1)
+        foot.insert(0, Text(f"and {format_count(len(groups) - shown, 'more group')}"))
+        groups = groups[:shown]
+    return Group(head, _make_table(groups, console), *foot)
+
+
+def _make_table(groups: Sequence[GroupFigures], console: Console) -> Table:
+    """Return the table with the columns that fit. The names of groups alone are cut."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Group, RenderableType
+    from rich.cells import cell_len, set_cell_size
     from rich.table import Table
     from rich.text import Text
 
+    rows = [
+        dict(zip(COLUMNS, (escape_controls(str(cell)) for cell in _to_cells(figures)), strict=True))
+        for figures in groups
+    ]
+    widths = {title: max(cell_len(text) for text in [title, *(row[title] for row in rows)]) for title in COLUMNS}
+    left, room = list(COLUMNS), 0
+    for dropped in ("", *DROPPED):
+        left = [title for title in left if title != dropped]
+        room = console.width - sum(BETWEEN + widths[title] for title in left if title != "group") - BETWEEN + 1
+        if room >= min(GROUP_WIDTH, widths["group"]):
+            break
+    for row in rows:
+        if cell_len(row["group"]) > room:
+            row["group"] = f"{set_cell_size(row['group'], room - 1)}…"
     table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("stream", "group") else "right")
-    for figures in snapshot.groups:
-        style = "red" if figures.status.is_deserted else None
-        table.add_row(*(Text(escape_controls(str(cell))) for cell in _to_cells(figures)), style=style)
-    lines: list[RenderableType] = [Text(f"silbo top  {format_time(snapshot.at)}", style="bold"), table]
-    lines += [Text(escape_controls(line)) for line in _describe_outbox(snapshot)]
-    if snapshot.error:
-        lines.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
-    return Group(*lines)
+    for title in left:
+        table.add_column(title, justify="left" if title in ("stream", "group") else "right", no_wrap=True)
+    for figures, row in zip(groups, rows, strict=True):
+        table.add_row(*(Text(row[title]) for title in left), style="red" if figures.status.is_deserted else None)
+    return table
 
 
 def _to_cells(figures: GroupFigures) -> Sequence[object]:
     """Return the values of COLUMNS."""
     status = figures.status
-    live = sum(not consumer.is_silent for consumer in status.consumers)
     return (
         status.stream,
         status.group,
@@ -152,7 +203,7 @@ def _to_cells(figures: GroupFigures) -> Sequence[object]:
         f"{status.in_hand:,}",
         f"{status.retrying:,}",
         f"{status.dead:,}",
-        f"{live} of {len(status.consumers)}",
+        format_consumers(status),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,36 @@ async def test_outage_is_told_and_ends(own_redis: RedisServer, prefix: str) -> N
         await eventually(is_back)
         await snapshots.aclose()
     assert away.error is not None and away.groups[0].status.group == "billing"
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "titles"),
+    [
+        (60, "mail", ["group", "lag", "for", "in hand", "dead letters", "consumers"]),
+        (60, "notifications-of-customers", ["group", "lag", "in hand", "dead letters"]),
+        (80, "notifications-of-customers", ["group", "done/s", "lag", "for", "in hand", "dead letters", "consumers"]),
+    ],
+)
+async def test_narrow_and_low_terminal_shows_what_is_needed_most(
+    redis: Redis, redis_url: str, prefix: str, columns: int, name: str, titles: list[str]
+) -> None:
+    """No title and no figure is cut. Groups that do not fit are counted, and those without a consumer come first then."""
+    key = f"{prefix}:{{events}}"
+    for number in range(12):
+        await redis.xgroup_create(key, f"{name}-{number:02}", "0", mkstream=True)
+        if number < 11:
+            await redis.xgroup_createconsumer(key, f"{name}-{number:02}", "one")
+    await redis.xadd(key, {"message": "{}"})
+    where = ("--redis", redis_url, "--prefix", prefix, "--limit", 1)
+    async with terminal("top", *where, env={"COLUMNS": str(columns), "LINES": "12"}) as screen:
+        assert await screen.end() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.shown.replace("\r", ""))
+    _, head, _, *rows, last = text[text.rindex("silbo top") :].splitlines()
+    assert re.split(r"\s{2,}", head.strip()) == titles
+    groups = [row.split()[titles.index("group")] for row in rows]
+    assert (len(groups), last) == (8, "and 4 more groups")
+    assert all(group.startswith(name[:19]) for group in groups)
+    assert name != "mail" or groups[:2] == ["mail-11", "mail-00"]
+    assert all(len(row) <= columns for row in (head, *rows))
+    if titles[-1] == "consumers":
+        assert " of " not in "".join(rows), "all are alive, as `silbo groups` writes it"
