@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from silbo.cli.app_arguments import add_app_arguments, open_app_of
 from silbo.cli.arguments import (
@@ -31,11 +33,12 @@ and dead letters; with --store the outbox. It has no script and loads nothing, a
 The last dispatches are those of this process, so there are none. A running host shows its own, with
 silbo.web.PageApp.
 
-Exit code 1 if Redis or the store could not be read: the page is written all the same, and says why.
+Exit code 1 if Redis or the store could not be read: the page is written all the same, and says why. With any
+other error FILE stays as it was; the shell's > would leave it empty.
 
 examples:
-  silbo page shop.web:dispatcher > page.html
-  silbo page shop.web:open_plugins --redis redis://localhost --store outbox.db > page.html
+  silbo page shop.web:dispatcher --output page.html
+  silbo page shop.web:app --lifespan --redis redis://localhost --store outbox.db --output page.html
 """
 
 
@@ -53,6 +56,9 @@ def add_to(commands: Commands) -> None:
     add_store_option(parser)
     add_format_option(parser)
     add_silent_option(parser)
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="write the page into this file, once it is whole (stdout)"
+    )
     parser.add_argument("--payloads", action="store_true", help="show the payloads of dead letters and dead rows")
 
 
@@ -61,8 +67,8 @@ async def write_page(options: argparse.Namespace) -> int:
     from silbo.operations.overview import read_overview
     from silbo.operations.page import render_page
 
-    if sys.stdout.isatty():
-        raise UsageError("a page is for a browser: write it into a file, silbo page APP > page.html")
+    if options.output is None and sys.stdout.isatty():
+        raise UsageError("a page is for a browser: write it into a file, silbo page APP --output page.html")
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(make_redis(options.redis)) if options.redis else None
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
@@ -76,7 +82,21 @@ async def write_page(options: argparse.Namespace) -> int:
             format=FORMATS[options.format],
             silent_after=options.silent_after,
         )
-    print_line(render_page(overview).rstrip())
+    page = render_page(overview)
+    if options.output is None:
+        print_line(page.rstrip())
+    else:
+        _write_whole(options.output, page)
     for problem in overview.problems:
         print_note(f"silbo: {escape_controls(problem)}")
     return 1 if overview.problems else 0
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file; as it was, or not there, if that fails."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)

@@ -58,4 +58,21 @@ async def test_payloads_are_shown_if_asked_for(folder: Path) -> None:
 async def test_terminal_is_no_place_for_a_page(folder: Path) -> None:
     async with terminal("page", "shop.web:dispatcher", "--app-dir", folder) as screen:
         assert await screen.end() == 2
-    assert "silbo page APP > page.html" in screen.shown
+    assert "silbo page APP --output page.html" in screen.shown
+
+
+async def test_file_is_written_when_the_page_is_whole(folder: Path) -> None:
+    """An error leaves the page of yesterday, and nothing beside it."""
+    file = folder / "pages" / "page.html"
+    file.parent.mkdir()
+    file.write_text("yesterday's")
+    where = ("--app-dir", folder, "--output", file)
+    failed = await silbo("page", "shop.web:nothing", *where)
+    assert failed.code == 1 and file.read_text() == "yesterday's"
+    done = await silbo("page", "shop.web:dispatcher", *where)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert "order.paid" in Page(file.read_text()).text and list(file.parent.iterdir()) == [file]
+    nowhere = await silbo("page", "shop.web:dispatcher", "--app-dir", folder, "--output", folder / "no" / "page.html")
+    assert nowhere.code == 1 and "No such file or directory" in nowhere.err
+    taken = await silbo("page", "shop.web:dispatcher", "--app-dir", folder, "--output", file.parent)
+    assert taken.code == 1 and list(folder.glob(".*")) == []
