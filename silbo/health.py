@@ -31,6 +31,7 @@ class Health:
         part: The kind of object.
         name: The consumer's group, or the program's app.
         is_running: True from the start of its work until it is stopped.
+        is_stopping: True from its stop until its work has ended: it finishes what it has in hand.
         is_connected: True if it has connected, and the broker and the store have answered its last call.
         away_since: The time since which the broker or the store does not answer; None while both do.
         has_room: False if it takes nothing more: nearly all that a consumer may have in hand waits for another attempt; an
@@ -55,6 +56,7 @@ class Health:
     part: Literal["consumer", "relay", "outbox", "bridge"]
     name: str
     is_running: bool = True
+    is_stopping: bool = False
     is_connected: bool
     away_since: datetime | None
     has_room: bool = True
@@ -76,7 +78,7 @@ class Health:
     def explain(self) -> str:
         """Return the reason why it is not ready; ``ready`` if it is."""
         if not self.is_running:
-            return "not running"
+            return "stopping" if self.is_stopping else "not running"
         if not self.is_connected:
             return f"not connected since {self.away_since:%Y-%m-%dT%H:%M:%SZ}" if self.away_since else "not connected"
         if self.has_room:

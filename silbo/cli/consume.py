@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from silbo.cli.app_arguments import add_app_arguments
 from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
-from silbo.cli.health import HEALTH, add_health_options, showing_health
+from silbo.cli.health import HEALTH, add_health_options, check_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.metrics import add_metrics_option, showing_metrics
 from silbo.cli.output import print_note
@@ -68,6 +68,7 @@ async def consume(options: argparse.Namespace) -> int:
     """Run the consumers until SIGTERM or SIGINT."""
     from silbo.operations.app import open_app
 
+    check_health_options(options)
     try:
         async with open_app(options.app, app_dir=options.app_dir) as app:
             log_to_stderr()  # a program that has set up logging keeps its own

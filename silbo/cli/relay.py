@@ -23,7 +23,7 @@ from silbo.cli.arguments import (
     parse_seconds,
 )
 from silbo.cli.connect import make_redis, make_store
-from silbo.cli.health import HEALTH, add_health_options, showing_health
+from silbo.cli.health import HEALTH, add_health_options, check_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.metrics import add_metrics_option, showing_metrics
 from silbo.cli.signals import stop_at_signals
@@ -94,6 +94,7 @@ def add_to(commands: Commands) -> None:
 
 async def run_relay(options: argparse.Namespace) -> int:
     """Send what is in the outbox until SIGTERM or SIGINT."""
+    check_health_options(options)
     log_to_stderr()
     async with make_store(options.store) as store, make_redis(options.redis) as client:
         streams = RedisStreams(

@@ -244,6 +244,7 @@ class Consumer:
             part="consumer",
             name=self._subscription.name or self._subscription.app,
             is_running=self._running is not None and not self._run_state.stopping.is_set(),
+            is_stopping=self._running is not None and self._run_state.stopping.is_set() and not self._ended.is_set(),
             is_connected=self._receiver is not None and not reports.broker_outage.is_on,
             away_since=reports.broker_outage.since,
             has_room=self._has_room(),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from silbo._reports import RateLimitedLog
-from silbo.health import HasHealth
+from silbo.health import HasHealth, Health
 
 __all__ = ["describe", "explain", "show_health"]
 
@@ -61,8 +61,12 @@ async def show_health(
         file: The path of the file; None for none. Each process needs one of its own.
 
     Raises:
+        TypeError: A part has no health.
         OSError: The port is taken, or the file can't be written.
     """
+    for part in parts:
+        if not callable(getattr(part, "health", None)):
+            raise TypeError(f"parts are consumers, relays, outboxes and bridges, not {part!r}")
     log = RateLimitedLog(logger, every=60.0)
     async with AsyncExitStack() as stack:
         if file is not None:
@@ -78,8 +82,16 @@ async def show_health(
 def explain(parts: Sequence[HasHealth]) -> str:
     """Return ``ready``; or ``not ready``, and a line with the reason for each part that is not."""
     found = [health for part in parts if not (health := part.health()).is_ready]
-    lines = [f"{health.part} {health.name}: {health.explain()}" for health in found]
+    lines = [f"{health.part} {health.name}: {_explain(health)}" for health in found]
     return "\n".join(["not ready" if found else "ready", *lines, ""])
+
+
+def _explain(health: Health) -> str:
+    """Return the reason why a part is not ready, with its last error if it is not connected."""
+    reason = health.explain()
+    if health.is_running and not health.is_connected and health.last_error is not None:
+        reason += f"; last error: {health.last_error.text}"
+    return reason
 
 
 def describe(parts: Sequence[HasHealth]) -> str:

@@ -275,6 +275,7 @@ class Outbox(AsyncCloseable):
             part="outbox",
             name=self.app,
             is_running=self._open and (relay is None or relay.is_running),
+            is_stopping=relay is not None and relay.is_stopping,
             is_connected=not self._outage.is_on and (relay is None or relay.is_connected),
             away_since=min((since for since in away_since if since is not None), default=None),
             has_room=not is_full,

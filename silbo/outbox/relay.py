@@ -219,6 +219,7 @@ class Relay(AsyncCloseable):
             part="relay",
             name=self._publisher.app,
             is_running=self._running is not None and not self._stopping.is_set(),
+            is_stopping=self._running is not None and self._stopping.is_set(),
             is_connected=not any(outage.is_on for outage in outages),
             away_since=min((since for outage in outages if (since := outage.since) is not None), default=None),
             received_at=to_moment(self._taken_at),

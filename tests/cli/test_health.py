@@ -159,7 +159,10 @@ async def test_outage_of_redis_ends_readiness_and_not_liveness(own_redis: RedisS
         await eventually(command.is_unready)
         assert await command.is_alive()
         reason = (await command.get("/readyz")).text
-        assert re.fullmatch(r"not ready\nconsumer billing: not connected since 20[\d-]+T[\d:]+Z\n", reason), reason
+        assert re.fullmatch(
+            r"not ready\nconsumer billing: not connected since 20[\d-]+T[\d:]+Z; last error: can't read from Redis at .+\n",
+            reason,
+        ), reason
         parts = (await command.get("/health")).json()["parts"]
         assert (parts[0]["is_connected"], parts[0]["is_ready"]) == (False, False)
         assert parts[0]["away_since"].endswith("Z") and parts[0]["last_error"]["text"]
@@ -189,6 +192,90 @@ async def test_relay_is_ready_while_redis_answers(own_redis: RedisServer, tmp_pa
         assert (await command.get("/readyz")).text.startswith("not ready\nrelay relay: not connected since 20")
         own_redis.restart()
         await eventually(command.is_ready)
+
+
+async def test_metrics_are_at_one_path_and_shown_once(own_redis: RedisServer, tmp_path: Path) -> None:
+    """Other paths and methods are refused, as at the port of the health."""
+    folder = write(tmp_path, {"worker.py": WORKER})
+    async with (
+        watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command,
+        httpx.AsyncClient(timeout=30, trust_env=False, verify=False) as client,
+    ):
+        await eventually(command.is_ready)
+        shown = await client.get(command.metrics)
+        assert shown.status_code == 200 and shown.text.count("silbo_ready{") == 1
+        head = await client.head(command.metrics)
+        assert (head.status_code, head.content) == (200, b"")
+        assert (await client.get(command.metrics.replace("metrics", "health"))).status_code == 404
+        assert (await client.post(command.metrics)).status_code == 405
+
+
+@pytest.mark.parametrize("measuring", ["AsyncEventDispatcher(observers=[metrics])", "AsyncEventDispatcher()"])
+async def test_app_with_its_own_metrics_is_refused(tmp_path: Path, measuring: str) -> None:
+    """Prometheus would read each figure twice."""
+    own = """
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from silbo.instrumentation.metrics import Metrics
+
+metrics = Metrics(meter_provider=MeterProvider([PrometheusMetricReader()]))
+"""
+    code = own + WORKER.replace("AsyncEventDispatcher()", measuring) + "\nmetrics.watch(consumer)\n"
+    folder = write(tmp_path, {"worker.py": code})
+    arguments = ("consume", "worker:consumer", "--app-dir", folder, "--metrics-port", "0")
+    env = {"SILBO_REDIS_URL": "redis://localhost:1", "SILBO_PREFIX": "shop"}
+    done = await silbo(*arguments, env=env, command=SILBO)
+    assert done.code == 2 and "has silbo's Metrics already" in done.err
+
+
+@pytest.mark.parametrize("option", ["--health-port", "--metrics-port"])
+async def test_port_that_is_taken_is_named_with_its_option(tmp_path: Path, option: str) -> None:
+    await fill(tmp_path / "outbox.db", 0)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as taken:
+        port = str(taken.sockets[0].getsockname()[1])
+        relay = ("relay", "--store", tmp_path / "outbox.db", "--redis", "redis://localhost:1")
+        done = await silbo(*relay, option, port, command=SILBO)
+    assert done.code == 1 and done.err.splitlines()[-1].endswith(f"{option} {port}: Address already in use"), done.err
+
+
+async def test_host_that_has_no_address_is_named(tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 0)
+    relay = ("relay", "--store", tmp_path / "outbox.db", "--redis", "redis://localhost:1")
+    done = await silbo(*relay, "--metrics-port", "0", "--health-host", "192.0.2.1", command=SILBO)
+    assert done.code == 1 and "--health-host 192.0.2.1: Cannot assign requested address" in done.err
+
+
+def test_address_without_a_port_is_refused(run: Run) -> None:
+    done = run("relay", "--store", "missing.db", "--health-host", "0.0.0.0")
+    assert done.code == 2 and "give --health-port or --metrics-port" in done.err
+
+
+async def test_program_that_drains_is_stopping(own_redis: RedisServer, tmp_path: Path) -> None:
+    folder = write(tmp_path, {"worker.py": WORKER})
+    async with watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command:
+        await eventually(command.is_ready)
+        async with Redis.from_url(own_redis.url) as redis:
+            await publish(redis, "shop", "takes.long")
+
+        async def has_it_in_hand() -> Any:
+            return (await command.get("/health")).json()["parts"][0]["in_hand"]
+
+        await eventually(has_it_in_hand)
+        command.process.terminate()
+
+        async def is_stopping() -> bool:
+            return (await command.get("/readyz")).text == "not ready\nconsumer billing: stopping\n"
+
+        await eventually(is_stopping)
+        (folder / "go on").touch()
+        async with asyncio.timeout(30):
+            await command.process.wait()
+
+
+async def test_part_without_health_is_refused() -> None:
+    with pytest.raises(TypeError, match="not 5"):
+        async with show_health([5], port=0):  # type: ignore[list-item]
+            pass
 
 
 @pytest.mark.parametrize("port", ["no", "70000", "-1"])
