@@ -50,6 +50,10 @@ WAITING: Final = 60.0
 """A row of an outbox, or a message of a group, that waits for more than 60 seconds is no longer on its way."""
 HANGS: Final = 300.0
 """A listener that runs for 300 seconds holds up what is behind it."""
+FED_WITHIN: Final = 60.0
+"""A stream whose newest message is less than 60 seconds old gets messages now."""
+LOOKED_AT: Final = 100
+"""The first 100 streams under other prefixes are looked at."""
 WRITES: Final = (
     ("XADD", "{key}", "*", "message", "x"),
     ("EVALSHA", "0" * 40, "1", "{key}"),
@@ -122,8 +126,9 @@ async def examine(
         for key in keys:
             async for finding in _check_stream(connection, key, info, retain, silent_after):
                 yield finding
-        if keys and (elsewhere := await _find_elsewhere(connection, prefix)):
-            yield Finding("prefixes", "note", f"there are streams under other prefixes, too: {', '.join(elsewhere)}")
+        if keys:
+            for finding in await _check_prefixes(connection, prefix, keys):
+                yield finding
     if store is not None:
         async for finding in _check_outbox(store):
             yield finding
@@ -290,13 +295,64 @@ async def _check_rights(connection: CallConnection, prefix: str, stream: str | N
 # -- streams and groups -------------------------------------------------------------------------------------
 
 
-async def _find_elsewhere(connection: CallConnection, prefix: str) -> list[str]:
-    """Return the other prefixes under which there are streams; none where the user may not look."""
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream, by its key: its number of groups, and if it gets messages now; the first of those that it has."""
+
+    key: str
+    groups: int
+    is_fed: bool
+    first_at: datetime | None
+
+
+async def _check_prefixes(connection: CallConnection, prefix: str, keys: Sequence[str]) -> Sequence[Finding]:
+    """Return if senders and consumers have different prefixes; nothing where the user may not look."""
     try:
-        found = await find_streams(connection)
-    except BrokerUnavailable:
+        names = await find_streams(connection)
+    except BrokerUnavailable as error:
+        if not isinstance(error.__cause__, Refused):
+            raise
         return []
-    return sorted({key.rpartition(":{")[0] for key in found} - {prefix})
+    others = [key for key in names if key.rpartition(":{")[0] != prefix]
+    if not others:
+        return []
+    now = await read_clock(connection)
+    own, elsewhere = await _look_at(connection, keys, now), await _look_at(connection, others[:LOOKED_AT], now)
+    found = []
+    starves = any(stream.groups for stream in own) and not any(stream.is_fed for stream in own)
+    for stream in elsewhere:
+        if stream.is_fed and not stream.groups:
+            text = f"{stream.key} gets messages now, and no group reads it" + (
+                f"; the groups under {prefix} get none" if starves else ""
+            )
+            mend = f"give the relay or the program that sends there --prefix {prefix}"
+            if stream.first_at is not None:
+                mend += f"; then: silbo outbox replay --since {stream.first_at:%Y-%m-%dT%H:%M:%SZ} --before {now:%Y-%m-%dT%H:%M:%SZ}"
+            found.append(Finding("prefixes", "danger", text, mend))
+    idle = [stream.key for stream in elsewhere if stream.groups and not stream.is_fed]
+    for stream in own:
+        if idle and stream.is_fed and not stream.groups:
+            text = f"no group reads {stream.key}, and groups without new messages are at {', '.join(idle)}"
+            found.append(Finding("prefixes", "danger", text, f"give the consumers --prefix {prefix}"))
+    if not found:
+        prefixes = ", ".join(sorted({key.rpartition(":{")[0] for key in others}))
+        found.append(Finding("prefixes", "note", f"there are streams under other prefixes, too: {prefixes}"))
+    return found
+
+
+async def _look_at(connection: CallConnection, keys: Sequence[str], now: datetime) -> list[_Stream]:
+    """Return the streams among the keys that the user may read."""
+    found = []
+    for key in keys:
+        (reply,) = await _ask_or_none(connection, Command(b"XINFO", b"STREAM", key.encode()))
+        if reply is None:
+            continue
+        stream = to_mapping(reply)
+        first, last = stream["first-entry"], stream["last-entry"]
+        is_fed = bool(last) and (now - time_of_entry(last[0].decode())).total_seconds() < FED_WITHIN
+        first_at = time_of_entry(first[0].decode()) if first else None
+        found.append(_Stream(key=key, groups=stream["groups"], is_fed=is_fed, first_at=first_at))
+    return found
 
 
 async def _check_stream(
@@ -310,6 +366,9 @@ async def _check_stream(
             raise
         yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"redis-cli RENAME '{key}' elsewhere")
         return
+    if not groups:
+        mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
+        yield Finding(f"{key} groups", "note", "no group reads it", mend)
     for group in groups:
         for finding in _check_group(group, retain):
             yield finding

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,29 @@ async def test_wrong_prefix_is_a_danger(redis: Redis, prefix: str) -> None:
     assert wrong["streams"].level == "danger" and f"{prefix}:{{events}}" in wrong["streams"].text
     right = await findings(redis, prefix=prefix)
     assert "streams" not in right
+
+
+async def test_sender_and_consumers_with_different_prefixes_are_a_danger(redis: Redis, prefix: str) -> None:
+    """Looked at from either side; and other prefixes that have messages and groups are none."""
+    asked, other = f"{prefix}-a", f"{prefix}-b"
+    await redis.xgroup_create(f"{asked}:{{events}}", "billing", "0", mkstream=True)
+    entry = await redis.xadd(f"{other}:{{events}}", {"message": "{}"})
+    sender, consumers = await findings(redis, prefix=asked), await all_findings(redis, prefix=other)
+    lost = sender["prefixes"]
+    assert (lost.level, lost.text) == (
+        "danger",
+        f"{other}:{{events}} gets messages now, and no group reads it; the groups under {asked} get none",
+    )
+    since = datetime.fromtimestamp(int(entry.split(b"-")[0]) // 1000, UTC)
+    mend = f"--prefix {asked}; then: silbo outbox replay --since {since:%Y-%m-%dT%H:%M:%SZ} --before 20"
+    assert mend in (lost.mend or "")
+    (fed,) = [each for each in consumers if each.check == "prefixes"]
+    assert fed.level == "danger" and f"no group reads {other}:{{events}}, and groups without new" in fed.text
+    assert f"{asked}:{{events}}" in fed.text and fed.mend == f"give the consumers --prefix {other}"
+    notes = [each.level for each in consumers if each.text == "no group reads it"]
+    assert notes == ["note"], "of the prefix that was asked"
+    await redis.xgroup_create(f"{other}:{{events}}", "billing", "0")
+    assert (await findings(redis, prefix=asked))["prefixes"].level == "note"
 
 
 async def test_key_of_another_type_is_a_danger(redis: Redis, prefix: str) -> None:
