@@ -10,9 +10,10 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import silbo
 from silbo._checks import suggest_name
@@ -64,6 +65,15 @@ exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors show no password of a URL in the wrong place, and the command that a misspelt one may mean."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as usual; but let the command whose argument is unknown say so, not ``silbo``, to which argparse returns it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = get_close_matches(unknown[0], self._option_string_actions, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):

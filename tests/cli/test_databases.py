@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,14 @@ async def test_password_that_is_an_option_of_a_database_is_not_shown() -> None:
     shown = describe_url(make_url(place))
     assert "secret" not in shown and "127.0.0.1:1/shop" in shown and "user=u" in shown
     assert describe_url(make_url("postgresql+asyncpg://u:secret@h/x")) == "postgresql+asyncpg://u:***@h/x"
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+async def test_file_that_sqlalchemy_made_is_told_with_its_url(url: str, mode: str) -> None:
+    """A path stands for silbo's own file; in WAL mode, too, nobody is told to change the host's database."""
+    path = url.removeprefix("sqlite+aiosqlite:///")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+    done = await silbo("outbox", "status", "--store", path)
+    assert done.code == 1 and done.err.endswith(f"is the outbox of a SQLAlchemyStore: its URL is {url}\n"), done.err
+    assert (await silbo("outbox", "status", "--store", url, "--json")).object["rows"]["pending"] == 3

@@ -40,6 +40,24 @@ print(*{"redis", "rich", "sqlalchemy"}.intersection(sys.modules))
 
 
 @pytest.mark.parametrize(
+    ("words", "usage", "hint"),
+    [
+        (["tail", "--sinc", "1h"], "tail", "unrecognized arguments: --sinc; did you mean --since?"),
+        (["dead", "list", "--limt", "3"], "dead list", "unrecognized arguments: --limt 3; did you mean --limit?"),
+        (["names", "a:b", "c", "d"], "names", "unrecognized arguments: d"),
+        (["--verbos"], "", "the following arguments are required: COMMAND"),
+        (["groups", "--redis://:secret@h"], "groups", "unrecognized arguments: --redis:***@h"),
+    ],
+)
+def test_unknown_argument_is_told_by_its_command(words: list[str], usage: str, hint: str, run: Run) -> None:
+    """With the usage of the command, and the option that may be meant."""
+    done = run(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"usage: silbo {usage}".rstrip())
+    assert done.err.splitlines()[-1].startswith(f"silbo {usage}".rstrip() + f": error: {hint}")
+
+
+@pytest.mark.parametrize(
     ("words", "hint"),
     [
         (["listener"], "there is no command 'listener'; did you mean 'listeners'?"),

@@ -147,6 +147,10 @@ class FileConnection:
         # A damaged text would otherwise make a read of all rows fail.
         connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
         try:
+            is_other = "SELECT 1 FROM sqlite_master WHERE name = 'silbo_outbox'"
+            if _execute_locking(connection, is_other).fetchone():
+                problem = f"is the outbox of a SQLAlchemyStore: its URL is sqlite+aiosqlite:///{self._path}"
+                raise StoreInvalid(str(self._path), problem)
             (mode,) = _execute_locking(connection, "PRAGMA journal_mode").fetchone()
             if mode == "wal":  # not changed here: other processes may have the file open in this mode
                 problem = (
