@@ -15,7 +15,7 @@ from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
-from silbo.operations.formatting import format_age
+from silbo.operations.formatting import format_age, format_count, format_seconds
 from silbo.operations.groups import (
     NEWER_VERSION_WAIT,
     SILENT_AFTER,
@@ -121,7 +121,7 @@ async def examine(
         try:
             keys = await choose_streams(connection, prefix, stream)
         except StreamMissing as error:
-            yield Finding("streams", "danger", str(error), "give the prefix of the programs: --prefix, or SILBO_PREFIX")
+            yield _check_missing(error, info)
             keys = []
         for key in keys:
             async for finding in _check_stream(connection, key, info, retain, silent_after):
@@ -215,18 +215,39 @@ def _check_eviction(info: dict[str, str]) -> Finding:
     return Finding("eviction", "ok", "noeviction: a full Redis refuses messages, and deletes none")
 
 
+def _read_memory(info: dict[str, str]) -> tuple[int, int]:
+    """Return the bytes that are used, as Redis compares them with ``maxmemory``, and the ``maxmemory``: 0 for none."""
+    uncounted = int(info.get("mem_not_counted_for_evict", "0"))
+    return int(info.get("used_memory", "0")) - uncounted, int(info.get("maxmemory", "0"))
+
+
 def _check_memory(info: dict[str, str]) -> Finding:
-    used, most = int(info.get("used_memory", "0")), int(info.get("maxmemory", "0"))
+    used, most = _read_memory(info)
     if not used:
         return Finding("memory", "note", "unknown: the user may not run INFO")
     if not most:
         return Finding("memory", "ok", f"{_megabytes(used)} used; no maxmemory, so the machine's memory is the limit")
     text = f"{_megabytes(used)} of {_megabytes(most)} used"
     if used >= FULL * most:
-        text += ": publishers and counts of attempts are refused when it is full"
+        refused = "publishers and counts of attempts are refused"
+        text += f": it is full, and {refused} now" if used >= most else f": {refused} when it is full"
         mend = f"redis-cli CONFIG SET maxmemory {most * 2}, or a shorter RedisStreams(retain=...)"
         return Finding("memory", "danger", text, mend)
     return Finding("memory", "ok", text)
+
+
+def _refuses_writes(info: dict[str, str]) -> bool:
+    """Return True if Redis refuses all writes at the moment: another finding says why."""
+    used, most = _read_memory(info)
+    is_written = info.get("aof_last_write_status", "ok") == info.get("rdb_last_bgsave_status", "ok") == "ok"
+    return (most > 0 and used >= most) or info.get("role", "master") != "master" or not is_written
+
+
+def _check_missing(error: StreamMissing, info: dict[str, str]) -> Finding:
+    """Return the danger that there is no stream; a note while none can be made."""
+    if _refuses_writes(info):
+        return Finding("streams", "note", f"{error}; while Redis refuses writes, none is made")
+    return Finding("streams", "danger", str(error), "give the prefix of the programs: --prefix, or SILBO_PREFIX")
 
 
 def _megabytes(size: float) -> str:
@@ -392,17 +413,20 @@ async def _check_room(connection: CallConnection, key: str, info: dict[str, str]
     if not first:
         return Finding(key, "ok", "no messages")
     span = (time_of_entry(last[0].decode()) - time_of_entry(first[0].decode())).total_seconds()
-    text = f"{length:,} message{'' if length == 1 else 's'} of {span / 3600:,.1f} h, {_megabytes(size or 0)}"
-    most = int(info.get("maxmemory", "0")) or int(info.get("total_system_memory", "0"))
+    text = f"{format_count(length, 'message')} of {format_seconds(span)}, {_megabytes(size or 0)}"
+    limit = int(info.get("maxmemory", "0"))
+    most = limit or int(info.get("total_system_memory", "0"))
     if retain is None:
         mend = "RedisStreams(retain=7 * 86400)"
         return Finding(key, "note", f"{text}; nothing is ever removed, so the memory will be full one day", mend)
     if span >= 60 and most and size:  # a rate of less than a minute tells nothing of a week
         wanted = size * retain / span if span < retain else size
-        if wanted > most:
+        if span < retain:
             text += (
-                f"; at this rate {retain / 86400:g} days need {_megabytes(wanted)}, and there are {_megabytes(most)}"
+                f"; at this rate it will hold {_megabytes(wanted)} after its {format_seconds(retain)} (retain), "
+                f"of {_megabytes(most)} {'(maxmemory)' if limit else 'of this machine'}"
             )
+        if wanted > most:
             days = most * FULL / size * span / 86400
             return Finding(
                 key, "danger", text, f"RedisStreams(retain={days * 86400:.0f}), {days:.1g} days; or more memory"
@@ -417,10 +441,13 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     waits = group.lag + group.in_hand
     if group.is_deserted and waits:
         text = f"no consumer is alive, and {waits:,} message{' waits' if waits == 1 else 's wait'}"
-        mend = f"start its consumers; if nobody needs it: redis-cli XGROUP DESTROY '{group.stream}' {group.group}"
+        mend = (
+            f"start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY '{group.stream}' {group.group} "
+            f"(its {format_count(waits, 'unread message')} will never be handled, and the stream stays as large as it is)"
+        )
         found.append(Finding(check, "danger", text, mend))
     elif retain is not None and age > NEAR * retain:
-        text = f"its next message is {age / 3600:,.1f} h old, and after {retain / 3600:,.1f} h it may be dropped"
+        text = f"its next message is {format_seconds(age)} old, and after {format_seconds(retain)} it may be dropped"
         found.append(Finding(check, "danger", text, "start more consumers, or a longer RedisStreams(retain=...)"))
     if group.newer:
         found.append(_describe_newer(check, group.newer, group.read_at))

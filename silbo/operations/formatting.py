@@ -18,6 +18,7 @@ __all__ = [
     "format_number",
     "format_options",
     "format_place",
+    "format_seconds",
     "format_size",
     "format_time",
     "message_to_fields",
@@ -39,7 +40,11 @@ def format_time(time: datetime | None) -> str | None:
 
 def format_age(time: datetime, now: datetime) -> str:
     """Return the time between now and a time, before or after now: ``12 s``, ``3 min``, ``5 h`` or ``4 days``."""
-    seconds = abs((now - time).total_seconds())
+    return format_seconds(abs((now - time).total_seconds()))
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as ``12 s``, ``3 min``, ``5 h`` or ``4 days``."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -88,15 +88,25 @@ async def test_full_server_and_a_retention_that_has_no_room(own_redis: RedisServ
     async with Redis.from_url(own_redis.url) as client:
         for number in range(100):
             await client.xadd("silbo:{events}", {"message": "x" * 1000}, id=f"{1_000_000 + number * 1000}-0")
+        await findings(client)  # its connections take memory, too
         used = (await client.info())["used_memory"]
-        await client.config_set("maxmemory", int(used * 1.05))
+        await client.config_set("maxmemory", int(used * 1.06))
         full = await findings(client)
+        await client.config_set("maxmemory", used // 2)
+        refusing, missing = await findings(client), await findings(client, prefix="other")
         await client.config_set("maxmemory", used * 20)
         roomy, forever = await findings(client), await findings(client, retain=None)
         day = await findings(client, retain=90.0)
     assert full["memory"].level == "danger" and "maxmemory" in (full["memory"].mend or "")
     assert roomy["memory"].level == "ok"
-    assert roomy["silbo:{events}"].level == "danger" and "at this rate 7 days need" in roomy["silbo:{events}"].text
+    assert full["memory"].text.endswith("are refused when it is full")
+    assert refusing["memory"].level == "danger" and refusing["memory"].text.endswith("are refused now")
+    assert missing["streams"].level == "note" and "while Redis refuses writes" in missing["streams"].text
+    room = roomy["silbo:{events}"]
+    assert room.level == "danger" and room.text.startswith("100 messages of 99 s, ")
+    assert re.search(
+        r"; at this rate it will hold [\d,.]+ MiB after its 7 days \(retain\), of [\d.]+ MiB \(", room.text
+    )
     assert day["silbo:{events}"].level == "ok" and forever["silbo:{events}"].level == "note"
 
 
@@ -109,8 +119,10 @@ async def test_abandoned_group_and_one_that_falls_behind(redis: Redis, prefix: s
     found = await findings(redis, prefix=prefix)
     abandoned, behind = found[f"{key} abandoned"], found[f"{key} behind"]
     assert abandoned.level == "danger" and "no consumer is alive, and 1 message waits" in abandoned.text
-    assert f"XGROUP DESTROY '{key}' abandoned" in (abandoned.mend or "")
-    assert behind.level == "danger" and "it may be dropped" in behind.text
+    mend = abandoned.mend or ""
+    assert mend.startswith("start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY")
+    assert f"'{key}' abandoned (its 1 unread message will never be handled" in mend
+    assert behind.level == "danger" and "days old, and after 7 days it may be dropped" in behind.text
 
 
 async def test_two_live_consumers_under_one_name(redis: Redis, prefix: str) -> None:
