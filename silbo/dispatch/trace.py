@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from itertools import islice
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Final
 
-from silbo.dispatch.traced import Traced, shorten, trace_dispatch
+from silbo.dispatch.traced import Traced, describe_event, trace_dispatch
 from silbo.dispatch.waterfall import draw_waterfall
 
 if TYPE_CHECKING:
@@ -51,9 +52,22 @@ class Trace:
         """Return the listeners registered now that no dispatch has called since the trace began."""
         return [row for row in dispatcher.describe() if id(row.listener) not in self._totals]
 
-    def draw(self, last: int = 10) -> str:
-        """Return the last dispatches as text, the newest first, each with its waterfall: a line and a bar for each listener."""
-        return "\n".join(map(draw_waterfall, islice(reversed(self.dispatches), last)))
+    def draw(self, last: int = 10, *, width: int | None = None) -> str:
+        """Return the last dispatches as text, the newest first, each with its waterfall: a line and a bar for each listener.
+
+        Args:
+            last: The most dispatches.
+            width: Characters of a line; a longer one is continued on the next, indented. By default as many as the terminal has,
+                and 100 without a terminal. Less than 40 is taken as 40.
+
+        Raises:
+            ValueError: ``last`` is negative.
+        """
+        if last < 0:
+            raise ValueError(f"last is the number of dispatches to draw, 0 or more, not {last}")
+        if width is None:
+            width = get_terminal_size((100, 24)).columns
+        return "\n".join(draw_waterfall(each, width=width) for each in islice(reversed(self.dispatches), last))
 
     def before_dispatch(self, dispatch: Dispatch) -> None:
         """Begin to note the calls of a dispatch."""
@@ -74,6 +88,8 @@ class Trace:
     def after_dispatch(self, dispatch: Dispatch) -> None:
         """Remember a dispatch, with the listeners that were called and not called."""
         calls = self._open.pop(dispatch)
-        self.dispatches.append(trace_dispatch(dispatch, calls, event=shorten(dispatch.event) if self._payloads else ""))
+        self.dispatches.append(
+            trace_dispatch(dispatch, calls, event=describe_event(dispatch.event) if self._payloads else "")
+        )
         if not dispatch.heard and (dispatch.name in self.unheard or len(self.unheard) < REMEMBERED):
             self.unheard[dispatch.name] = self.unheard.get(dispatch.name, 0) + 1

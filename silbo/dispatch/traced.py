@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from silbo.dispatch.running import WrappedListener
 from silbo.dispatch.source import find_source
-from silbo.event import Refusal
+from silbo.event import ENVELOPE, Refusal
 
 if TYPE_CHECKING:
     from silbo.dispatch.observers import Call, Dispatch, Outcome
     from silbo.dispatch.options import Listener
 
-__all__ = ["NotCalled", "Traced", "TracedListener", "describe_error", "shorten", "trace_dispatch"]
+__all__ = ["NotCalled", "Traced", "TracedListener", "describe_error", "describe_event", "shorten", "trace_dispatch"]
 
 SHOWN: Final = 200
 """The most characters of an event, a payload or an error in one line."""
@@ -160,13 +160,24 @@ def shorten(value: object, text_of: Any = repr) -> str:
 
     Args:
         value: The value.
-        text_of: ``repr`` or ``str``. The value's class may fail in it.
+        text_of: ``repr``, ``str``, or another function that makes a text of it. The value's class may fail in it.
     """
     try:
         text = " ".join(text_of(value).split())
     except Exception as error:  # noqa: BLE001  # the host's class may fail in __repr__
         text = f"<{type(value).__qualname__} whose {text_of.__name__} raises {type(error).__name__}>"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def describe_event(event: object) -> str:
+    """Return an event on one line, cut after 200 characters: its ``repr``; of a class without one, its public attributes."""
+    return shorten(event, _list_attributes if type(event).__repr__ is object.__repr__ else repr)
+
+
+def _list_attributes(event: object) -> str:
+    given = vars(event) if hasattr(event, "__dict__") else {}
+    shown = (f"{name}={value!r}" for name, value in given.items() if name not in ENVELOPE and not name.startswith("_"))
+    return f"{type(event).__qualname__}({', '.join(shown)})"
 
 
 def describe_error(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 
 from silbo.dispatch.source import find_source
@@ -35,7 +36,7 @@ REASONS: Final[Mapping[NotCalled, str]] = {
 """The words for each reason why a listener was not called."""
 
 
-def draw_waterfall(traced: Traced, *, event: str = "", caller: str = "") -> str:
+def draw_waterfall(traced: Traced, *, event: str = "", caller: str = "", width: int | None = None) -> str:
     """Return a dispatch as text, its first line for the dispatch, then one for each listener.
 
     A bar shows when a listener ran, from the beginning of the dispatch to its end: dark for the time in which it held the event
@@ -45,14 +46,22 @@ def draw_waterfall(traced: Traced, *, event: str = "", caller: str = "") -> str:
         traced: The dispatch.
         event: The event as text, in place of the one that was kept.
         caller: The listener that has dispatched the event, if it was one.
+        width: Characters of a line, 40 or more; a longer one is continued on the next, and below 100 bars are shorter. None for
+            lines as long as they are.
     """
+    bar = WIDTH if width is None or width >= 100 else WIDTH // 2
     what = " ".join(part for part in (show_name(traced.name), event or traced.event) if part)
     by = f" (by {caller})" if caller else ""
     lines = [f"{what}{by}: {describe_outcome(traced)}"]
-    lines += [f"    {_draw_line(each, traced)}" for each in traced.listeners]
+    lines += [f"    {_draw_line(each, traced, bar)}" for each in traced.listeners]
     if not traced.listeners:
         lines.append("    nobody listens")
-    return "\n".join(lines)
+    return "\n".join(lines if width is None else [part for line in lines for part in _fold(line, max(width, 40))])
+
+
+def _fold(line: str, width: int) -> list[str]:
+    """Return a line in parts of ``width`` characters at most, all but the first indented."""
+    return wrap(line, width, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 def describe_outcome(traced: Traced) -> str:
@@ -100,10 +109,10 @@ def show_name(name: Any) -> str:
     return repr(str(name)) if isinstance(name, str) else repr(name)
 
 
-def _draw_line(each: TracedListener, traced: Traced) -> str:
+def _draw_line(each: TracedListener, traced: Traced, width: int) -> str:
     line = f"{describe_state(each):<10}"
     if traced.outcome != "running":
-        line += f"  {_draw_bar(*find_bar(each, traced))}"
+        line += f"  {_draw_bar(*find_bar(each, traced), width)}"
     line += f"  {draw_listener(each)}"
     if each.reason is not None:
         return f"{line}: {REASONS[each.reason]}"
@@ -112,14 +121,14 @@ def _draw_line(each: TracedListener, traced: Traced) -> str:
     return f"{line}: {each.error}" if each.error else line
 
 
-def _draw_bar(begin: float, on_loop: float, waiting: float) -> str:
-    """Return a bar of WIDTH characters; a call that took any time has at least one."""
+def _draw_bar(begin: float, on_loop: float, waiting: float, width: int) -> str:
+    """Return a bar of ``width`` characters; a call that took any time has at least one."""
     if not on_loop + waiting:
-        return " " * WIDTH
-    first = min(WIDTH - 1, int(begin * WIDTH))
-    end = max(first + 1, min(WIDTH, round((begin + on_loop + waiting) * WIDTH)))
+        return " " * width
+    first = min(width - 1, int(begin * width))
+    end = max(first + 1, min(width, round((begin + on_loop + waiting) * width)))
     dark = round((end - first) * on_loop / (on_loop + waiting))
-    return f"{' ' * first}{'█' * dark}{'░' * (end - first - dark)}".ljust(WIDTH)
+    return f"{' ' * first}{'█' * dark}{'░' * (end - first - dark)}".ljust(width)
 
 
 def _shorten_place(place: str) -> str:

@@ -45,6 +45,8 @@ __all__ = ["render_page"]
 
 LONGEST: Final = 2000
 """The most characters of an error or a payload: a page with many dead letters has to load."""
+LISTENERS: Final = 50
+"""Of a dispatch the first 50 listeners are shown, and of the others 50 that have failed."""
 _COUNTS: Final = ("received", "handled", "failed", "retried", "dead")
 """The counts of a consumer that have a column of their own."""
 _CLASSES: Final = {"completed": "good", "stopped": "warn", "failed": "bad", "cancelled": "bad"}
@@ -286,6 +288,9 @@ def _render_dispatches(dispatcher: DispatcherOverview, many: bool) -> Markup:
 
 
 def _render_dispatch(traced: Traced, *, is_open: bool) -> Markup:
+    shown = list(traced.listeners[:LISTENERS])
+    shown += [each for each in traced.listeners[LISTENERS:] if each.error][:LISTENERS]
+    left_out = len(traced.listeners) - len(shown)
     summary = element(
         "summary",
         element("code", traced.name if isinstance(traced.name, str) else show_name(traced.name)),
@@ -305,13 +310,14 @@ def _render_dispatch(traced: Traced, *, is_open: bool) -> Markup:
         _render_table(
             f"{format_count(len(traced.listeners), 'listener')} in {format_duration(traced.duration, traced.waited)}",
             columns,
-            [_to_waterfall_cells(each, traced) for each in traced.listeners],
+            [_to_waterfall_cells(each, traced) for each in shown],
         )
         if traced.listeners
         else element("p", "Nobody listens.")
     )
     event = element("p", "event: ", element("code", traced.event)) if traced.event else None
-    return element("details", summary, event, table, class_="dispatch", open=is_open)
+    more = element("p", f"and {left_out:,} more", class_="quiet") if left_out else None
+    return element("details", summary, event, table, more, class_="dispatch", open=is_open)
 
 
 def _to_waterfall_cells(each: TracedListener, traced: Traced) -> tuple[object, ...]:

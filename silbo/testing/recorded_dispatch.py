@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.options import Listener
-from silbo.dispatch.traced import Traced, shorten, trace_dispatch
+from silbo.dispatch.traced import Traced, describe_event, trace_dispatch
 from silbo.dispatch.waterfall import draw_waterfall, show_name
 
 __all__ = ["RecordedDispatch"]
@@ -49,4 +49,4 @@ class RecordedDispatch:
             listener = self.within.listener
             name = getattr(listener, "__qualname__", type(listener).__qualname__)
             caller = f"{name}, a listener of {show_name(self.within.dispatch.name)}"
-        return draw_waterfall(self.traced, event=shorten(self.dispatch.event), caller=caller)
+        return draw_waterfall(self.traced, event=describe_event(self.dispatch.event), caller=caller)

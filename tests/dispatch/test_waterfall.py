@@ -23,7 +23,7 @@ class Paid(DomainEvent):
 
 def lines(trace: Trace) -> list[str]:
     """The lines of the last waterfall; figures, bars and places left out."""
-    drawn = re.sub(r"[\d.,]+ ms(, [\d.,]+ waiting)?", "? ms", trace.draw(1))
+    drawn = re.sub(r"[\d.,]+ ms(, [\d.,]+ waiting)?", "? ms", trace.draw(1, width=1000))
     drawn = re.sub(r"\[[\w.]+\] \S+:\d+", "here", drawn)
     return [re.sub(r" *[█░]+ +| {3,}", "  ", line) for line in drawn.splitlines()]
 
@@ -99,7 +99,7 @@ async def test_time_is_told_apart_into_waiting_and_holding_the_loop() -> None:
         begin, on_loop, waited = find_bar(each, outer)
         assert 0 <= begin <= begin + on_loop + waited <= 1
         assert (waited > on_loop) == (each is waiting)
-    drawn = trace.draw(1).splitlines()
+    drawn = trace.draw(1, width=1000).splitlines()
     assert re.search(r"outer': completed, [\d.]+ ms, [\d.]+ waiting$", drawn[0])
     assert re.search(r"░.* ms, [\d.]+ waiting$", drawn[1])
     assert "█" in drawn[2] and "░" not in drawn[2] and drawn[2].endswith(" ms")
@@ -230,7 +230,8 @@ async def test_plugin_and_refusal_are_shown() -> None:
         ("audit", "completed", None),
         ("audit", None, "off"),
     ]
-    assert "note [audit] " in trace.draw(1) and trace.draw(1).endswith(": its plugin is switched off")
+    drawn = trace.draw(1, width=1000)
+    assert "note [audit] " in drawn and drawn.endswith(": its plugin is switched off")
 
 
 async def test_payloads_are_kept_if_the_host_says_so() -> None:
@@ -242,3 +243,42 @@ async def test_payloads_are_kept_if_the_host_says_so() -> None:
     assert "Paid(card='4111')" in open_.draw()
     await d.adispatch("x", Paid("y" * 1000))
     assert len(open_.dispatches[-1].event) == 200
+    event = Event()
+    event.amount, event._secret = 250, 1
+    await d.adispatch("x", event)
+    assert open_.dispatches[-1].event == "Event(amount=250)", "of a class without a repr, what the host has set"
+
+
+async def test_lines_are_no_wider_than_asked_for() -> None:
+    """A terminal would break them anywhere; nothing of a line is lost."""
+    d = AsyncEventDispatcher(observers=[trace := Trace()])
+
+    @d.listen("order.paid")
+    async def a_listener_with_a_long_name_that_goes_on_and_on(event: Any) -> None:
+        await asyncio.sleep(0)
+        raise LookupError("no such order " * 20)
+
+    with pytest.raises(LookupError):
+        await d.adispatch("order.paid")
+    wide = trace.draw(width=1000)
+    assert len(wide.splitlines()) == 2 and trace.draw(width=1) == trace.draw(width=40)
+    for width in (40, 60, 100):
+        drawn = trace.draw(width=width)
+        assert all(len(line) <= width for line in drawn.splitlines())
+        assert re.search("^    failed     ", drawn, re.MULTILINE) and "\n        " in drawn
+        assert re.sub(r"[█░\s]+", "", drawn) == re.sub(r"[█░\s]+", "", wide)
+
+
+async def test_lines_are_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = AsyncEventDispatcher(observers=[trace := Trace()])
+    await d.adispatch("x" * 200)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert trace.draw() == trace.draw(width=60) != trace.draw(width=100)
+    monkeypatch.delenv("COLUMNS")
+    assert trace.draw() == trace.draw(width=100), "the tests have no terminal"
+
+
+def test_negative_number_of_dispatches_is_refused() -> None:
+    assert Trace().draw(0) == ""
+    with pytest.raises(ValueError, match="0 or more, not -1"):
+        Trace().draw(-1)

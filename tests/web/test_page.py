@@ -164,6 +164,24 @@ async def test_empty_host_is_told_what_is_missing() -> None:
     assert "There is no dispatcher here." in nothing.text
 
 
+async def test_dispatch_with_many_listeners_is_cut() -> None:
+    """Those that have failed are shown wherever they are."""
+
+    async def listener(event: object) -> None: ...
+
+    async def fails(event: object) -> None:
+        raise LookupError("as told")
+
+    dispatcher = AsyncEventDispatcher(observers=[Trace()])
+    for number in range(1000):
+        dispatcher.add_listener("order.paid", fails if number == 700 else listener, on_error=lambda *_: None)
+    await dispatcher.adispatch("order.paid")
+    overview = await read_overview(find_app(dispatcher, "shop"))
+    page = Page(render_page(replace(overview, dispatchers=[replace(overview.dispatchers[0], names=[])])))
+    assert page.text.count("listener [") == 50 and page.text.count("LookupError: as told") == 1
+    assert "1,000 listeners in " in page.text and "and 949 more" in page.text
+
+
 def test_long_texts_are_cut() -> None:
     """So that a page with a payload of a megabyte still loads."""
     overview, _ = hostile_overview()
