@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from redis.asyncio import Redis
 
-from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
@@ -25,6 +26,7 @@ from silbo.operations.groups import (
     read_stream_groups,
 )
 from silbo.operations.redis import choose_streams, find_streams, opened, read_clock, time_of_entry
+from silbo.operations.scripts import READ_DEAD_ERRORS
 from silbo.outbox.rows import OutboxStore
 
 __all__ = ["Finding", "Level", "examine"]
@@ -52,6 +54,8 @@ HANGS: Final = 300.0
 """A listener that runs for 300 seconds holds up what is behind it."""
 FED_WITHIN: Final = 60.0
 """A stream whose newest message is less than 60 seconds old gets messages now."""
+DEAD_LOOKED_AT: Final = 1_000
+"""The errors of the newest 1,000 dead letters of a stream are counted."""
 LOOKED_AT: Final = 100
 """The first 100 streams under other prefixes are looked at."""
 WRITES: Final = (
@@ -230,17 +234,22 @@ def _check_memory(info: dict[str, str]) -> Finding:
     text = f"{_megabytes(used)} of {_megabytes(most)} used"
     if used >= FULL * most:
         refused = "publishers and counts of attempts are refused"
-        text += f": it is full, and {refused} now" if used >= most else f": {refused} when it is full"
+        text += f": it is full, and {refused} now" if _is_full(info) else f": {refused} when it is full"
         mend = f"redis-cli CONFIG SET maxmemory {most * 2}, or a shorter RedisStreams(retain=...)"
         return Finding("memory", "danger", text, mend)
     return Finding("memory", "ok", text)
 
 
+def _is_full(info: dict[str, str]) -> bool:
+    """Return True if Redis refuses what needs memory: it has no more, and no keys that it may delete."""
+    used, most = _read_memory(info)
+    return 0 < most <= used and not info.get("maxmemory_policy", "").startswith("allkeys")
+
+
 def _refuses_writes(info: dict[str, str]) -> bool:
     """Return True if Redis refuses all writes at the moment: another finding says why."""
-    used, most = _read_memory(info)
     is_written = info.get("aof_last_write_status", "ok") == info.get("rdb_last_bgsave_status", "ok") == "ok"
-    return (most > 0 and used >= most) or info.get("role", "master") != "master" or not is_written
+    return _is_full(info) or info.get("role", "master") != "master" or not is_written
 
 
 def _check_missing(error: StreamMissing, info: dict[str, str]) -> Finding:
@@ -393,6 +402,8 @@ async def _check_stream(
     for group in groups:
         for finding in _check_group(group, retain):
             yield finding
+        if group.dead:
+            yield await _check_dead(connection, key, group)
     for group in groups:
         for name in await _find_shared_names(
             connection, key.encode(), group.group.encode(), [each.name for each in group.consumers]
@@ -459,9 +470,6 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
         text = f"{hanging.entry} is in work for {format_age(hanging.since, group.read_at)} at {hanging.where}: a listener may hang"
         mend = "its log names the listener; restart that process, and give the listener a timeout="
         found.append(Finding(check, "danger" if is_long else "note", text, mend))
-    if group.dead:
-        mend = f"silbo dead list --group {group.group}"
-        found.append(Finding(check, "note", f"{group.dead:,} dead letters", mend))
     if not any(finding.level == "danger" for finding in found):
         live = sum(not consumer.is_silent for consumer in group.consumers)
         text = f"lag {group.lag:,}, {group.in_hand:,} in hand, {live} consumer{'' if live == 1 else 's'} alive"
@@ -472,6 +480,20 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
         else:
             found.insert(0, Finding(check, "ok", text))
     return found
+
+
+async def _check_dead(connection: CallConnection, key: str, group: GroupStatus) -> Finding:
+    """Return the number of a group's dead letters, and the commonest type of error with its newest text."""
+    call = ScriptCall.of(READ_DEAD_ERRORS, [f"{key}:dead".encode()], group.group.encode(), b"%d" % DEAD_LOOKED_AT)
+    (errors,) = await ask(connection, call)
+    text = format_count(group.dead, "dead letter")
+    if errors:
+        kinds = [error.partition(b":")[0] for error in errors]
+        commonest, many = Counter(kinds).most_common(1)[0]
+        newest = errors[kinds.index(commonest)].decode(errors="replace").partition("\n")[0]
+        of_which = "" if len(errors) == group.dead else f" of the newest {len(errors):,}"
+        text += f", {many:,}{of_which} with {newest}" if group.dead > 1 else f": {newest}"
+    return Finding(f"{group.stream} {group.group}", "note", text, f"silbo dead list --group {group.group}")
 
 
 def _describe_newer(check: str, newer: LeftToNewer, now: datetime) -> Finding:

@@ -6,7 +6,7 @@ from typing import Final
 
 from silbo.brokers.redis.scripts import Script
 
-__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_OFFERED", "REWIND"]
+__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_DEAD_ERRORS", "READ_OFFERED", "REWIND"]
 
 COUNT_DEAD: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
@@ -27,6 +27,20 @@ return reply
 
 Key: the dead letters. Arguments: the first id, the most letters of the page. Reply: the last id, or nothing if there is no letter;
 then group and number, again and again.
+"""
+
+READ_DEAD_ERRORS: Final = Script("""
+local found, errors = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[2]), {}
+for _, entry in ipairs(found) do
+  local fields = {}
+  for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+  if fields.group == ARGV[1] then errors[#errors + 1] = string.sub(fields.error or '', 1, 200) end
+end
+return errors
+""")
+"""Reads the errors of a group's dead letters, the newest first, 200 bytes of each.
+
+Key: the dead letters. Arguments: the group, the most letters to look at. Reply: the errors.
 """
 
 READ_OFFERED: Final = Script("""

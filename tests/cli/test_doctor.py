@@ -18,6 +18,7 @@ from silbo import AsyncEventDispatcher, Consumer
 from silbo.brokers.redis import RedisStreams
 from silbo.event import new_id
 from silbo.message import Delivery, Message
+from silbo.operations import doctor as module
 from silbo.operations.doctor import Finding, examine
 from silbo.operations.groups import read_groups
 from silbo.stores.sqlite import SQLiteStore
@@ -97,10 +98,14 @@ async def test_full_server_and_a_retention_that_has_no_room(own_redis: RedisServ
         await client.config_set("maxmemory", used * 20)
         roomy, forever = await findings(client), await findings(client, retain=None)
         day = await findings(client, retain=90.0)
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        await client.config_set("maxmemory", used // 2)
+        evicting = await findings(client)
     assert full["memory"].level == "danger" and "maxmemory" in (full["memory"].mend or "")
     assert roomy["memory"].level == "ok"
     assert full["memory"].text.endswith("are refused when it is full")
     assert refusing["memory"].level == "danger" and refusing["memory"].text.endswith("are refused now")
+    assert not evicting["memory"].text.endswith("are refused now"), "it deletes keys instead"
     assert missing["streams"].level == "note" and "while Redis refuses writes" in missing["streams"].text
     room = roomy["silbo:{events}"]
     assert room.level == "danger" and room.text.startswith("100 messages of 99 s, ")
@@ -307,6 +312,35 @@ async def test_sender_and_consumers_with_different_prefixes_are_a_danger(redis: 
     assert notes == ["note"], "of the prefix that was asked"
     await redis.xgroup_create(f"{other}:{{events}}", "billing", "0")
     assert (await findings(redis, prefix=asked))["prefixes"].level == "note"
+
+
+async def test_dead_letters_are_a_note_with_their_commonest_error(
+    redis: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its type, for the texts differ; those of other groups don't count."""
+    key = f"{prefix}:{{events}}"
+    for group in ("billing", "mail"):
+        await redis.xgroup_create(key, group, "0", mkstream=True)
+    for error in (
+        "KeyError: 'a'",
+        "ValueError: no such order: 1",
+        "ValueError: no such order: 2\nmore",
+        "KeyError: 'b'",
+    ):
+        await redis.xadd(f"{key}:dead", {"group": "billing", "error": error, "message": "{}"})
+    await redis.xadd(f"{key}:dead", {"group": "billing", "error": "ValueError: no such order: 3", "message": "{}"})
+    for _ in range(4):
+        await redis.xadd(f"{key}:dead", {"group": "mail", "error": "OSError: 1", "message": "{}"})
+    (letters,) = [each for each in await all_findings(redis, prefix=prefix) if "5 dead" in each.text]
+    assert letters == Finding(
+        f"{key} billing",
+        "note",
+        "5 dead letters, 3 with ValueError: no such order: 3",
+        "silbo dead list --group billing",
+    )
+    monkeypatch.setattr(module, "DEAD_LOOKED_AT", 6)
+    texts = [each.text for each in await all_findings(redis, prefix=prefix)]
+    assert "5 dead letters, 1 of the newest 2 with ValueError: no such order: 3" in texts
 
 
 async def test_key_of_another_type_is_a_danger(redis: Redis, prefix: str) -> None:
