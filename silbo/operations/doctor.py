@@ -109,9 +109,25 @@ async def examine(
         timeout: Seconds in which each step is answered.
 
     Raises:
-        BrokerUnavailable: Redis can't be reached.
+        BrokerUnavailable: Redis can't be reached; the outbox has been examined all the same.
         StoreUnavailable: the store can't be used at the moment.
     """
+    away: BrokerUnavailable | None = None
+    try:
+        async for finding in _examine_redis(client, prefix, stream, retain, silent_after, timeout):
+            yield finding
+    except BrokerUnavailable as error:
+        away = error
+    if store is not None:
+        async for finding in _check_outbox(store):
+            yield finding
+    if away is not None:
+        raise away
+
+
+async def _examine_redis(
+    client: Redis, prefix: str, stream: str | None, retain: float | None, silent_after: float, timeout: float
+) -> AsyncIterator[Finding]:
     async with opened(client, timeout) as connection:
         info = await _read_info(connection)
         yield _check_version(info)
@@ -133,9 +149,6 @@ async def examine(
         if keys:
             for finding in await _check_prefixes(connection, prefix, keys):
                 yield finding
-    if store is not None:
-        async for finding in _check_outbox(store):
-            yield finding
 
 
 # -- the server ---------------------------------------------------------------------------------------------

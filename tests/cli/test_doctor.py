@@ -409,6 +409,10 @@ async def test_outbox_without_a_relay_is_a_danger(redis: Redis, redis_url: str, 
     assert led["outbox"].level == "ok"
 
 
-async def test_redis_that_is_away_is_an_error() -> None:
-    done = await silbo("doctor", "--redis", "redis://127.0.0.1:1")
-    assert done.code == 1 and "can't be reached" in done.err
+async def test_redis_that_is_away_is_an_error(tmp_path: Path) -> None:
+    """The outbox is examined all the same: it waits meanwhile."""
+    await fill(tmp_path / "outbox.db", 2)
+    done = await silbo("doctor", "--redis", "redis://127.0.0.1:1", "--store", tmp_path / "outbox.db")
+    assert done.code == 1 and done.err.startswith("silbo: ") and done.err.count("\n") == 1
+    assert "can't be reached" in done.err
+    assert "outbox: no relay is at work, and 2 rows wait" in done.out
