@@ -210,6 +210,52 @@ def provider(*, sampled: bool) -> Any:
     return TracerProvider(sampler=ALWAYS_ON if sampled else ALWAYS_OFF, shutdown_on_exit=False)
 
 
+# -- metrics --------------------------------------------------------------------------------------------------
+
+
+def metrics() -> Contenders:
+    """One listener, with and without metrics; by hand, two histograms around the same calls."""
+
+    def measured() -> Contender:
+        from opentelemetry.sdk.metrics import MeterProvider
+
+        from silbo.instrumentation.metrics import Metrics
+
+        made = silbo_dispatcher(1)
+        made.observe(Metrics(meter_provider=MeterProvider([reader()], shutdown_on_exit=False)))
+        return dispatching(made, silbo.Event, MEETING_JOINED)
+
+    def with_histograms() -> Contender:
+        from opentelemetry.sdk.metrics import MeterProvider
+
+        meter = MeterProvider([reader()], shutdown_on_exit=False).get_meter("by hand")
+        dispatches, listeners = meter.create_histogram("dispatch", "s"), meter.create_histogram("listener", "s")
+        made = silbo_dispatcher(1)
+
+        async def run(times: int) -> None:
+            for _ in range(times):
+                began = perf_counter()
+                await made.adispatch(MEETING_JOINED, silbo.Event())
+                taken = perf_counter() - began
+                listeners.record(taken, {"name": "meeting.joined"})
+                dispatches.record(taken, {"name": "meeting.joined"})
+
+        return run
+
+    return {
+        "not attached": dispatching(silbo_dispatcher(1), silbo.Event, MEETING_JOINED),
+        "silbo": load_peer(measured),
+        "two histograms by hand": load_peer(with_histograms),
+    }
+
+
+def reader() -> Any:
+    """Return a reader of metrics that nobody asks."""
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    return InMemoryMetricReader()
+
+
 # -- imports --------------------------------------------------------------------------------------------------
 
 IMPORTS = {
@@ -504,6 +550,7 @@ SCENARIOS = [
     row("options of a listener", "dispatch, more", plainly(options), "none", "timeout=5", **CPU),
     row("traces, 1 listener", "traces", plainly(partial(traces, bridged=False)), "two spans by hand", **CPU),
     row("traces, a bridge to packets", "traces", plainly(partial(traces, bridged=True)), "two spans by hand", **CPU),
+    row("dispatch, Metrics attached", "metrics", plainly(metrics), "two histograms by hand", **CPU),
     row("import", "import", plainly(imports), "redis.asyncio", unit="imports", measures="latency", times=1),
     *(
         row(

@@ -36,7 +36,7 @@ class DeclaredNames:
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._known = {str(name): str(name) for name in names}
+        self._known = {str(name): _make_writable(name) for name in names}
         self._looks: WeakKeyDictionary[AsyncEventDispatcher, _Look] = WeakKeyDictionary()
 
     def label(self, name: object, dispatcher: object = None) -> str:
@@ -49,7 +49,7 @@ class DeclaredNames:
         is_declared = isinstance(name, EventName) or name in self._look_at(dispatcher)
         if not is_declared or len(self._known) >= MOST:
             return OTHER
-        return self._known.setdefault(str(name), str(name))
+        return self._known.setdefault(str(name), _make_writable(name))
 
     def _look_at(self, dispatcher: Any) -> frozenset[str]:
         """Return the declared names of a dispatcher: looked for again if its listeners have changed, once a second."""
@@ -60,3 +60,8 @@ class DeclaredNames:
             names = [*dispatcher.names, *(row.name for row in dispatcher.describe() if isinstance(row.name, EventName))]
             look = self._looks[dispatcher] = _Look(frozenset(map(str, names)), changes, now)
         return look.names
+
+
+def _make_writable(name: str) -> str:
+    """Return a name with ``?`` for each half of a surrogate pair: an exporter that can't write one name writes none."""
+    return str(name).encode("utf-8", "replace").decode()

@@ -119,6 +119,13 @@ async def test_declared_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
     assert names.label("order.paid", d) == "order.paid"
 
 
+async def test_name_that_is_no_text_does_not_end_the_export(measured: Measured) -> None:
+    """Half of a surrogate pair can't be written as UTF-8: each scrape would fail."""
+    d = AsyncEventDispatcher(observers=[measured.metrics])
+    await d.adispatch(EventName("user.\ud800"), Event())
+    assert list(measured.counts("silbo.dispatch.duration")) == [("user.?", "completed", False)]
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
