@@ -125,6 +125,12 @@ class Routes:
         self._routes = [(compile_pattern(pattern), route) for pattern, route in known.items()]
         self._cache: dict[str, Route | None] = {}
 
+    def check_headers(self, check: Callable[[str, str], None]) -> None:
+        """Call a function with each header of each route."""
+        for _, route in self._routes:
+            for name, value in route.headers.items():
+                check(name, value)
+
     def match(self, name: str) -> Route | None:
         """Return the first route that matches an event name, or None."""
         if not self._routes:
@@ -215,6 +221,7 @@ class Bridge(AsyncCloseable):
     than the other listeners.
 
     Raises:
+        HeaderInvalid: a route has a header that the publisher's format can't carry.
         RouteConflict: two routes have the same pattern.
         TypeError: ``publisher`` is not a publisher.
     """
@@ -235,6 +242,9 @@ class Bridge(AsyncCloseable):
         self.publisher: Final = publisher
         self._joining = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes = Routes(routes)
+        form = getattr(getattr(publisher, "publisher", publisher), "format", None)  # an outbox has its broker's
+        if (check := getattr(form, "check_header", None)) is not None:
+            self._routes.check_headers(check)
         self._wait = wait
         self._send_and_note = self._publish if wait else self._publish_later
         # Without a hook a bridge that waits adds nothing to the publisher's call, unless the last one has failed.

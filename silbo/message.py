@@ -212,7 +212,11 @@ def make_message(
 
 
 class Format(Protocol):
-    """An encoding of messages as bytes, and the Pub/Sub channels that go with it."""
+    """An encoding of messages as bytes, and the Pub/Sub channels that go with it.
+
+    It may also have a method ``check_header(name, value)``, which raises :class:`~silbo.errors.HeaderInvalid` for a header that it
+    can't carry: a bridge calls it for the headers of its routes, when it is made.
+    """
 
     @property
     def names(self) -> Literal["event", "class"]:

@@ -51,7 +51,8 @@ class Publisher(Protocol):
     """A broker that takes messages, or an outbox in front of a broker.
 
     It may also have a method ``address_of(message)``, which returns the stream, channel or topic that a message goes to: traces
-    tell it.
+    tell it. And an attribute ``format``, its :class:`~silbo.message.Format`: a bridge refuses routes with headers that the format can't
+    carry.
     """
 
     @property

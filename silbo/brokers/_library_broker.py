@@ -36,7 +36,7 @@ class LibraryBroker(AsyncCloseable):
 
     def __init__(self, default: str, *, app: str, timeout: float, format: Format) -> None:  # noqa: A002  # every broker's
         self.app: Final = check_address(app, "an app")
-        self._format = format
+        self.format: Final = format
         self._timeout = timeout
         self._default = default
         self._sender = Sender(
@@ -81,7 +81,7 @@ class LibraryBroker(AsyncCloseable):
         Raises:
             MessageRefused: this broker can't carry the message.
         """
-        return self._format.encode(message, own_origin(self.app))
+        return self.format.encode(message, own_origin(self.app))
 
     async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
         """Give a batch to the library, in this order, and mark the outcome of each message."""

@@ -144,7 +144,7 @@ class AzureServiceBus(LibraryBroker):
             message_id=message.headers.get("publication", message.message_id),
             session_id=message.key if self._sessions else None,
             subject=message.message_name,
-            content_type=self._format.content_type,
+            content_type=self.format.content_type,
         )
 
 

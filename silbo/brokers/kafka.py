@@ -90,7 +90,7 @@ class Kafka(LibraryBroker):
             except (AttributeError, UnicodeError) as error:
                 outgoing.mark_refused(f"its key or a header is no text that can be written: {error}")
                 continue
-            headers.append(("content-type", self._format.content_type.encode()))
+            headers.append(("content-type", self.format.content_type.encode()))
             try:
                 # A send() that is cancelled has added nothing; once it returns, the producer has the message.
                 answer = await self._producer.send(address, outgoing.raw, key=key, headers=headers)

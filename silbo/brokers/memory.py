@@ -83,7 +83,7 @@ class MemoryBroker(AsyncCloseable):
             raise ValueError(f'limit is 1 or more and overflow "refuse" or "drop", not {limit!r} and {overflow!r}')
         self.app: Final = check_address(app, "an app")
         self.dead: Final[deque[DeadLetter]] = deque(maxlen=limit)
-        self._format = format
+        self.format: Final = format
         self._limit = limit
         self._overflow = overflow
         self._timeout = timeout
@@ -181,11 +181,11 @@ class MemoryBroker(AsyncCloseable):
         origin = own_origin(self.app)
         for index, message in enumerate(messages):
             try:
-                raw = self._format.encode(message, origin)
+                raw = self.format.encode(message, origin)
             except MessageRefused as error:
                 refused[index] = error
             else:
-                encoded[index] = Delivery(raw, message.to or DEFAULT_ADDRESS, self._format)
+                encoded[index] = Delivery(raw, message.to or DEFAULT_ADDRESS, self.format)
         return encoded, refused
 
     async def _append_with_room(self, many: int, append: Callable[[], None]) -> None:

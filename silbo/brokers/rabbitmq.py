@@ -91,7 +91,7 @@ class RabbitMQ(LibraryBroker):
     ) -> None:
         message = outgoing.message
         properties = aiormq.spec.Basic.Properties(
-            content_type=self._format.content_type,
+            content_type=self.format.content_type,
             delivery_mode=2,  # persistent
             headers=dict(build_labels(message, self.app)),
             message_id=message.headers.get("publication", message.message_id),

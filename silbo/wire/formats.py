@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import msgspec
 
-from silbo.errors import MessageInvalid, MessageRefused
+from silbo.errors import HeaderInvalid, MessageInvalid, MessageRefused
 from silbo.message import Headed, Message, Origin
 from silbo.names import MAX_NAME_LENGTH
 from silbo.wire.encode import EVENT_CLASSES, JSON_SCALARS, MAX_DEPTH, MAX_SIZE, Unwritable, format_time, to_json_value
@@ -268,6 +268,19 @@ class CloudEventsFormat(_ByEventName):
 
     content_type = "application/cloudevents+json"
     _decoder = msgspec.json.Decoder(dict[str, Any])
+
+    def check_header(self, name: str, value: str) -> None:
+        """Refuse a header of a route that :meth:`encode` would refuse.
+
+        Raises:
+            HeaderInvalid: the name or the value can't be in CloudEvents.
+        """
+        if name in _NOT_HEADERS or name in _HEADER_OF:
+            raise HeaderInvalid(name, "CloudEvents have an attribute of that name, so choose another one")
+        if not _IS_ATTRIBUTE(name):
+            raise HeaderInvalid(name, "CloudEvents carry only names of lower-case letters and digits, as 'tenant'")
+        if _HAS_CONTROL(value):
+            raise HeaderInvalid(name, "CloudEvents carry no control characters")
 
     def encode(self, message: Message, origin: Origin) -> bytes:
         """Return the bytes, see :class:`~silbo.message.Format`; an origin in the message's headers is kept."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from silbo import (
     AsyncEventDispatcher,
@@ -18,13 +19,16 @@ from silbo import (
     Message,
     NotificationEvent,
     Origin,
+    Outbox,
     Route,
     receive,
     set_header,
 )
 from silbo.brokers.memory import MemoryBroker
+from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import HeaderInvalid
 from silbo.message import Delivery
+from silbo.stores.memory import MemoryStore
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 from tests.support.consumer import USER_JOINED, Consumer, Running, joined
 
@@ -94,6 +98,24 @@ def test_a_name_that_silbo_sets_or_that_is_no_text_is_refused(name: Any) -> None
         set_header(Frozen(), name, "x")
     with pytest.raises(HeaderInvalid):
         Route("x", headers={name: "x"})
+
+
+@pytest.mark.parametrize("headers", [{"Team": "x"}, {"subject": "x"}, {"silboversion": "2"}, {"team": "\x00"}])
+def test_a_header_that_the_format_can_not_carry_is_refused_with_its_bridge(headers: dict[str, str]) -> None:
+    """Not at the first dispatch; with an outbox in between, too. JSON carries all of them."""
+    routes = [Route("user.**", headers=headers)]
+    broker = MemoryBroker(app="web", format=CLOUDEVENTS)
+    for publisher in (broker, Outbox(MemoryStore(), broker)):
+        with pytest.raises(HeaderInvalid, match="CloudEvents") as caught:
+            Bridge(publisher, routes=routes)
+        assert caught.value.name == next(iter(headers))
+    Bridge(MemoryBroker(app="web"), routes=routes)
+    Bridge(broker, routes=[Route("user.**", headers={"team2": "", "tenant": "Acme"})])
+
+
+@pytest.mark.parametrize("make", [RedisStreams, RedisPubSub])
+def test_brokers_tell_their_format(make: Any, redis: Redis) -> None:
+    assert make(redis, app="web", format=CLOUDEVENTS).format is CLOUDEVENTS
 
 
 def test_a_value_that_is_no_text_is_refused() -> None:

@@ -87,6 +87,7 @@ CONSTANTS = {
     "levels of its payload": encode.MAX_DEPTH,
     "characters of an event name": MAX_NAME_LENGTH,
     "characters of `traceparent` or `tracestate`": opentelemetry.LONGEST,
+    "characters of the header `baggage`": opentelemetry.LONGEST_BAGGAGE,
     "a pause before an attempt that stays in the sender's trace": opentelemetry.LATE,
     "unknown names that a dispatcher warns of": extension_points.MOST_TOLD,
     "an idle thread of `in_thread`": in_thread.IDLE_FOR,

@@ -654,6 +654,21 @@ async def test_baggage_is_sent_and_read_only_if_asked_for(traces: Traces, asked:
 # -- attaching ------------------------------------------------------------------------------------------------
 
 
+async def test_long_baggage_is_not_sent(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later versions of OpenTelemetry leave out the entries past the limit themselves, so a lower one is taken here."""
+    monkeypatch.setattr(instrumentation, "LONGEST_BAGGAGE", 20)
+    d, publisher = AsyncEventDispatcher(), Collecting()
+    instrument(d, baggage=True, tracer_provider=traces.provider)
+    d.add_subscriber(Bridge(publisher))
+    for length in (15, 16):
+        token = context.attach(baggage.set_baggage("user", "x" * length))
+        try:
+            await d.adispatch(JOINED, NotificationEvent())
+        finally:
+            context.detach(token)
+    assert ["baggage" in message.headers for message in publisher.messages] == [True, False]
+
+
 def test_instrumenting_twice_or_nothing_is_refused(d: AsyncEventDispatcher) -> None:
     with pytest.raises(ValueError, match="already"):
         instrument(d)

@@ -77,7 +77,7 @@ class RedisPubSub(AsyncCloseable):
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
-        self._format = format
+        self.format: Final = format
         self._timeout = timeout
         publish = BatchScript(PUBLISH, arguments_each=2)
         self._sender = RedisSender(client, publish, self._encode, timeout=timeout, owner="RedisPubSub")
@@ -110,7 +110,7 @@ class RedisPubSub(AsyncCloseable):
             client=self._client,
             app=self.app,
             prefix=self._prefix,
-            format=self._format,
+            format=self.format,
             timeout=self._timeout,
             patterns=tuple(map(str, patterns)) or (() if channels else ("**",)),
             channels=tuple(check_address(channel, "a channel") for channel in channels),
@@ -118,7 +118,7 @@ class RedisPubSub(AsyncCloseable):
 
     def address_of(self, message: Message) -> str:
         """Return the channel that a message goes to."""
-        return self._format.channel(message, self._prefix)
+        return self.format.channel(message, self._prefix)
 
     async def aclose(self) -> None:
         """Send the waiting messages, within their deadlines, and close the connection. May be called twice.
@@ -131,8 +131,8 @@ class RedisPubSub(AsyncCloseable):
         await self._sender.aclose()
 
     def _encode(self, message: Message) -> bytes:
-        raw = self._format.encode(message, own_origin(self.app))
-        channel = self._format.channel(message, self._prefix).encode()
+        raw = self.format.encode(message, own_origin(self.app))
+        channel = self.format.channel(message, self._prefix).encode()
         return b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(raw), raw)
 
 

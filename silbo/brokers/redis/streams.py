@@ -67,7 +67,7 @@ class RedisStreams(AsyncCloseable):
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
-        self._format = format
+        self.format: Final = format
         self._timeout = timeout
         self._retain = retain
         self._keys = _StreamKeys(prefix)
@@ -147,7 +147,7 @@ class RedisStreams(AsyncCloseable):
         return StreamGroup(
             client=self._client,
             app=self.app,
-            format=self._format,
+            format=self.format,
             timeout=self._timeout,
             name=check_address(name, "a group"),
             start=check_start(start),
@@ -181,7 +181,7 @@ class RedisStreams(AsyncCloseable):
     def _encode(self, message: Message) -> bytes:
         if message.to is not None:
             self._keys.key_for(message)  # refuses what is no address
-        raw = self._format.encode(message, own_origin(self.app))
+        raw = self.format.encode(message, own_origin(self.app))
         return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
