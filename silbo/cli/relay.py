@@ -51,7 +51,10 @@ def add_to(commands: Commands) -> None:
     add_store_option(parser)
     add_redis_options(parser)
     parser.add_argument(
-        "--app", type=parse_address, default="relay", help="the program's name, for messages that carry none (relay)"
+        "--app",
+        type=parse_address,
+        default="relay",
+        help="the program's name, in health and metrics, and for messages that carry none (relay)",
     )
     add_format_option(parser)
     parser.add_argument(
