@@ -170,7 +170,7 @@ def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
         sign = f"last sign {format_age(place.kept_at, now)} ago" if place.kept_at else ""
         return where, "in hand", sign, _describe(place.consumer or ""), place.attempts, place.error
     if place.state == "newer" and place.left_at:
-        since = f"{format_time(place.left_at)}, {format_age(place.left_at, now)}"
+        since = f"{format_time(place.left_at)}, {format_age(place.left_at, now)} ago"
         return where, "waits for a newer version", since, "a newer consumer", None, None
     if place.state == "dead":
         return where, f"dead letter {place.letter}", None, _describe(place.consumer or ""), place.attempts, place.error
