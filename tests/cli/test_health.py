@@ -108,6 +108,17 @@ async def publish(redis: Redis, prefix: str, name: str) -> None:
         await streams.publish(message(name=name))
 
 
+async def check_endpoint_of_metrics(url: str) -> None:
+    """Other paths and methods are refused, as at the port of the health; each figure is there once."""
+    async with httpx.AsyncClient(timeout=30, trust_env=False, verify=False) as client:
+        shown = await client.get(url)
+        assert shown.status_code == 200 and shown.text.count("silbo_ready{") == 1
+        head = await client.head(url)
+        assert (head.status_code, head.content) == (200, b"")
+        assert (await client.get(url.replace("/metrics", "/health"))).status_code == 404
+        assert (await client.post(url)).status_code == 405
+
+
 async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
     redis: Redis, redis_url: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -136,6 +147,7 @@ async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
             return re.search(listened, text) and re.search(r'silbo_consumer_handled_total\{.*"billing"\} 1.0', text)
 
         await eventually(is_measured)
+        await check_endpoint_of_metrics(command.metrics)
         await publish(redis, prefix, "holds.loop")
 
         async def is_held() -> bool:
@@ -194,22 +206,6 @@ async def test_relay_is_ready_while_redis_answers(own_redis: RedisServer, tmp_pa
         await eventually(command.is_ready)
 
 
-async def test_metrics_are_at_one_path_and_shown_once(own_redis: RedisServer, tmp_path: Path) -> None:
-    """Other paths and methods are refused, as at the port of the health."""
-    folder = write(tmp_path, {"worker.py": WORKER})
-    async with (
-        watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command,
-        httpx.AsyncClient(timeout=30, trust_env=False, verify=False) as client,
-    ):
-        await eventually(command.is_ready)
-        shown = await client.get(command.metrics)
-        assert shown.status_code == 200 and shown.text.count("silbo_ready{") == 1
-        head = await client.head(command.metrics)
-        assert (head.status_code, head.content) == (200, b"")
-        assert (await client.get(command.metrics.replace("metrics", "health"))).status_code == 404
-        assert (await client.post(command.metrics)).status_code == 405
-
-
 @pytest.mark.parametrize("measuring", ["AsyncEventDispatcher(observers=[metrics])", "AsyncEventDispatcher()"])
 async def test_app_with_its_own_metrics_is_refused(tmp_path: Path, measuring: str) -> None:
     """Prometheus would read each figure twice."""
@@ -248,28 +244,6 @@ async def test_host_that_has_no_address_is_named(tmp_path: Path) -> None:
 def test_address_without_a_port_is_refused(run: Run) -> None:
     done = run("relay", "--store", "missing.db", "--health-host", "0.0.0.0")
     assert done.code == 2 and "give --health-port or --metrics-port" in done.err
-
-
-async def test_program_that_drains_is_stopping(own_redis: RedisServer, tmp_path: Path) -> None:
-    folder = write(tmp_path, {"worker.py": WORKER})
-    async with watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command:
-        await eventually(command.is_ready)
-        async with Redis.from_url(own_redis.url) as redis:
-            await publish(redis, "shop", "takes.long")
-
-        async def has_it_in_hand() -> Any:
-            return (await command.get("/health")).json()["parts"][0]["in_hand"]
-
-        await eventually(has_it_in_hand)
-        command.process.terminate()
-
-        async def is_stopping() -> bool:
-            return (await command.get("/readyz")).text == "not ready\nconsumer billing: stopping\n"
-
-        await eventually(is_stopping)
-        (folder / "go on").touch()
-        async with asyncio.timeout(30):
-            await command.process.wait()
 
 
 async def test_part_without_health_is_refused() -> None:

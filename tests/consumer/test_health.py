@@ -30,6 +30,23 @@ async def test_consumer_is_ready_from_its_start_to_its_stop(d: AsyncEventDispatc
         assert not consumer.health().is_ready and consumer.health().is_connected
 
 
+async def test_consumer_that_drains_is_stopping(d: AsyncEventDispatcher, broker: MemoryBroker) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(_: object) -> None:
+        await go_on.wait()
+
+    d.add_listener("user.joined", wait)
+    await begin(broker)
+    async with Running(Consumer(d, broker.group("billing", start="new"), drain=30)) as consumer:
+        await broker.publish(joined(1))
+        await wait_until(lambda: consumer.health().in_hand == 1)
+        consumer.stop()
+        assert (consumer.health().explain(), consumer.health().is_ready) == ("stopping", False)
+        go_on.set()
+    assert consumer.health().explain() == "not running"
+
+
 async def test_outage_is_told_with_its_begin_and_its_error(d: AsyncEventDispatcher) -> None:
     down = [BrokerUnavailable("it is away")] * 3
     subscription = Scripted(*down)
