@@ -49,6 +49,7 @@ class Acknowledgements:
         self._has_enough = asyncio.Event()
         self._ack_delay = receiver.ack_delay if isinstance(receiver, BatchReceiver) else 0.0
         self._soon: asyncio.TimerHandle | None = None
+        self._arrived: set[tuple[str, str]] | None = None  # while the broker is asked for what is still in hand
         self._flushing = asyncio.Lock()
         self._keeping = asyncio.Lock()
         self._closed = False
@@ -62,7 +63,12 @@ class Acknowledgements:
 
     def add(self, delivery: Delivery) -> bool:
         """Note an arrival. False if the delivery is in hand already: a broker repeats what it had no answer for."""
-        return not delivery.id or self.list_at(delivery.address).setdefault(delivery.id, delivery) is delivery
+        if not delivery.id:
+            return True
+        is_new = self.list_at(delivery.address).setdefault(delivery.id, delivery) is delivery
+        if is_new and self._arrived is not None:
+            self._arrived.add((delivery.address, delivery.id))
+        return is_new
 
     def add_batch(self, batch: Batch) -> Batch | None:
         """Note the arrival of a batch. Return those that are not in hand already, if any."""
@@ -75,6 +81,8 @@ class Acknowledgements:
                 return None
             batch = Batch.of(fresh)
         at_address.update(dict.fromkeys(batch.ids, batch))
+        if self._arrived is not None:
+            self._arrived.update((batch.address, entry_id) for entry_id in batch.ids)
         return batch
 
     def join(self, batch: Batch) -> None:
@@ -201,13 +209,17 @@ class Acknowledgements:
 
     async def _keep(self) -> None:
         began_at = monotonic()
-        in_work = self.list_in_work()
-        held = {(one.address, one.id): self.list_at(one.address)[one.id] for one in in_work}
-        for delivery in await self._receiver.keep(*in_work):
+        arrived = self._arrived = set()
+        try:
+            lost = await self._receiver.keep(*self.list_in_work())
+        finally:
+            self._arrived = None
+        for delivery in lost:
             place = delivery.address, delivery.id
             at_address = self.list_at(delivery.address)
-            # Not if it is done by now, or was lost before and has come back.
-            if place not in self._finished and at_address.get(delivery.id) is held[place]:
+            held = at_address.get(delivery.id)
+            # Not if it is done by now, or was lost before and has come back. It may have left its batch meanwhile.
+            if held is not None and not isinstance(held, _Done) and place not in self._finished | arrived:
                 del at_address[delivery.id]
                 self._run.has_room.set()
                 self._run.stats.lost += 1

@@ -134,7 +134,7 @@ class Attempts:
         """Let the acknowledgements go if nothing is in work, and the reading go on if little is left."""
         if not len(self._queue):
             self._acks.flush_soon()
-        if len(self._queue) <= self._run.low_water:
+        if self._queue.has_few(self._run.low_water):
             self._run.has_room.set()
 
     async def _handle(self, queued: QueuedDelivery) -> float | None:
@@ -417,9 +417,8 @@ class Attempts:
         except BaseException:
             dispatched.end(done=False)
             raise
-        if dispatched.once is not None:
-            dispatched.end(done=True)
         self._count_handled(heard, dispatched.name)
+        dispatched.end(done=True)
         if publication and self._run.known is not None:
             self._run.known.note_handled(publication)
 
@@ -485,7 +484,7 @@ class Attempts:
                 failure = None
         self._run.reports.inbox_outage.answered("handling")
         if is_new:
-            self._count_handled(heard, dispatched.name)
+            self._count_handled(heard, rebuilt.name)
         else:
             self._run.stats.duplicates += 1
 

@@ -448,9 +448,10 @@ class Consumer:
         while not run.stopping.is_set():
             run.tasks.check_cancelled()
             ahead = self._count_ahead(run.pace.seconds_each)
-            room = min(ahead - len(self._queue), UNACKED - len(acks))
+            # Those that wait behind a slow one of their key don't count, or it would keep all other keys from being read.
+            room = min(ahead - (len(self._queue) - self._queue.blocked), UNACKED - len(acks))
             run.low_water = ahead // 2  # half of them are done first, so that batches are read
-            if room <= 0 or len(self._queue) > run.low_water or self._queue.size >= BYTES_AHEAD:
+            if room <= 0 or not self._queue.has_few(run.low_water) or self._queue.size >= BYTES_AHEAD:
                 run.has_room.clear()
                 await run.has_room.wait()
                 continue

@@ -142,6 +142,7 @@ class ExpressLane:
                 ):
                     if received.once is not None:
                         received.end(done=True)
+                    received.name = None  # what a task that a listener has left behind dispatches is not this dispatch
                     if self._heard is Heard.ON_PURPOSE:  # a call would take longer
                         stats.handled += 1
                     else:
@@ -208,9 +209,10 @@ class ExpressLane:
             return None
         name = direct.name
         known = self._run_state.known
-        # Where nothing but the counts depends on it, the listeners as they were at the last read will do.
-        heard = self._recent(name)
-        if heard is None or (known is not None and not heard):  # what a new listener hears is to be remembered
+        # Where nothing but the counts depends on it, the listeners as they were at the last read will do. An inbox does: what
+        # nobody has heard is not remembered, and what a new listener hears is.
+        heard = self._recent(name) if known is None else None
+        if heard is None:
             heard = self._options.heard[name]
         event = direct.read(bytes(envelope.payload))
         if event is None:

@@ -77,12 +77,14 @@ class KeyedQueue:
 
     Attributes:
         size: The bytes of all its deliveries, also of those held back.
+        blocked: The number of deliveries that wait behind another of their key, without those held back.
         batches: Batches, as they arrived; all deliveries that are ready come before them.
         keys: The keys whose deliveries have to wait behind others.
     """
 
     def __init__(self) -> None:
         self.size = 0
+        self.blocked = 0
         self.batches: Final[deque[QueuedBatch]] = deque()
         self._ready: deque[QueuedDelivery] = deque()  # as they arrived
         self._ready_again: list[
@@ -100,6 +102,10 @@ class KeyedQueue:
 
     def __len__(self) -> int:
         return self._length
+
+    def has_few(self, most: int) -> bool:
+        """Return True if at most so many deliveries are in work or wait for a worker alone, and not for others of their key."""
+        return self._length - self.blocked <= most
 
     @property
     def parked(self) -> int:
@@ -140,7 +146,10 @@ class KeyedQueue:
                 if behind is None:
                     behind = self._behind[key] = deque()
                 behind.append(queued)
-                self._length -= key in self._held_keys
+                if key in self._held_keys:
+                    self._length -= 1
+                else:
+                    self.blocked += 1
                 return None
             self._behind[key] = None
         return queued
@@ -197,13 +206,16 @@ class KeyedQueue:
         behind = self._behind[queued.key]
         if behind:
             following = behind.popleft()
+            self.blocked -= 1
             self._put_again(following)
         else:
             del self._behind[queued.key]
 
     def park(self, queued: QueuedDelivery, delay: float) -> None:
         """Give out a delivery again after ``delay`` seconds, unless retries have ended by then."""
-        self._length -= 1 + self._count_behind(queued)
+        behind = self._count_behind(queued)
+        self._length -= 1 + behind
+        self.blocked -= behind
         if queued.key is not None:
             self._held_keys.add(queued.key)
         self._parked[queued] = asyncio.get_running_loop().call_later(delay, self._resume, queued)
@@ -229,7 +241,9 @@ class KeyedQueue:
         del self._parked[queued]
         if not self._retries_ended:
             self._held_keys.discard(queued.key or "")
-            self._length += 1 + self._count_behind(queued)
+            behind = self._count_behind(queued)
+            self._length += 1 + behind
+            self.blocked += behind
             self._put_again(queued)
 
     def _put_again(self, queued: QueuedDelivery) -> None:

@@ -24,7 +24,7 @@ class Received:
 
     Attributes:
         event: The event.
-        name: The name that it was received under.
+        name: The name that it was received under; None when its dispatch is over.
         timeout: Seconds that each listener may run that has no limit of its own; None for no limit.
         isolated: Errors of listeners that went to a callable policy; None if there are none.
         once: Listeners with ``once=True`` that have run; None if there are none.
@@ -55,6 +55,7 @@ class Received:
 
     def end(self, *, done: bool) -> None:
         """Unregister the ``once`` listeners that have run; or let them run again, if the delivery is not done."""
+        self.name = None  # the event may be dispatched again, by a task that a listener has left behind
         held, self.once = self.once, None
         for listener in held or ():
             listener.end_once(done=done)

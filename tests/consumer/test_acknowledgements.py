@@ -233,3 +233,38 @@ async def test_error_that_is_no_outage_ends_the_run(d: AsyncEventDispatcher) -> 
     async with Consumer(d, Scripted(ZeroDivisionError("bug"))) as consumer:
         with pytest.raises(ZeroDivisionError):
             await consumer.run()
+
+
+async def test_what_leaves_its_batch_while_the_broker_is_asked_is_still_lost(d: AsyncEventDispatcher) -> None:
+    """A consumer that was frozen begins nothing that another one has taken over meanwhile."""
+    asked, answer, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    begun: list[int] = []
+
+    class Asked(Scripted):
+        keep_every = 0.001
+
+        async def keep(self, *deliveries: Delivery) -> Sequence[Delivery]:
+            if asked.is_set():
+                return ()
+            asked.set()
+            await answer.wait()
+            return [each for each in deliveries if each.id in "24"]
+
+    @d.listen("user.joined")
+    async def listener(event: UserJoined) -> None:
+        begun.append(event.user_id)
+        if event.user_id == 1:
+            await release.wait()
+
+    subscription = Asked([delivery(number, key=str(number)) for number in (1, 2, 3, 4)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED])
+    async with Running(consumer):
+        await asked.wait()
+        await asyncio.sleep(0.01)  # longer than what is kept is surely kept
+        release.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        answer.set()
+        await subscription.until_acked(2)
+    assert not {2, 4} & set(begun)
+    assert consumer.stats.lost == 2

@@ -159,3 +159,27 @@ async def test_key_that_waits_for_another_try_does_not_stop_the_reading(d: Async
         broken = False
         await subscription.until_acked(201)
     assert heard.ids[1:] == list(range(200))
+
+
+async def test_messages_behind_a_slow_one_of_their_key_do_not_stop_the_reading(d: AsyncEventDispatcher) -> None:
+    """However slow it is: the time that deliveries take lately says how far to read ahead, and it has just taken long."""
+    heard = Heard()
+    release = asyncio.Event()
+
+    @d.listen("user.joined")
+    async def work(event: UserJoined) -> None:
+        if event.user_id == 0:
+            await asyncio.sleep(0.3)
+        elif event.user_id < 100:
+            await release.wait()
+        await heard.hear(event)
+
+    slow = [delivery(number, key="slow") for number in range(100)]
+    others = [[delivery(number, key=str(number % 7)) for number in range(at, at + 10)] for at in range(100, 300, 10)]
+    subscription = Scripted(slow, *others)
+    async with Running(Consumer(d, subscription, events=[USER_JOINED], concurrency=2)):
+        await heard.until(201)
+        assert sorted(heard.ids) == [0, *range(100, 300)]
+        release.set()
+        await subscription.until_acked(300)
+    assert [number for number in heard.ids if number < 100] == list(range(100))

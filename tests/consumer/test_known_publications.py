@@ -106,6 +106,24 @@ def inbox() -> Batched:
 # -- asked and told in batches --------------------------------------------------------------------------------
 
 
+async def test_what_nobody_has_heard_is_not_remembered(d: AsyncEventDispatcher, inbox: Batched) -> None:
+    """Also of a batch in which its only listener has gone: or a replay, once somebody listens again, would lose it."""
+    heard: list[int] = []
+
+    async def listener(event: UserJoined) -> None:
+        heard.append(event.user_id)
+        if len(heard) == 3:
+            d.remove_listener(USER_JOINED, listener)
+
+    d.add_listener(USER_JOINED, listener)
+    subscription = Scripted([delivery(number) for number in range(8)])
+    consumer = Consumer(d, subscription, events=[USER_JOINED], inbox=inbox)
+    async with Running(consumer):
+        await subscription.until_acked(8)
+    assert (heard, consumer.stats.handled, consumer.stats.unheard) == ([0, 1, 2], 3, 5)
+    assert len(inbox.seen) == 3
+
+
 async def test_a_batch_is_one_question(d: AsyncEventDispatcher, heard: Heard, inbox: Batched) -> None:
     """And is remembered in few calls, however fast its listeners are."""
     items = [delivery(n) for n in range(100)]

@@ -142,3 +142,31 @@ async def test_event_that_a_listener_dispatches_is_no_part_of_the_delivery(d: As
     d.add_listener("user.joined", greet)
     await handle_one(d)
     assert once.runs == [7]
+
+
+async def test_listener_that_a_task_left_behind_runs_is_not_the_deliverys(d: AsyncEventDispatcher) -> None:
+    """The event is done, and no end of a delivery will unregister it."""
+    runs: list[int] = []
+    tasks: list[asyncio.Task[None]] = []
+    done = asyncio.Event()
+
+    async def once(event: UserJoined) -> None:
+        runs.append(event.user_id)
+
+    async def dispatch_on(event: UserJoined) -> None:
+        await done.wait()
+        d.remove_listener(USER_JOINED, first)
+        d.add_listener(USER_JOINED, once, once=True)
+        await d.adispatch(USER_JOINED, event)
+
+    @d.listen(USER_JOINED)
+    async def first(event: UserJoined) -> None:
+        tasks.append(asyncio.create_task(dispatch_on(event)))
+
+    subscription = Scripted([delivery(1, key="1")])
+    async with Running(Consumer(d, subscription, events=[USER_JOINED])):
+        await subscription.until_acked(1)
+        done.set()
+        await asyncio.wait(tasks)
+    assert runs == [1]
+    assert d.get_listeners(USER_JOINED) == ()
