@@ -53,6 +53,25 @@ async def test_relay_tells_an_outage_of_the_broker(hooked: bool) -> None:
     assert bool(errors) is hooked
 
 
+async def test_relay_that_drains_is_stopping_and_so_is_its_outbox() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Held(MemoryBroker):
+        async def publish_sequenced(self, *arguments: Any) -> Any:
+            begun.set()
+            await go_on.wait()
+            return await super().publish_sequenced(*arguments)
+
+    async with Outbox(MemoryStore(), Held("web")) as outbox:
+        await outbox.publish(message(1))
+        await wait_until(begun.is_set)
+        closing = asyncio.create_task(outbox.aclose())
+        await wait_until(lambda: outbox.health().explain() == "stopping")
+        go_on.set()
+        await closing
+    assert outbox.health().explain() == "not running"
+
+
 class TakenStore(MemoryStore):
     """A store in memory whose lead another relay has if it is told so."""
 
