@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -51,7 +51,7 @@ def find_chromium() -> Chromium:
 
 
 @contextmanager
-def open_browser() -> Iterator[Any]:
+def open_browser() -> Generator[Any]:
     """Start a browser that logs what pages and the network do; end it after the block."""
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service

@@ -66,7 +66,9 @@ exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors show no password of a URL in the wrong place, and the command that a misspelt one may mean."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # three overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         """Parse as usual; but let the command whose argument is unknown say so, not ``silbo``, to which argparse returns it."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:

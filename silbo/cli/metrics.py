@@ -92,7 +92,7 @@ class _Server6(_Server):
 class _Handler(WSGIRequestHandler):
     timeout = REQUEST_WITHIN
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called above
         """Don't log the requests."""
 
 

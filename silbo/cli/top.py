@@ -168,7 +168,7 @@ def _make_table(groups: Sequence[GroupFigures], console: Console) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    rows = [
+    rows: list[dict[str, str]] = [
         dict(zip(COLUMNS, (escape_controls(str(cell)) for cell in _to_cells(figures)), strict=True))
         for figures in groups
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from silbo._host_code import OwnTasks
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.reports import DeliveryReports
 from silbo.errors import Gap, MessageInvalid
 from silbo.message import Batch, Delivery, Headed
-from silbo.protocols import BatchInbox, Inbox
+from silbo.protocols import BatchInbox
 from silbo.wire.formats import JSON, JsonFormat
 
 __all__ = ["KnownPublications", "find_batch_inbox", "find_publication"]
@@ -23,14 +23,14 @@ REMEMBERED_EVERY: Final = 0.01
 """Seconds between two calls that remember publications: a process that is killed forgets those that it handled since."""
 
 
-def find_batch_inbox(inbox: Inbox | None) -> BatchInbox | None:
+def find_batch_inbox(inbox: Any) -> BatchInbox | None:
     """Return the inbox if it can be asked in batches; None if it can't, or if a subclass overrides ``handling`` alone."""
     classes = type(inbox).__mro__
     places = [
         next((place for place, cls in enumerate(classes) if method in vars(cls)), len(classes))
         for method in ("find_handled", "remember", "handling")
     ]
-    return inbox if max(places[:2]) <= places[2] < len(classes) else None  # type: ignore[return-value]  # as just seen
+    return inbox if max(places[:2]) <= places[2] < len(classes) else None
 
 
 def find_publication(delivery: Delivery, message: Headed) -> str:

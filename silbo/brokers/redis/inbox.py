@@ -91,7 +91,8 @@ class RedisInbox(AsyncCloseable):
             BrokerUnavailable: Redis can't be asked; safe to repeat.
         """
         call = ScriptCall.of(HANDLED, [self._key(group)], *map(_digest, publications))
-        return [publications[position - 1] for position in await self._connection.run(call)]
+        positions: list[int] = await self._connection.run(call)
+        return [publications[position - 1] for position in positions]
 
     async def remember(self, group: str, publications: Sequence[str]) -> None:
         """Remember publications that the group has handled.
