@@ -25,8 +25,8 @@ from benchmarks.redis_publish import (
     bridged,
     by_hand,
     dispatched,
+    made_by_hand,
     one_by_one,
-    packets,
     pipelined,
     record,
 )
@@ -220,12 +220,12 @@ def emptied(contender: Contender, client: Redis) -> Contender:
 
 
 @asynccontextmanager
-async def open_packets() -> AsyncGenerator[Contenders]:
+async def open_messages() -> AsyncGenerator[Contenders]:
     """From the event to the bytes; nothing is sent."""
     encode = msgspec.json.Encoder().encode
     yield {
-        "json": packets(by_hand),
-        "msgspec": packets(lambda number: encode(record(number))),
+        "json": made_by_hand(by_hand),
+        "msgspec": made_by_hand(lambda number: encode(record(number))),
         "silbo": dispatched(Encoding()),
         "silbo, nobody hears": dispatched(None),
     }
@@ -300,11 +300,11 @@ def consume_row(name: str, hand: Callable[[Redis], Contender], target: float, **
 
 SCENARIOS = [
     Scenario(
-        name="event to packet",
-        group="packets",
-        open=open_packets,
+        name="event to message",
+        group="messages",
+        open=open_messages,
         reference="json",
-        unit="packets",
+        unit="messages",
         measures="cpu seconds",
         in_quick=True,
     ),

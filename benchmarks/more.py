@@ -544,12 +544,17 @@ SCENARIOS = [
         **CPU,
     ),
     row(
-        "classes of events, to packets", "classes", plainly(partial(classes, bridged=True)), "dataclass", "attrs", **CPU
+        "classes of events, to messages",
+        "classes",
+        plainly(partial(classes, bridged=True)),
+        "dataclass",
+        "attrs",
+        **CPU,
     ),
     row("patterns", "dispatch, more", plainly(patterns), "a name", **CPU),
     row("options of a listener", "dispatch, more", plainly(options), "none", "timeout=5", **CPU),
     row("traces, 1 listener", "traces", plainly(partial(traces, bridged=False)), "two spans by hand", **CPU),
-    row("traces, a bridge to packets", "traces", plainly(partial(traces, bridged=True)), "two spans by hand", **CPU),
+    row("traces, a bridge to messages", "traces", plainly(partial(traces, bridged=True)), "two spans by hand", **CPU),
     row("dispatch, Metrics attached", "metrics", plainly(metrics), "two histograms by hand", **CPU),
     row("import", "import", plainly(imports), "redis.asyncio", unit="imports", measures="latency", times=1),
     *(

@@ -117,8 +117,8 @@ class Encoding:
         """Close nothing."""
 
 
-def packets(make: Callable[[int], object]) -> Contender:
-    """Make packets by hand."""
+def made_by_hand(make: Callable[[int], object]) -> Contender:
+    """Make messages by hand."""
 
     async def run(times: int) -> None:
         for number in range(times):
