@@ -114,7 +114,8 @@ class Attempts:
             except asyncio.CancelledError:  # perhaps of a timer that a listener has left behind
                 self._run.tasks.check_cancelled()
                 continue
-            self._run.tasks.check_cancelled()
+            if begun is None:  # else its listener may have cancelled this task, and is to be told so
+                self._run.tasks.check_cancelled()
             try:
                 delay = await (self._handle(queued) if begun is None else self._go_on(queued, begun))
             except Stopped:  # the delivery stays with the broker
