@@ -117,6 +117,15 @@ class Program:
         await eventually(is_heard, LONG)
 
 
+async def until_acknowledged(admin: Redis, key: str) -> None:
+    """What is heard and not yet acknowledged comes again, once its stream is back."""
+
+    async def nothing_is_pending() -> bool:
+        return (await admin.xpending(key, "billing"))["pending"] == 0
+
+    await eventually(nothing_is_pending, LONG)
+
+
 def told(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [text for record in caplog.records if part in (text := record.getMessage())]
 
@@ -133,15 +142,12 @@ async def test_the_other_streams_of_a_group_go_on(
         await admin.delete(KEY)
         await streams.publish(message(2))
         await program.until_heard(2)
+        await until_acknowledged(admin, KEY)
         await admin.rename(KEY, "away")
         await admin.set(KEY, "a")
         await streams.publish(message(3, to="orders"))
         await program.until_heard(3)
-
-        async def nothing_is_pending() -> bool:
-            return (await admin.xpending(ORDERS, "billing"))["pending"] == 0
-
-        await eventually(nothing_is_pending, LONG)
+        await until_acknowledged(admin, ORDERS)
         await admin.rename("away", KEY)
         await streams.publish(message(4))
         await program.until_heard(4)
