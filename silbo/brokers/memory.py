@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Literal, NamedTuple
 
-from silbo._checks import check_address
+from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo.errors import BrokerUnavailable, Fenced, Gap, MessageRefused, StartInvalid
@@ -86,7 +86,7 @@ class MemoryBroker(AsyncCloseable):
         self.format: Final = format
         self._limit = limit
         self._overflow = overflow
-        self._timeout = timeout
+        self._timeout = check_seconds("timeout", timeout, zero=True)
         self._ids = count(1)
         self._kept: deque[Delivery] = deque(maxlen=limit)  # for groups that will start at the oldest
         self._backlogs: dict[tuple[str, frozenset[str]], _Backlog] = {}  # by group and its addresses

@@ -12,6 +12,8 @@ from inspect import CO_COROUTINE
 from types import FunctionType
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
+from silbo._checks import check_seconds
+
 __all__ = [
     "DEFAULTS",
     "ErrorHandler",
@@ -53,8 +55,8 @@ class Options:
     on_error: ErrorPolicy | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout is a number of seconds above 0, not {self.timeout!r}")
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
         check_policy(self.on_error, or_none=True)
 
 

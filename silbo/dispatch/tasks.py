@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
+from silbo._checks import check_seconds
 from silbo.dispatch.listeners import LAST, undo_registration
 from silbo.dispatch.options import is_async
 from silbo.dispatch.received_event import received
@@ -76,6 +77,8 @@ class BackgroundTasks:
             TimeoutError: Some still run after ``timeout`` seconds; they go on.
             LoopConflict: Some run in another event loop, in another thread.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout, zero=True)
         lineage = _lineage.get()
         loop = asyncio.get_running_loop()
         self._tasks_of(loop)  # refuse before anything else has changed
@@ -117,6 +120,8 @@ class BackgroundTasks:
         """
         if is_async(where):
             raise TypeError(f"where= is a plain function of the event, not the async {where!r}: nobody would await it")
+        if timeout is not None:
+            check_seconds("timeout", timeout, zero=True)
         if self._closed:
             raise DispatcherClosed
         heard: asyncio.Future[_T] = asyncio.get_running_loop().create_future()

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
@@ -112,6 +113,8 @@ async def examine(
         BrokerUnavailable: Redis can't be reached; the outbox has been examined all the same.
         StoreUnavailable: the store can't be used at the moment.
     """
+    if retain is not None:
+        check_seconds("retain", retain)
     away: BrokerUnavailable | None = None
     try:
         async for finding in _examine_redis(client, prefix, stream, retain, silent_after, timeout):

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo._process import Process, find_process
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
@@ -212,6 +213,7 @@ async def read_groups(
 
 async def read_stream_groups(connection: CallConnection, key: bytes, silent_after: float) -> list[GroupStatus]:
     """Return the groups of one stream, by its key."""
+    check_seconds("silent_after", silent_after, zero=True)
     now = await read_clock(connection)
     info, groups = await ask(connection, Command(b"XINFO", b"STREAM", key), Command(b"XINFO", b"GROUPS", key))
     dead = await _count_dead(connection, key + b":dead") if groups else {}

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.brokers.redis.in_hand import build_given_key
@@ -73,6 +74,7 @@ async def find_rewinds(
         GroupInUse: a consumer of the group lives.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
+    check_seconds("silent_after", silent_after, zero=True)
     found: list[Rewind] = []
     async with opened(client, timeout) as connection:
         keys = await choose_streams(connection, prefix, stream)
@@ -106,6 +108,7 @@ async def rewind_group(
         GroupInUse: a consumer of the group has come meanwhile; the streams before were set back.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
+    check_seconds("silent_after", silent_after, zero=True)
     async with opened(client, timeout) as connection:
         for rewind in rewinds:
             key, group = rewind.stream.encode(), rewind.group.encode()

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from redis.asyncio import Redis
 
+from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.errors import BrokerUnavailable, StoreUnavailable
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
@@ -81,6 +82,7 @@ async def watch(
         BrokerUnavailable: Redis can't be reached at the beginning; later the snapshot tells.
         StoreUnavailable: likewise the store.
     """
+    check_seconds("every", every, zero=True)
     async with opened(client, timeout) as connection:
         keys = await choose_streams(connection, prefix, stream)
         before, counts = await _read(connection, keys, store, None, {}, silent_after)

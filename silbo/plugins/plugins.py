@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any, Final, Literal, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
-from silbo._checks import check_hook, check_list, suggest_name
+from silbo._checks import check_hook, check_list, check_seconds, suggest_name
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._reports import describe_error
@@ -282,6 +282,7 @@ class Plugins(AsyncCloseable):
             PluginMissing: It is not loaded.
             PluginConflict: Another plugin requires it, one that is loaded or in its set-up; or its own set-up or tear-down calls.
         """
+        check_seconds("timeout", timeout, zero=True)
         self._loop.enter("unload")
         async with self._turn(name):
             scope = self[name]
@@ -305,6 +306,7 @@ class Plugins(AsyncCloseable):
             PluginConflict: Its own set-up or tear-down calls, or a task for which its tear-down may wait; or ``aclose()`` runs.
             Exception: The error of its set-up. With ``overlap`` the old generation goes on; else the plugin is unloaded.
         """
+        check_seconds("timeout", timeout, zero=True)
         self._loop.enter("reload")
         async with self._turn(name):
             old = self[name]

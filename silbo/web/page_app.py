@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
-from silbo._checks import describe_object
+from silbo._checks import check_seconds, describe_object
 from silbo.dispatch.options import is_async
 from silbo.message import Format
 from silbo.operations.app import find_app
@@ -103,8 +103,8 @@ class PageApp:
             "store": store,
             "format": format,
             "payloads": payloads,
-            "silent_after": silent_after,
-            "timeout": timeout,
+            "silent_after": check_seconds("silent_after", silent_after, zero=True),
+            "timeout": check_seconds("timeout", timeout),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
