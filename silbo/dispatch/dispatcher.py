@@ -21,7 +21,7 @@ from silbo.dispatch.class_listeners import (
 )
 from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, find_use, make_event
 from silbo.dispatch.listeners import ListenerRegistry, ListenerRow, Registration
-from silbo.dispatch.observers import Dispatch, Observer, check_observers, observe_dispatch
+from silbo.dispatch.observers import Dispatch, Observer, check_observers, list_observers, observe_dispatch
 from silbo.dispatch.options import DEFAULTS, ErrorPolicy, Listener, ListenerOptions, Options, check_policy
 from silbo.dispatch.policy_listener import PolicyListener
 from silbo.dispatch.received_event import listener_timeout
@@ -85,7 +85,7 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_container(container)
         self._is_replaced = False  # True if one of these methods is replaced on this object
         self._observations: dict[object, Observer] = {object(): observer for observer in observers}
-        self._observers = self._list_observers()
+        self._observers = list_observers(self._observations)
         self._listeners = ListenerRegistry(policy=on_error, binding=binding, container=container)
         # Listeners by name that adispatch may simply call. Empty if get_listeners or _adispatch is overridden.
         self._ready = self._listeners.ready
@@ -225,19 +225,15 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         check_observers([observer])
         registered = object()
         self._observations[registered] = observer
-        self._observers = self._list_observers()
+        self._observers = list_observers(self._observations)
         self._ready.clear()
 
         def remove() -> None:
             self._observations.pop(registered, None)
-            self._observers = self._list_observers()
+            self._observers = list_observers(self._observations)
             self._ready.clear()
 
         return Registration(remove)
-
-    def _list_observers(self) -> tuple[Observer, ...]:
-        """Return each observer once, in the order of its first registration."""
-        return tuple({id(observer): observer for observer in self._observations.values()}.values())
 
     # -- dispatch -------------------------------------------------------------------------------------------
 

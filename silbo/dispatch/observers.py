@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from silbo.dispatch.on_loop import Stepped
 from silbo.dispatch.options import Listener, is_async
 from silbo.dispatch.policy_listener import as_coroutine
 from silbo.dispatch.running import ConfiguredListener, WrappedListener
 
-__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "observe_dispatch"]
+__all__ = ["Call", "Dispatch", "Observer", "Outcome", "check_observers", "list_observers", "observe_dispatch"]
 
 logger = logging.getLogger(__name__)
+
+_O = TypeVar("_O")
 
 Outcome: TypeAlias = Literal["running", "completed", "stopped", "failed", "cancelled"]
 """The end of a dispatch or of a call of a listener. A listener is ``stopped`` if it stopped the event, and ``failed`` also
@@ -131,6 +133,11 @@ def check_observers(observers: object) -> None:
                     f"{hook} of {observer!r} is async, and nobody would await it: write 'def {hook}', and start a task in it "
                     "for what has to wait"
                 )
+
+
+def list_observers(registrations: Mapping[object, _O]) -> tuple[_O, ...]:
+    """Return each registered observer once, in the order of its first registration."""
+    return tuple({id(observer): observer for observer in registrations.values()}.values())
 
 
 async def observe_dispatch(

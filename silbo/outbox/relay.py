@@ -20,6 +20,7 @@ from silbo._process import name_process
 from silbo._reports import ErrorHook, ErrorReporter, Outage
 from silbo._retry import Backoff, pause
 from silbo.dispatch.listeners import Registration
+from silbo.dispatch.observers import list_observers
 from silbo.errors import (
     BrokerUnavailable,
     DeliveryUnknown,
@@ -176,6 +177,7 @@ class Relay(AsyncCloseable):
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
         self._taken_at: float | None = None  # monotonic()
         self._sending: dict[int, int] = {}  # by partition: the number of rows taken last, and not answered yet
+        self._observations: dict[object, object] = {}  # observers, by registration
         self._observers: tuple[object, ...] = ()
         self._begun = False
         self._running: asyncio.Task[Any] | None = None
@@ -243,15 +245,19 @@ class Relay(AsyncCloseable):
     def observe(self, observer: object) -> Registration:
         """Call ``before_relay(batch)`` and ``after_relay(batch)`` of an observer around each sending of messages from now on.
 
-        Its errors are only logged. The batch is a :class:`~silbo.RelayedBatch`.
+        Its errors are only logged. The batch is a :class:`~silbo.RelayedBatch`. An observer that is given twice is called once,
+        until each of its registrations is removed.
 
         Returns:
             The registration; its ``remove()`` ends the observation.
         """
-        self._observers = (*self._observers, observer)
+        registered = object()
+        self._observations[registered] = observer
+        self._observers = list_observers(self._observations)
 
         def remove() -> None:
-            self._observers = tuple(other for other in self._observers if other is not observer)
+            self._observations.pop(registered, None)
+            self._observers = list_observers(self._observations)
 
         return Registration(remove)
 

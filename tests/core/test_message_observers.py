@@ -173,3 +173,19 @@ async def test_a_relay_is_observed_around_each_batch(watcher: Watcher) -> None:
     assert [message.message_name for message in batch.messages] == ["user.joined"] * 2
     assert batch.outcome == "completed" and batch.duration > 0
     assert watcher.hooks == ["before_relay", "after_relay"]
+
+
+async def test_a_relay_goes_on_to_call_an_observer_until_each_of_its_registrations_is_removed(watcher: Watcher) -> None:
+    """Two parts of a host may both observe with the same object: the end of the one is not that of the other."""
+    async with Outbox(MemoryStore(), MemoryBroker("web")) as outbox:
+        with outbox.observe(watcher):
+            again = outbox.observe(watcher)
+        await outbox.publish(joined(1))
+        await watcher.until("after_relay")
+        assert watcher.hooks == ["before_relay", "after_relay"]  # once, though it was given twice
+        again.remove()
+        again.remove()
+        with outbox.observe(other := Watcher()):
+            await outbox.publish(joined(2))
+            await other.until("after_relay")
+    assert watcher.hooks == ["before_relay", "after_relay"]
