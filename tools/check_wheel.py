@@ -65,7 +65,7 @@ def check(wheel: Path, sdist: Path, program: str = IMPORT) -> str | None:
 def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
     """What is wrong with them, if anything."""
     with tarfile.open(sdist) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
@@ -75,8 +75,13 @@ def look_into(wheel: Path, sdist: Path, project: dict[str, Any]) -> str | None:
         "silbo/py.typed",
         "silbo_pytest.py",
     }
-    if missing := (wanted - names) | (wanted - packed):
-        return f"not in sdist or wheel: {sorted(missing)}"
+    if missing := wanted - names:
+        return f"not in the wheel: {sorted(missing)}"
+    tracked = set(run("git", "ls-files", cwd=str(ROOT)).splitlines())  # tests and all that they need
+    if missing := (wanted | tracked) - packed:
+        return f"not in the sdist (MANIFEST.in): {sorted(missing)}"
+    if stray := {name for name in packed - tracked if ".egg-info/" not in name} - {"PKG-INFO"}:
+        return f"strays in the sdist (MANIFEST.in): {sorted(stray)}"
     if stray := {name for name in names if not name.startswith(("silbo/", "silbo_pytest.py", f"{info}/"))}:
         return f"strays in the wheel: {sorted(stray)}"
     if not any(name.endswith("/LICENSE") for name in names) or metadata.license_expression != project["license"]:
