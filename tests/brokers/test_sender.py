@@ -83,7 +83,7 @@ class Gate:
 
 
 async def ends(*publishes: Awaitable[None]) -> list[type | None]:
-    """How each ended, begun in this order."""
+    """Begin publishes in this order; return the class of each one's error, None for success."""
     answers = await asyncio.gather(*publishes, return_exceptions=True)
     return [None if answer is None else type(answer) for answer in answers]
 
@@ -282,7 +282,7 @@ async def test_first_answer_counts() -> None:
 
 
 async def test_deadline_answers_everybody() -> None:
-    """What was handed over is unknown, what was not, or waits behind it, was not sent."""
+    """A message that was handed over is unknown; one that was not, or waits behind it, was not sent."""
 
     async def half(messages: Sequence[OutgoingMessage]) -> None:
         messages[0].is_handed_over = True
@@ -538,7 +538,7 @@ class _CountedFuture(asyncio.Future[None]):
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "admit"])
 async def test_each_that_waits_for_room_is_looked_at_a_few_times(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wait, and however they leave: the cost is linear."""
+    """The cost is linear in the number of those that wait, and the same for each way to leave."""
     waiting = 2_000
     library = Library(gate := Gate(silent if end == "fail" else ok))
     sender = library.sender(timeout=0.5 if end == "fail" else 60)

@@ -192,7 +192,7 @@ class Journal:
 
 
 class Played(NamedTuple):
-    """What can be seen of a consumer that has handled a history."""
+    """The visible effects of a consumer that has handled a history."""
 
     lines: dict[Any, list[tuple[Any, ...]]]
     errors: list[tuple[int, str]]

@@ -140,7 +140,7 @@ async def test_messages_without_a_key_are_dead_letters_where_there_is_concurrenc
 
 
 async def test_key_that_waits_for_another_try_does_not_stop_the_reading(d: AsyncEventDispatcher) -> None:
-    """What waits behind it is in hand, within its bound; the others go on."""
+    """The messages behind it are in hand, within its bound; the others go on."""
     heard = Heard()
     broken = True
 
@@ -162,7 +162,7 @@ async def test_key_that_waits_for_another_try_does_not_stop_the_reading(d: Async
 
 
 async def test_messages_behind_a_slow_one_of_their_key_do_not_stop_the_reading(d: AsyncEventDispatcher) -> None:
-    """However slow it is: the time that deliveries take lately says how far to read ahead, and it has just taken long."""
+    """The time that deliveries take lately says how far to read ahead, and this one has just taken long."""
     heard = Heard()
     release = asyncio.Event()
 

@@ -357,7 +357,7 @@ async def test_inbox_that_is_away_is_waited_for_and_costs_no_attempt(
 
 
 async def test_stop_does_not_wait_for_an_inbox_that_does_not_answer(d: AsyncEventDispatcher, heard: Heard) -> None:
-    """What it was asked about comes again."""
+    """The messages that the inbox was asked about come again."""
     asked = asyncio.Event()
 
     class Silent(Batched):

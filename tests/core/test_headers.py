@@ -67,7 +67,7 @@ def bridged(*routes: Route) -> tuple[AsyncEventDispatcher, Collecting]:
 
 
 async def test_a_header_of_the_event_goes_before_the_route_s() -> None:
-    """What a listener knows of this very event is worth more than what holds for all events of a name."""
+    """A listener's word about this very event counts more than the route's about all events of a name."""
     d, publisher = bridged(Route("user.**", headers={"tenant": "all", "team": "accounts"}))
     event = Frozen()
     set_header(event, "tenant", "acme")

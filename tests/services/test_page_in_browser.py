@@ -89,7 +89,7 @@ def page(request: pytest.FixtureRequest, browser: Any) -> str:
 
 
 def drain(browser: Any) -> tuple[list[str], list[str]]:
-    """What the console has said, and which addresses were asked for, since the last time."""
+    """Return the lines of the console and the addresses that were asked for, since the last call."""
     said = [entry["message"] for entry in browser.get_log("browser")]
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
@@ -138,7 +138,7 @@ def test_policy_stops_a_script_that_got_in(file: str, browser: Any, tmp_path: Pa
 
 @pytest.mark.parametrize("width", [320, 360, 940, 1280])
 def test_page_never_scrolls_sideways(page: str, browser: Any, width: int) -> None:
-    """Whatever is open, also with words that have no end."""
+    """No narrow screen cuts off a part, with all details open and words that have no end."""
     show(browser, width)
     browser.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true })")
     measured = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")

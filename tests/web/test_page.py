@@ -145,7 +145,7 @@ async def test_name_that_leaves_is_nothing_to_mend() -> None:
 
 
 async def test_name_that_comes_in_and_leaves_again_still_wants_a_listener() -> None:
-    """What a consumer receives, no bridge sends again."""
+    """No bridge sends a received message again."""
     name = EventName("order.sent", NotificationEvent)
     dispatcher = AsyncEventDispatcher()
     dispatcher.add_subscriber(Bridge(MemoryBroker(app="web")))
@@ -165,7 +165,7 @@ async def test_empty_host_is_told_what_is_missing() -> None:
 
 
 async def test_dispatch_with_many_listeners_is_cut() -> None:
-    """Those that have failed are shown wherever they are."""
+    """The listeners that have failed are shown wherever they are."""
 
     async def listener(event: object) -> None: ...
 

@@ -181,7 +181,7 @@ def test_a_time_written_the_short_way_is_like_that_of_the_datetime(clock: int) -
 
 
 def test_a_time_that_was_set_is_written() -> None:
-    """Whatever a dispatch has noted."""
+    """The time that a dispatch has noted does not take its place."""
     event = Data(1, 2)
     set_mark(event, "__silbo_time__", 1)
     event.event_timestamp = datetime(2026, 3, 7, tzinfo=UTC)

@@ -102,7 +102,7 @@ async def test_it_is_bounded_in_number(admin: Redis, streams_client: Redis) -> N
 
 @pytest.mark.every_redis
 async def test_it_is_bounded_in_time(admin: Redis, streams_client: Redis) -> None:
-    """What is old goes as others come, and all of it where nothing comes any more."""
+    """Old publications go as others come, and all of them where nothing comes any more."""
     async with RedisInbox(streams_client, keep=0.5) as inbox:
         handled = 0
         while await admin.zcard(BILLING) == handled:  # none has gone yet
@@ -118,7 +118,7 @@ async def test_it_is_bounded_in_time(admin: Redis, streams_client: Redis) -> Non
 
 
 async def test_a_publication_takes_the_documented_memory(admin: Redis, inbox: RedisInbox) -> None:
-    """However long its name is."""
+    """A long name takes no more than a short one."""
     for n in range(1000):
         await handle(inbox, f"{n}" * 1000)
     assert await admin.memory_usage(BILLING, samples=0) < 130 * 1000
@@ -260,7 +260,7 @@ class Unanswered(RedisInbox):
 async def test_consumer_that_died_before_it_acknowledged_has_no_second_effect(
     admin: Redis, streams: RedisStreams, streams_client: Redis
 ) -> None:
-    """What it has handled comes again, and all of it once more with a replay, and is known."""
+    """The handled messages come again, all of them once more with a replay, and are known."""
     heard: list[int] = []
     dispatcher = AsyncEventDispatcher()
 
