@@ -21,10 +21,12 @@ __all__ = [
     "UsageError",
     "add_command",
     "add_command_group",
+    "add_figures_option",
     "add_format_option",
     "add_json_option",
     "add_redis_options",
     "add_store_option",
+    "add_stream_option",
     "find_moment",
     "make_count_parser",
     "parse_address",
@@ -67,9 +69,9 @@ def add_command(
     return parser
 
 
-def add_command_group(commands: Commands, name: str, what: str) -> Commands:
+def add_command_group(commands: Commands, name: str, what: str, *, epilog: str) -> Commands:
     """Add a command that has commands of its own; return what those are added to."""
-    return _add_parser(commands, name, what, "").add_subparsers(title="commands", required=True, metavar="COMMAND")
+    return _add_parser(commands, name, what, epilog).add_subparsers(title="commands", required=True, metavar="COMMAND")
 
 
 def _add_parser(commands: Commands, name: str, what: str, epilog: str) -> argparse.ArgumentParser:
@@ -111,6 +113,23 @@ def add_redis_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_stream_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--stream`` to a command that otherwise takes all streams."""
+    parser.add_argument(
+        "--stream", type=parse_address, help="only this stream, by its address, as orders (all under the prefix)"
+    )
+
+
+def add_figures_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--figures``, the interval for the log."""
+    parser.add_argument(
+        "--figures",
+        metavar="TIME",
+        type=parse_positive_seconds,
+        help="log the figures at this interval, if they changed (never)",
+    )
+
+
 def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--format``, which has to be the format of the program's broker."""
     parser.add_argument("--format", choices=FORMATS, default="json", help="how messages look on the stream (json)")
@@ -118,7 +137,7 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
 
 def add_json_option(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
     """Add ``--json``: the answer is for a program."""
-    parser.add_argument("--json", action="store_true", help=f"{what} for programs, in place of text for people")
+    parser.add_argument("--json", action="store_true", help=f"{what}, for programs, in place of text for people")
 
 
 # -- values -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from silbo.cli.app_arguments import add_app_arguments
-from silbo.cli.arguments import Commands, add_command, parse_positive_seconds
+from silbo.cli.arguments import Commands, add_command, add_figures_option
 from silbo.cli.health import HEALTH, add_health_options, check_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.metrics import add_metrics_option, showing_metrics
@@ -54,12 +54,7 @@ def add_to(commands: Commands) -> None:
     add_app_arguments(
         parser, "a consumer, a list of them, or an app that holds one", example="shop.billing:consumer", lifespan=False
     )
-    parser.add_argument(
-        "--figures",
-        metavar="TIME",
-        type=parse_positive_seconds,
-        help="log each consumer's counts at this interval, if they changed (never)",
-    )
+    add_figures_option(parser)
     add_health_options(parser)
     add_metrics_option(parser)
 

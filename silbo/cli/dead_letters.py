@@ -171,6 +171,9 @@ def _to_cells(letter: DeadLetter) -> Sequence[object]:
     return letter.id, letter.group, name, format_time(letter.time), letter.attempts, _describe_error(letter)
 
 
+DEAD = """\
+A dead letter was sent, and a group gave it up. A dead row was never sent: `silbo outbox` has those.
+"""
 LIST = """\
 A stream or group that does not exist is an error: a wrong name must not look like an empty list.
 
@@ -209,29 +212,29 @@ examples:
 
 def add_to(silbo: Commands) -> None:
     """Add ``silbo dead`` and its commands."""
-    commands = add_command_group(silbo, "dead", "messages that a group gave up: look, retry, delete")
-    parser = add_command(commands, "list", "the oldest dead letters", epilog=LIST, run=list_letters)
+    commands = add_command_group(silbo, "dead", "messages that a group gave up: look, retry, delete", epilog=DEAD)
+    parser = add_command(commands, "list", "dead letters, the oldest first", epilog=LIST, run=list_letters)
     _add_stream_options(parser)
-    parser.add_argument("--group", type=parse_address, help="only this group's")
+    parser.add_argument("--group", type=parse_address, help="only those of this group")
     parser.add_argument("--limit", type=make_count_parser(1), default=50, help="how many at most (50)")
-    parser.add_argument("--after", metavar="ID", type=_parse_id, help="those after this one")
-    add_json_option(parser, "one JSON object for each")
+    parser.add_argument("--after", metavar="ID", type=_parse_id, help="those after this id")
+    add_json_option(parser, "one JSON object for each dead letter")
 
     parser = add_command(commands, "count", "how many dead letters there are", epilog=COUNT, run=count_letters)
     _add_stream_options(parser)
-    parser.add_argument("--group", type=parse_address, help="only this group's")
+    parser.add_argument("--group", type=parse_address, help="only those of this group")
     add_json_option(parser)
 
     parser = add_command(commands, "show", "all of one dead letter, its message too", epilog=SHOW, run=show_letter)
     _add_stream_options(parser)
-    parser.add_argument("id", metavar="ID", type=_parse_id)
+    parser.add_argument("id", metavar="ID", type=_parse_id, help="of a dead letter")
     add_json_option(parser)
 
-    parser = add_command(commands, "retry", "give messages back to their groups", epilog=RETRY, run=retry_letters)
+    parser = add_command(commands, "retry", "give dead letters back to their groups", epilog=RETRY, run=retry_letters)
     _add_stream_options(parser)
-    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*")
-    parser.add_argument("--group", type=parse_address, help="all of this group")
-    parser.add_argument("--all", action="store_true", help="all there are")
+    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*", help="of a dead letter")
+    parser.add_argument("--group", type=parse_address, help="all of this group's dead letters")
+    parser.add_argument("--all", action="store_true", help="all dead letters")
     parser.add_argument(
         "--everybody",
         action="store_true",
@@ -242,9 +245,9 @@ def add_to(silbo: Commands) -> None:
 
     parser = add_command(commands, "purge", "delete dead letters for good", epilog=PURGE, run=purge_letters)
     _add_stream_options(parser)
-    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*")
-    parser.add_argument("--group", type=parse_address, help="of this group; all of them without --before")
-    parser.add_argument("--before", metavar="TIME", type=parse_time, help="that died before then: 30d, or now for all")
+    parser.add_argument("ids", metavar="ID", type=_parse_id, nargs="*", help="of a dead letter")
+    parser.add_argument("--group", type=parse_address, help="those of this group; all of them without --before")
+    parser.add_argument("--before", metavar="TIME", type=parse_time, help="those from before then: 30d, or now for all")
     add_yes_option(parser)
     add_json_option(parser)
 

@@ -14,7 +14,7 @@ from silbo.cli.arguments import (
     add_json_option,
     add_redis_options,
     add_store_option,
-    parse_address,
+    add_stream_option,
     parse_retention,
 )
 from silbo.cli.connect import make_redis, open_store
@@ -53,7 +53,7 @@ def add_to(commands: Commands) -> None:
     )
     add_redis_options(parser)
     add_store_option(parser)
-    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    add_stream_option(parser)
     parser.add_argument(
         "--retain",
         metavar="TIME",

@@ -49,7 +49,7 @@ def add_to(commands: Commands) -> None:
     )
     add_app_arguments(parser)
     parser.add_argument("name", metavar="NAME", nargs="?", help="an event name, or a pattern of names; all by default")
-    add_json_option(parser, "one JSON object for each listener,")
+    add_json_option(parser, "one JSON object for each listener")
 
 
 async def show_listeners(options: argparse.Namespace) -> int:

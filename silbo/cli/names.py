@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
     add_app_arguments(parser)
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this name; all names by default")
     parser.add_argument("--unheard", action="store_true", help="only the names that nobody hears")
-    add_json_option(parser, "one JSON object for each name,")
+    add_json_option(parser, "one JSON object for each name")
 
 
 async def show_names(options: argparse.Namespace) -> int:

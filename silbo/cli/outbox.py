@@ -42,6 +42,10 @@ COLUMNS: Final = ("id", "event", "key", "since", "attempts", "error")
 PAGE: Final = 1000
 """Rows that are read with one call."""
 
+OUTBOX = """\
+A dead row was never sent: the broker refused it for good. A dead letter was sent, and a group gave it up:
+`silbo dead` has those.
+"""
 STATUS = """\
 examples:
   silbo outbox status --store outbox.db
@@ -73,17 +77,17 @@ examples:
 
 def add_to(silbo: Commands) -> None:
     """Add ``silbo outbox`` and its commands."""
-    commands = add_command_group(silbo, "outbox", "what an outbox has stored, sent or could not send: look, mend")
+    commands = add_command_group(
+        silbo, "outbox", "what an outbox has stored, sent or could not send: look, mend", epilog=OUTBOX
+    )
     parser = add_command(
         commands, "status", "rows in each state, who leads, what fails", epilog=STATUS, run=show_status
     )
     add_store_option(parser)
     parser.add_argument("--rows", metavar="STATE", choices=STATES, help=f"list rows instead: {', '.join(STATES)}")
     parser.add_argument("--limit", type=make_count_parser(1), default=50, help="how many rows at most (50)")
-    parser.add_argument(
-        "--after", metavar="ID", type=make_count_parser(0), default=0, help="rows with greater ids than this one"
-    )
-    add_json_option(parser, "one JSON object, with --rows one for each row,")
+    parser.add_argument("--after", metavar="ID", type=make_count_parser(0), default=0, help="those after this id")
+    add_json_option(parser, "one JSON object, with --rows one for each row")
 
     parser = add_command(commands, "retry", "send dead rows again", epilog=RETRY, run=retry_rows)
     add_store_option(parser)

@@ -47,7 +47,7 @@ def add_to(commands: Commands) -> None:
         "a silbo.Plugins, a dispatcher that has plugins, or an app that holds one",
         example="shop.web:open_plugins",
     )
-    add_json_option(parser, "one JSON object for each plugin,")
+    add_json_option(parser, "one JSON object for each plugin")
 
 
 async def show_plugins(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from silbo.cli.arguments import (
     FORMATS,
     Commands,
     add_command,
+    add_figures_option,
     add_format_option,
     add_redis_options,
     add_store_option,
@@ -52,6 +53,7 @@ def add_to(commands: Commands) -> None:
     add_redis_options(parser)
     parser.add_argument(
         "--app",
+        metavar="PROGRAM",
         type=parse_address,
         default="relay",
         help="the program's name, in health and metrics, and for messages that carry none (relay)",
@@ -85,12 +87,7 @@ def add_to(commands: Commands) -> None:
         default=5.0,
         help="after a stop, how long it still sends what waits (5s)",
     )
-    parser.add_argument(
-        "--figures",
-        metavar="TIME",
-        type=parse_positive_seconds,
-        help="log the figures at this interval, if they changed (never)",
-    )
+    add_figures_option(parser)
     add_health_options(parser)
     add_metrics_option(parser)
 

@@ -10,6 +10,7 @@ from silbo.cli.arguments import (
     add_command,
     add_json_option,
     add_redis_options,
+    add_stream_option,
     find_moment,
     parse_address,
     parse_time,
@@ -45,7 +46,7 @@ def add_to(commands: Commands) -> None:
         "--since", metavar="TIME", type=parse_time, required=True, help="2026-03-07T09:26Z, or 1h for an hour ago"
     )
     add_redis_options(parser)
-    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    add_stream_option(parser)
     add_silent_option(parser)
     add_yes_option(parser)
     add_json_option(parser, "one JSON object for each stream")

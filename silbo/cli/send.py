@@ -69,7 +69,11 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--key", help="the routing key (that of --check; none)")
     parser.add_argument(
-        "--app", type=parse_address, default="silbo-send", help="the sender's name, event.origin.app (silbo-send)"
+        "--app",
+        metavar="PROGRAM",
+        type=parse_address,
+        default="silbo-send",
+        help="the sender's name, event.origin.app (silbo-send)",
     )
     add_format_option(parser)
     add_json_option(parser)

@@ -21,9 +21,9 @@ from silbo.cli.arguments import (
     add_format_option,
     add_json_option,
     add_redis_options,
+    add_stream_option,
     find_moment,
     make_count_parser,
-    parse_address,
     parse_time,
 )
 from silbo.cli.connect import make_redis
@@ -64,7 +64,7 @@ def add_to(commands: Commands) -> None:
         help="an event name or a pattern: user.joined, 'user.*', 'user.**' (all)",
     )
     add_redis_options(parser)
-    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    add_stream_option(parser)
     parser.add_argument("--pubsub", action="store_true", help="messages of Pub/Sub in place of streams")
     parser.add_argument(
         "--since",

@@ -16,8 +16,8 @@ from silbo.cli.arguments import (
     add_json_option,
     add_redis_options,
     add_store_option,
+    add_stream_option,
     make_count_parser,
-    parse_address,
     parse_positive_seconds,
 )
 from silbo.cli.connect import make_redis, open_store
@@ -87,7 +87,7 @@ def add_to(commands: Commands) -> None:
     )
     add_redis_options(parser)
     add_store_option(parser)
-    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    add_stream_option(parser)
     parser.add_argument(
         "--every", metavar="TIME", type=parse_positive_seconds, default=2.0, help="the time between two looks (2s)"
     )

@@ -18,8 +18,8 @@ from silbo.cli.arguments import (
     add_json_option,
     add_redis_options,
     add_store_option,
+    add_stream_option,
     find_moment,
-    parse_address,
     parse_time,
 )
 from silbo.cli.connect import make_redis, open_store
@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("event_id", metavar="EVENT_ID", type=_parse_event_id, help="the event's event_id, a UUID")
     add_store_option(parser)
     add_redis_options(parser)
-    parser.add_argument("--stream", type=parse_address, help="only this stream's address (all under the prefix)")
+    add_stream_option(parser)
     parser.add_argument(
         "--since", metavar="TIME", type=parse_time, help="search streams from then on: 2026-03-07T09:26Z, or 1h"
     )
