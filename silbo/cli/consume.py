@@ -19,7 +19,6 @@ from silbo.cli.metrics import add_metrics_option, showing_metrics
 from silbo.cli.output import print_note
 from silbo.cli.signals import stop_at_signals
 from silbo.errors import AppInvalid, BrokerUnavailable, StopIncomplete
-from silbo.operations.formatting import escape_controls
 
 if TYPE_CHECKING:
     from silbo.consumer.consumer import Consumer
@@ -76,7 +75,7 @@ async def consume(options: argparse.Namespace) -> int:
                 await _run(app.consumers, options.figures)
     except StopIncomplete as error:
         # The listener that was left behind would hold up the end of asyncio.run for ever. Its message comes again.
-        print_note(f"silbo: {escape_controls(str(error))}")
+        print_note(f"silbo: {error}")
         sys.stdout.flush()
         os._exit(1)
     return 0

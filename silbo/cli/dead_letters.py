@@ -27,11 +27,11 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
-from silbo.cli.output import print_json, print_line, print_note, print_outcome
+from silbo.cli.output import print_as_it_is, print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid
 from silbo.message import Message
-from silbo.operations.formatting import escape_controls, explain_missing, format_count, format_time, message_to_fields
+from silbo.operations.formatting import explain_missing, format_count, format_time, message_to_fields
 
 __all__ = ["add_to"]
 
@@ -124,12 +124,12 @@ async def show_letter(options: argparse.Namespace) -> int:
         if name == "time":
             print_line(f"{name:9} {format_time(letter.time)}")
         elif name == "message" and value:
-            print_line(json.dumps(value, indent=2))
+            print_as_it_is(json.dumps(value, indent=2))
         elif name == "fields":
             for field, text in letter.fields.items():
-                print_line(f"{'field':9} {escape_controls(field)}: {escape_controls(text)}")
+                print_line(f"{'field':9} {field}: {text}")
         elif value is not None:
-            print_line(f"{name:9} {escape_controls(str(value))}")
+            print_line(f"{name:9} {value}")
     return 0
 
 

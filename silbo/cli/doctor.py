@@ -8,6 +8,7 @@ import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
+from silbo._control_characters import escape_controls
 from silbo.cli.arguments import (
     Commands,
     add_command,
@@ -19,9 +20,9 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.groups import add_silent_option
-from silbo.cli.output import print_json, print_line, print_note
+from silbo.cli.output import print_as_it_is, print_json, print_line, print_note
 from silbo.operations.doctor import Finding, examine
-from silbo.operations.formatting import escape_controls, format_count
+from silbo.operations.formatting import format_count
 
 __all__ = ["add_to"]
 
@@ -85,7 +86,8 @@ async def show_findings(options: argparse.Namespace) -> int:
             else:
                 _print_finding(finding)
     if not options.json:
-        print_note(f"\n{format_count(dangers, 'danger')}" if dangers else "\nno danger")
+        print_note("")
+        print_note(format_count(dangers, "danger") if dangers else "no danger")
     return 1 if dangers else 0
 
 
@@ -93,9 +95,9 @@ def _print_finding(finding: Finding) -> None:
     level = f"{finding.level:6}"
     if _has_colours():
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
-    print_line(f"{level}  {escape_controls(finding.check)}: {escape_controls(finding.text)}")
+    print_as_it_is(f"{level}  {escape_controls(f'{finding.check}: {finding.text}')}")
     if finding.mend:
-        print_line(f"        {escape_controls(finding.mend)}")
+        print_line(f"        {finding.mend}")
 
 
 def _has_colours() -> bool:

@@ -17,7 +17,7 @@ from silbo.cli.arguments import (
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
-from silbo.operations.formatting import escape_controls, format_age, format_count
+from silbo.operations.formatting import format_age, format_count
 from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, read_groups
 
 __all__ = ["add_silent_option", "add_to", "format_consumers", "group_to_fields"]
@@ -147,7 +147,7 @@ def _print_groups(groups: Sequence[GroupStatus]) -> None:
         print_line("")
         print_table(CONSUMERS, [_to_consumer_cells(*each) for each in consumers], numbers=numbers)
     for remark in filter(None, map(_remark, groups)):
-        print_line(escape_controls(remark))
+        print_line(remark)
 
 
 def _to_cells(group: GroupStatus) -> Sequence[object]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-from silbo.operations.formatting import escape_controls
+from silbo._control_characters import escape_controls
 
 __all__ = ["LineFormatter", "log_figures", "log_to_stderr"]
 

@@ -20,7 +20,6 @@ from silbo._checks import suggest_name
 from silbo.cli.arguments import UsageError
 from silbo.cli.output import StdoutClosed, print_note
 from silbo.errors import AppFailed, SilboError
-from silbo.operations.formatting import escape_controls
 
 __all__ = ["main", "make_parser"]
 
@@ -149,6 +148,6 @@ def _print_error(error: Exception) -> None:
         place = error.error.__traceback__
         while place is not None and place.tb_next is not None and _is_on_the_way(place):
             place = place.tb_next
-        for line in traceback.format_exception(type(error.error), error.error, place):
-            sys.stderr.write(line)
-    print_note(f"silbo: {escape_controls(str(error))}")
+        for line in "".join(traceback.format_exception(type(error.error), error.error, place)).rstrip("\n").split("\n"):
+            print_note(line)
+    print_note(f"silbo: {error}")

@@ -10,7 +10,7 @@ from silbo.cli.app_arguments import add_app_arguments, open_app_of
 from silbo.cli.arguments import Commands, add_command, add_json_option
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
-from silbo.operations.formatting import escape_controls, format_place
+from silbo.operations.formatting import format_place
 
 if TYPE_CHECKING:
     from silbo.operations.names import FieldInfo, NameInfo
@@ -132,4 +132,4 @@ def _print_name(name: NameInfo, *, declares: bool) -> None:
         lines.append(("listener", f"nobody{hint}"))
     for title, text in lines:
         if text:
-            print_line(f"{title:10} {escape_controls(text)}")
+            print_line(f"{title:10} {text}")

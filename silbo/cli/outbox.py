@@ -24,7 +24,6 @@ from silbo.cli.connect import open_store
 from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.operations.formatting import (
-    escape_controls,
     explain_missing,
     format_age,
     format_count,
@@ -188,7 +187,8 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None, cl
     ]
     print_line("")
     print_table(["partition", "led by", "pid", "epoch", "lease ends"], rows, numbers=["partition", "pid", "epoch"])
-    print_line(f"\n{format_size(now.size)} count for the quota")
+    print_line("")
+    print_line(f"{format_size(now.size)} count for the quota")
     if now.oldest_at:
         print_line(
             f"the oldest row that waits was stored {format_age(now.oldest_at, clock)} ago, {format_time(now.oldest_at)}"
@@ -201,7 +201,7 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None, cl
         )
     if failing:
         what = f"row {failing.id}, {failing.message.message_name}, attempt {_count_failed(failing)} failed"
-        print_line(escape_controls(f"{what}: {failing.error}"))
+        print_line(f"{what}: {failing.error}")
     if now.counts["dead"]:
         print_line("dead rows were refused for good: `silbo outbox status --rows dead` says why")
 

@@ -1,4 +1,4 @@
-"""Lines on stdout and stderr: text for people, JSON for programs."""
+"""Lines on stdout and stderr: text for people, JSON for programs. A text can't steer the terminal, whatever data is in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["StdoutClosed", "print_json", "print_line", "print_note", "print_outcome"]
+from silbo._control_characters import escape_controls
+
+__all__ = ["StdoutClosed", "print_as_it_is", "print_json", "print_line", "print_note", "print_outcome"]
 
 
 class StdoutClosed(Exception):
@@ -16,7 +18,16 @@ class StdoutClosed(Exception):
 
 
 def print_line(text: str) -> None:
-    """Print a line on stdout, and flush it.
+    """Print a text as one line on stdout, its control characters escaped, and flush it.
+
+    Raises:
+        StdoutClosed: nobody reads stdout any more.
+    """
+    print_as_it_is(escape_controls(text))
+
+
+def print_as_it_is(text: str) -> None:
+    """Print lines on stdout, and flush them: a text with line ends or colours of our own, its data escaped before.
 
     Raises:
         StdoutClosed: nobody reads stdout any more.
@@ -29,8 +40,8 @@ def print_line(text: str) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a line on stderr, and flush it."""
-    sys.stderr.write(f"{text}\n")
+    """Print a text as one line on stderr, its control characters escaped, and flush it."""
+    sys.stderr.write(f"{escape_controls(text)}\n")
     sys.stderr.flush()
 
 

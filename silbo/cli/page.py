@@ -20,8 +20,7 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.groups import add_silent_option
-from silbo.cli.output import print_line, print_note
-from silbo.operations.formatting import escape_controls
+from silbo.cli.output import print_as_it_is, print_note
 
 __all__ = ["add_to"]
 
@@ -84,11 +83,11 @@ async def write_page(options: argparse.Namespace) -> int:
         )
     page = render_page(overview)
     if options.output is None:
-        print_line(page.rstrip())
+        print_as_it_is(page.rstrip())
     else:
         _write_whole(options.output, page)
     for problem in overview.problems:
-        print_note(f"silbo: {escape_controls(problem)}")
+        print_note(f"silbo: {problem}")
     return 1 if overview.problems else 0
 
 

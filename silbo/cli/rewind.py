@@ -19,7 +19,7 @@ from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
 from silbo.cli.groups import add_silent_option
 from silbo.cli.output import print_note, print_outcome
-from silbo.operations.formatting import escape_controls, format_count, format_time
+from silbo.operations.formatting import format_count, format_time
 from silbo.operations.redis import opened, read_clock
 from silbo.operations.rewind import find_rewinds, rewind_group
 
@@ -77,5 +77,5 @@ async def rewind(options: argparse.Namespace) -> int:
     for each in found:
         count = format_count(each.messages, "message")
         text = f"{group} at {each.stream}: {count} again, from {each.first} on"
-        print_outcome(asdict(each), escape_controls(text), as_json=options.json)
+        print_outcome(asdict(each), text, as_json=options.json)
     return 0

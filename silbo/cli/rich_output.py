@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal
 
 from silbo._checks import require_extra
-from silbo.cli.output import print_line
+from silbo._control_characters import escape_controls
+from silbo.cli.output import print_as_it_is
 from silbo.errors import MissingExtra
-from silbo.operations.formatting import escape_controls
 
 __all__ = ["print_table", "show_progress"]
 
@@ -54,7 +54,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
     console.width = max(console.width, wanted)  # a terminal breaks lines; rich would break ids, or cut them off
     with console.capture() as captured:
         console.print(table)
-    print_line("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print_as_it_is("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextmanager

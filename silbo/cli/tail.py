@@ -11,6 +11,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from silbo._control_characters import escape_controls
 from silbo.brokers.redis.dead_letters import is_letter_id
 from silbo.cli.arguments import (
     FORMATS,
@@ -27,10 +28,10 @@ from silbo.cli.arguments import (
     parse_time,
 )
 from silbo.cli.connect import make_redis
-from silbo.cli.output import print_json, print_line, print_note
+from silbo.cli.output import print_as_it_is, print_json, print_note
 from silbo.errors import BrokerUnavailable, Gap, NameInvalid
 from silbo.names import compile_pattern
-from silbo.operations.formatting import escape_controls, message_to_fields
+from silbo.operations.formatting import message_to_fields
 from silbo.operations.tail import SeenMessage, follow_pubsub, follow_streams, has_values
 
 __all__ = ["add_to"]
@@ -140,7 +141,7 @@ async def show_messages(options: argparse.Namespace) -> int:
 
 
 def _tell(trouble: BrokerUnavailable | Gap) -> None:
-    print_note(f"silbo: {escape_controls(str(trouble))}")
+    print_note(f"silbo: {trouble}")
 
 
 def _to_fields(seen: SeenMessage) -> Mapping[str, Any]:
@@ -163,8 +164,8 @@ def _print_message(seen: SeenMessage) -> None:
         rest = f"{rest} id={seen.message.message_id}"
         if seen.message.key is not None:
             rest += f" key={seen.message.key}"
-    name = escape_controls(name)
+    where, name, rest = map(escape_controls, (where, name, rest))
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         colour = COLOURS[sum(name.encode()) % len(COLOURS)]
         where, name = f"\x1b[{DIM}m{where}\x1b[0m", f"\x1b[{colour}m{name}\x1b[0m"
-    print_line(f"{where} {name} {escape_controls(rest)}")
+    print_as_it_is(f"{where} {name} {rest}")

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from silbo._checks import require_extra
+from silbo._control_characters import escape_controls
 from silbo.cli.arguments import (
     Commands,
     UsageError,
@@ -23,7 +24,7 @@ from silbo.cli.arguments import (
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.groups import add_silent_option, format_consumers, group_to_fields
 from silbo.cli.output import print_json
-from silbo.operations.formatting import escape_controls, format_age, format_count, format_time
+from silbo.operations.formatting import format_age, format_count, format_time
 from silbo.operations.top import GroupFigures, Snapshot, watch
 from silbo.outbox.rows import STATES
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
+from silbo._control_characters import escape_controls
 from silbo.dispatch.source import find_source
 from silbo.dispatch.traced import NotCalled, Traced, TracedListener
 
@@ -56,6 +57,7 @@ def draw_waterfall(traced: Traced, *, event: str = "", caller: str = "", width: 
     lines += [f"    {_draw_line(each, traced, bar)}" for each in traced.listeners]
     if not traced.listeners:
         lines.append("    nobody listens")
+    lines = [escape_controls(line) for line in lines]  # names, errors and events may be of another host
     return "\n".join(lines if width is None else [part for line in lines for part in _fold(line, max(width, 40))])
 
 

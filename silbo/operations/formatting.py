@@ -11,7 +11,6 @@ from silbo._process import find_process
 from silbo.message import Message
 
 __all__ = [
-    "escape_controls",
     "explain_missing",
     "format_age",
     "format_count",
@@ -24,13 +23,6 @@ __all__ = [
     "message_to_fields",
     "process_to_fields",
 ]
-
-
-def escape_controls(text: str) -> str:
-    """Return a text with its control characters written as escapes, so that data can't steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == " " else repr(character)[1:-1] for character in text
-    )
 
 
 def format_time(time: datetime | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-from silbo.operations.formatting import escape_controls
+from silbo._control_characters import escape_controls
 
 __all__ = ["Markup", "element", "join"]
 
