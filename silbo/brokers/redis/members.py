@@ -1,0 +1,315 @@
+"""The decisions of one member of a sharded group: which shards to take, to keep and to give away.
+
+Without I/O and without a clock: the caller says what time it is, carries out the commands, and tells the replies. So the
+simulation in ``tests/simulation`` drives this very code through kills, freezes and lost replies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from hashlib import blake2b
+from typing import Final, TypeAlias
+
+__all__ = [
+    "FORGET_AFTER",
+    "Beat",
+    "Command",
+    "Drop",
+    "Membership",
+    "Read",
+    "Release",
+    "Renew",
+    "Stop",
+    "Take",
+    "assign",
+]
+
+BEAT_EVERY: Final = 0.4
+"""A member says every 0.4 seconds that it lives. A planned move stands still for as long: the next leader learns of it then."""
+TAKE_EVERY: Final = 0.1
+"""A shard that another member still leads is asked for every 0.1 seconds, and a call that was lost is repeated after as long."""
+FORGET_AFTER: Final = 10
+"""Redis forgets a member that has been silent for 10 leases."""
+
+
+# -- the commands -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Say that this member lives, or that it leaves. Its reply: the members, by the seconds since their last beat."""
+
+    leaves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Take a shard's lease. Its reply: the new epoch, or 0; then the seconds until the present lease is over."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Renew a lease. Its reply: True if this epoch still leads."""
+
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a shard away. Its reply does not matter."""
+
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Begin to read a shard: first what the group was given already, all of which is this member's by now. No reply."""
+
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Read no more of a shard, finish what is in hand, then call :meth:`Membership.note_drained`. No reply."""
+
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Read no more of a shard, and forget what is in hand: it is another member's, or will be. No reply."""
+
+    shard: int
+    epoch: int
+
+
+Command: TypeAlias = Beat | Take | Renew | Release | Read | Stop | Drop
+
+
+# -- the assignment -----------------------------------------------------------------------------------------
+
+
+def assign(members: Iterable[str], shards: int) -> dict[int, str]:
+    """Return the member that each shard belongs to: the same for everybody who knows the same members.
+
+    Rendezvous hashing, balanced: the numbers of shards of two members differ by 1 at most. A member that comes or goes moves
+    few shards between the others.
+    """
+    members = sorted(set(members))
+    if not members:
+        return {}
+    least, above = divmod(shards, len(members))
+    pairs = sorted(
+        ((_weigh(member, shard), shard, member) for member in members for shard in range(shards)), reverse=True
+    )
+    found: dict[int, str] = {}
+    held: Counter[str] = Counter()
+    for _, shard, member in pairs:
+        if shard in found or held[member] > least or (held[member] == least and above == 0):
+            continue
+        above -= held[member] == least
+        held[member] += 1
+        found[shard] = member
+    return found
+
+
+def _weigh(member: str, shard: int) -> bytes:
+    return blake2b(f"{shard} {member}".encode(), digest_size=8).digest()
+
+
+# -- the member ---------------------------------------------------------------------------------------------
+
+
+class _State(Enum):
+    LED = auto()
+    STOPPING = auto()
+    DRAINED = auto()
+
+
+@dataclass(slots=True)
+class _Lease:
+    """A lease that this member took, by the member's clock."""
+
+    epoch: int
+    renewed_at: float  # when the call was sent that took or renewed it
+    ask_at: float  # the next renewal; or the next release, after a lost one
+    stop_until: float = float("inf")
+    state: _State = _State.LED
+
+
+class Membership:
+    """One member: the shards that it leads, and what it has to do next.
+
+    Times are seconds of the member's own monotonic clock. For each command that is a call, exactly one of the methods that note
+    its reply, or :meth:`note_lost`, is to be called; after each of them, :meth:`step`.
+
+    Args:
+        member: The member's name; no other process, and no earlier one, may have the same.
+        shards: The number of shards.
+        lease: Seconds that a lease lasts without renewal; a silent member counts as dead after as long.
+        drain: Seconds that a shard which is given away is waited for; after them it is released with deliveries in hand.
+    """
+
+    def __init__(self, member: str, shards: int, *, lease: float, drain: float) -> None:
+        self._member = member
+        self._shards = shards
+        self._lease = lease
+        self._drain = drain
+        self._leases: dict[int, _Lease] = {}
+        self._members: frozenset[str] = frozenset()
+        self._mine: frozenset[int] = frozenset()  # the shards that are assigned to this member
+        self._suspects: frozenset[str] = frozenset()  # members that were silent for too long in the last reply
+        self._known_at = float("-inf")  # when the call was sent whose reply told the members
+        self._beat_at = float("-inf")
+        self._take_at: dict[int, float] = {}
+        self._in_flight: dict[Command, float] = {}  # when each call was sent
+        self._leaves = False
+        self._has_left = False
+
+    @property
+    def led(self) -> Mapping[int, int]:
+        """The epoch of each shard that this member reads."""
+        return {shard: lease.epoch for shard, lease in self._leases.items() if lease.state is _State.LED}
+
+    @property
+    def is_over(self) -> bool:
+        """True if the member has left and has given everything away."""
+        return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._in_flight)
+
+    def may_begin(self, shard: int, epoch: int, now: float) -> bool:
+        """Return True if a delivery of this epoch may be begun: as far as this member knows, its lease is not over.
+
+        This spares double effects; it can't exclude them, for the process may be frozen right afterwards. The epoch does.
+        """
+        lease = self._leases.get(shard)
+        return lease is not None and lease.epoch == epoch and now < lease.renewed_at + self._lease
+
+    def leave(self) -> None:
+        """Give all shards away, and take none any more."""
+        if not self._leaves:
+            self._leaves = True
+            self._beat_at = float("-inf")
+
+    def step(self, now: float) -> list[Command]:
+        """Return what to do now. A call without its reply is not given out again."""
+        commands: list[Command] = []
+        if now >= self._beat_at and not self._has_left:
+            commands.append(Beat(self._leaves))
+        for shard, lease in self._leases.items():
+            if lease.state is _State.LED and (self._leaves or shard not in self._mine):
+                lease.state = _State.STOPPING
+                lease.stop_until = now + self._drain
+                commands.append(Stop(shard, lease.epoch))
+            elif lease.state is _State.STOPPING and now >= lease.stop_until:
+                self.note_drained(shard, lease.epoch)
+                commands.append(Drop(shard, lease.epoch))
+            if lease.state is _State.DRAINED:
+                if now >= lease.ask_at:
+                    commands.append(Release(shard, lease.epoch))
+            elif now >= lease.ask_at:
+                commands.append(Renew(shard, lease.epoch))
+        if not self._leaves and now < self._known_at + self._lease:
+            free = sorted(self._mine - self._leases.keys())
+            commands += [Take(shard) for shard in free if now >= self._take_at.get(shard, now)]
+        new = [command for command in commands if command not in self._in_flight]
+        self._in_flight.update({command: now for command in new if not isinstance(command, Stop | Drop)})
+        return new
+
+    def wake_at(self, now: float) -> float:
+        """Return the time of the next :meth:`step`, if no reply comes before."""
+        times = [self._beat_at if Beat(self._leaves) not in self._in_flight and not self._has_left else float("inf")]
+        for shard, lease in self._leases.items():
+            call: Command = (Release if lease.state is _State.DRAINED else Renew)(shard, lease.epoch)
+            times.append(float("inf") if call in self._in_flight else lease.ask_at)
+            times.append(lease.stop_until if lease.state is _State.STOPPING else float("inf"))
+        if not self._leaves and now < self._known_at + self._lease:
+            free = [shard for shard in self._mine - self._leases.keys() if Take(shard) not in self._in_flight]
+            times += [self._take_at.get(shard, now) for shard in free]
+        return min(times)
+
+    # -- what happened --------------------------------------------------------------------------------------
+
+    def note_beat(self, command: Beat, ages: Mapping[str, float], now: float) -> None:
+        """Note the members by the seconds since their last beat, as Redis has seen them.
+
+        A member that is not named has left. One that has been silent for a lease is dead if it is still silent a moment later:
+        after Redis was frozen all but the first look silent.
+        """
+        sent_at = self._in_flight.pop(command)
+        if command.leaves:
+            self._has_left = True
+            return
+        silent = frozenset(member for member, age in ages.items() if age >= self._lease)
+        self._beat_at = sent_at + (TAKE_EVERY if silent - self._suspects else BEAT_EVERY)
+        self._known_at = sent_at
+        members = frozenset(ages) - (silent & self._suspects)
+        self._suspects = silent
+        if members != self._members:
+            self._members = members
+            assigned = assign(members, self._shards)
+            self._mine = frozenset(shard for shard, member in assigned.items() if member == self._member)
+            self._take_at.clear()
+
+    def note_taken(self, command: Take, epoch: int, wait: float, now: float) -> list[Command]:
+        """Note the reply to a :class:`Take`."""
+        sent_at = self._in_flight.pop(command)
+        if epoch:
+            self._leases[command.shard] = _Lease(epoch, sent_at, sent_at + self._lease / 3)
+            return [Read(command.shard, epoch)]
+        self._take_at[command.shard] = now + min(wait, TAKE_EVERY)
+        return []
+
+    def note_renewed(self, command: Renew, is_leading: bool) -> list[Command]:
+        """Note the reply to a :class:`Renew`."""
+        sent_at = self._in_flight.pop(command)
+        if not is_leading:
+            return self.note_fenced(command.shard, command.epoch)
+        lease = self._find(command.shard, command.epoch)
+        if lease is not None:
+            lease.renewed_at = sent_at
+            lease.ask_at = float("-inf") if lease.state is _State.DRAINED else sent_at + self._lease / 3
+        return []
+
+    def note_released(self, command: Release) -> None:
+        """Note the reply to a :class:`Release`."""
+        del self._in_flight[command]
+        if self._find(command.shard, command.epoch) is not None:
+            del self._leases[command.shard]
+
+    def note_lost(self, command: Command, now: float) -> None:
+        """Note that a call got no reply: it may have been carried out. It is given out again soon."""
+        del self._in_flight[command]
+        again_at = now + TAKE_EVERY
+        if isinstance(command, Beat):
+            self._beat_at = again_at
+        elif isinstance(command, Take):
+            self._take_at[command.shard] = again_at
+        elif (lease := self._find(command.shard, command.epoch)) is not None:
+            lease.ask_at = again_at
+
+    def note_drained(self, shard: int, epoch: int) -> None:
+        """Note that nothing of a stopped shard is in hand any more."""
+        lease = self._find(shard, epoch)
+        if lease is not None and lease.state is _State.STOPPING:
+            lease.state = _State.DRAINED
+            lease.ask_at = float("-inf")
+
+    def note_fenced(self, shard: int, epoch: int) -> list[Command]:
+        """Note that a script refused this epoch: another member leads the shard, or nobody does."""
+        if self._find(shard, epoch) is None:
+            return []
+        del self._leases[shard]
+        return [Drop(shard, epoch)]
+
+    def _find(self, shard: int, epoch: int) -> _Lease | None:
+        lease = self._leases.get(shard)
+        return lease if lease is not None and lease.epoch == epoch else None
