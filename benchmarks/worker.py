@@ -49,14 +49,17 @@ async def run(scenario: Scenario, rounds: int, slice_seconds: float) -> None:
         gc.collect()
         gc.freeze()  # the libraries' own objects: no collection looks at them
         say(rounds=rounds)
-        results = await compare(
-            running,
-            times=times,
-            rounds=rounds,
-            reference=scenario.reference,
-            clock=process_time if scenario.measures == "cpu seconds" else perf_counter,
-            on_round=lambda done: say(round=done),
-        )
+        try:
+            results = await compare(
+                running,
+                times=times,
+                rounds=rounds,
+                reference=scenario.reference,
+                clock=process_time if scenario.measures == "cpu seconds" else perf_counter,
+                on_round=lambda done: say(round=done),
+            )
+        finally:
+            gc.unfreeze()  # a test runs this in its own process, where others ask the collector: hypothesis, for one
         say(results=[asdict(result) | {"times": times[result.name]} for result in results], missing=missing)
 
 
