@@ -1,4 +1,4 @@
-"""``silbo relay``: its arguments, and relay a relay until a signal comes."""
+"""``silbo relay``: its arguments, and running a relay until a signal comes."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def _import(reference: str, name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise AppFailed(reference, "its import", error) from error
         missing = error.name
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a module is any code: one that exits doesn't end the command
         if isinstance(error, RuntimeError) and "asyncio.run() cannot be called" in str(error):
             problem = (
                 f"{name} runs a program when it is imported: write asyncio.run(...) under `if __name__ == '__main__':`"
@@ -314,7 +314,7 @@ async def _call(reference: str, factory: Callable[[], Any]) -> Any:
 async def _guard(reference: str, step: str, work: Awaitable[_T]) -> _T:
     try:
         return await work
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # as above
         raise AppFailed(reference, step, error) from error
 
 

@@ -91,10 +91,7 @@ async def follow_streams(
             try:
                 (reply,) = await ask(connection, read)
             except BrokerUnavailable as error:
-                if on_outage is None:
-                    raise
-                on_outage(error)
-                await asyncio.sleep(AGAIN_AFTER)
+                await _pause_after(error, on_outage)
                 continue
             for key, entries in reply or ():
                 for entry, fields in entries:
@@ -135,10 +132,7 @@ async def follow_pubsub(
                 try:
                     items = await receiver.receive(PAGE)
                 except BrokerUnavailable as error:
-                    if on_outage is None:
-                        raise
-                    on_outage(error)
-                    await asyncio.sleep(AGAIN_AFTER)
+                    await _pause_after(error, on_outage)
                     continue
                 for item in items:
                     if isinstance(item, Delivery):
@@ -148,6 +142,14 @@ async def follow_pubsub(
                         on_gap(item)
         finally:
             await receiver.aclose()
+
+
+async def _pause_after(error: BrokerUnavailable, on_outage: OutageHook | None) -> None:
+    """Tell the hook of an error, and wait until the next attempt; raise the error if there is no hook."""
+    if on_outage is None:
+        raise error
+    on_outage(error)
+    await asyncio.sleep(AGAIN_AFTER)
 
 
 def has_values(message: Message | None, wanted: Mapping[Sequence[str], str]) -> bool:
