@@ -84,15 +84,17 @@ async def showing_health(options: argparse.Namespace, parts: Sequence[HasHealth]
 
 @contextmanager
 def naming_port(option: str, port: int | None, host: str) -> Generator[None]:
-    """Let the error of an address name the option, and what was given to it.
+    """Let the error of an address or a file name the option, and what was given to it.
 
     Raises:
-        OSError: The port is taken, or the host has no such address.
+        OSError: The port is taken, the host has no such address, or the file can't be written.
     """
     try:
         yield
     except OSError as error:
-        if port is None or error.filename is not None:  # of the file
+        if error.filename is not None:
+            raise OSError(f"--health-file {error.filename}: {error.strerror}") from error
+        if port is None:
             raise
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise OSError(f"--health-host {host}: {_describe(error)}") from error

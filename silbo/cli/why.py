@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from silbo._process import find_process
+from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
@@ -165,7 +166,7 @@ def _row_to_cells(row: Row) -> Sequence[object]:
 def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
     where = f"  group {place.group}"
     if place.state == "in hand":
-        if place.consumer == "silbo-retry":
+        if place.consumer == RETRY_CONSUMER.decode():
             return where, "given back", format_time(place.kept_at), "the next consumer", place.attempts, place.error
         sign = f"last sign {format_age(place.kept_at, now)} ago" if place.kept_at else ""
         return where, "in hand", sign, _describe(place.consumer or ""), place.attempts, place.error

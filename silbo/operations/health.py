@@ -62,7 +62,7 @@ async def show_health(
 
     Raises:
         TypeError: A part has no health.
-        OSError: The port is taken, or the file can't be written.
+        OSError: The port is taken, or the file can't be written; ``filename`` is the file's.
     """
     for part in parts:
         if not callable(getattr(part, "health", None)):
@@ -71,7 +71,7 @@ async def show_health(
     async with AsyncExitStack() as stack:
         if file is not None:
             path = Path(file)
-            _write(path, explain(parts))
+            _write_first(path, explain(parts))
             stack.callback(path.unlink, missing_ok=True)
             await stack.enter_async_context(_running(_keep_touching(path, parts, log)))
         bound = None if port is None else await stack.enter_async_context(_serving(parts, host, port))
@@ -154,11 +154,25 @@ def _touch(path: Path, text: str, *, is_new: bool) -> None:
     _write(path, text)
 
 
+def _write_first(path: Path, text: str) -> None:
+    """Write a file as :func:`_write` does; an error names the file itself, and says if its folder is missing."""
+    try:
+        _write(path, text)
+    except OSError as error:
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder {path.parent}: make it first"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
 def _write(path: Path, text: str) -> None:
     """Write a file as a whole: nobody reads a half of it."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_text(text)
-    new.replace(path)
+    try:
+        new.write_text(text)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
 
 
 # -- the endpoint -------------------------------------------------------------------------------------------

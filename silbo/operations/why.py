@@ -45,8 +45,8 @@ class PlaceInGroup:
     Attributes:
         group: The group's name.
         state: See :data:`PlaceState`.
-        consumer: The name of the consumer that has it in hand; ``silbo-retry`` for a dead letter that was given back and waits
-            for a consumer.
+        consumer: The name of the consumer that has it in hand; :data:`~silbo.brokers.redis.dead_letters.RETRY_CONSUMER`
+            for a dead letter that was given back and waits for a consumer.
         kept_at: The time at which that consumer last said that it still works on it.
         attempts: The attempts that have failed, or did not end.
         error: The error of the last one.

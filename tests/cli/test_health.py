@@ -234,6 +234,22 @@ async def test_port_that_is_taken_is_named_with_its_option(tmp_path: Path, optio
     assert done.code == 1 and done.err.splitlines()[-1].endswith(f"{option} {port}: Address already in use"), done.err
 
 
+async def test_missing_folder_of_the_file_is_told_by_both_commands(tmp_path: Path) -> None:
+    await fill(tmp_path / "outbox.db", 0)
+    file = tmp_path / "run" / "health"
+    folder = write(tmp_path, {"worker.py": WORKER})
+    env = {"SILBO_REDIS_URL": "redis://localhost:1", "SILBO_PREFIX": "shop"}
+    relay, consume = await asyncio.gather(
+        silbo("relay", "--store", tmp_path / "outbox.db", "--health-file", file, env=env, command=SILBO),
+        silbo("consume", "worker:consumer", "--app-dir", folder, "--health-file", file, env=env, command=SILBO),
+    )
+    for done in (relay, consume):
+        assert done.code == 1
+        assert done.err.splitlines()[-1].endswith(
+            f"--health-file {file}: there is no folder {file.parent}: make it first"
+        )
+
+
 async def test_host_that_has_no_address_is_named(tmp_path: Path) -> None:
     await fill(tmp_path / "outbox.db", 0)
     relay = ("relay", "--store", tmp_path / "outbox.db", "--redis", "redis://localhost:1")
@@ -288,10 +304,17 @@ async def test_other_requests_are_refused_and_none_does_harm(
 
 
 async def test_file_that_cannot_be_written_is_an_error_at_the_start_and_none_later(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        async with show_health([], file=tmp_path / "missing" / "health"):
+    missing = tmp_path / "missing" / "health"
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {missing.parent}: make it first") as error:
+        async with show_health([], file=missing):
             pass
-    file = tmp_path / "health"
+    assert error.value.filename == str(missing), "none that is written first, and renamed"
+    (file := tmp_path / "health").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        async with show_health([], file=file):
+            pass
+    assert error.value.filename == str(file)
+    file.rmdir()
     async with show_health([], file=file):
         file.unlink()
 

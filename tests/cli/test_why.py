@@ -77,6 +77,19 @@ async def test_event_is_placed_with_each_group(redis: Redis, redis_url: str, pre
         assert text in table.out, table.out
 
 
+async def test_event_that_was_given_back_waits_for_the_next_consumer(redis: Redis, redis_url: str, prefix: str) -> None:
+    event, where = told(), ("--redis", redis_url, "--prefix", prefix)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="new")) as billing:
+            await streams.publish(event)
+            (delivery,) = await deliveries(billing, 1)
+            assert await billing.bury(delivery, error="ValueError: never", attempts=5)
+        assert (await silbo("dead", "retry", "--all", "--yes", *where)).code == 0
+    found = await silbo("why", event.message_id, *where)
+    assert " ".join(found.out.splitlines()[-1].split()).startswith("group billing given back 20"), found.out
+    assert "the next consumer" in found.out
+
+
 async def test_event_is_placed_in_the_outbox(redis: Redis, redis_url: str, prefix: str, tmp_path: Path) -> None:
     """It waits there, and nowhere else: also where no stream exists yet."""
     event = told()
