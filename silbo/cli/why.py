@@ -167,7 +167,7 @@ def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
     where = f"  group {place.group}"
     if place.state == "in hand":
         if place.consumer == RETRY_CONSUMER.decode():
-            return where, "given back", format_time(place.kept_at), "the next consumer", place.attempts, place.error
+            return where, "given back", None, "the next consumer", place.attempts, place.error
         sign = f"last sign {format_age(place.kept_at, now)} ago" if place.kept_at else ""
         return where, "in hand", sign, _describe(place.consumer or ""), place.attempts, place.error
     if place.state == "newer" and place.left_at:

@@ -11,7 +11,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
-from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
+from silbo.brokers.redis.dead_letters import RETRY_CONSUMER, DeadLetter, parse_letter
 from silbo.brokers.redis.in_hand import build_attempts_key
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Format
@@ -47,7 +47,7 @@ class PlaceInGroup:
         state: See :data:`PlaceState`.
         consumer: The name of the consumer that has it in hand; :data:`~silbo.brokers.redis.dead_letters.RETRY_CONSUMER`
             for a dead letter that was given back and waits for a consumer.
-        kept_at: The time at which that consumer last said that it still works on it.
+        kept_at: The time at which that consumer last said that it still works on it; None for one that was given back.
         attempts: The attempts that have failed, or did not end.
         error: The error of the last one.
         letter: The id of the dead letter.
@@ -310,7 +310,7 @@ async def _place_in_group(
             group=text,
             state="newer" if left_at else "in hand",
             consumer=consumer.decode(errors="backslashreplace"),
-            kept_at=now - timedelta(milliseconds=idle),
+            kept_at=None if consumer == RETRY_CONSUMER else now - timedelta(milliseconds=idle),
             attempts=attempts,
             error=error,
             left_at=left_at,
