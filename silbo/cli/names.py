@@ -21,8 +21,9 @@ COLUMNS: Final = ("name", "class", "kind", "key", "version", "fields", "heard by
 
 EPILOG = """\
 Shows the names that the app's dispatcher declares (names=), those that its consumers rebuild (events=), and
-those that it has listeners for. "heard by" are the listeners meant for the name; a bridge, and a listener
-for all names ('**'), count for none. A field with a ? may be left out.
+those that it has listeners for. "heard by" are the listeners meant for the name; a listener for all names
+('**') counts for none. A name that a bridge alone hears "leaves": other programs hear it; "may leave" if the
+name has no class, and so each event's own class decides. A field with a ? may be left out.
 
 Exit code 1 with a NAME that the app does not have, and with --unheard if it lists any.
 
@@ -41,7 +42,7 @@ def add_to(commands: Commands) -> None:
     )
     add_app_arguments(parser)
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this name; all names by default")
-    parser.add_argument("--unheard", action="store_true", help="only the names that nobody hears")
+    parser.add_argument("--unheard", action="store_true", help="only the names that nobody hears, and that don't leave")
     add_json_option(parser, "one JSON object for each name")
 
 
@@ -53,12 +54,12 @@ async def show_names(options: argparse.Namespace) -> int:
     async with open_app_of(options) as app:
         known = list_names(app)
         declares = bool(app.dispatcher.names)
-    found = [name for name in known if not (options.unheard and name.is_heard)]
+    found = [name for name in known if name.reaches_nobody or not options.unheard]
     if options.name is not None:
         found = [name for name in found if name.name == options.name]
     if options.json:
         for name in found:
-            print_json(asdict(name) | {"is_heard": name.is_heard})
+            print_json(asdict(name) | {"is_heard": name.is_heard, "reaches_nobody": name.reaches_nobody})
     elif options.name is not None:
         for name in found:
             _print_name(name, declares=declares)
@@ -66,14 +67,14 @@ async def show_names(options: argparse.Namespace) -> int:
         print_table(COLUMNS, [_to_cells(name) for name in found], numbers=["version"])
     if options.name is not None and not found:
         if any(name.name == options.name for name in known):  # --unheard
-            print_note(f"{options.name} is heard")
+            print_note(f"{options.name} is heard, or leaves")
             return 0
         print_note(f"silbo: the app has no name {options.name!r}{suggest_name(options.name, [n.name for n in known])}")
         return 1
     if not known:
         print_note("no names")
     elif not found:
-        print_note("each name is heard")
+        print_note("each name is heard, or leaves")
     if not declares and known:
         print_note("the app declares no names: give its dispatcher names=[...], and a misspelt one is noticed")
     elif options.name is None and (undeclared := [name for name in found if not name.is_declared]):
@@ -82,7 +83,8 @@ async def show_names(options: argparse.Namespace) -> int:
             print_note(f"not declared: {name.name}{hint}")
     for name in found if options.name is None else ():
         if not name.is_heard and name.similar and (name.is_declared or not declares):
-            print_note(f"nobody hears {name.name}; {name.similar} has listeners: is that misspelt?")
+            nobody = "nobody" if name.reaches_nobody else "nobody here"
+            print_note(f"{nobody} hears {name.name}; {name.similar} has listeners: is that misspelt?")
     return 1 if options.unheard and found else 0
 
 
@@ -105,7 +107,11 @@ def _format_field(field: FieldInfo) -> str:
 
 
 def _format_listeners(name: NameInfo) -> str:
-    return ", ".join(dict.fromkeys(listener.listener for listener in name.listeners)) or "nobody"
+    if name.is_heard:
+        return ", ".join(dict.fromkeys(listener.listener for listener in name.listeners))
+    if name.reaches_nobody:
+        return "nobody"
+    return "leaves" if name.leaves else "may leave"
 
 
 def _print_name(name: NameInfo, *, declares: bool) -> None:
@@ -121,6 +127,10 @@ def _print_name(name: NameInfo, *, declares: bool) -> None:
         ("about", name.description),
         ("deprecated", name.deprecated),
         *(("field", f"{_format_field(field)}: {field.type}".rstrip(": ")) for field in name.fields),
+        (
+            "leaves",
+            {True: "yes, by a bridge", None: "by a bridge, if its event's class has a kind", False: ""}[name.leaves],
+        ),
         *(("listener", f"{listener.listener}  {format_place(listener.place)}") for listener in name.listeners),
     ]
     if not name.is_heard:

@@ -130,7 +130,7 @@ def test_names_in_a_table(ask: Run) -> None:
 
 def test_one_name_is_shown_with_all_that_is_known(ask: Run) -> None:
     done = ask("names", "shop.web:dispatcher", "order.paid")
-    assert done.code == 0 and squeezed(done.out)[:9] == [
+    assert done.code == 0 and squeezed(done.out)[:10] == [
         "name order.paid",
         "declared yes",
         "class shop.events.OrderPaid",
@@ -140,14 +140,48 @@ def test_one_name_is_shown_with_all_that_is_known(ask: Run) -> None:
         "about an order was paid",
         "field order: int",
         "field tags?: list[str] | None",
+        "leaves yes, by a bridge",
     ]
-    assert squeezed(done.out)[9].startswith("listener invoice shop/web.py:")
+    assert squeezed(done.out)[10].startswith("listener invoice shop/web.py:")
 
 
 def test_unheard_names_alone(ask: Run) -> None:
     done = ask("names", "shop.web:dispatcher", "--unheard", "--json")
     assert [(name["name"], name["is_heard"]) for name in done.objects] == [("cart.emptied", False)]
     assert done.code == 1, "for a deploy pipeline"
+
+
+def test_name_that_a_bridge_alone_hears_leaves(ask: Run, folder: Path) -> None:
+    """Other programs hear it, so a deploy goes on; but not if it only comes in here."""
+    program = """
+    from shop.events import OrderPaid
+    from silbo import AsyncEventDispatcher, Bridge, Consumer, EventName
+    from silbo.brokers.memory import MemoryBroker
+    broker = MemoryBroker("shop")
+    paid, any_kind = EventName("order.paid", OrderPaid), EventName("cart.left")
+    dispatcher = AsyncEventDispatcher(names=[paid, any_kind])
+    dispatcher.add_subscriber(Bridge(broker))
+    consumer = Consumer(dispatcher, broker.group("billing", start="new"), own="skip", events=[paid])
+    """
+    write(folder, {"leaving.py": program})
+    done = ask("names", "leaving:dispatcher")
+    assert [line.split()[-1] for line in done.out.splitlines()[2:]] == [
+        "leaves",
+        "leave",
+    ] and "1 may leave" in squeezed(done.out)[-1]
+    done = ask("names", "leaving:dispatcher", "--unheard")
+    assert (done.code, done.out, done.err) == (0, "", "each name is heard, or leaves\n")
+    done = ask("names", "leaving:dispatcher", "order.paid", "--unheard")
+    assert (done.code, done.err) == (0, "order.paid is heard, or leaves\n")
+    shown = squeezed(ask("names", "leaving:dispatcher", "cart.left").out)
+    assert shown[-2:] == ["leaves by a bridge, if its event's class has a kind", "listener nobody"]
+    done = ask("names", "leaving:consumer", "--unheard", "--json")
+    assert (done.code, done.object["name"], done.object["leaves"], done.object["reaches_nobody"]) == (
+        1,
+        "order.paid",
+        True,
+        True,
+    )
 
 
 def test_name_that_only_a_misspelt_listener_would_hear(ask: Run, folder: Path) -> None:
