@@ -2,6 +2,8 @@
 
     redis_url, redis, prefix    a server shared by the tests of one worker, a client on it, a fresh key prefix
     own_redis                   a server that this test alone may kill, freeze and start again
+    cluster, cluster_client     three masters shared by the tests of one worker, and a client on them
+    own_cluster                 three masters with a replica each that this test alone may kill, freeze and reshard
 
 A test marked `@pytest.mark.every_redis` runs once with each Redis version that can be had if pytest got `--every-redis`,
 else with the first.
@@ -22,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from tools.redis_binary import WHEELS, Binary, RedisNotFound, find_binaries, find_binary
+from tools.redis_cluster import ClusterServers
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
 pytest_plugins = ["pytester", "silbo_pytest"]  # the second also where silbo was installed before it had an entry point
@@ -69,7 +72,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.config.getoption("every_redis") and metafunc.definition.get_closest_marker("every_redis"):
-        for fixture in {"redis_server", "own_redis", "redis_binary"} & set(metafunc.fixturenames):
+        for fixture in {"redis_server", "own_redis", "redis_binary", "cluster", "own_cluster"} & set(
+            metafunc.fixturenames
+        ):
             found = [None] if external_url() and fixture == "redis_server" else binaries(every=True)
             metafunc.parametrize(fixture, found, indirect=True, ids=str)
 
@@ -118,6 +123,11 @@ async def prefix(request: pytest.FixtureRequest) -> AsyncIterator[str]:
             keys = [key async for key in client.scan_iter(match=f"*{fresh}*", count=1000)]
             if keys:
                 await client.unlink(*keys)
+    if "cluster" in request.fixturenames:
+        servers: ClusterServers = request.getfixturevalue("cluster")
+        for node in servers.nodes:
+            for key in node.run("KEYS", f"*{fresh}*"):
+                node.run("UNLINK", key)
 
 
 @pytest.fixture
@@ -125,6 +135,28 @@ def own_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server of this test's own on a unix socket, every write on disk before it is answered."""
     with RedisServer(appendonly="always", binary=getattr(request, "param", None)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
+    """Shared by this worker's tests: keep to `prefix`, and kill, freeze or reshard only `own_cluster`."""
+    with ClusterServers(binary=getattr(request, "param", None)) as servers:
+        yield servers
+
+
+@pytest.fixture
+async def cluster_client(cluster: ClusterServers) -> AsyncIterator[RedisCluster]:
+    """A client with redis-py's defaults, as a user would make it."""
+    async with cluster.client() as client:
+        yield client
+
+
+@pytest.fixture
+def own_cluster(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
+    """A cluster of this test's own; a replica is promoted about 2 seconds after its master is gone."""
+    binary = getattr(request, "param", None)
+    with ClusterServers(replicas=True, node_timeout=1.0, binary=binary) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from tools.supervisor import LOG, Program
 
@@ -101,7 +101,7 @@ class Server(ABC):
 
     def _start(self) -> None:
         self._folder = _temporary_folder(self.users if os.geteuid() == 0 else ())
-        self._port = free_port()
+        self._port = self._choose_port()
         # -S and -E: no site packages and no PYTHON* variables, so it starts in 20 ms and is not measured.
         supervisor = [sys.executable, "-S", "-E", "-m", "tools.supervisor", str(self._folder)]
         program = self._program()
@@ -115,6 +115,10 @@ class Server(ABC):
             start_new_session=True,  # Ctrl-C is for the owner, who ends us in good order
         )
         self.pid = self._ask("start")
+
+    def _choose_port(self) -> int:
+        """A free port for the next attempt to start."""
+        return free_port()
 
     def stop(self) -> None:
         """End it and remove its folder. May be called twice."""
@@ -191,7 +195,21 @@ def free_port() -> int:
             return port
 
 
-def in_foreground(server: Server) -> int | str:
+class InForeground(Protocol):
+    """What `in_foreground` runs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def url(self) -> str: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def in_foreground(server: InForeground) -> int | str:
     """Run it, print its URL, and end it with Ctrl-C: the exit code, or why it does not run."""
     try:
         with server:

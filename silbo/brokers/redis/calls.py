@@ -6,12 +6,24 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 
 from silbo._checks import check_seconds
 from silbo._loops import LoopBinding
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble, pack_words
+from silbo._retry import Backoff
+from silbo.brokers.redis.connection import (
+    Client,
+    Connection,
+    Lost,
+    Refused,
+    connect,
+    describe_server,
+    find_trouble,
+    pack_words,
+)
+from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.key_types import find_wrong_types
+from silbo.brokers.redis.nodes import Address, ClusterNodes, nodes_of
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 
@@ -29,6 +41,11 @@ __all__ = [
 
 UNANSWERED: Final = object()
 """The reply of a call that has none yet."""
+RETRY: Final = Backoff(initial=0.01, cap=0.25)
+"""The delays between two attempts at a node that is not ready."""
+_NOT_READY: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN"})
+"""Answers of a cluster's node that has done nothing, and will soon be able to, or another one in its place."""
+_KEYLESS: Final = frozenset({b"ACL", b"CONFIG", b"INFO", b"PING", b"SCAN", b"TIME"})
 
 
 class Call(Protocol):
@@ -74,7 +91,7 @@ class ScriptCall:
 
 
 class Command:
-    """One command about one key."""
+    """One command, most often about one key."""
 
     __slots__ = ("_words", "reply")
 
@@ -85,11 +102,33 @@ class Command:
     @property
     def keys(self) -> Sequence[bytes]:
         """See :class:`Call`."""
-        return self._words[2:3] if self._words[0] == b"XINFO" else self._words[1:2]
+        name = self._words[0]
+        if name in _KEYLESS:
+            return ()
+        if name == b"XREAD":
+            rest = self._words[self._words.index(b"STREAMS") + 1 :]
+            return rest[: len(rest) // 2]
+        return self._words[2:3] if name in (b"XINFO", b"MEMORY") else self._words[1:2]
 
     def pack(self, *, by_source: bool) -> bytes:  # a command has no source
         """See :class:`Call`."""
         return b"*%d\r\n%b" % (len(self._words), pack_words(self._words))
+
+
+class AskedCall:
+    """A call at the node to which a slot is moving: right behind ASKING, so that nothing can come between.
+
+    A script goes by its source at once, for the repeat after NOSCRIPT would need an ASKING of its own.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.keys = call.keys
+        self.reply: Any = UNANSWERED
+
+    def pack(self, *, by_source: bool) -> bytes:
+        """See :class:`Call`."""
+        return self._call.pack(by_source=True)
 
 
 async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
@@ -142,31 +181,49 @@ class CallConnection:
     """A connection of silbo's own, opened when it is needed, on which calls follow one another.
 
     For one event loop at a time. After any trouble the connection is dropped, so that no call gets the late answer to
-    another.
+    another. In a cluster there is a connection to each node that has a part in the calls: each call goes to the node
+    that serves its keys now.
 
     Args:
         client: The program's client.
         timeout: Seconds in which a call is answered, the wait for earlier calls included.
         owner: The name of the class that the user has made, for errors.
         is_patient: True if a reply may be large: the time begins anew as long as bytes of it come.
+        node: The node of the cluster to which all calls go; None for the nodes of their keys.
     """
 
     def __init__(
-        self, client: Redis, timeout: float, *, owner: str = "CallConnection", is_patient: bool = False
+        self,
+        client: Client,
+        timeout: float,
+        *,
+        owner: str = "CallConnection",
+        is_patient: bool = False,
+        node: Address | None = None,
     ) -> None:
-        self.server: Final = describe_server(client)
+        self._nodes: ClusterNodes | None = None
+        if isinstance(client, RedisCluster) and node is None:
+            self._nodes = nodes_of(client)
+        self._node = node
+        self.server: Final = describe_server(client) if node is None else f"Redis at {node[0]}:{node[1]}"
         self._client = client
+        self._owner = owner
         self._timeout = check_seconds("timeout", timeout)
         self._is_patient = is_patient
         self._no_answer = f"{self.server} has not answered within {timeout:g} s"
-        self._binding = LoopBinding(owner, is_busy=lambda: self._lock.locked(), forget=self._forget)
-        self._idle: Connection | None = None
-        self._lock = asyncio.Lock()
+        self._binding = LoopBinding(owner, is_busy=lambda: self.is_busy, forget=self._forget)
         self._closed = False
+        self._forget()
 
     def _forget(self) -> None:  # the connection of another loop can be neither used nor closed in this one
-        self._idle = None
+        self._idle: Connection | None = None
         self._lock = asyncio.Lock()
+        self._by_node: dict[Address, CallConnection] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """True if a call is under way."""
+        return self._lock.locked() or any(connection.is_busy for connection in self._by_node.values())
 
     def deadline(self) -> float:
         """Return the loop's time at which a call that begins now is answered at the latest."""
@@ -177,7 +234,8 @@ class CallConnection:
 
         Returns:
             For each call a value; or a :class:`Refused`: it was not carried out; or a :class:`Lost`: there was no answer,
-            perhaps it was carried out.
+            perhaps it was carried out. In a cluster, :class:`Unreached` for the calls of a node that can't be reached, if
+            others were answered.
 
         Raises:
             BrokerUnavailable: there was no connection in time; nothing was done, safe to repeat.
@@ -185,6 +243,8 @@ class CallConnection:
         """
         until = self.deadline() if deadline is None else deadline
         self._binding.enter()
+        if self._nodes is not None:
+            return await self._run_in_cluster(self._nodes, calls, until)
         try:
             async with asyncio.timeout_at(until):
                 await self._lock.acquire()
@@ -239,6 +299,8 @@ class CallConnection:
         """Wait for the call under way, within its deadline, and close the connection. May be called twice."""
         self._binding.enter("aclose")
         self._closed = True
+        for by_node in list(self._by_node.values()):
+            await by_node.aclose()
         async with self._lock:
             connection, self._idle = self._idle, None
             if connection is not None:
@@ -255,7 +317,7 @@ class CallConnection:
                     if is_usable:
                         return idle
                     await idle.drop()
-                return await connect(self._client)
+                return await self._open()
         except TimeoutError:
             trouble = find_trouble(self._client)
             raise BrokerUnavailable(
@@ -265,6 +327,165 @@ class CallConnection:
             raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:
             raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; nothing was done") from refusal
+
+    async def _open(self) -> Connection:
+        if self._node is None:
+            assert not isinstance(self._client, RedisCluster)
+            return await connect(self._client)
+        assert isinstance(self._client, RedisCluster)
+        return await nodes_of(self._client).connect(self._node)
+
+    # -- in a cluster ---------------------------------------------------------------------------------------
+
+    async def each_node(self) -> list[CallConnection]:
+        """Return a connection to each node of a cluster that serves slots, for commands without a key; else this one.
+
+        Raises:
+            BrokerUnavailable: no node could be asked which they are; safe to repeat.
+        """
+        if self._nodes is None:
+            return [self]
+        self._binding.enter()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._nodes.refresh()
+        except (Lost, Refused, TimeoutError) as error:
+            raise BrokerUnavailable(f"{self.server} can't be reached ({str(error) or self._no_answer})") from error
+        return [self._at(address) for address in self._nodes.masters]
+
+    def _at(self, address: Address) -> CallConnection:
+        by_node = self._by_node.get(address)
+        if by_node is None:
+            by_node = self._by_node[address] = CallConnection(
+                self._client, self._timeout, owner=self._owner, is_patient=self._is_patient, node=address
+            )
+        return by_node
+
+    async def _run_in_cluster(self, nodes: ClusterNodes, calls: Sequence[Call], until: float) -> list[Any]:
+        """Run each call at the node of its keys, the nodes side by side; follow slots that move, until the deadline."""
+        if self._closed:
+            raise BrokerUnavailable("it is closed, and can't be used after aclose(); nothing was done")
+        work = [_Routed(call) for call in calls]
+        waiting = work
+        attempt = 0
+        while waiting:
+            try:
+                async with asyncio.timeout_at(until):
+                    if any(each.is_held_up for each in waiting):
+                        attempt += 1
+                        await asyncio.sleep(RETRY.delay(attempt) or 0)
+                    for each in waiting:
+                        await each.find_node(nodes)
+            except TimeoutError:
+                break
+            except Refused as refusal:
+                raise BrokerUnavailable(
+                    f"{self.server} refused the connection: {refusal}; nothing was done"
+                ) from refusal
+            waiting = [each for each in waiting if not each.is_settled]
+            # Not inside of the time limit: each node keeps to it, and knows what was sent.
+            await self._run_at_nodes([each for each in waiting if not each.is_held_up], until)
+            waiting = [each for each in waiting if not each.settle(nodes)]
+        replies = [Unreached(self._no_answer) if each.reply is UNANSWERED else each.reply for each in work]
+        if replies and all(isinstance(reply, Unreached) for reply in replies):
+            raise BrokerUnavailable(str(replies[0])) from replies[0]
+        for call, reply in zip(calls, replies, strict=True):
+            call.reply = UNANSWERED if isinstance(reply, Lost) else reply
+        return replies
+
+    async def _run_at_nodes(self, work: Sequence[_Routed], until: float) -> None:
+        by_node: dict[Address, list[_Routed]] = {}
+        for each in work:
+            assert each.node is not None
+            by_node.setdefault(each.node, []).append(each)
+        if len(by_node) == 1:
+            await self._run_at_node(*by_node.popitem(), until)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for node, its_work in by_node.items():
+                tasks.create_task(self._run_at_node(node, its_work, until))
+
+    async def _run_at_node(self, node: Address, work: Sequence[_Routed], until: float) -> None:
+        calls = [call for each in work for call in each.calls()]
+        try:
+            replies = iter(await self._at(node).run_all(*calls, deadline=until))
+        except BrokerUnavailable as error:
+            for each in work:
+                each.reply = Unreached(str(error))
+            return
+        for each in work:
+            if each.is_asking:
+                next(replies)
+            each.reply = next(replies)
+
+
+class _Routed:
+    """A call on its way through a cluster.
+
+    Attributes:
+        node: The node to which it goes next.
+        is_asking: True if the node has not taken over the slot yet, and is asked nevertheless.
+        is_held_up: True if the node was not ready.
+        is_settled: True if nothing more is to be tried.
+        reply: The last reply.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._redirected: Address | None = None
+        self.node: Address | None = None
+        self.is_asking = False
+        self.is_held_up = False
+        self.is_settled = False
+        self.reply: Any = UNANSWERED
+
+    def calls(self) -> list[Call]:
+        """Return what is sent: the call, behind ASKING if the slot is on its way."""
+        return [Command(b"ASKING"), AskedCall(self._call)] if self.is_asking else [self._call]
+
+    async def find_node(self, nodes: ClusterNodes) -> None:
+        """Find the node of the next attempt; give up if it is the one that could not be reached just now."""
+        before, self.node = self.node, self._redirected
+        self._redirected = None
+        self.is_held_up = False
+        if self.node is None:
+            keys = self._call.keys
+            try:
+                self.node = await nodes.find(keys[0]) if keys else await nodes.find_any()
+            except Lost as error:
+                self.reply = Unreached(f"{error}; nothing was done")
+                self.is_settled = True
+                return
+            except Refused as refusal:
+                if refusal.code not in _NOT_READY:
+                    raise
+                self.reply = refusal
+                self.is_held_up = True
+                return
+        self.is_settled = isinstance(self.reply, Unreached) and self.node == before
+
+    def settle(self, nodes: ClusterNodes) -> bool:
+        """Look at the reply; return True if it is the last."""
+        if self.is_held_up:
+            return False
+        assert self.node is not None
+        reply = self.reply
+        self.is_asking = False
+        if isinstance(reply, Lost):
+            nodes.doubt(self.node)
+        elif isinstance(reply, Unreached):
+            return False
+        elif isinstance(reply, Refused):
+            if reply.code in ("MOVED", "ASK"):
+                self._redirected = nodes.follow(reply, self.node)
+                self.is_asking = reply.code == "ASK" and self._redirected is not None
+                return False
+            if reply.code in _NOT_READY or reply.is_demotion:
+                nodes.doubt(self.node)
+                self.is_held_up = True
+                return False
+        self.is_settled = True
+        return True
 
 
 async def ask(connection: CallConnection, *calls: Call) -> list[Any]:

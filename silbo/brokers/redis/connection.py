@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -17,7 +17,21 @@ from silbo._loops import describe_lookup
 from silbo.brokers.redis.failures import Lost, Refused
 from silbo.brokers.redis.incoming import Progress, ReplyStream
 
-__all__ = ["Connection", "Lost", "Refused", "check_client", "connect", "describe_server", "find_trouble", "pack_words"]
+__all__ = [
+    "Client",
+    "Connection",
+    "Lost",
+    "Refused",
+    "check_client",
+    "connect",
+    "describe_server",
+    "find_trouble",
+    "open_connection",
+    "pack_words",
+]
+
+Client: TypeAlias = Redis | RedisCluster
+"""The program's client: for one server, or for a cluster."""
 
 CLOSE_WITHIN: Final = 1.0
 """A connection gets 1 second to close in good order; then it is dropped."""
@@ -56,22 +70,25 @@ _DROPPED: Final = frozenset(
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 
 
-def check_client(client: object) -> Redis:
-    """Return the client if it is an asynchronous one for a single server.
+def check_client(client: object) -> Client:
+    """Return the client if it is an asynchronous one, for a single server or a cluster.
 
     Raises:
-        TypeError: it is a synchronous client, a cluster client, or something else.
+        TypeError: it is a synchronous client, or something else.
     """
-    if isinstance(client, Redis):
+    if isinstance(client, Redis | RedisCluster):
         return client
     raise TypeError(
-        f"client is the program's own redis.asyncio.Redis, not {type(client).__module__}.{type(client).__qualname__}"
-        " (the synchronous client and Redis Cluster are not supported)"
+        "client is the program's own redis.asyncio.Redis or redis.asyncio.RedisCluster, not "
+        f"{type(client).__module__}.{type(client).__qualname__} (the synchronous clients are not supported)"
     )
 
 
-def describe_server(client: Redis) -> str:
+def describe_server(client: Client) -> str:
     """Return the server that the client connects to, for texts; without credentials."""
+    if isinstance(client, RedisCluster):
+        first = client.startup_nodes[0]
+        return f"Redis Cluster at {first.host}:{first.port}"
     pool = client.connection_pool
     settings: dict[str, Any] = pool.connection_kwargs
     if service := getattr(pool, "service_name", None):  # Sentinel's
@@ -81,8 +98,10 @@ def describe_server(client: Redis) -> str:
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
-def find_trouble(client: Redis) -> str:
+def find_trouble(client: Client) -> str:
     """Return the reason why a connection to the client's server could not be made in time; empty if none is known."""
+    if isinstance(client, RedisCluster):
+        return describe_lookup(*(node.host for node in client.startup_nodes))
     pool = client.connection_pool
     sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
     pools = [pool, *(sentinel.connection_pool for sentinel in sentinels)]
@@ -105,9 +124,14 @@ async def connect(client: Redis) -> Connection:
         Refused: wrong credentials, or no such database; repeating does not help.
     """
     pool = client.connection_pool
-    settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _DROPPED}
-    settings |= _OVERRIDDEN | {"retry": Retry(NoBackoff(), 0)}
-    connection = Connection(pool.connection_class(**settings))
+    return await open_connection(pool.connection_class, pool.connection_kwargs)
+
+
+async def open_connection(connection_class: Any, settings: Mapping[str, Any]) -> Connection:
+    """Return a new connection of this class of redis-py's, with the user's settings: see :func:`connect`."""
+    kept = {name: value for name, value in settings.items() if name not in _DROPPED}
+    kept |= _OVERRIDDEN | {"retry": Retry(NoBackoff(), 0)}
+    connection = Connection(connection_class(**kept))
     try:
         await connection.open()
     except BaseException:

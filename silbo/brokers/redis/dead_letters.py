@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
-from silbo.brokers.redis.connection import Refused, check_client
+from silbo.brokers.redis.connection import Client, Refused, check_client
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import PURGE, RETRY
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
@@ -132,7 +130,7 @@ class DeadLetters(AsyncCloseable):
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         *,
         prefix: str = "silbo",
         stream: str = DEFAULT_ADDRESS,

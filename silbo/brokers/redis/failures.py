@@ -5,11 +5,24 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["Lost", "Refused"]
+__all__ = ["Lost", "Refused", "Unreached"]
 
 # Errors of a server that refuses every write.
 _OF_SERVER: Final = frozenset(
-    {"LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "READONLY", "UNKILLABLE", "BUSY"}
+    {
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOAUTH",
+        "NOREPLICAS",
+        "READONLY",
+        "TRYAGAIN",
+        "UNKILLABLE",
+    }
 )
 _find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ").match
 
@@ -37,3 +50,12 @@ class Refused(Exception):
     def is_of_server(self) -> bool:
         """True if the server refuses every write for now, not only this one."""
         return self.code in _OF_SERVER
+
+
+class Unreached(Refused):
+    """There was no connection to the node of a cluster that serves the keys: the command was not carried out."""
+
+    @property
+    def is_of_server(self) -> bool:
+        """True: nothing that would go to that node is carried out."""
+        return True

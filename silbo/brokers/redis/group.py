@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._loops import LoopBinding
 from silbo._process import name_process
 from silbo._reports import Outage, RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
+from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.lag import read_lag
+from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
@@ -70,7 +69,7 @@ _is_id = re.compile(r"\d+(-\d+)?").fullmatch
 class StreamGroup:
     """A subscription to a consumer group; a consumer opens it."""
 
-    client: Redis
+    client: Client
     app: str
     format: Format
     timeout: float
@@ -304,7 +303,7 @@ class StreamReceiver:
         if self._failures:
             await asyncio.sleep(RECONNECT.delay(self._failures) or 0)
         self._failures += 1
-        self._connection = await connect(self._description.client)
+        self._connection = await connect_to(self._description.client, self._description.keys[0].encode())
         self._connection.watch_progress()
         self._failures = 0
         self._reread_after = {key: b"0" for key in self._upkeep if key not in self._aside}

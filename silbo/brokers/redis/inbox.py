@@ -9,14 +9,12 @@ from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_address, check_count, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
-from silbo.brokers.redis.connection import Refused, check_client
+from silbo.brokers.redis.connection import Client, Refused, check_client
 from silbo.brokers.redis.scripts import HANDLED, REMEMBER
 from silbo.errors import BrokerUnavailable
 
@@ -54,7 +52,7 @@ class RedisInbox(AsyncCloseable):
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         *,
         prefix: str = "silbo",
         keep: float = 86400.0,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.in_hand import build_given_key
 from silbo.brokers.redis.scripts import COUNT_AFTER
 
@@ -21,7 +20,7 @@ COUNTED_AT_MOST: Final = 100_000
 """At most 100,000 entries are counted if Redis has no count."""
 
 
-async def read_lag(client: Redis, keys: Iterable[str], group: str, timeout: float) -> int:
+async def read_lag(client: Client, keys: Iterable[str], group: str, timeout: float) -> int:
     """Return the lag of a group over several streams. A stream that has no such group has none.
 
     Args:

@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._retry import Backoff
 from silbo.brokers.redis.connection import (
+    Client,
     Connection,
     Lost,
     Refused,
     check_client,
-    connect,
     describe_server,
     find_trouble,
 )
+from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, RedisSender
 from silbo.errors import BrokerUnavailable, Gap
@@ -67,7 +66,7 @@ class RedisPubSub(AsyncCloseable):
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         *,
         app: str,
         prefix: str = "silbo",
@@ -143,7 +142,7 @@ class RedisPubSub(AsyncCloseable):
 class PubSubSubscription:
     """A subscription to patterns of event names, and to channels; a consumer opens it."""
 
-    client: Redis
+    client: Client
     app: str
     prefix: str
     format: Format
@@ -252,7 +251,7 @@ class _PubSubReceiver:
         self._binding.enter("open")
         try:
             async with asyncio.timeout(self._timeout) as limit:
-                self._connection = await connect(self._client)
+                self._connection = await connect_to(self._client, None)
                 self._connection.stream_replies()
                 with self._connection.extending(limit, self._timeout):
                     await self._subscribe(self._connection)

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from redis.asyncio import Redis
-
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage, PublishCall, Sender, mark_all_sent
 from silbo.brokers.redis.calls import UNANSWERED, run_calls
-from silbo.brokers.redis.connection import Connection, Lost, Refused, connect, describe_server, find_trouble
+from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
+from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.scripts import Script
 from silbo.message import Message
 
@@ -91,7 +90,7 @@ class RedisSender(Sender):
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         script: BatchScript,
         encode: Callable[[Message], bytes],
         *,
@@ -143,7 +142,7 @@ class RedisSender(Sender):
         while self._connection is None:
             attempt += 1
             try:
-                self._connection = await connect(self._client)
+                self._connection = await connect_to(self._client, None)
                 self._trouble = ""
             except Lost as error:
                 self._trouble = str(error)

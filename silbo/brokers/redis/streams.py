@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
-from silbo.brokers.redis.connection import Lost, Refused, check_client, pack_words
+from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender
@@ -54,7 +52,7 @@ class RedisStreams(AsyncCloseable):
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         *,
         app: str,
         prefix: str = "silbo",
@@ -247,7 +245,7 @@ class SequencedSender:
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         encode: Callable[[Message], bytes],
         find_key: Callable[[Message], bytes],
         *,

@@ -261,7 +261,7 @@ async def test_nothing_is_connected_before_the_first_publish(admin: Redis, strea
 
 
 def test_a_client_that_does_not_fit_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"redis.asyncio.Redis, not redis.client.Redis"):
+    with pytest.raises(TypeError, match=r"redis.asyncio.RedisCluster, not redis.client.Redis"):
         RedisStreams(SyncRedis(), app="web")  # type: ignore[arg-type]
 
 
