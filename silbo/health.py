@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
-__all__ = ["HasHealth", "Health", "LastError", "find_latest", "to_moment"]
+__all__ = ["LOOKED_EVERY", "HasHealth", "Health", "LastError", "find_latest", "keep_refreshing", "to_moment"]
+
+LOOKED_EVERY: Final = 1.0
+"""Seconds between two looks at what is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,35 @@ class HasHealth(Protocol):
     async def refresh_health(self) -> None:
         """Read the figures that only the broker or the store knows, for :meth:`health`."""
         ...
+
+
+async def keep_refreshing(
+    list_parts: Callable[[], Iterable[HasHealth]], every: float, report: Callable[[Exception], object]
+) -> None:
+    """Refresh the health of parts, each once in ``every`` seconds, and soon after it has connected; does not end by itself.
+
+    A consumer's group is made when it connects: before, there is no lag to read, and an outage has left none.
+
+    Args:
+        list_parts: Returns the parts; they may become more.
+        every: Seconds.
+        report: Is given an error of a part; the others go on.
+    """
+    loop = asyncio.get_running_loop()
+    seen: dict[int, tuple[float, bool]] = {}  # by id: the time of the last refresh, and if it was connected
+    while True:
+        for part in list_parts():
+            try:
+                refreshed_at, was_connected = seen.get(id(part), (-every, False))
+                is_connected = part.health().is_connected
+                if is_due := loop.time() - refreshed_at >= every or (is_connected and not was_connected):
+                    refreshed_at = loop.time()
+                seen[id(part)] = refreshed_at, is_connected
+                if is_due:
+                    await part.refresh_health()
+            except Exception as error:  # noqa: BLE001  # these figures are missing, and the program goes on
+                report(error)
+        await asyncio.sleep(min(every, LOOKED_EVERY))
 
 
 def to_moment(at: float | None) -> datetime | None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -23,7 +24,7 @@ from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.received_event import received
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, OutboxFull, StoreUnavailable
-from silbo.health import Health
+from silbo.health import LOOKED_EVERY, Health, keep_refreshing
 from silbo.instrumentation.declared_names import DeclaredNames
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay, RelayStats
@@ -41,8 +42,6 @@ BUCKETS: Final = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 """The bounds of the buckets of a duration, in seconds: from 100 microseconds to a minute."""
-LOOKED_EVERY: Final = 1.0
-"""The health of what is watched is read from memory once a second."""
 HOST: Final = "(host)"
 """Stands for the plugin of a listener that the host has added; no plugin can have such a name."""
 
@@ -255,7 +254,9 @@ class Metrics:
         if self._looking:
             raise RuntimeError("these metrics are entered already")
         self._look()
-        self._looking = [asyncio.create_task(work) for work in (self._keep_looking(), self._keep_refreshing())]
+        report = partial(self._log.write, "figures for the metrics can't be read")
+        refreshing = keep_refreshing(lambda: self._parts, self._every, report)
+        self._looking = [asyncio.create_task(work) for work in (self._keep_looking(), refreshing)]
         return self
 
     async def __aexit__(
@@ -282,15 +283,6 @@ class Metrics:
         while True:
             await asyncio.sleep(min(self._every, LOOKED_EVERY))
             self._look()
-
-    async def _keep_refreshing(self) -> None:
-        while True:
-            for part in self._parts:
-                try:
-                    await part.refresh_health()
-                except Exception as error:  # noqa: BLE001  # as above
-                    self._log.write("figures for the metrics can't be read", error)
-            await asyncio.sleep(self._every)
 
     # -- the observer ---------------------------------------------------------------------------------------
 

@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 from silbo._reports import RateLimitedLog
-from silbo.health import HasHealth, Health
+from silbo.health import HasHealth, Health, keep_refreshing
 
 __all__ = ["describe", "explain", "show_health"]
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 TOUCHED_EVERY: Final = 1.0
 """The file is touched once a second. It shows by its age for how long the loop has been held."""
 REFRESHED_EVERY: Final = 15.0
-"""The figures that only the broker or the store knows are read every 15 seconds."""
+"""The figures that only the broker or the store knows are read every 15 seconds, and soon after a part has connected."""
 REQUEST_WITHIN: Final = 5.0
 """A request has to be there within 5 seconds."""
 LONGEST_REQUEST: Final = 8192
@@ -75,7 +76,8 @@ async def show_health(
             stack.callback(path.unlink, missing_ok=True)
             await stack.enter_async_context(_running(_keep_touching(path, parts, log)))
         bound = None if port is None else await stack.enter_async_context(_serving(parts, host, port))
-        await stack.enter_async_context(_running(_keep_refreshing(parts, log)))
+        report = partial(log.write, "figures for the health can't be read")
+        await stack.enter_async_context(_running(keep_refreshing(lambda: parts, REFRESHED_EVERY, report)))
         yield bound
 
 
@@ -119,16 +121,6 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def _keep_refreshing(parts: Sequence[HasHealth], log: RateLimitedLog) -> None:
-    while True:
-        for part in parts:
-            try:
-                await part.refresh_health()
-            except Exception as error:  # noqa: BLE001  # the figures are missing, and the program goes on
-                log.write("figures for the health can't be read", error)
-        await asyncio.sleep(REFRESHED_EVERY)
 
 
 # -- the file -----------------------------------------------------------------------------------------------

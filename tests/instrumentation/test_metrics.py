@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Outbox, Plugins
 from silbo._retry import Backoff
 from silbo.brokers.memory import MemoryBroker
+from silbo.brokers.redis import RedisStreams
 from silbo.consumer.stats import ConsumerStats
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, OutboxFull
 from silbo.health import Health
@@ -215,6 +217,31 @@ async def test_consumer_shows_its_counts_and_its_health(measured: Measured) -> N
             consumer.stop()
     assert measured.values("silbo.ready") == {}, "nobody looks any more"
     assert measured.values("silbo.consumer.received") == {("billing",): 3}
+
+
+async def test_lag_is_there_soon_after_a_consumer_has_connected(
+    redis: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its group is made then. A fresh deployment has an alarm that looks at the lag, and not only 15 seconds later."""
+
+    class Counting(Consumer):
+        refreshed = 0
+
+        async def refresh_health(self) -> None:
+            await super().refresh_health()
+            self.refreshed += 1
+
+    for place in ("silbo.health", "silbo.instrumentation.metrics"):
+        monkeypatch.setattr(f"{place}.LOOKED_EVERY", 0.01)
+    measured = Measured(every=3600)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams, measured.metrics:
+        consumer = Counting(AsyncEventDispatcher(), streams.group("billing", start="new"), own="handle")
+        measured.metrics.watch(consumer)
+        await wait_until(lambda: consumer.refreshed == 1)
+        assert measured.values("silbo.lag") == {}
+        async with Running(consumer):
+            await wait_until(lambda: measured.values("silbo.lag") == {("consumer", "billing"): 0})
+            assert consumer.refreshed == 2
 
 
 async def test_outbox_shows_its_rows_and_its_relay(measured: Measured) -> None:
