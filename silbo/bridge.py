@@ -39,6 +39,7 @@ from silbo.health import Health, find_latest
 from silbo.message import Message, Origin, check_header, handled
 from silbo.names import EventName, Key, check_key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
+from silbo.shards import check_shards, place
 from silbo.wire.encode import to_message
 from silbo.work.unit_of_work import deferred_sends
 
@@ -67,6 +68,9 @@ class Route:
         kind: The kind as which plain events, and events of a host's own classes, leave; None lets them stay. Events that
             have a kind keep it, and a domain event never leaves.
         to: The address, as ``orders``; None for the broker's default.
+        shards: The number of shards that ``to`` is spread over in Redis Streams, so that several processes of a group keep the order
+            of its keys: see the manual, "Order per key over many processes". 0 for one stream. Other brokers have partitions of
+            their own, or none, and look only at ``to``.
         key: The routing key: the name of an attribute, or a function of the event. None for the key of the event name.
         headers: Headers of the messages; a listener reads them as ``event.origin.headers``. For one that differs from event to
             event: :func:`~silbo.set_header`.
@@ -77,13 +81,14 @@ class Route:
         KeyUnknown: the pattern is an EventName whose class has no attribute ``key``.
         NameInvalid: the pattern has a ``*`` that is not a whole segment.
         TypeError: the pattern is not a text.
-        ValueError: there is no such kind.
+        ValueError: there is no such kind; or ``shards`` is too large, or given without ``to``.
     """
 
     pattern: str | EventName[Any]
     _: KW_ONLY
     kind: Literal["notification", "ecst"] | None = None
     to: str | None = None
+    shards: int = 0
     key: Key | None = None
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -95,6 +100,13 @@ class Route:
             raise ValueError(f'kind is "notification", "ecst" or None, not {self.kind!r}')
         if self.to is not None:
             check_address(self.to)
+        if self.shards != 0:
+            check_shards(self.shards)
+            if self.to is None:
+                raise ValueError(
+                    f"shards={self.shards} needs the address that is spread over them, as to='orders'; for the default "
+                    f"address write RedisStreams(..., shards={self.shards})"
+                )
         if not isinstance(self.headers, Mapping):
             raise TypeError(f"headers is a mapping of texts, as {{'tenant': 'acme'}}, not {self.headers!r}")
         for name, value in self.headers.items():
@@ -242,7 +254,9 @@ class Bridge(AsyncCloseable):
         self.publisher: Final = publisher
         self._joining = publisher if isinstance(publisher, JoiningPublisher) else None
         self._routes = Routes(routes)
-        form = getattr(getattr(publisher, "publisher", publisher), "format", None)  # an outbox has its broker's
+        broker = getattr(publisher, "publisher", publisher)  # an outbox has its broker's
+        self._has_shards = bool(getattr(broker, "has_shards", False))
+        form = getattr(broker, "format", None)
         if (check := getattr(form, "check_header", None)) is not None:
             self._routes.check_headers(check)
         self._wait = wait
@@ -369,6 +383,8 @@ class Bridge(AsyncCloseable):
             if type(own) is dict:  # a foreign class may have a __getattr__ that has an answer to all
                 headers.update(own)
             message = replace(message, headers=headers)
+            if route is not None and route.to is not None and route.shards and self._has_shards:
+                message = place(message, route.to, route.shards)
         return message
 
     def __silbo_sends__(self, cls: type, name: object) -> bool:

@@ -62,6 +62,7 @@ __all__ = [
     "PublishError",
     "RequestUnbound",
     "RouteConflict",
+    "ShardsMismatch",
     "SilboError",
     "SilboWarning",
     "StartInvalid",
@@ -681,6 +682,32 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 class BrokerRefused(BrokerUnavailable):
     """The broker answers, and refuses one step, as storing while its memory is full. Safe to repeat; other steps may pass."""
+
+
+@dataclass(eq=False)
+class ShardsMismatch(BrokerUnavailable, ValueError):
+    """Another number of shards is fixed for the address in Redis; nothing of this call was sent. An outbox keeps what waits.
+
+    Attributes:
+        address: The address, as ``orders``.
+        fixed: The number that is fixed in Redis: 1 if the address is a stream of its own; 0 if it is being changed.
+        wanted: The number that this program says; 1 if it says none.
+    """
+
+    address: str
+    _: KW_ONLY
+    fixed: int
+    wanted: int
+
+    def __str__(self) -> str:
+        said = f"shards={self.wanted}" if self.wanted > 1 else "no shards"
+        if not self.fixed:
+            return f"the number of shards of {self.address!r} is being changed, and this program says {said}; it goes on afterwards"
+        known = f"{self.fixed} shards" if self.fixed > 1 else "one stream, without shards"
+        return (
+            f"{self.address!r} has {known} in Redis, and this program says {said}. Say the same number everywhere; to change it, "
+            "see the manual, 'Change the number of shards'"
+        )
 
 
 @dataclass(eq=False)

@@ -157,6 +157,7 @@ class Message(Headed):
             payload, ``key`` the routing key. The broker adds ``app`` and ``instance``.
         to: The address that a route chose; None for the broker's default.
         class_name: The name of the event's class, for formats that send it.
+        shards: The number of shards if ``to`` is one of them, as ``orders.3``; else 0.
     """
 
     message_type: str
@@ -166,12 +167,13 @@ class Message(Headed):
     headers: Mapping[str, str] = field(default_factory=dict)
     to: str | None = None
     class_name: str = ""
+    shards: int = 0
 
 
 class _Draft(Headed):
     """A message that is being made. It has the slots of a Message, so that it can become one."""
 
-    __slots__ = ("class_name", "headers", "message_id", "message_name", "message_type", "payload", "to")
+    __slots__ = ("class_name", "headers", "message_id", "message_name", "message_type", "payload", "shards", "to")
 
     def __init__(
         self,
@@ -190,6 +192,7 @@ class _Draft(Headed):
         self.headers = headers
         self.to = to
         self.class_name = class_name
+        self.shards = 0
 
 
 def make_message(

@@ -52,7 +52,8 @@ class Publisher(Protocol):
 
     It may also have a method ``address_of(message)``, which returns the stream, channel or topic that a message goes to: traces
     tell it. And an attribute ``format``, its :class:`~silbo.message.Format`: a bridge refuses routes with headers that the format can't
-    carry.
+    carry. And an attribute ``has_shards``, True if a message of a :class:`~silbo.bridge.Route` with ``shards`` goes to one of them: its
+    ``to`` is then the shard's address.
     """
 
     @property

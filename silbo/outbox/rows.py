@@ -14,6 +14,7 @@ from zlib import crc32
 import msgspec
 
 from silbo.message import Message
+from silbo.shards import spread
 from silbo.wire.formats import make_encoded_message, to_json
 
 __all__ = [
@@ -62,7 +63,8 @@ LARGEST_ATTEMPTS: Final = (1 << 31) - 2
 NOTHING: Final[Mapping[int, str]] = MappingProxyType({})
 """No dead rows: the immutable default of ``take(dead=...)``."""
 
-_FIELDS: Final = tuple(field.name for field in fields(Message))
+_FIELDS: Final = tuple(field.name for field in fields(Message) if field.name != "shards")
+"""The fields of every stored message. The number of shards, the last one, is stored where there is one."""
 _decode: Final = msgspec.json.Decoder(Message).decode
 
 
@@ -175,7 +177,7 @@ class OutboxStatus:
 
 def partition_of(key: str | None, partitions: int) -> int:
     """Return the partition of a key, from 0: crc32 modulo ``partitions``; 0 without a key."""
-    return 0 if key is None else crc32(key.encode()) % partitions
+    return 0 if key is None else spread(key, partitions)
 
 
 def has_to_wait(state_at: Time, next_attempt_at: Time | None, now: Time) -> bool:
@@ -380,7 +382,10 @@ def pack(message: Message, partitions: int) -> Packed:
     Raises:
         MessageRefused: something in the message can't be written, or it is larger than 1 MiB.
     """
-    raw = to_json(message, {name: getattr(message, name) for name in _FIELDS})
+    values = {name: getattr(message, name) for name in _FIELDS}
+    if message.shards:
+        values["shards"] = message.shards
+    raw = to_json(message, values)
     if "app" in message.headers and "instance" in message.headers:
         head = raw[:-1]
         raw = head + _write_checksum(head)
@@ -401,13 +406,14 @@ class _End(msgspec.Struct):
 
     to: str | None
     class_name: str
+    shards: int = 0
 
 
 @lru_cache(1024)  # addresses and classes are few
-def _read_end(raw: bytes) -> tuple[str | None, str]:
-    """Return the address and the class name that the end of a stored message tells."""
+def _read_end(raw: bytes) -> tuple[str | None, str, int]:
+    """Return the address, the class name and the number of shards that the end of a stored message tells."""
     end = _decode_end(b'{"to":%b}' % raw)
-    return end.to, end.class_name
+    return end.to, end.class_name, end.shards
 
 
 _decode_end: Final = msgspec.json.Decoder(_End).decode
@@ -446,7 +452,9 @@ def mark_unreadable(message: Message, problem: str) -> Message:
     """Return the message as an UnreadableMessage if there is a problem with its row."""
     if not problem or isinstance(message, UnreadableMessage):
         return message
-    return UnreadableMessage(**{name: getattr(message, name) for name in _FIELDS}, problem=problem)
+    return UnreadableMessage(
+        **{name: getattr(message, name) for name in _FIELDS}, shards=message.shards, problem=problem
+    )
 
 
 class ColumnCheck:

@@ -103,14 +103,16 @@ _new: Final = object.__new__
 _set_raw: Final = EncodedMessage.__dict__["raw"].__set__
 _set_to: Final = Message.__dict__["to"].__set__
 _set_class_name: Final = Message.__dict__["class_name"].__set__
+_set_shards: Final = Message.__dict__["shards"].__set__
 
 
-def make_encoded_message(raw: bytes, to: str | None, class_name: str) -> EncodedMessage:
-    """Return an EncodedMessage of its bytes, and of the two fields that they don't have."""
+def make_encoded_message(raw: bytes, to: str | None, class_name: str, shards: int = 0) -> EncodedMessage:
+    """Return an EncodedMessage of its bytes, and of the three fields that they don't have."""
     message = _new(EncodedMessage)
     _set_raw(message, raw)
     _set_to(message, to)
     _set_class_name(message, class_name)
+    _set_shards(message, shards)
     return message
 
 

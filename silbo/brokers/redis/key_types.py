@@ -9,7 +9,16 @@ from silbo.brokers.redis.connection import Connection, Refused
 
 __all__ = ["WrongType", "find_wrong_types"]
 
-_TYPES: Final = {"": "stream", "dead": "stream", "outbox": "hash", "given": "hash", "attempts": "hash", "live": "hash"}
+_TYPES: Final = {
+    "": "stream",
+    "dead": "stream",
+    "outbox": "hash",
+    "given": "hash",
+    "attempts": "hash",
+    "live": "hash",
+    "shards": "hash",
+    "lease": "hash",
+}
 """The type of a key, by what stands behind the stream's name in it; others are sorted sets."""
 _READS: Final[dict[str, tuple[bytes, ...]]] = {
     "stream": (b"XLEN",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import sha1
 from typing import Final
 
@@ -12,12 +13,14 @@ __all__ = [
     "ACK",
     "ADD",
     "ADD_SEQUENCED",
+    "BEAT",
     "BURY",
     "CLAIM",
     "COUNT",
     "COUNTS",
     "COUNT_AFTER",
     "CREATE",
+    "FIX_SHARDS",
     "HANDLED",
     "KEEP",
     "LEAVE",
@@ -25,10 +28,14 @@ __all__ = [
     "OFFER",
     "PUBLISH",
     "PURGE",
+    "READ",
     "REDATE",
+    "RELEASE",
     "REMEMBER",
+    "RENEW",
     "RETRY",
     "SIGN",
+    "TAKE",
     "TIDY",
     "Script",
 ]
@@ -110,14 +117,44 @@ end
 """
 
 
+# The number of shards is fixed in a key beside each shard, and in one beside the stream that the address has without shards.
+_CHECK_SHARDS: Final = """
+local function check_shards(said)
+  local fixed = redis.call('HGET', KEYS[1] .. ':shards', 'shards') or ''
+  if fixed == '' and said ~= '' then return {err = 'SHARDS are not fixed any more, as after FLUSHALL; safe to repeat'} end
+  if fixed ~= said then return {err = 'SHARDS ' .. fixed} end
+end
+"""
+
+# The leader of a shard is its lease's owner, in its epoch. This comes in front of every script that the leader calls, so that
+# one that was frozen meanwhile, or cut off, reads and settles nothing.
+_CHECK_LEASE: Final = """
+do
+  local epoch, member = table.remove(ARGV), table.remove(ARGV)
+  local lease = redis.call('HMGET', table.remove(KEYS), 'owner', 'epoch')
+  if lease[1] ~= member or lease[2] ~= epoch then return {err = 'FENCED ' .. (lease[2] or 0)} end
+end
+"""
+
+
 class Script:
     """A script, called by its digest, or by its source if Redis does not know the digest."""
 
     def __init__(self, source: str) -> None:
+        self._source = source
         text = (_FAILURES + source).encode()
         digest = sha1(text, usedforsecurity=False).hexdigest().encode()  # Redis's name for it
         self._by_digest = pack_words([b"EVALSHA", digest])
         self._by_source = pack_words([b"EVAL", text])
+
+    @cached_property
+    def fenced(self) -> Script:
+        """This script as the leader of a shard calls it.
+
+        After its keys comes the shard's lease; after its arguments the member and its epoch. If the lease has another owner or
+        epoch, the reply is the error ``FENCED``, with the lease's epoch, and nothing is done.
+        """
+        return Script(_CHECK_LEASE + self._source)
 
     def pack_call(self, keys: Sequence[bytes], arguments: bytes, count: int, *, by_source: bool) -> bytes:
         """Return the command as the Redis protocol writes it; ``arguments`` are ``count`` packed words."""
@@ -134,27 +171,41 @@ class Script:
 
 # The first XADD trims as well. An XTRIM ahead of it would be a write that is allowed above maxmemory, after which Redis
 # lets the script go on whatever the memory; one behind it could fail when all is added.
-ADD: Final = Script("""
-local first = 2
+ADD: Final = Script(
+    _CHECK_SHARDS
+    + """
+if ARGV[2] ~= '' or redis.call('XLEN', KEYS[1]) == 0 then
+  local differ = check_shards(ARGV[2])
+  if differ then return differ end
+end
+local first = 3
 if ARGV[1] ~= '' then
   local now = redis.call('TIME')
   local oldest = string.format('%.0f', math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]))
-  check(1, redis.pcall('XADD', KEYS[1], 'MINID', '~', oldest, '*', 'message', ARGV[2]))
-  first = 3
+  check(1, redis.pcall('XADD', KEYS[1], 'MINID', '~', oldest, '*', 'message', ARGV[3]))
+  first = 4
 end
 for i = first, #ARGV do
-  check(i - 1, redis.pcall('XADD', KEYS[1], '*', 'message', ARGV[i]))
+  check(i - 2, redis.pcall('XADD', KEYS[1], '*', 'message', ARGV[i]))
 end
-return result(#ARGV - 1)
-""")
-"""Adds messages to a stream.
+return result(#ARGV - 2)
+"""
+)
+"""Adds messages to a stream, or to a shard.
 
-Key: the stream. Arguments: milliseconds to keep entries or nothing, then each message. Reply: what failed.
+Key: the stream. Arguments: milliseconds to keep entries or nothing, the number of shards of its address or nothing, then each
+message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
 """
 
 # The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing permission can keep
 # the last one from recording what was added. Unlike an XTRIM, it is refused above maxmemory.
-ADD_SEQUENCED: Final = Script("""
+ADD_SEQUENCED: Final = Script(
+    _CHECK_SHARDS
+    + """
+if ARGV[4] ~= '' or redis.call('XLEN', KEYS[1]) == 0 then
+  local differ = check_shards(ARGV[4])
+  if differ then return differ end
+end
 local source, epoch = ARGV[2], tonumber(ARGV[3])
 local record = redis.pcall('HGET', KEYS[2], source)
 if type(record) == 'table' then return {err = plain(record.err)} end
@@ -169,7 +220,7 @@ if newest > epoch then return {newest, last, 0} end
 local function note(sequence)
   return redis.pcall('HSET', KEYS[2], source, string.format('%.0f:%.0f', epoch, sequence))
 end
-local first = 4
+local first = 5
 while first <= #ARGV and tonumber(ARGV[first]) <= last do first = first + 2 end
 if first > #ARGV and epoch == newest then return {epoch, last, 0} end
 local noted = note(last)
@@ -193,12 +244,14 @@ end
 if added > 0 then note(reached) end
 if failure and added == 0 then return {err = failure} end
 return {epoch, last, added, failure}
-""")
-"""Adds the messages of an outbox's partition to a stream, without those that the stream has already.
+"""
+)
+"""Adds the messages of an outbox's partition to a stream, or to a shard, without those that it has already.
 
 Keys: the stream, its hash of ``epoch:last sequence`` by source. Arguments: milliseconds to keep entries or nothing, source,
-epoch; then sequence and message, again and again. Reply: newest epoch, last sequence before the call, number of messages
-added, and the error where it stopped at one; the error alone if nothing was added.
+epoch, the number of shards of its address or nothing; then sequence and message, again and again. Reply: newest epoch, last
+sequence before the call, number of messages added, and the error where it stopped at one; the error alone if nothing was added,
+as ``SHARDS``: see ADD.
 """
 
 PUBLISH: Final = Script("""
@@ -637,4 +690,101 @@ return {#found, #found > 0 and found[#found][1] or ARGV[1]}
 
 Key: the stream. Arguments: the id after which to begin, the most entries of the page, the last id or nothing. Reply:
 their number, the last one's id.
+"""
+
+# -- shards ---------------------------------------------------------------------------------------------------
+
+FIX_SHARDS: Final = Script("""
+local fixed = redis.call('HGET', KEYS[1], 'shards')
+if fixed then return fixed end
+if KEYS[2] and not redis.pcall('XINFO', 'STREAM', KEYS[2]).err then return '1' end
+redis.call('HSET', KEYS[1], 'shards', ARGV[1])
+return ARGV[1]
+""")
+"""Fixes the number of shards of an address, unless it is fixed.
+
+Keys: the hash beside a shard; or the hash beside the stream that the address has without shards, and that stream. Argument: the
+number. Reply: the number that is fixed now: ``1`` if there is a stream without shards, ``0`` while the number is being changed.
+"""
+
+# The times are Redis's. A time to come was written before its clock was set back: it counts as now, or a member that was killed
+# would be one for as long as the clock needs to catch up.
+BEAT: Final = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function text(number) return string.format('%.0f', number) end
+redis.call('ZADD', KEYS[1], text(now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[2]))
+local rows, members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), {}
+for i = 1, #rows, 2 do
+  local age = now - rows[i + 1]
+  if age < 0 then
+    redis.call('ZADD', KEYS[1], text(now), rows[i])
+    age = 0
+  end
+  members[i], members[i + 1] = rows[i], age
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {redis.call('HGET', KEYS[2], 'shards') or '', members}
+""")
+"""Notes that a member of a group lives, and forgets those that were silent.
+
+Keys: the members of the group, the hash with the number of shards. Arguments: member, milliseconds of silence after which one is
+forgotten. Reply: the number of shards or nothing; then each member and the milliseconds since its last sign.
+"""
+
+# An epoch is no smaller than Redis's clock in milliseconds, so that it grows also after Redis has lost its data, or was rolled
+# back to before the last epoch. A lease that would end later than one taken now was given by a clock that was ahead.
+TAKE: Final = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local lease = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'until')
+local ends = tonumber(lease[3] or 0)
+if lease[1] ~= ARGV[1] and ends > now then
+  if ends > now + ARGV[2] then
+    ends = now + ARGV[2]
+    redis.call('HSET', KEYS[1], 'until', string.format('%.0f', ends))
+  end
+  return {0, ends - now}
+end
+local epoch = math.max(tonumber(lease[2] or 0) + 1, now)
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'epoch', string.format('%.0f', epoch),
+  'until', string.format('%.0f', now + ARGV[2]))
+return {1, epoch}
+""")
+"""Takes the lease of a shard, in a new epoch, unless another member's runs.
+
+Key: the lease. Arguments: member, milliseconds of the lease. Reply: 1 and the epoch; or 0 and the milliseconds until the other
+lease ends.
+"""
+
+RENEW: Final = Script("""
+local lease = redis.call('HMGET', KEYS[1], 'owner', 'epoch')
+if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return 0 end
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'until', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]))
+return 1
+""")
+"""Renews the lease of a shard, also one that is over if nobody has taken it.
+
+Key: the lease. Arguments: member, epoch, milliseconds of the lease. Reply: 0 if it has another owner or epoch by now, else 1.
+"""
+
+RELEASE: Final = Script("""
+local lease = redis.call('HMGET', KEYS[1], 'owner', 'epoch')
+if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'until', '0')
+return 1
+""")
+"""Ends the lease of a shard, so that another member can take it at once. The epoch stays.
+
+Key: the lease. Arguments: member, epoch. Reply: 0 if it has another owner or epoch by now, else 1.
+"""
+
+READ: Final = Script("""
+return redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], ARGV[4])
+""")
+"""Reads entries for a group, and does not wait: in a script that can check the lease.
+
+Key: the stream. Arguments: group, consumer, the most entries, ``>`` or an id. Reply: that of XREADGROUP.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from silbo._retry import Backoff
@@ -28,12 +28,14 @@ class BatchScript(NamedTuple):
         arguments_each: The number of arguments for one message.
         first: The arguments before those of the messages, as they stand in a Redis command.
         first_count: The number of arguments in ``first``.
+        find_last: Returns one more argument before those of the messages, of any message of the call.
     """
 
     script: Script
     arguments_each: int
     first: bytes = b""
     first_count: int = 0
+    find_last: Callable[[Message], bytes] | None = None
 
 
 class BatchCall:
@@ -49,7 +51,10 @@ class BatchCall:
 
     def pack(self, *, by_source: bool) -> bytes:
         """See :class:`~silbo.brokers.redis.calls.Call`."""
-        script, each, first, first_count = self._script
+        script, each, first, first_count, find_last = self._script
+        if find_last is not None:
+            first += find_last(self._messages[0].message)
+            first_count += 1
         arguments = first + b"".join([outgoing.raw for outgoing in self._messages])
         count = first_count + each * len(self._messages)
         return script.pack_call(self.keys, arguments, count, by_source=by_source)
@@ -84,6 +89,7 @@ class RedisSender(Sender):
         script: Carries out a batch.
         encode: Returns a message as packed arguments of the script; may raise MessageRefused.
         find_key: Returns the key of a message's stream. None for Pub/Sub.
+        prepare: Called before each batch: returns the messages that may go, and marks the others.
         timeout: Seconds in which a publish is answered.
         owner: The name of the broker's class, for errors.
     """
@@ -95,6 +101,7 @@ class RedisSender(Sender):
         encode: Callable[[Message], bytes],
         *,
         find_key: Callable[[Message], bytes] | None = None,
+        prepare: Callable[[Sequence[OutgoingMessage]], Awaitable[Sequence[OutgoingMessage]]] | None = None,
         timeout: float,
         owner: str,
     ) -> None:
@@ -102,6 +109,7 @@ class RedisSender(Sender):
         self._server = describe_server(client)
         self._script = script
         self._find_key = find_key
+        self._prepare = prepare
         super().__init__(
             self._server,
             self._send,
@@ -158,6 +166,10 @@ class RedisSender(Sender):
     async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
         """Send a batch: a script call for each stream, all in one write."""
         assert self._connection is not None
+        if self._prepare is not None:
+            messages = await self._prepare(messages)
+            if not messages:
+                return
         calls = self._build_calls(messages)
         is_usable = False
         try:

@@ -7,15 +7,17 @@ from typing import Any, Final
 
 from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
-from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES
+from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES, OutgoingMessage
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender
+from silbo.brokers.redis.shards import FixedShards, find_shards, to_mismatch
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
 from silbo.message import Format, Message, own_origin
 from silbo.protocols import Promises, Sequenced
+from silbo.shards import build_shard_address, check_shards, place
 from silbo.wire.formats import JSON
 
 __all__ = ["DEFAULT_ADDRESS", "RedisStreams", "build_stream_key"]
@@ -43,12 +45,15 @@ class RedisStreams(AsyncCloseable):
             until Redis answers again.
         retain: Seconds that an entry is kept at least, by Redis's clock; older ones are removed as others are added, in
             blocks of some hundred. None keeps everything.
+        shards: The number of shards of the default address, ``{prefix}:{events.0}`` and so on; 0 for one stream. Other addresses
+            have theirs from their :class:`~silbo.bridge.Route`.
 
     Raises:
         AddressInvalid: the app or the prefix is not a valid name.
     """
 
     promises: Final = Promises()
+    has_shards: Final = True
 
     def __init__(
         self,
@@ -59,9 +64,11 @@ class RedisStreams(AsyncCloseable):
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
         retain: float | None = 7 * 24 * 3600,
+        shards: int = 0,
     ) -> None:
         if retain is not None:
             check_seconds("retain", retain)
+        self._shards = check_shards(shards) if shards != 0 else 0
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
@@ -70,11 +77,35 @@ class RedisStreams(AsyncCloseable):
         self._retain = retain
         self._keys = _StreamKeys(prefix)
         keep = b"" if retain is None else b"%d" % int(retain * 1000)
-        add = BatchScript(ADD, arguments_each=1, first=pack_words([keep]), first_count=1)
+        add = BatchScript(
+            ADD, arguments_each=1, first=pack_words([keep]), first_count=1, find_last=_pack_number_of_shards
+        )
         find_key = self._keys.key_for
-        self._sender = RedisSender(client, add, self._encode, find_key=find_key, timeout=timeout, owner="RedisStreams")
+        self._fixed = FixedShards(
+            CallConnection(client, timeout, owner="RedisStreams"),
+            lambda address: build_stream_key(address, prefix).encode(),
+        )
+        self._sender = RedisSender(
+            client,
+            add,
+            self._encode,
+            find_key=find_key,
+            prepare=self._fix_shards,
+            timeout=timeout,
+            owner="RedisStreams",
+        )
+        default = self._keys.default
+        if self._shards:
+            default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()
         self._sequenced = SequencedSender(
-            client, self._encode, find_key, default=self._keys.default, keep=keep, timeout=timeout
+            client,
+            self._encode,
+            find_key,
+            default=default,
+            shards=self._shards,
+            fixed=self._fixed,
+            keep=keep,
+            timeout=timeout,
         )
 
     async def publish(self, *messages: Message) -> None:
@@ -85,8 +116,16 @@ class RedisStreams(AsyncCloseable):
             BrokerUnavailable: nothing was added; safe to repeat.
             DeliveryUnknown: some or all may have been added; to repeat may double them.
             LoopConflict: another event loop uses this broker.
+            ShardsMismatch: an address has another number of shards; nothing was added.
         """
-        await self._sender.publish(messages)
+        if self._shards:
+            messages = tuple(map(self._place, messages))
+        try:
+            await self._sender.publish(messages)
+        except BrokerUnavailable as error:
+            if "SHARDS" in str(error) or self._fixed.mismatches:
+                await self._fixed.explain({find_shards(message, DEFAULT_ADDRESS) for message in messages}, error)
+            raise
 
     async def publish_sequenced(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         """Add the messages that the streams do not have yet, in this order: for the relay of an outbox.
@@ -105,6 +144,8 @@ class RedisStreams(AsyncCloseable):
                 messages are ``unsent``.
             DeliveryUnknown: some or all may have been added. Safe to repeat, in this method.
         """
+        if self._shards:
+            messages = [(sequence, self._place(message)) for sequence, message in messages]
         return await self._sequenced.publish(source, epoch, messages)
 
     def group(
@@ -161,7 +202,7 @@ class RedisStreams(AsyncCloseable):
         Raises:
             MessageRefused: the route chose something that is not an address.
         """
-        return self._keys.key_for(message).decode()
+        return self._keys.key_for(self._place(message) if self._shards else message).decode()
 
     async def aclose(self) -> None:
         """Send the waiting messages, within their deadlines, and close the connections. May be called twice.
@@ -175,6 +216,22 @@ class RedisStreams(AsyncCloseable):
             await self._sender.aclose()
         finally:
             await self._sequenced.aclose()
+            await self._fixed.aclose()
+
+    def _place(self, message: Message) -> Message:
+        """Return a message of the default address with its shard as its address."""
+        return place(message, DEFAULT_ADDRESS, self._shards) if message.to is None else message
+
+    async def _fix_shards(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
+        """Fix the numbers of shards that the messages say; return those that may be added, and mark the others."""
+        wanted = {find_shards(each.message, DEFAULT_ADDRESS) for each in messages if each.message.shards}
+        if not wanted:
+            return messages
+        errors = await self._fixed.find_unfixed(wanted)
+        for each in messages:
+            if each.message.shards and (error := errors.get(find_shards(each.message, DEFAULT_ADDRESS))) is not None:
+                each.mark_unsent(str(error))
+        return [each for each in messages if each.outcome is None] if errors else messages
 
     def _encode(self, message: Message) -> bytes:
         if message.to is not None:
@@ -196,6 +253,14 @@ def build_stream_key(address: str, prefix: str) -> str:
         AddressInvalid: the address is not a valid name.
     """
     return f"{prefix}:{{{check_address(address)}}}"
+
+
+def _pack_number_of_shards(message: Message) -> bytes:
+    """Return the number of shards of a message's address as a packed argument: nothing for a stream without shards."""
+    return pack_words([b"%d" % message.shards]) if message.shards else _NO_SHARDS
+
+
+_NO_SHARDS: Final = pack_words([b""])
 
 
 class _StreamKeys:
@@ -239,6 +304,8 @@ class SequencedSender:
         encode: Returns a message as a packed argument; may raise MessageRefused.
         find_key: Returns the key of a message's stream.
         default: The key of the stream that is asked if there is no message.
+        shards: The number of shards that this stream is one of; 0 for none.
+        fixed: Fixes numbers of shards.
         keep: Milliseconds that entries are kept, as text; empty for ever.
         timeout: Seconds in which a publish is answered.
     """
@@ -250,10 +317,14 @@ class SequencedSender:
         find_key: Callable[[Message], bytes],
         *,
         default: bytes,
+        shards: int,
+        fixed: FixedShards,
         keep: bytes,
         timeout: float,
     ) -> None:
         self._connection = CallConnection(client, timeout, owner="RedisStreams")
+        self._shards = shards
+        self._fixed = fixed
         self._encode = encode
         self._find_key = find_key
         self._default = default
@@ -263,8 +334,15 @@ class SequencedSender:
         """Add the messages that the streams do not have: see :class:`~silbo.protocols.SequencedPublisher`."""
         _check_sequences(epoch, messages)
         call = _SequencedCall(self._connection, source, epoch, self._keep)
+        wanted = {find_shards(message, DEFAULT_ADDRESS) for _, message in messages if message.shards}
         if not messages:
             call.batches[self._default] = []
+            if self._shards:
+                call.shards[self._default] = self._shards
+                wanted = {(DEFAULT_ADDRESS, self._shards)}
+        unfixed = await self._fixed.find_unfixed(wanted) if wanted else {}
+        if unfixed and not messages:
+            raise next(iter(unfixed.values()))
         for sequence, message in messages:
             try:
                 argument = self._encode(message)
@@ -273,8 +351,15 @@ class SequencedSender:
             else:
                 if not call.has_room(argument):
                     await call.flush()
-                call.add(self._find_key(message), sequence, argument)
+                key = self._find_key(message)
+                if message.shards:
+                    call.shards[key] = message.shards
+                    if (mismatch := unfixed.get(find_shards(message, DEFAULT_ADDRESS))) is not None:
+                        call.failures[key] = mismatch
+                call.add(key, sequence, argument)
         await call.flush()
+        if call.failures:
+            self._fixed.forget(wanted)
         if call.failures and len(call.unsent) + len(call.refused) == len(messages):
             raise next(iter(call.failures.values()))
         return Sequenced(call.known, call.refused, max(call.last.values(), default=0), call.unsent)
@@ -305,6 +390,7 @@ class _SequencedCall:
         failures: The first error of each stream that has refused something; it gets nothing more in this call, for its
             later messages must not overtake.
         unsent: The errors of messages that were not added, by sequence.
+        shards: The numbers of shards that the streams are among, by stream; without an entry for a stream without shards.
     """
 
     def __init__(self, connection: CallConnection, source: str, epoch: int, keep: bytes) -> None:
@@ -321,6 +407,7 @@ class _SequencedCall:
         self.last: dict[bytes, int] = {}
         self.failures: dict[bytes, BrokerUnavailable] = {}
         self.unsent: dict[int, BrokerUnavailable] = {}
+        self.shards: dict[bytes, int] = {}
 
     def has_room(self, argument: bytes) -> bool:
         """Return True if the message fits into the same flush."""
@@ -369,7 +456,8 @@ class _SequencedCall:
         numbered = b"".join(
             [b"$%d\r\n%d\r\n%b" % (len(str(sequence)), sequence, argument) for sequence, argument in batch]
         )
-        return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], self._head + numbered, 3 + 2 * len(batch))
+        shards = pack_words([b"%d" % self.shards[key]]) if key in self.shards else _NO_SHARDS
+        return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], self._head + shards + numbered, 4 + 2 * len(batch))
 
     def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
         """Note a stream's reply; return an error that ends the whole call."""
@@ -377,7 +465,12 @@ class _SequencedCall:
         if isinstance(reply, Lost):
             return DeliveryUnknown(f"{reply}; some or all may have arrived")
         if isinstance(reply, Refused):
-            self._fail(key, [sequence for sequence, _ in batch], f"{refused}: {reply}; not sent")
+            self._fail(
+                key,
+                [sequence for sequence, _ in batch],
+                f"{refused}: {reply}; not sent",
+                to_mismatch(key, self.shards.get(key, 0), reply),
+            )
             return None
         epoch, last, added, *error = reply
         if epoch > self._epoch:
@@ -390,6 +483,6 @@ class _SequencedCall:
             self._fail(key, new[added:], f"{refused}, after {added} were sent: {why}")
         return None
 
-    def _fail(self, key: bytes, sequences: Sequence[int], why: str) -> None:
-        self.failures[key] = BrokerUnavailable(why)
+    def _fail(self, key: bytes, sequences: Sequence[int], why: str, error: BrokerUnavailable | None = None) -> None:
+        self.failures[key] = error or BrokerUnavailable(why)
         self.unsent.update(dict.fromkeys(sequences, self.failures[key]))

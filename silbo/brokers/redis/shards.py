@@ -1,0 +1,127 @@
+"""The number of shards of an address: fixed in Redis, beside the stream without shards and beside each shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeAlias
+
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
+from silbo.brokers.redis.connection import Lost, Refused
+from silbo.brokers.redis.scripts import FIX_SHARDS
+from silbo.errors import BrokerUnavailable, ShardsMismatch
+from silbo.message import Message
+from silbo.shards import build_shard_address
+
+__all__ = ["FixedShards", "build_shards_key", "find_shards", "to_mismatch"]
+
+_Shards: TypeAlias = tuple[str, int]
+"""An address and its number of shards, as a program says it."""
+
+
+def build_shards_key(key: bytes) -> bytes:
+    """Return the key of the hash with the number of shards, beside a shard or beside the stream without shards."""
+    return b"%b:shards" % key
+
+
+def find_shards(message: Message, default: str) -> _Shards:
+    """Return the address of a message, without its shard, and the number of shards that it says; 0 for none."""
+    address = message.to or default
+    return (address.rpartition(".")[0], message.shards) if message.shards else (address, 0)
+
+
+def to_mismatch(key: bytes, said: int, refusal: Refused) -> ShardsMismatch | None:
+    """Return the error of a script's answer ``SHARDS`` about a stream, with the number that was said; None for other answers."""
+    fixed = str(refusal).partition(" ")[2]
+    if refusal.code != "SHARDS" or not fixed.isdigit():
+        return None
+    address = key.decode().partition("{")[2].partition("}")[0]
+    return ShardsMismatch(address.rpartition(".")[0] if said else address, fixed=int(fixed), wanted=said or 1)
+
+
+class FixedShards:
+    """Fixes the numbers of shards in Redis before anything is added, and finds programs that say another one.
+
+    The scripts that add messages check the number beside the shard. So it is fixed first in one place, where only one number can
+    win, and then beside each shard.
+
+    Args:
+        connection: Runs the calls.
+        build_key: Returns the key of an address's stream.
+    """
+
+    def __init__(self, connection: CallConnection, build_key: Callable[[str], bytes]) -> None:
+        self._connection = connection
+        self._build_key = build_key
+        self._fixed: set[_Shards] = set()
+        self.mismatches: dict[_Shards, ShardsMismatch] = {}  # found by the last attempt
+
+    def is_fixed(self, shards: _Shards) -> bool:
+        """Return True if the number is known to be fixed."""
+        return shards in self._fixed
+
+    def forget(self, known: Iterable[_Shards]) -> None:
+        """Look again before the next message: Redis may have lost its data, or the number may be another by now."""
+        self._fixed.difference_update(known)
+
+    async def explain(self, said: Collection[_Shards], error: BrokerUnavailable) -> None:
+        """Raise the reason of an error if it is another number of shards than what was said; look again before the next message.
+
+        Raises:
+            ShardsMismatch: another number is fixed.
+        """
+        self.forget(said)
+        for address, shards in said:
+            if (address, shards) in self.mismatches:
+                raise self.mismatches[address, shards] from error
+            if not shards and (fixed := await self.read(address)):
+                raise ShardsMismatch(address, fixed=fixed, wanted=1) from error
+
+    async def fix(self, address: str, shards: int) -> None:
+        """Fix the number of an address, unless that is done.
+
+        Raises:
+            ShardsMismatch: another number is fixed.
+            BrokerUnavailable: Redis did not answer, or refused; safe to repeat.
+        """
+        if (address, shards) in self._fixed:
+            return
+        self.mismatches.pop((address, shards), None)
+        root = self._build_key(address)
+        keys = [self._build_key(build_shard_address(address, shard)) for shard in range(shards)]
+        number = b"%d" % shards
+        await self._check(address, shards, [ScriptCall.of(FIX_SHARDS, [build_shards_key(root), root], number)])
+        calls = [ScriptCall.of(FIX_SHARDS, [build_shards_key(key)], number) for key in keys]
+        await self._check(address, shards, calls)
+        self._fixed.add((address, shards))
+
+    async def read(self, address: str) -> int:
+        """Return the number that is fixed for an address; 0 if there is none.
+
+        Raises:
+            BrokerUnavailable: Redis did not answer, or refused.
+        """
+        key = build_shards_key(self._build_key(address))
+        return int(await self._connection.run(Command(b"HGET", key, b"shards")) or 0)
+
+    async def find_unfixed(self, wanted: Collection[_Shards]) -> dict[_Shards, BrokerUnavailable]:
+        """Fix numbers; return the errors of those that can't be."""
+        errors: dict[_Shards, BrokerUnavailable] = {}
+        for address, shards in wanted:
+            try:
+                await self.fix(address, shards)
+            except BrokerUnavailable as error:
+                errors[address, shards] = error
+        return errors
+
+    async def _check(self, address: str, shards: int, calls: list[ScriptCall]) -> None:
+        for reply in await self._connection.run_all(*calls):
+            if isinstance(reply, Lost | Refused):
+                raise BrokerUnavailable(f"can't fix the shards of {address!r}: {reply}") from reply
+            if (fixed := int(reply)) != shards:
+                error = ShardsMismatch(address, fixed=fixed, wanted=shards)
+                self.mismatches[address, shards] = error
+                raise error
+
+    async def aclose(self) -> None:
+        """Close the connection. May be called twice."""
+        await self._connection.aclose()

@@ -1,0 +1,203 @@
+"""Shards: a key's messages are on one of an address's streams, and their number is fixed beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo import AsyncEventDispatcher, Bridge, EventName, Route
+from silbo.brokers.memory import MemoryBroker
+from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.errors import BrokerUnavailable, ShardsMismatch
+from silbo.event import ECSTEvent
+from silbo.message import Message, new_publication
+from silbo.outbox.outbox import Outbox
+from silbo.outbox.rows import pack, unpack
+from silbo.shards import MOST_SHARDS, place
+from silbo.stores.sqlite import SQLiteStore
+from tests.support.redis_streams import eventually
+
+pytestmark = pytest.mark.every_redis
+
+
+def keyed(key: str | None, number: int = 0, to: str | None = None) -> Message:
+    headers = {"publication": new_publication(), "version": "1"} | ({} if key is None else {"key": key})
+    return Message("ecst_event", "order.paid", "9f62e977-73f7-462b-92cb-8ea658d3bcb5", {"n": number}, headers, to)
+
+
+@pytest.fixture
+async def sharded(streams_client: Redis) -> AsyncIterator[RedisStreams]:
+    async with RedisStreams(streams_client, app="web", shards=4) as broker:
+        yield broker
+
+
+async def lengths(admin: Redis, address: str = "events", shards: int = 4) -> list[int]:
+    return [int(await admin.xlen(f"silbo:{{{address}.{shard}}}")) for shard in range(shards)]
+
+
+async def test_key_has_one_shard(admin: Redis, sharded: RedisStreams) -> None:
+    """And its messages are there in the order of publishing, also those of publishes at once, the first of all among them."""
+    await asyncio.gather(*[sharded.publish(keyed("a", number)) for number in range(40)])
+    shard = crc32(b"a") % 4
+    assert (await lengths(admin))[shard] == 40
+    entries = await admin.xrange(f"silbo:{{events.{shard}}}")
+    numbers = [sharded.format.decode(fields[b"message"]).payload["n"] for _, fields in entries]
+    assert numbers == list(range(40))
+
+
+async def test_without_key_by_publication(admin: Redis, sharded: RedisStreams) -> None:
+    await sharded.publish(*[keyed(None) for _ in range(200)])
+    assert min(await lengths(admin)) > 20
+
+
+async def test_other_number_is_refused_and_nothing_added(
+    admin: Redis, sharded: RedisStreams, streams_client: Redis, streams: RedisStreams
+) -> None:
+    """A program that says 8 shards would write keys where others write other keys, and one that says none where nobody reads."""
+    await sharded.publish(keyed("a"))
+    before = await admin.keys()
+    async with RedisStreams(streams_client, app="web", shards=8) as other:
+        for broker, said in ((other, 8), (streams, 1)):
+            with pytest.raises(ShardsMismatch, match="'events' has 4 shards in Redis") as caught:
+                await broker.publish(*[keyed(f"k{number}") for number in range(20)])
+            assert (caught.value.address, caught.value.fixed, caught.value.wanted) == ("events", 4, said)
+            answer = await broker.publish_sequenced("box/0", 1, [(1, keyed("a")), (2, keyed("a", to="orders"))])
+            assert isinstance(answer.unsent[1], ShardsMismatch)
+            assert list(answer.unsent) == [1]
+    assert {*await admin.keys()} == {*before, b"silbo:{orders}", b"silbo:{orders}:outbox"}
+    assert sum(await lengths(admin)) == 1
+
+
+async def test_number_is_checked_inside_of_the_scripts(
+    admin: Redis, sharded: RedisStreams, streams_client: Redis
+) -> None:
+    """Also if it is another by now than when this program looked."""
+    async with RedisStreams(streams_client, app="web", shards=4) as relay:
+        await sharded.publish(keyed("a"))
+        await relay.publish_sequenced("box/0", 1, [(1, keyed("a"))])
+        for key in await admin.keys("*:shards"):
+            await admin.hset(key, "shards", 8)
+        with pytest.raises(BrokerUnavailable, match="SHARDS 8"):
+            await sharded.publish(keyed("a"))
+        with pytest.raises(ShardsMismatch):
+            await relay.publish_sequenced("box/0", 1, [(2, keyed("a"))])
+        with pytest.raises(ShardsMismatch):
+            await sharded.publish(keyed("a"))
+    assert sum(await lengths(admin)) == 2
+
+
+async def test_stream_is_not_spread_by_a_program_that_says_so(streams: RedisStreams, streams_client: Redis) -> None:
+    """Its groups would never see what goes to the shards."""
+    await streams.publish(keyed("a"))
+    async with RedisStreams(streams_client, app="web", shards=4) as sharded:
+        with pytest.raises(ShardsMismatch, match="one stream, without shards"):
+            await sharded.publish(keyed("a"))
+    await streams.publish(keyed("a"))
+
+
+async def test_mismatch_holds_up_no_other_address(streams_client: Redis, admin: Redis, sharded: RedisStreams) -> None:
+    await sharded.publish(keyed("a"))
+    async with RedisStreams(streams_client, app="web", shards=8) as other:
+        results = await asyncio.gather(
+            *[other.publish(keyed("a")), other.publish(keyed("a", to="orders"))], return_exceptions=True
+        )
+    assert isinstance(results[0], ShardsMismatch)
+    assert results[1] is None
+    assert await admin.xlen("silbo:{orders}") == 1
+
+
+async def test_number_is_fixed_again_after_flush(admin: Redis, sharded: RedisStreams) -> None:
+    """The next publish is told that nothing was added; from then on it goes on."""
+    await sharded.publish(keyed("a"))
+    await admin.flushall()
+    with pytest.raises(BrokerUnavailable, match="not fixed any more"):
+        await sharded.publish(keyed("a"))
+    await sharded.publish(keyed("a"))
+    assert sum(await lengths(admin)) == 1
+
+
+class Paid(ECSTEvent):
+    def __init__(self, order: str) -> None:
+        self.order = order
+
+
+PAID = EventName("order.paid", Paid, key="order")
+
+
+async def test_route_says_the_number(admin: Redis, streams_client: Redis) -> None:
+    async with RedisStreams(streams_client, app="web") as broker:
+        dispatcher = AsyncEventDispatcher()
+        dispatcher.add_subscriber(Bridge(broker, routes=[Route("order.**", to="orders", shards=4)]))
+        for number in range(40):
+            await dispatcher.adispatch(PAID, Paid(str(number)))
+    expected = [sum(crc32(str(number).encode()) % 4 == shard for number in range(40)) for shard in range(4)]
+    assert await lengths(admin, "orders") == expected
+    assert await admin.hget("silbo:{orders}:shards", "shards") == b"4"
+
+
+async def test_number_goes_through_the_outbox(admin: Redis, streams_client: Redis, tmp_path: Path) -> None:
+    """The relay checks it as a publish does, and its rows keep what it refuses."""
+    broker = RedisStreams(streams_client, app="web")
+    async with Outbox(SQLiteStore(tmp_path / "outbox.db"), broker, partitions=2) as outbox:
+        dispatcher = AsyncEventDispatcher()
+        dispatcher.add_subscriber(Bridge(outbox, routes=[Route("order.**", to="orders", shards=4)]))
+        for number in range(20):
+            await dispatcher.adispatch(PAID, Paid(str(number)))
+
+        async def arrived(many: int) -> bool:
+            return sum(await lengths(admin, "orders")) == many
+
+        await eventually(lambda: arrived(20))
+        for key in await admin.keys("*:shards"):
+            await admin.hset(key, "shards", 8)
+        await dispatcher.adispatch(PAID, Paid("a"))
+
+        async def refused() -> bool:
+            error = outbox.health().last_error
+            return error is not None and "8 shards" in error.text
+
+        await eventually(refused)
+        for key in await admin.keys("*:shards"):
+            await admin.hset(key, "shards", 4)
+        await eventually(lambda: arrived(21))
+    await broker.aclose()
+
+
+def test_rows_of_an_address_without_shards_say_nothing_of_them() -> None:
+    assert b"shards" not in pack(keyed("a", to="orders"), 1).raw
+    placed = place(keyed("a"), "orders", 16)
+    stored = unpack(pack(placed, 1).raw)
+    assert (stored.to, stored.shards) == (f"orders.{crc32(b'a') % 16}", 16)
+
+
+@pytest.mark.parametrize("publisher", [MemoryBroker, RedisPubSub])
+async def test_brokers_without_shards_get_the_address(publisher: type, streams_client: Redis) -> None:
+    sent: list[Message] = []
+    broker = MemoryBroker() if publisher is MemoryBroker else RedisPubSub(streams_client, app="web")
+
+    async def publish(*messages: Message) -> None:
+        sent.extend(messages)
+
+    broker.publish = publish  # type: ignore[method-assign, assignment]
+    dispatcher = AsyncEventDispatcher()
+    dispatcher.add_subscriber(Bridge(broker, routes=[Route("order.**", to="orders", shards=4)]))
+    await dispatcher.adispatch(PAID, Paid("a"))
+    assert [(message.to, message.shards) for message in sent] == [("orders", 0)]
+
+
+@pytest.mark.parametrize("shards", [-1, 1, MOST_SHARDS + 1, True, "4"])
+def test_numbers_that_are_none(shards: int, streams_client: Redis) -> None:
+    with pytest.raises((TypeError, ValueError), match="shards is"):
+        Route("order.**", to="orders", shards=shards)
+    with pytest.raises((TypeError, ValueError), match="shards is"):
+        RedisStreams(streams_client, app="web", shards=shards)
+
+
+def test_route_needs_an_address_for_shards() -> None:
+    with pytest.raises(ValueError, match=r"RedisStreams\(..., shards=4\)"):
+        Route("order.**", shards=4)
