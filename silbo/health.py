@@ -39,6 +39,8 @@ class Health:
         is_stopping: True from its stop until its work has ended: it finishes what it has in hand.
         is_connected: True if it has connected, and the broker and the store have answered its last call.
         away_since: The time since which the broker or the store does not answer; None while both do.
+        away: The addresses that a consumer can't read at the moment while it reads others: their node is down, say. It counts
+            as connected.
         has_room: False if it takes nothing more: nearly all that a consumer may have in hand waits for another attempt; an
             outbox has reached its quota; 10,000 messages of a bridge are under way.
         received_at: The time at which a consumer last received something, or a relay last took rows; None before the first.
@@ -64,6 +66,7 @@ class Health:
     is_stopping: bool = False
     is_connected: bool
     away_since: datetime | None
+    away: tuple[str, ...] = ()
     has_room: bool = True
     received_at: datetime | None = None
     in_hand: int = 0

@@ -132,7 +132,11 @@ class JoiningPublisher(Publisher, Protocol):
 
 
 class Receiver(Protocol):
-    """An open subscription of one consumer; deliveries may be acknowledged while :meth:`receive` waits."""
+    """An open subscription of one consumer; deliveries may be acknowledged while :meth:`receive` waits.
+
+    It may also have an attribute ``away``, the addresses that can't be read at the moment while others can: the consumer's
+    health shows them.
+    """
 
     @property
     def skips_own_instance(self) -> bool:

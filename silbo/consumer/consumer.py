@@ -247,6 +247,7 @@ class Consumer:
             is_stopping=self._running is not None and self._run_state.stopping.is_set() and not self._ended.is_set(),
             is_connected=self._receiver is not None and not reports.broker_outage.is_on,
             away_since=reports.broker_outage.since,
+            away=getattr(self._receiver, "away", ()),
             has_room=self._has_room(),
             received_at=to_moment(self._received_at),
             in_hand=len(self._queue),

@@ -7,9 +7,9 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from silbo.brokers.redis.lag import read_lag
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
+from silbo.brokers.redis.side_by_side import SideBySide
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Batch, Delivery, Format, instance
@@ -90,9 +91,36 @@ class StreamGroup:
         await receiver.open()
         return receiver
 
+    async def open_side_by_side(self) -> SideBySide:
+        """Do as :meth:`open` does, with a connection for each stream: one in trouble holds up no other.
+
+        Raises:
+            BrokerUnavailable: as in :meth:`open`.
+        """
+        who = _name_consumer()
+        receivers = [StreamReceiver(replace(self, keys=(key,)), who=who) for key in self.keys]
+        side_by_side = SideBySide(
+            receivers, group=self.name, keep_every=self.claim_after / 3, ack_delay=StreamReceiver.ack_delay
+        )
+        try:
+            opened = await asyncio.gather(*[receiver.open() for receiver in receivers], return_exceptions=True)
+            errors = [error for error in opened if error is not None]
+            for error in errors:  # a stream that can't be reached is opened by its first read
+                if not isinstance(error, BrokerUnavailable) or len(errors) == len(receivers):
+                    raise error
+        except BaseException:
+            await side_by_side.aclose()
+            raise
+        return side_by_side
+
     async def read_lag(self) -> int:
         """See :class:`~silbo.protocols.MeasuredSubscription`."""
         return await read_lag(self.client, self.keys, self.name, self.timeout)
+
+
+def _name_consumer() -> bytes:
+    """Return a new name for a consumer, which nobody has had."""
+    return name_process(f"{instance()[:12]}-{next(_opened)}").encode()
 
 
 def check_start(start: str) -> str:
@@ -118,6 +146,8 @@ def _parse_id(entry_id: str) -> tuple[int, int]:
 class StreamReceiver:
     """One consumer of a group.
 
+    ``who`` tells it from another of the same name; receivers of one consumer may share it.
+
     After opening and after every error it first reads the entries that Redis gave it and that it did not acknowledge: if a
     reply was lost, it never saw them. Then it claims the entries of silent consumers. Then it reads new ones.
     """
@@ -125,13 +155,13 @@ class StreamReceiver:
     skips_own_instance = False
     ack_delay = ACK_DELAY
 
-    def __init__(self, group: StreamGroup) -> None:
+    def __init__(self, group: StreamGroup, *, who: bytes | None = None) -> None:
         self._description = group
         self._server = describe_server(group.client)
         self._timeout = group.timeout
         self._block = min(BLOCK, group.claim_after / 4)
         self._group = group.name.encode()
-        who = name_process(f"{instance()[:12]}-{next(_opened)}").encode()
+        who = who or _name_consumer()
         self._consumer = who if group.consumer is None else group.consumer.encode()
         self.keep_every: float | None = group.claim_after / 3
         self._in_hand = DeliveriesInHand(
@@ -174,43 +204,88 @@ class StreamReceiver:
             for key in self._upkeep
         }
         self._looked_aside_at = float("-inf")
+        self._is_open = False
         self._failures = 0  # to connect, one after another
         self._recreated_at = float("-inf")
         self._closed = False
         self._binding = LoopBinding("StreamGroup")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The streams that it reads."""
+        return self._description.keys
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """See :class:`~silbo.protocols.Receiver`: streams whose keys are of another type."""
+        return tuple(key.decode() for key in self._aside)
+
+    @property
+    def in_hand(self) -> int:
+        """The number of deliveries that were fetched, and are not settled."""
+        return len(self._in_hand)
+
+    @property
+    def has_fetched(self) -> bool:
+        """True if something waits for :meth:`take`."""
+        return bool(self._ready)
+
+    @property
+    def is_closed(self) -> bool:
+        """True from the begin of :meth:`aclose` on."""
+        return self._closed
 
     # -- the protocol ---------------------------------------------------------------------------------------
 
     async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
         """See :class:`~silbo.protocols.Receiver`."""
         items = await self.receive_batches(limit)
-        return [each for item in items for each in (item if isinstance(item, Batch) else (item,))]
+        return _flatten(items)
 
     async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
         """See :class:`~silbo.protocols.BatchReceiver`."""
         self._binding.check("receive")
         async with self._read_lock:
-            if not self._ready:
-                async with self._connected("read from") as connection:
-                    await self._read(connection, limit)
-            items: list[Delivery | Batch | Gap] = []
-            while self._ready and limit > 0:
-                item = self._ready.popleft()
-                if isinstance(item, Batch):
-                    if len(item) > limit:
-                        self._ready.appendleft(item.cut(limit, len(item)))
-                        item = item.cut(0, limit)
-                    limit -= len(item)
-                    # An entry that was read again while it was in hand may be acknowledged by now.
-                    if not self._in_hand.has_all(item):
-                        items += [each for each in item if (each.address, each.id) in self._in_hand]
-                        continue
-                else:
-                    limit -= 1
-                    if not isinstance(item, Gap) and (item.address, item.id) not in self._in_hand:
-                        continue
-                items.append(item)
-            return items
+            await self._fetch(limit)
+            return self.take(limit)
+
+    async def fetch(self, limit: int) -> None:
+        """Wait up to half a second for at most ``limit`` items, unless some wait for :meth:`take` already.
+
+        Raises:
+            BrokerUnavailable: the connection was lost or refused; the next call connects again.
+        """
+        self._binding.check("receive")
+        async with self._read_lock:
+            await self._fetch(limit)
+
+    async def _fetch(self, limit: int) -> None:
+        if not self._is_open:
+            await self._open()
+        if not self._ready:
+            async with self._connected("read from") as connection:
+                await self._read(connection, limit)
+
+    def take(self, limit: int) -> list[Delivery | Batch | Gap]:
+        """Return at most ``limit`` of the items that were fetched, and that are still this consumer's."""
+        items: list[Delivery | Batch | Gap] = []
+        while self._ready and limit > 0:
+            item = self._ready.popleft()
+            if isinstance(item, Batch):
+                if len(item) > limit:
+                    self._ready.appendleft(item.cut(limit, len(item)))
+                    item = item.cut(0, limit)
+                limit -= len(item)
+                # An entry that was read again while it was in hand may be acknowledged by now.
+                if not self._in_hand.has_all(item):
+                    items += [each for each in item if (each.address, each.id) in self._in_hand]
+                    continue
+            else:
+                limit -= 1
+                if not isinstance(item, Gap) and (item.address, item.id) not in self._in_hand:
+                    continue
+            items.append(item)
+        return items
 
     async def ack(self, *deliveries: Delivery | Batch) -> None:
         """See :class:`~silbo.protocols.BatchReceiver`."""
@@ -218,7 +293,9 @@ class StreamReceiver:
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        taken_over = await self._in_hand.keep(deliveries)
+        # What was fetched may wait for long to be taken, and must be nobody else's then.
+        waiting = [each for each in _flatten(self._ready) if not isinstance(each, Gap)]
+        taken_over = await self._in_hand.keep([*deliveries, *waiting])
         if self._signs.is_due():  # nothing is read while there is no room
             calls = self._signs.calls()
             await self._in_hand.run(calls)
@@ -236,6 +313,14 @@ class StreamReceiver:
     async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
         """See :class:`~silbo.protocols.Receiver`."""
         return await self._in_hand.bury(delivery, error, attempts)
+
+    def forget(self, deliveries: Iterable[Delivery | Batch]) -> None:
+        """Note that deliveries are not in hand any more. If Redis gives them to this consumer again, they are new."""
+        self._in_hand.remove(deliveries)
+
+    def find_unconfirmed(self, deliveries: Iterable[Delivery], since: float) -> list[Delivery]:
+        """Return those that were not surely this consumer's after this loop's time."""
+        return self._in_hand.find_unconfirmed(deliveries, since)
 
     async def aclose(self) -> None:
         """Let other consumers claim what is in hand, and close the connections. May be called twice."""
@@ -258,8 +343,12 @@ class StreamReceiver:
     async def open(self) -> None:
         """Connect, and make the groups that do not exist: see :meth:`StreamGroup.open`."""
         self._binding.enter("open")
+        async with self._read_lock:
+            await self._open()
+
+    async def _open(self) -> None:
         start = self._description.start
-        async with self._read_lock, self._connected("open a group at") as connection:
+        async with self._connected("open a group at") as connection:
             for key in self._upkeep:
                 if key in self._aside:
                     continue
@@ -273,6 +362,7 @@ class StreamReceiver:
                     group = _to_mapping(row)
                     if group[b"name"] == self._group:
                         self._last_given[key] = group[b"last-delivered-id"].decode()
+        self._is_open = True
 
     @asynccontextmanager
     async def _connected(self, what: str) -> AsyncGenerator[Connection]:
@@ -548,6 +638,11 @@ class StreamReceiver:
             return "0"
         last = self._last_given.get(key, "0")
         return last if _parse_id(last) <= _parse_id(stream[b"last-generated-id"].decode()) else "0"
+
+
+def _flatten(items: Iterable[Delivery | Batch | Gap]) -> list[Delivery | Gap]:
+    """Return the items, with the deliveries of each batch in its place."""
+    return [each for item in items for each in (item if isinstance(item, Batch) else (item,))]
 
 
 def _find_message(entry: Sequence[Any]) -> bytes:

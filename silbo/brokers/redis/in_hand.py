@@ -84,6 +84,18 @@ class DeliveriesInHand:
         address, entry_id = entry
         return entry_id in self._confirmed_at[address]
 
+    def __len__(self) -> int:
+        return sum(map(len, self._confirmed_at.values()))
+
+    def find_unconfirmed(self, deliveries: Iterable[Delivery], since: float) -> list[Delivery]:
+        """Return those that were not surely this consumer's after this loop's time."""
+        found = []
+        for delivery in deliveries:
+            confirmed_at = self._confirmed_at[delivery.address].get(delivery.id)
+            if confirmed_at is None or confirmed_at <= since:
+                found.append(delivery)
+        return found
+
     def has_all(self, batch: Batch) -> bool:
         """Return True if all of a batch are in hand."""
         return all(map(self._confirmed_at[batch.address].__contains__, batch.ids))
