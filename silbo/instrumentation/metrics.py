@@ -110,6 +110,13 @@ _GAUGES: Final = (
         sum,
     ),
     _Gauge(
+        "silbo.waiting_for_newer",
+        "{message}",
+        "Deliveries of a newer version than the consumer knows, which wait for another consumer of the group",
+        lambda health: health.waiting_for_newer,
+        sum,
+    ),
+    _Gauge(
         "silbo.lag",
         "{message}",
         "Messages that a group was not given yet, or an outbox has not sent; the same in every replica: take the max",

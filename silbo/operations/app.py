@@ -22,6 +22,7 @@ from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.errors import AppFailed, AppInvalid
 from silbo.mediator.mediator import Mediator
 from silbo.outbox.outbox import Outbox
+from silbo.outbox.relay import Relay
 from silbo.plugins.plugins import Plugins, plugins_of
 
 __all__ = ["App", "find_app", "open_app"]
@@ -33,13 +34,13 @@ KINDS: Final = (
 )
 SHOWN: Final = 5
 """Most names that an error shows."""
-_PARTS: Final = (AsyncEventDispatcher, Consumer, Plugins, Mediator, Outbox)
+_PARTS: Final = (AsyncEventDispatcher, Consumer, Plugins, Mediator, Outbox, Relay)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """The dispatchers, consumers, plugins and outboxes that a reference has led to.
+    """The dispatchers, consumers, plugins, outboxes and relays that a reference has led to.
 
     Attributes:
         reference: As it was given.
@@ -47,6 +48,7 @@ class App:
         consumers: The consumers.
         plugins: The ``Plugins`` objects, those of the dispatchers included.
         outboxes: The outboxes.
+        relays: The relays without an outbox.
     """
 
     reference: str
@@ -54,6 +56,7 @@ class App:
     consumers: tuple[Consumer, ...]
     plugins: tuple[Plugins, ...]
     outboxes: tuple[Outbox, ...] = ()
+    relays: tuple[Relay, ...] = ()
 
     @property
     def dispatcher(self) -> AsyncEventDispatcher:
@@ -63,7 +66,7 @@ class App:
             AppInvalid: There are several, or none.
         """
         if not self.dispatchers:
-            raise AppInvalid(self.reference, "it has an outbox, and no dispatcher: name one that has")
+            raise AppInvalid(self.reference, "it has an outbox or a relay, and no dispatcher: name one that has")
         if len(self.dispatchers) > 1:
             problem = (
                 f"it has {len(self.dispatchers)} dispatchers, {', '.join(self.dispatchers)}: name one that is an attribute, "
@@ -106,16 +109,18 @@ async def open_app(reference: str, *, app_dir: str | None = None, lifespan: bool
             found = _Found(reference)
             found.collect(value)
             found.collect(state)
-        if not found and hasattr(type(value), "__aenter__") and not isinstance(value, Outbox):  # which would send
+        if (
+            not found and hasattr(type(value), "__aenter__") and not isinstance(value, Outbox | Relay)
+        ):  # which would send
             given = await _guard(reference, "its start", stack.enter_async_context(value))
             found.collect(value if given is None else given)
-        if not found and not found.outboxes:
+        if not (found or found.outboxes or found.relays):
             raise AppInvalid(reference, _explain_nothing(reference, value, found, lifespan=lifespan))
         yield found.to_app()
 
 
 def find_app(value: object, reference: str) -> App:
-    """Return the dispatchers, consumers, plugins and outboxes that an object holds, itself included. Nothing is imported or called.
+    """Return the dispatchers, consumers, plugins, outboxes and relays that an object holds, itself included. Nothing is imported or called.
 
     Args:
         value: As the attribute of :func:`open_app`, but for functions and context managers.
@@ -138,6 +143,7 @@ class _Found:
         self.consumers: list[Consumer] = []
         self.plugins: list[Plugins] = []
         self.outboxes: list[Outbox] = []
+        self.relays: list[Relay] = []
         self.foreign: list[str] = []  # dispatchers of Whistle's own
         self._seen: dict[int, Any] = {}
 
@@ -155,6 +161,7 @@ class _Found:
             consumers=tuple(self.consumers),
             plugins=tuple(self.plugins),
             outboxes=tuple(self.outboxes),
+            relays=tuple(self.relays),
         )
 
     def _collect(self, value: Any, path: str, *, looks_inside: bool) -> None:
@@ -198,6 +205,8 @@ class _Found:
             self._add(value.dispatcher, f"{path}.dispatcher")
         elif isinstance(value, Outbox):
             self.outboxes.append(value)
+        elif isinstance(value, Relay):
+            self.relays.append(value)
         elif isinstance(value, WhistleDispatcher):
             self.foreign.append(path)
         else:

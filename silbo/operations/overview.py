@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from silbo._message_observers import find_observers
 from silbo._process import Process, find_process, name_process
+from silbo.bridge import find_bridges
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.consumer.consumer import Consumer
@@ -22,7 +23,7 @@ from silbo.dispatch.dispatcher import AsyncEventDispatcher
 from silbo.dispatch.trace import Trace
 from silbo.dispatch.traced import Traced, shorten
 from silbo.errors import MessageInvalid, SilboError
-from silbo.health import Health
+from silbo.health import HasHealth, Health
 from silbo.message import Format, Message
 from silbo.operations.app import App
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
@@ -165,6 +166,7 @@ class Overview:
         dispatchers: The dispatchers.
         plugins: The plugins that are loaded.
         consumers: The consumers of the host's own process.
+        parts: The health of its bridges, outboxes and relays.
         streams: The streams; None if no client of Redis was given, or Redis could not be read.
         outbox: The outbox; None if there is no store, or the store could not be read.
         problems: The reasons why Redis or the store could not be read.
@@ -176,6 +178,7 @@ class Overview:
     dispatchers: Sequence[DispatcherOverview]
     plugins: Sequence[PluginInfo]
     consumers: Sequence[ConsumerOverview]
+    parts: Sequence[Health]
     streams: Sequence[StreamOverview] | None
     outbox: OutboxOverview | None
     problems: Sequence[str]
@@ -195,7 +198,7 @@ async def read_overview(
     """Return the overview of a host. Nothing is written. If Redis or the store can't be read, the overview says why.
 
     Args:
-        app: The host's dispatchers, consumers, plugins and outboxes.
+        app: The host's dispatchers, consumers, plugins, outboxes and relays.
         client: The program's client; None leaves the streams out.
         prefix: The broker's prefix.
         store: The outbox's store, open; by default that of the app's first open outbox. Without any, the outbox is left out.
@@ -230,6 +233,7 @@ async def read_overview(
         dispatchers=[await _look_at(app, *each, payloads) for each in app.dispatchers.items()],
         plugins=list_plugins(app) if app.plugins else (),
         consumers=[_look_at_consumer(consumer) for consumer in app.consumers],
+        parts=[part.health() for part in _list_parts(app)],
         streams=streams,
         outbox=outbox,
         problems=problems,
@@ -260,6 +264,12 @@ async def _look_at(app: App, reference: str, dispatcher: AsyncEventDispatcher, p
 
 def _show(name: Any) -> str:
     return str(name) if isinstance(name, str) else shorten(name)
+
+
+def _list_parts(app: App) -> Iterable[HasHealth]:
+    """Return the bridges, outboxes and relays of a host, each once."""
+    bridges = (bridge for dispatcher in app.dispatchers.values() for bridge in find_bridges(dispatcher))
+    return (*{id(bridge): bridge for bridge in bridges}.values(), *app.outboxes, *app.relays)
 
 
 def _look_at_consumer(consumer: Consumer) -> ConsumerOverview:

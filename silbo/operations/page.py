@@ -17,6 +17,7 @@ from silbo.dispatch.waterfall import (
     format_duration,
     show_name,
 )
+from silbo.health import Health
 from silbo.operations.formatting import (
     format_age,
     format_count,
@@ -25,7 +26,7 @@ from silbo.operations.formatting import (
     format_place,
     format_time,
 )
-from silbo.operations.groups import ConsumerStatus, GroupStatus
+from silbo.operations.groups import ConsumerStatus, GroupStatus, LeftToNewer
 from silbo.operations.listeners import ListenerInfo
 from silbo.operations.markup import Markup, element, join
 from silbo.operations.names import NameInfo
@@ -147,6 +148,8 @@ def _make_figures(overview: Overview) -> Iterable[Markup]:
         yield _render_figure(sum(group.lag for group in groups), "waiting for groups")
         yield _render_figure(sum(group.in_hand for group in groups), "in hand")
         yield _render_figure(sum(group.retrying for group in groups), "waiting for a retry")
+        if newer := sum(group.newer.count for group in groups if group.newer is not None):
+            yield _render_figure(newer, "waiting for a newer version")
         dead = sum(stream.dead for stream in overview.streams)
         yield _render_figure(dead, "dead letter", "dead letters", should_be_none=True)
     if overview.outbox is not None:
@@ -174,6 +177,9 @@ def _make_sections(overview: Overview) -> list[_Section]:
         sections.append(_Section("plugins", "Plugins", _render_plugins(overview.plugins)))
     if overview.consumers:
         sections.append(_Section("consumers", "Consumers of this process", _render_consumers(overview.consumers)))
+    if overview.parts:
+        title = "Bridges, outboxes and relays of this process"
+        sections.append(_Section("parts", title, _render_parts(overview.parts)))
     if overview.streams is not None:
         sections.append(_Section("streams", "Streams and groups", join(map(_render_stream, overview.streams))))
     if overview.outbox is not None:
@@ -479,17 +485,35 @@ def _render_consumers(consumers: Sequence[ConsumerOverview]) -> Markup:
 
 def _to_consumer_cells(consumer: ConsumerOverview) -> tuple[object, ...]:
     health, counts = consumer.health, asdict(consumer.stats)
-    class_ = "good" if health.is_ready else "bad" if health.is_running else "quiet"
-    others = (f"{count:,} {name}" for name, count in counts.items() if count and name not in _COUNTS)
-    error = health.last_error
+    waiting = {"wait for a retry": health.waiting_for_retry, "wait for a newer version": health.waiting_for_newer}
+    others = {**waiting, **{name: count for name, count in counts.items() if name not in _COUNTS}}
     return (
         f"{consumer.app}, group {consumer.group}" if consumer.group else consumer.app,
-        element("span", health.explain(), class_=class_),
+        _render_state(health),
         f"{health.in_hand:,}",
         *(f"{counts[name]:,}" for name in _COUNTS),
-        ", ".join(others),
-        join(element("div", _cut(error.text)), _render_time(error.at)) if error is not None else None,
+        ", ".join(f"{count:,} {name}" for name, count in others.items() if count),
+        _render_last_error(health),
     )
+
+
+def _render_parts(parts: Sequence[Health]) -> Markup:
+    columns = (_Column("part"), _Column("state"), _Column("in hand", "number"), _Column("last error"))
+    rows = [
+        (f"{health.part} {health.name}", _render_state(health), f"{health.in_hand:,}", _render_last_error(health))
+        for health in parts
+    ]
+    return _render_table("In hand: what a relay sends now, and what a bridge has under way", columns, rows)
+
+
+def _render_state(health: Health) -> Markup:
+    class_ = "good" if health.is_ready else "bad" if health.is_running else "quiet"
+    return element("span", health.explain(), class_=class_)
+
+
+def _render_last_error(health: Health) -> Markup | None:
+    error = health.last_error
+    return None if error is None else join(element("div", _cut(error.text)), _render_time(error.at))
 
 
 # -- streams, outbox and dead letters -----------------------------------------------------------------------
@@ -543,11 +567,20 @@ def _to_group_cells(group: GroupStatus) -> tuple[object, ...]:
     return (
         group.group,
         lag + waits,
-        f"{group.in_hand:,}",
+        join(f"{group.in_hand:,}", _render_newer(group.newer, group.read_at) if group.newer else None),
         f"{group.retrying:,}",
         element("span", f"{group.dead:,}", class_="bad" if group.dead else None),
         consumers if group.consumers else none_here,
         stuck,
+    )
+
+
+def _render_newer(newer: LeftToNewer, now: datetime) -> Markup:
+    waits = "waits" if newer.count == 1 else "wait"
+    return element(
+        "div",
+        f"{newer.count:,} {waits} for {newer.wanted}, the first for {format_age(newer.since, now)}",
+        class_="warn",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -242,6 +242,21 @@ async def test_lag_is_there_soon_after_a_consumer_has_connected(
         async with Running(consumer):
             await wait_until(lambda: measured.values("silbo.lag") == {("consumer", "billing"): 0})
             assert consumer.refreshed == 2
+
+
+async def test_messages_that_wait_for_a_newer_version_are_shown(measured: Measured) -> None:
+    """They are no retries, and in the end dead letters: whoever deploys has to see them."""
+    broker = MemoryBroker("web")
+    await begin(broker)
+    consumer = Consumer(
+        AsyncEventDispatcher(), broker.group("billing", start="new"), events=[USER_LEFT], own="handle", drain=0
+    )
+    measured.metrics.watch(consumer)
+    async with measured.metrics, Running(consumer):
+        newer = message(1)
+        await broker.publish(replace(newer, message_name=str(USER_LEFT), headers={**newer.headers, "version": "2"}))
+        await wait_until(lambda: measured.values("silbo.waiting_for_newer") == {("consumer", "billing"): 1})
+        assert measured.values("silbo.waiting_for_retry") == {("consumer", "billing"): 0}
 
 
 async def test_outbox_shows_its_rows_and_its_relay(measured: Measured) -> None:

@@ -166,7 +166,7 @@ async def test_outbox_alone_counts_and_is_not_opened(apps: Path, attribute: str)
     async with open_app(f"apps:{attribute}", app_dir=str(apps)) as app:
         (outbox,) = app.outboxes
         assert not app.dispatchers and outbox.open_store is None
-        with pytest.raises(AppInvalid, match="it has an outbox, and no dispatcher"):
+        with pytest.raises(AppInvalid, match="it has an outbox or a relay, and no dispatcher"):
             _ = app.dispatcher
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
@@ -10,7 +11,7 @@ from silbo._process import Process
 from silbo.consumer.stats import ConsumerStats
 from silbo.dispatch.traced import Traced, TracedListener
 from silbo.health import Health, LastError
-from silbo.operations.groups import ConsumerStatus, GroupStatus, OldestInHand
+from silbo.operations.groups import ConsumerStatus, GroupStatus, LeftToNewer, OldestInHand
 from silbo.operations.listeners import ListenerInfo
 from silbo.operations.names import FieldInfo, NameInfo
 from silbo.operations.overview import (
@@ -145,6 +146,7 @@ def hostile_overview() -> tuple[Overview, int]:
         ],
         plugins=[plugin],
         consumers=[ConsumerOverview(app=evil(), group=evil(), health=health, stats=ConsumerStats(received=4, gaps=1))],
+        parts=[replace(health, part="bridge", name=evil(), last_error=LastError(evil(), AT))],
         streams=[
             StreamOverview(
                 key=evil(),
@@ -167,6 +169,7 @@ def hostile_overview() -> tuple[Overview, int]:
                             ConsumerStatus("never shown", Process(evil(), 8), 1, AT, False),
                         ],
                         read_at=AT,
+                        newer=LeftToNewer(2, "never shown", AT, evil(), 3),
                     )
                 ],
                 dead=2,

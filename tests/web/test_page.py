@@ -9,14 +9,19 @@ from hashlib import sha256
 
 import pytest
 
-from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Trace
+from silbo import AsyncEventDispatcher, Bridge, Consumer, Event, EventName, NotificationEvent, Outbox, Trace
 from silbo.brokers.memory import MemoryBroker
+from silbo.errors import BrokerUnavailable
 from silbo.operations.app import find_app
 from silbo.operations.markup import Markup, element, join
 from silbo.operations.overview import read_overview
 from silbo.operations.page import render_page
 from silbo.operations.page_style import CONTENT_SECURITY_POLICY, STYLE
+from silbo.outbox.relay import Relay
+from silbo.stores.memory import MemoryStore
+from tests.support.consumer import Running
 from tests.support.overviews import EVIL, Page, hostile_overview
+from tests.support.relay import FailingBroker, message, wait_until
 
 ESCAPED = r"\x00\x1b[31m\u202e\udc80\n"
 """The control characters of a hostile text, as the page shows them."""
@@ -121,8 +126,47 @@ def test_page_tells_the_state_of_everything() -> None:
         "The oldest that waits was stored 0 s ago.",
         "5sent rows",
         "given up by evil-",
+        "2waiting for a newer version",
+        "2 wait for a consumer that knows version 3 of evil-",
     ):
         assert words in told, f"{words!r} is not in {told}"
+
+
+async def test_bridges_outboxes_and_relays_show_their_health() -> None:
+    """Each once. A relay that can't reach its broker is as red as a consumer that can't."""
+    first, second, stopped = AsyncEventDispatcher(), AsyncEventDispatcher(), Outbox(MemoryStore(), MemoryBroker("old"))
+    broker = FailingBroker("web")
+    async with Outbox(MemoryStore(), broker) as outbox:
+        bridge = Bridge(outbox)
+        first.add_subscriber(bridge)
+        second.add_subscriber(bridge)
+        relay = Relay(MemoryStore(), MemoryBroker("audit"))
+        broker.away = BrokerUnavailable("gone away")
+        await outbox.publish(message(1))
+        await wait_until(lambda: not outbox.health().is_connected)
+        app = find_app([first, second, outbox, relay, stopped], "shop")
+        overview = await read_overview(app)
+        page = Page(render_page(overview))
+        broker.away = None
+    assert [(health.part, health.name) for health in overview.parts] == [
+        ("bridge", "web"),
+        ("outbox", "web"),
+        ("outbox", "old"),
+        ("relay", "audit"),
+    ]
+    assert "Bridges, outboxes and relays of this process" in page.text
+    assert re.search("outbox webnot connected since 20.*?gone away.*?outbox oldnot running", page.text), page.text
+
+
+async def test_consumer_shows_what_waits_in_its_hands() -> None:
+    broker, name = MemoryBroker("web"), EventName("order.sent", NotificationEvent)
+    consumer = Consumer(AsyncEventDispatcher(), broker.group("mail", start="new"), own="handle", events=[name], drain=0)
+    async with Running(consumer):
+        newer = message(1)
+        await broker.publish(replace(newer, message_name="order.sent", headers={**newer.headers, "version": "2"}))
+        await wait_until(lambda: consumer.health().waiting_for_newer == 1)
+        page = Page(render_page(await read_overview(find_app(consumer, "shop"))))
+    assert "1 wait for a newer version" in page.text, page.text
 
 
 async def test_name_that_leaves_is_nothing_to_mend() -> None:
