@@ -281,18 +281,22 @@ class Sender:
             return
         default = self._default
         if default is None or len(messages) == 1:  # as the bridge publishes
-            queue = self._queue("" if default is None else messages[0].to or default)
+            queue = self._queue("" if default is None else self.address_of(messages[0]))
             call = self._begin(loop, messages, is_silent=queue.is_silent)
             queue.put(call, messages, loop)
         else:
             by_address: dict[str, list[Message]] = {}
             for message in messages:
-                by_address.setdefault(message.to or default, []).append(message)
+                by_address.setdefault(self.address_of(message), []).append(message)
             parts = [(self._queue(address), part) for address, part in by_address.items()]
             call = self._begin(loop, messages, is_silent=any(queue.is_silent for queue, _ in parts))
             for queue, part in parts:
                 queue.put(call, part, loop)
         await call.answered
+
+    def address_of(self, message: Message) -> str:
+        """Return the address whose queue takes the message, if there is a queue for each."""
+        return message.to or self._default or ""
 
     def _begin(self, loop: asyncio.AbstractEventLoop, messages: Sequence[Message], *, is_silent: bool) -> PublishCall:
         timeout = min(PROBE_TIMEOUT, self.timeout) if is_silent else self.timeout

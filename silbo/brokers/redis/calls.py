@@ -128,6 +128,7 @@ class AskedCall:
 
     def pack(self, *, by_source: bool) -> bytes:
         """See :class:`Call`."""
+        self._call.reply = UNANSWERED  # the ASK is an answer no longer
         return self._call.pack(by_source=True)
 
 

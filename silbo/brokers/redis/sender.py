@@ -1,4 +1,8 @@
-"""The part of publishing that is Redis's: a batch is one script call for each stream, and all calls go over one connection."""
+"""The part of publishing that is Redis's: a batch is one script call for each stream.
+
+With one server all calls go over one connection. In a cluster each stream has a queue of its own, so that a node that is not
+there holds up its own streams alone.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from typing import Any, Final, NamedTuple
 
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage, PublishCall, Sender, mark_all_sent
-from silbo.brokers.redis.calls import UNANSWERED, run_calls
+from silbo.brokers.redis.calls import UNANSWERED, CallConnection, run_calls
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
+from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.scripts import Script
+from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
 
-__all__ = ["BatchScript", "RedisSender"]
+__all__ = ["BatchScript", "ClusterSender", "RedisSender"]
 
 RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
 """The delays between two attempts to connect."""
@@ -41,16 +47,18 @@ class BatchScript(NamedTuple):
 class BatchCall:
     """One call of the script: all messages of a batch that go to one stream, or all that go to Pub/Sub."""
 
-    __slots__ = ("_messages", "_script", "keys", "reply")
+    __slots__ = ("_is_written", "_messages", "_script", "keys", "reply")
 
     def __init__(self, script: BatchScript, keys: Sequence[bytes], messages: Sequence[OutgoingMessage]) -> None:
         self._script = script
         self._messages = messages
+        self._is_written = False
         self.keys = keys
         self.reply: Any = UNANSWERED
 
     def pack(self, *, by_source: bool) -> bytes:
         """See :class:`~silbo.brokers.redis.calls.Call`."""
+        self._is_written = True
         script, each, first, first_count, find_last = self._script
         if find_last is not None:
             first += find_last(self._messages[0].message)
@@ -60,13 +68,13 @@ class BatchCall:
         return script.pack_call(self.keys, arguments, count, by_source=by_source)
 
     def mark_outcomes(self, server: str) -> None:
-        """Mark the outcome of each message; without a reply, that it was handed over."""
+        """Mark the outcome of each message; without a reply, that it was handed over, if it was."""
         reply = self.reply
         if reply == []:  # nothing failed
             mark_all_sent(self._messages)
         elif reply is UNANSWERED:
             for outgoing in self._messages:
-                outgoing.is_handed_over = True
+                outgoing.is_handed_over = self._is_written
         elif isinstance(reply, Refused):
             for outgoing in self._messages:
                 outgoing.mark_unsent(f"{server} refused it: {reply}")
@@ -198,6 +206,91 @@ class RedisSender(Sender):
             BatchCall(self._script, (self._find_key(its_messages[0].message),), its_messages)
             for its_messages in by_address.values()
         ]
+
+
+class ClusterSender(Sender):
+    """Sends published messages to the nodes of a cluster: a queue for each stream, over one connection to each node.
+
+    The batches of a stream follow one another, also where the stream moves from node to node; those of different streams go
+    side by side. A stream whose node is not there is tried again until the deadline of the oldest message.
+
+    Args:
+        client: The program's client.
+        script: Carries out a batch.
+        encode: Returns a message as packed arguments of the script; may raise MessageRefused.
+        find_key: Returns the key of a message's stream; may raise MessageRefused.
+        default: The key of the default stream.
+        prepare: Called before each batch: returns the messages that may go, and marks the others.
+        timeout: Seconds in which a publish is answered.
+        owner: The name of the broker's class, for errors.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        script: BatchScript,
+        encode: Callable[[Message], bytes],
+        *,
+        find_key: Callable[[Message], bytes],
+        default: bytes,
+        prepare: Callable[[Sequence[OutgoingMessage]], Awaitable[Sequence[OutgoingMessage]]],
+        timeout: float,
+        owner: str,
+    ) -> None:
+        self._calls = CallConnection(client, timeout, owner=owner)
+        self._script = script
+        self._find_key = find_key
+        self._prepare = prepare
+        self._trouble = ""
+        super().__init__(
+            f"{self._calls.server}, stream",
+            self._send,
+            encode,
+            timeout=timeout,
+            owner=owner,
+            default=default.decode(),
+            explain=lambda: find_trouble(client) or self._trouble,
+            order_of=_call_of,
+        )
+
+    def address_of(self, message: Message) -> str:
+        """Return the key of the message's stream."""
+        try:
+            return self._find_key(message).decode()
+        except MessageRefused:  # it is refused again when it is encoded
+            return ""
+
+    async def aclose(self) -> None:
+        """Answer every waiting publish, within its deadline, and close the connections: see :class:`Sender`."""
+        self.check_loop("aclose")
+        try:
+            await super().aclose()
+        finally:
+            await self._calls.aclose()
+
+    async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
+        """Send a batch of one stream to the node that serves it, as soon as that can be reached."""
+        messages = await self._prepare(messages)
+        if not messages:
+            return
+        call = BatchCall(self._script, (address.encode(),), messages)
+        attempt = 0
+        reply: Any = UNANSWERED
+        try:
+            while reply is UNANSWERED:
+                try:
+                    (reply,) = await self._calls.run_all(call, deadline=messages[0].deadline)
+                except BrokerUnavailable as error:  # nothing was done
+                    if not isinstance(error.__cause__, Unreached):
+                        raise ConnectionError(str(error)) from error
+                    self._trouble = str(error)
+                    attempt += 1
+                    await asyncio.sleep(RECONNECT.delay(attempt) or 0)
+        finally:
+            call.mark_outcomes(self._calls.server)
+        self._trouble = str(reply) if isinstance(reply, Lost) else ""
+        if isinstance(reply, Lost):
+            raise ConnectionError(self._trouble) from reply
 
 
 def _call_of(outgoing: OutgoingMessage) -> PublishCall:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from redis.asyncio import RedisCluster
+
 from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
 from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES, OutgoingMessage
@@ -12,7 +14,7 @@ from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
-from silbo.brokers.redis.sender import BatchScript, RedisSender
+from silbo.brokers.redis.sender import BatchScript, ClusterSender, RedisSender
 from silbo.brokers.redis.shards import FixedShards, find_shards, to_mismatch
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
 from silbo.message import Format, Message, own_origin
@@ -85,18 +87,31 @@ class RedisStreams(AsyncCloseable):
             CallConnection(client, timeout, owner="RedisStreams"),
             lambda address: build_stream_key(address, prefix).encode(),
         )
-        self._sender = RedisSender(
-            client,
-            add,
-            self._encode,
-            find_key=find_key,
-            prepare=self._fix_shards,
-            timeout=timeout,
-            owner="RedisStreams",
-        )
         default = self._keys.default
         if self._shards:
             default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()
+        self._sender: RedisSender | ClusterSender
+        if isinstance(client, RedisCluster):
+            self._sender = ClusterSender(
+                client,
+                add,
+                self._encode,
+                find_key=find_key,
+                default=default,
+                prepare=self._fix_shards,
+                timeout=timeout,
+                owner="RedisStreams",
+            )
+        else:
+            self._sender = RedisSender(
+                client,
+                add,
+                self._encode,
+                find_key=find_key,
+                prepare=self._fix_shards,
+                timeout=timeout,
+                owner="RedisStreams",
+            )
         self._sequenced = SequencedSender(
             client,
             self._encode,

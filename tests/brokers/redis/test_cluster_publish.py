@@ -1,0 +1,218 @@
+"""Publishing to a Redis Cluster: nodes die, replicas are promoted and slots move while messages are on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
+
+from silbo.brokers.redis import RedisStreams
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
+from silbo.wire.formats import JSON
+from tests.support.redis_streams import eventually, message
+from tools.redis_cluster import ClusterServers
+
+pytestmark = pytest.mark.cluster
+
+
+def addresses_of_each_node(cluster: ClusterServers, prefix: str) -> list[str]:
+    """An address for each of the masters, in the order of the nodes."""
+    found: dict[int, str] = {}
+    for number in count():
+        address = f"a{number}"
+        found.setdefault(cluster.nodes.index(cluster.node_of(key_of(prefix, address))), address)
+        if len(found) == 3:
+            return [found[node] for node in sorted(found)]
+    raise AssertionError
+
+
+def key_of(prefix: str, address: str) -> str:
+    return f"{prefix}:{{{address}}}"
+
+
+async def stored(client: RedisCluster, prefix: str, address: str, *, by: str = "") -> list[int]:
+    """The numbers of the messages in a stream by one publisher, in order."""
+    rows = [JSON.decode(fields[b"message"]).payload for _, fields in await client.xrange(key_of(prefix, address))]
+    return [payload["n"] for payload in rows if payload.get("by", "") == by]
+
+
+async def test_messages_of_one_call_go_to_the_nodes_of_their_streams(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    addresses = addresses_of_each_node(cluster, prefix)
+    async with RedisStreams(cluster_client, app="web", prefix=prefix) as streams:
+        await streams.publish(*[message(n, to=addresses[n % 3]) for n in range(30)])
+        await asyncio.gather(*[streams.publish(message(n, to=addresses[n % 3])) for n in range(30, 600)])
+        with pytest.raises(MessageRefused):
+            await streams.publish(message(600, to=addresses[0]), message(601, to="no address"))
+    for part, address in enumerate(addresses):
+        numbers = [n for n in range(600) if n % 3 == part]
+        assert await stored(cluster_client, prefix, address) == numbers + [600] * (part == 0)
+
+
+async def test_sequenced_messages_go_to_the_nodes_of_their_streams(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    addresses = addresses_of_each_node(cluster, prefix)
+    numbered = [(n, message(n, to=addresses[n % 3])) for n in range(1, 31)]
+    async with RedisStreams(cluster_client, app="web", prefix=prefix) as streams:
+        assert not (await streams.publish_sequenced("box/0", 1, numbered)).known
+        assert (await streams.publish_sequenced("box/0", 1, numbered)).known == set(range(1, 31))
+        assert (await streams.publish_sequenced("box/0", 1, [])).last == 0
+    for part, address in enumerate(addresses):
+        assert await stored(cluster_client, prefix, address) == [n for n in range(1, 31) if n % 3 == part]
+
+
+@asynccontextmanager
+async def under_way(*publishers: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    """Run the publishers side by side until the end of the block."""
+    ending = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for publisher in publishers:
+            tasks.create_task(publisher(ending))
+        try:
+            yield
+        finally:
+            ending.set()
+
+
+class Ledger:
+    """What one publisher to one address was told of each of its messages."""
+
+    def __init__(self, streams: RedisStreams, address: str) -> None:
+        self.streams, self.address = streams, address
+        self.taken: list[int] = []
+        self.unknown: list[int] = []
+        self.unsent: list[int] = []
+
+    async def publish(self, number: int) -> None:
+        try:
+            await self.streams.publish(message(number, to=self.address))
+        except BrokerUnavailable:
+            self.unsent.append(number)
+        except DeliveryUnknown:
+            self.unknown.append(number)
+        else:
+            self.taken.append(number)
+
+    async def run(self, ending: asyncio.Event) -> None:
+        """Begin a publish, whether or not those before have ended; at most fifty at once."""
+        room = asyncio.Semaphore(50)
+
+        async def publish(number: int) -> None:
+            try:
+                await self.publish(number)
+            finally:
+                room.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in count(1):
+                await room.acquire()
+                tasks.create_task(publish(number))
+                if ending.is_set():
+                    return
+
+    @property
+    def has_news(self) -> Callable[[], Awaitable[bool]]:
+        """A check that becomes true when twenty more messages were taken."""
+        before = len(self.taken)
+        return lambda: asyncio.sleep(0, len(self.taken) > before + 20)
+
+
+class Relay:
+    """A relay that publishes with sequences, and repeats what it was not told."""
+
+    def __init__(self, streams: RedisStreams, *addresses: str) -> None:
+        self.streams, self.addresses = streams, addresses
+        self.done = 0
+
+    async def run(self, ending: asyncio.Event) -> None:
+        while not ending.is_set():
+            await self.publish(range(self.done + 1, self.done + 31))
+            self.done += 30
+
+    async def publish(self, numbers: Iterable[int]) -> None:
+        waiting = [(n, message(n, to=self.addresses[n % len(self.addresses)], by="relay")) for n in numbers]
+        while waiting:
+            try:
+                answer = await self.streams.publish_sequenced("box/0", 1, waiting)
+            except (BrokerUnavailable, DeliveryUnknown):
+                await asyncio.sleep(0.01)
+            else:
+                waiting = [(n, each) for n, each in waiting if n in answer.unsent]
+
+    @property
+    def has_news(self) -> Callable[[], Awaitable[bool]]:
+        """A check that becomes true when a hundred more messages were sent."""
+        before = self.done
+        return lambda: asyncio.sleep(0, self.done > before + 100)
+
+
+async def test_slot_that_moves_under_load_costs_no_error_and_no_order(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    """Every message is in the stream once, in the order in which it was published, at each step of the way."""
+    address, other, _ = addresses_of_each_node(cluster, prefix)
+    slot = key_slot(key_of(prefix, address).encode())
+    async with RedisStreams(cluster_client, app="web", prefix=prefix, timeout=30) as streams:
+        plain, beside, relay = Ledger(streams, address), Ledger(streams, other), Relay(streams, address, other)
+        async with under_way(plain.run, beside.run, relay.run):
+            for target in (cluster.nodes[1], cluster.nodes[2], cluster.nodes[0]):
+                await eventually(plain.has_news)
+                source = await asyncio.to_thread(cluster.begin_move, slot, target)
+                await eventually(plain.has_news)
+                await asyncio.to_thread(cluster.move_keys, slot, source, target)
+                await eventually(plain.has_news)  # by ASK
+                await eventually(relay.has_news)
+                await asyncio.to_thread(cluster.end_move, slot, target)
+                await eventually(relay.has_news)
+    for ledger in (plain, beside):
+        assert (ledger.unsent, ledger.unknown) == ([], [])
+        assert await stored(cluster_client, prefix, ledger.address) == sorted(ledger.taken)
+    for part, each in enumerate(relay.addresses):
+        assert await stored(cluster_client, prefix, each, by="relay") == list(range(part or 2, relay.done + 1, 2))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_node_that_dies_under_load_loses_no_more_than_its_tail(
+    own_cluster: ClusterServers, prefix: str, how: str
+) -> None:
+    """Others go on meanwhile. Beyond what was not replicated, nothing is lost or doubled; a relay's replay mends that, too."""
+    address, other, third = addresses_of_each_node(own_cluster, prefix)
+    master = own_cluster.node_of(key_of(prefix, address))
+    async with own_cluster.client() as client, RedisStreams(client, app="web", prefix=prefix, timeout=2) as streams:
+        plain, beside, relay = Ledger(streams, address), Ledger(streams, other), Relay(streams, address, third)
+        async with under_way(plain.run, beside.run, relay.run):
+            await eventually(plain.has_news)
+            await eventually(relay.has_news)
+            told, told_beside = len(plain.taken), len(beside.taken)
+            await asyncio.to_thread(getattr(master, how))
+            await eventually(plain.has_news)  # the replica is promoted
+            assert len(beside.taken) > told_beside + 200  # more than what was under way
+            await eventually(relay.has_news)
+            if how == "pause":
+                await asyncio.to_thread(master.resume)  # it finds that it is a replica now
+            else:
+                await asyncio.to_thread(master.restart)
+            await eventually(plain.has_news)
+            await eventually(relay.has_news)
+        await relay.publish(range(1, relay.done + 1))  # as the store of an outbox replays what a roll-back took
+        assert own_cluster.node_of(key_of(prefix, address)) is not master
+        assert (beside.unsent, beside.unknown) == ([], [])
+        assert await stored(client, prefix, other) == sorted(beside.taken)
+        sent = await stored(client, prefix, address)
+        assert len(sent) == len(set(sent))
+        assert not set(sent) & set(plain.unsent)
+        lost = set(plain.taken) - set(sent)
+        assert len(lost) < 1000, "more than the tail"
+        assert not lost or min(lost) > told - 1000
+        assert set(sent) <= set(plain.taken) | set(plain.unknown)
+        for part, each in enumerate(relay.addresses):
+            assert await stored(client, prefix, each, by="relay") == list(range(part or 2, relay.done + 1, 2))
