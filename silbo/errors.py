@@ -61,6 +61,7 @@ __all__ = [
     "PortalClosed",
     "PublishError",
     "RequestUnbound",
+    "RetentionConflict",
     "RouteConflict",
     "ShardsMismatch",
     "SilboError",
@@ -707,6 +708,28 @@ class ShardsMismatch(BrokerUnavailable, ValueError):
         return (
             f"{self.address!r} has {known} in Redis, and this program says {said}. Say the same number everywhere; to change it, "
             "see the manual, 'Change the number of shards'"
+        )
+
+
+@dataclass(eq=False)
+class RetentionConflict(BrokerUnavailable):
+    """The program states another retention than the one that is kept beside the stream; nothing was sent. Safe to repeat.
+
+    Attributes:
+        stream: The key of the stream.
+        stated: The policy that the program states, as ``retain=3600, trim='age'``.
+        kept: The policy that is kept beside the stream.
+    """
+
+    stream: str
+    _: KW_ONLY
+    stated: str
+    kept: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stream} has the retention ({self.kept}), and this program states ({self.stated}); nothing was sent. Give "
+            "RedisStreams() the same in all programs, or change the stream's first: silbo retention set"
         )
 
 

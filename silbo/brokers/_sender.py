@@ -93,11 +93,11 @@ class PublishCall:
             failures.refusal.add_note(f"and in the same call: {refusal}")
         self.settle()
 
-    def fail(self, why: str, messages: int = 1, *, is_unknown: bool = False) -> None:
+    def fail(self, why: str | BrokerUnavailable, messages: int = 1, *, is_unknown: bool = False) -> None:
         """Settle messages that were not sent; or, if ``is_unknown``, may have been."""
         failures = self._fail(messages)
         if is_unknown:
-            failures.unknown = failures.unknown or why
+            failures.unknown = failures.unknown or str(why)
         else:
             failures.unsent = failures.unsent or why
         self.settle(messages)
@@ -115,13 +115,13 @@ class _Failures:
     Attributes:
         messages: Their number.
         refusal: The error for those that can't be sent.
-        unsent: The reason why others were surely not sent.
+        unsent: The reason why others were surely not sent, or the error that says so.
         unknown: The reason why nobody knows if others were sent.
     """
 
     messages: int = 0
     refusal: MessageRefused | None = None
-    unsent: str = ""
+    unsent: str | BrokerUnavailable = ""
     unknown: str = ""
 
     def to_error(self, messages: int) -> BrokerUnavailable | DeliveryUnknown | MessageRefused:
@@ -134,6 +134,8 @@ class _Failures:
         if self.unsent:
             if sent := messages - self.messages:
                 return DeliveryUnknown(f"{sent} of {messages} messages were sent, the others were not: {self.unsent}")
+            if isinstance(self.unsent, BrokerUnavailable):
+                return self.unsent
             return BrokerUnavailable(
                 f"{self.unsent}; {'not sent' if is_one else f'none of {messages} messages was sent'}"
             )
@@ -184,8 +186,8 @@ class OutgoingMessage:
             self.outcome = "refused"
             self.call.refuse(MessageRefused(self.message.message_name, problem))
 
-    def mark_unsent(self, why: str) -> None:
-        """Note that the broker surely does not have the message."""
+    def mark_unsent(self, why: str | BrokerUnavailable) -> None:
+        """Note that the broker surely does not have the message; an error is what the caller gets."""
         self._fail("unsent", why)
 
     def mark_unknown(self, why: str) -> None:
@@ -196,7 +198,7 @@ class OutgoingMessage:
         """Note that no answer came: unknown if the message was handed over, else not sent."""
         self._fail("unknown" if self.is_handed_over else "unsent", why)
 
-    def _fail(self, outcome: _Outcome, why: str) -> None:
+    def _fail(self, outcome: _Outcome, why: str | BrokerUnavailable) -> None:
         if self.outcome is None:
             self.outcome = outcome
             self.call.fail(why, is_unknown=outcome == "unknown")

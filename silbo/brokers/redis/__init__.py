@@ -9,7 +9,7 @@ A user that may do no more than silbo needs, with the default prefix::
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
         +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack +xautoclaim +xpending
         +hget +hmget +hset +hdel +xlen +xrange +xrevrange +xclaim +xdel
-        +zscore +zadd +zremrangebyscore +zremrangebyrank +pexpire +type
+        +zscore +zadd +zremrangebyscore +zremrangebyrank +pexpire +type +xtrim +memory|usage
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe

@@ -24,6 +24,7 @@ from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.lag import read_lag
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.read_size import ReadSize
+from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key, build_trim
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
 from silbo.brokers.redis.side_by_side import SideBySide
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
@@ -521,6 +522,7 @@ class StreamReceiver:
                 break
         await upkeep.redate(connection)
         await upkeep.remove_silent_consumers(connection)
+        await upkeep.trim(connection)
         if gap := await upkeep.find_gap(connection, self._last_given.get(key, "0")):
             self._ready.append(gap)
 
@@ -689,6 +691,7 @@ class GroupUpkeep:
         self._claim_at = float("-inf")
         self._find_gap_at = float("-inf")
         self._remove_at = float("-inf")
+        self._trim_at = float("-inf")
         self._all_given_at = float("-inf")
         self._looked_at = float("-inf")
         self._looked_after = ""  # the last id given, as far as this consumer knew
@@ -768,6 +771,25 @@ class GroupUpkeep:
             keys = [self._key, build_signs_key(self._key, self._group)]
             await run_script(connection, TIDY, keys, self._group, self._consumer, idle)
 
+    async def trim(self, connection: Connection) -> None:
+        """Trim the stream by the policy beside it, and follow that policy, if it is time to.
+
+        Publishers do so more often, unless they are of an older version.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._trim_at:
+            return
+        self._trim_at = now + self._every
+        call = build_trim(self._key)
+        await run_calls(connection, [call])
+        reply: Any = call.reply
+        if isinstance(reply, list):
+            with suppress(ValueError):  # another program wrote there: publishers tell
+                if reply[1]:
+                    self._retain = RetentionPolicy.of_text(reply[1]).retain
+        elif reply.is_of_server:
+            raise reply
+
     async def find_gap(self, connection: Connection, last: str) -> Gap | None:
         """Return a gap if the stream has lost entries that the group was not given; call it before each read.
 
@@ -784,7 +806,7 @@ class GroupUpkeep:
         # For a Redis that does not count: a group that was given everything within the retention has missed nothing.
         certain = self._retain is None or now - self._all_given_at < self._retain
         retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
-        keys = [self._key, build_given_key(self._key)]
+        keys = [self._key, build_given_key(self._key), build_retention_key(self._key)]
         missed, age, after, counted = await run_script(connection, LOOK, keys, self._group, retain)
         self._is_counted = bool(counted)
         address = self._key.decode()

@@ -37,6 +37,7 @@ __all__ = [
     "SIGN",
     "TAKE",
     "TIDY",
+    "TRIM",
     "Script",
 ]
 
@@ -96,9 +97,9 @@ local function whole(number) return string.format('%.0f', number) end
 # believed before the group has been given everything: from that point on the number is known again, and Redis is told.
 _CHECK_GIVEN: Final = """
 local function check_given(stream, group)
-  local added, read, last = stream['entries-added'], group['entries-read'], group['last-delivered-id']
+  local name, added, read, last = group['name'], stream['entries-added'], group['entries-read'], group['last-delivered-id']
   if not added then return nil, 0 end
-  local noted, doubt, id, least = redis.pcall('HGET', KEYS[2], ARGV[1]), '', nil, 0
+  local noted, doubt, id, least = redis.pcall('HGET', KEYS[2], name), '', nil, 0
   if type(noted) == 'string' then
     doubt, id, least = string.match(noted, '^(%??)(%d+%-%d+):(%d+)$')
     least = tonumber(least) or 0
@@ -108,11 +109,44 @@ local function check_given(stream, group)
   elseif id == last and doubt == '' then given = least
   elseif read and doubt ~= '?' and read >= least then given = read end
   if given and given ~= read then
-    redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', whole(given))
+    redis.call('XGROUP', 'SETID', KEYS[1], name, last, 'ENTRIESREAD', whole(given))
   end
   local note = given and last .. ':' .. whole(given) or '?' .. (id or '0-0') .. ':' .. whole(least)
-  if note ~= noted then redis.pcall('HSET', KEYS[2], ARGV[1], note) end
+  if note ~= noted then redis.pcall('HSET', KEYS[2], name, note) end
   return given, least
+end
+"""
+
+# The largest id below that of the first entry; of an empty stream its last id.
+_BEFORE: Final = """
+local function find_before(first, stream)
+  if not first then return stream['last-generated-id'] end
+  local ms, sequence = string.match(first, '(%d+)-(%d+)')
+  if sequence ~= '0' then return ms .. '-' .. whole(sequence - 1) end
+  return whole(ms - 1) .. '-18446744073709551615'
+end
+"""
+
+# Sets a group to an id, in front of which so many entries have been removed, if Redis counts them.
+_SKIP: Final = """
+local function skip(name, id, removed)
+  if removed then
+    redis.pcall('XGROUP', 'SETID', KEYS[1], name, id, 'ENTRIESREAD', whole(removed))
+    redis.pcall('HSET', KEYS[2], name, id .. ':' .. whole(removed))
+  else
+    redis.pcall('XGROUP', 'SETID', KEYS[1], name, id)
+  end
+end
+"""
+
+# Ids are two numbers of up to 64 bits, which Lua's numbers can't tell apart.
+_LESS: Final = """
+local function less(one, other)
+  local ms, sequence = string.match(one, '(%d+)-(%d+)')
+  local other_ms, other_sequence = string.match(other, '(%d+)-(%d+)')
+  if ms == other_ms then ms, other_ms = sequence, other_sequence end
+  if #ms ~= #other_ms then return #ms < #other_ms end
+  return ms < other_ms
 end
 """
 
@@ -566,6 +600,9 @@ LOOK: Final = Script(
     _MAPPING
     + _FIND_GROUP
     + _CHECK_GIVEN
+    + _BEFORE
+    + _SKIP
+    + _LESS
     + """
 local stream, group = mapping(redis.call('XINFO', 'STREAM', KEYS[1])), find_group(KEYS[1], ARGV[1])
 if not group then return {0, -1, '0-0', 1} end
@@ -575,41 +612,152 @@ local first = stream['first-entry'] and stream['first-entry'][1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local age = nextup and now - tonumber(string.match(nextup[1], '%d+')) or -1
-if last == '0-0' then return {0, age, last, 1} end
+local noted, missed = redis.pcall('HGET', KEYS[3], 'missed ' .. ARGV[1]), 0
+if type(noted) == 'string' then
+  redis.pcall('HDEL', KEYS[3], 'missed ' .. ARGV[1])
+  missed = tonumber(noted) or -1
+end
+if last == '0-0' then return {missed, age, last, 1} end
 local given, least = check_given(stream, group)
-local nothing = {0, age, last, (given or not added) and 1 or 0}
-if last == stream['last-generated-id'] or (first and not (nextup and nextup[1] == first)) then return nothing end
-local before = stream['last-generated-id']
-if first then
-  local ms, sequence = string.match(first, '(%d+)-(%d+)')
-  if sequence ~= '0' then
-    before = ms .. '-' .. whole(sequence - 1)
-  else
-    before = whole(ms - 1) .. '-18446744073709551615'
-  end
+local known = (given or not added) and 1 or 0
+if last == stream['last-generated-id'] or (first and not (nextup and nextup[1] == first)) then return {missed, age, last, known} end
+local before = find_before(first, stream)
+local done = redis.pcall('HGET', KEYS[3], 'acknowledged')
+if type(done) ~= 'string' then done = nil end
+if last == before or (done and first and not less(done, first)) then return {missed, age, last, known} end
+local removed, lost = added and added - stream['length'], 0
+if given and not (done and less(last, done)) then
+  lost = math.max(0, removed - given)
+elseif given or ((not added or removed > least) and ARGV[2] ~= '' and now - tonumber(string.match(last, '%d+')) > tonumber(ARGV[2])) then
+  lost = -1
 end
-if last == before then return nothing end
-local removed, missed = added and added - stream['length'], 0
-if given then
-  missed = math.max(0, removed - given)
-elseif (not added or removed > least) and ARGV[2] ~= '' and now - tonumber(string.match(last, '%d+')) > tonumber(ARGV[2]) then
-  missed = -1
-end
-if missed == 0 then return nothing end
-if added then
-  redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], before, 'ENTRIESREAD', whole(removed))
-  redis.pcall('HSET', KEYS[2], ARGV[1], before .. ':' .. whole(removed))
-else
-  redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], before)
-end
+if lost == 0 then return {missed, age, last, known} end
+skip(ARGV[1], before, removed)
+if lost > 0 and missed >= 0 then missed = missed + lost else missed = -1 end
 return {missed, age, last, 1}
 """
 )
 """Looks for entries that the retention removed before the group was given them; notes what it was given.
 
-Keys: the stream, the notes of what its groups were given. Arguments: group, milliseconds that entries are kept, or nothing if the
-group surely has missed none. Reply: how many it has missed (-1: an unknown number), the age of the next entry in milliseconds
-(-1: there is none, or no group), the last id that the group was given before the call, and 0 if Redis's count is in doubt.
+Keys: the stream, the notes of what its groups were given, its retention. Arguments: group, milliseconds that entries are kept, or
+nothing if the group surely has missed none. Reply: how many it has missed (-1: an unknown number), the age of the next entry in
+milliseconds (-1: there is none, or no group), the last id that the group was given before the call, and 0 if Redis's count is in doubt.
+"""
+
+# A program that states no policy takes the one beside the stream. The one before it is accepted as well, so that a policy can be
+# changed while programs run. Every entry below what a group has in hand, and below the last one that it was given, is acknowledged by
+# that group; the last one itself stays, so that LOOK finds no gap. What the caps and the time remove may be unread: the group is set
+# to just before the first entry that is left, and what it has missed is noted for LOOK. XTRIM is allowed above maxmemory. MEMORY USAGE
+# counts the first 1,000 nodes of the stream, and takes the others to be as large: so the cap in bytes removes few at a time.
+TRIM: Final = Script(
+    _MAPPING
+    + _FIND_GROUP
+    + _CHECK_GIVEN
+    + _BEFORE
+    + _SKIP
+    + _LESS
+    + """
+local stored = redis.pcall('HGET', KEYS[3], 'policy')
+if type(stored) == 'table' then return {err = plain(stored.err)} end
+if ARGV[1] ~= '' and stored ~= ARGV[1] then
+  if not stored then
+    redis.pcall('HSET', KEYS[3], 'policy', ARGV[1])
+    stored = ARGV[1]
+  elseif redis.call('HGET', KEYS[3], 'before') ~= ARGV[1] then
+    return {1, stored}
+  end
+end
+if not stored then return {0, ''} end
+local function setting(name) return tonumber(string.match(stored, name .. '=(%d+)')) end
+local by_need = string.find(stored, 'trim=acknowledged', 1, true)
+local most, most_bytes = setting('max_messages'), setting('max_bytes')
+local reply = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if reply.err or not (by_need or most or most_bytes) then return {0, stored} end
+local stream, groups, least, deserted = mapping(reply), {}, nil, {}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function at(milliseconds) return whole(math.max(0, milliseconds)) .. '-0' end
+
+for i, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = mapping(row)
+  local held = group['last-delivered-id']
+  if held ~= stream['last-generated-id'] then
+    local nextup = redis.call('XRANGE', KEYS[1], '(' .. held, '+', 'COUNT', 1)[1]
+    group.nextup = nextup and nextup[1]
+  end
+  local waits = group.nextup
+  local oldest = group['pending'] > 0 and redis.call('XPENDING', KEYS[1], group['name'], '-', '+', 1)[1]
+  if oldest and not less(held, oldest[1]) then held, waits = oldest[1], oldest[1] end
+  if not least or less(held, least) then least = held end
+  groups[i] = group
+  local age = waits and now - string.match(waits, '%d+') or 0
+  if by_need and age > tonumber(ARGV[2]) then
+    local lives = false
+    for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], group['name'])) do
+      lives = lives or mapping(consumer)['idle'] <= tonumber(ARGV[2])
+    end
+    if not lives then
+      deserted[#deserted + 1] = group['name']
+      deserted[#deserted + 1] = age
+    end
+  end
+end
+
+local limit, removed, more = 100000, 0, 0
+local function trim(strategy, threshold, at_once)
+  local gone = redis.call('XTRIM', KEYS[1], strategy, '~', threshold, 'LIMIT', at_once)
+  removed = removed + gone
+  return gone
+end
+if by_need and least then
+  local young = at(now - setting('keep_at_least'))
+  if less(young, least) then least = young end
+  local gone = trim('MINID', least, limit)
+  if gone > limit / 2 then more = 1 end
+  local done = redis.pcall('HGET', KEYS[3], 'acknowledged')
+  if gone > 0 and not (type(done) == 'string' and less(least, done)) then redis.pcall('HSET', KEYS[3], 'acknowledged', least) end
+end
+if setting('retain') and trim('MINID', at(now - setting('retain')), limit) > limit / 2 then more = 1 end
+if most then
+  local surplus = redis.call('XLEN', KEYS[1]) - most
+  if surplus > limit then
+    trim('MAXLEN', most, limit)
+    more = 1
+  elseif surplus > 0 then
+    removed = removed + redis.call('XTRIM', KEYS[1], 'MAXLEN', '=', most)
+  end
+end
+for turn = 1, most_bytes and 10 or 0 do
+  local size, length = redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 1000), redis.call('XLEN', KEYS[1])
+  if size <= most_bytes or length == 0 then break end
+  local surplus = math.min(math.ceil(length * (1 - most_bytes / size)), 10000)
+  if trim('MAXLEN', length - surplus, 10000) == 0 then break end
+  if turn == 10 then more = 1 end
+end
+
+if removed > 0 then
+  local left = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  local first, length = left and left[1], redis.call('XLEN', KEYS[1])
+  for _, group in ipairs(groups) do
+    if group.nextup and not (first and not less(group.nextup, first)) then
+      local given = group['last-delivered-id'] ~= '0-0' and check_given(stream, group)
+      local before = stream['entries-added'] and stream['entries-added'] - length
+      local missed, noted = given and before - given or -1, redis.pcall('HGET', KEYS[3], 'missed ' .. group['name'])
+      if type(noted) == 'string' then missed = missed > 0 and tonumber(noted) > 0 and missed + noted or -1 end
+      skip(group['name'], find_before(first, stream), before)
+      redis.pcall('HSET', KEYS[3], 'missed ' .. group['name'], whole(missed))
+    end
+  end
+end
+return {0, stored, more, unpack(deserted)}
+"""
+)
+"""Trims a stream by the policy that is kept beside it; keeps the policy there if there is none.
+
+Keys: the stream, the notes of what its groups were given, its retention. Arguments: the policy that the program states or nothing,
+milliseconds without a call after which a consumer counts as gone. Reply: 1 if the stream has another policy (then nothing was done), the
+policy of the stream; 1 if more is to be removed at once; then the name and the age in milliseconds of what waits, for each group without
+a consumer that holds the stream back.
 """
 
 # The time is Redis's: after a fail-over an older mark may come back, and it is no sign of life.

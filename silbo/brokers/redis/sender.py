@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage, PublishCall, Sender, mark_all_sent
-from silbo.brokers.redis.calls import UNANSWERED, CallConnection, run_calls
+from silbo.brokers.redis.calls import UNANSWERED, CallConnection, ScriptCall, run_calls
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
 from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
+from silbo.brokers.redis.retention import Retention
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
@@ -24,6 +25,10 @@ __all__ = ["BatchScript", "ClusterSender", "RedisSender"]
 
 RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
 """The delays between two attempts to connect."""
+
+
+_Batch: TypeAlias = tuple[Sequence[bytes], Sequence[OutgoingMessage]]
+"""The keys of a call, and its messages."""
 
 
 class BatchScript(NamedTuple):
@@ -98,6 +103,7 @@ class RedisSender(Sender):
         encode: Returns a message as packed arguments of the script; may raise MessageRefused.
         find_key: Returns the key of a message's stream. None for Pub/Sub.
         prepare: Called before each batch: returns the messages that may go, and marks the others.
+        retention: The retention of the streams; None for Pub/Sub.
         timeout: Seconds in which a publish is answered.
         owner: The name of the broker's class, for errors.
     """
@@ -110,6 +116,7 @@ class RedisSender(Sender):
         *,
         find_key: Callable[[Message], bytes] | None = None,
         prepare: Callable[[Sequence[OutgoingMessage]], Awaitable[Sequence[OutgoingMessage]]] | None = None,
+        retention: Retention | None = None,
         timeout: float,
         owner: str,
     ) -> None:
@@ -118,6 +125,7 @@ class RedisSender(Sender):
         self._script = script
         self._find_key = find_key
         self._prepare = prepare
+        self._retention = retention
         super().__init__(
             self._server,
             self._send,
@@ -178,10 +186,21 @@ class RedisSender(Sender):
             messages = await self._prepare(messages)
             if not messages:
                 return
-        calls = self._build_calls(messages)
+        calls: list[BatchCall] = []
         is_usable = False
         try:
-            await run_calls(self._connection, calls)
+            batches = self._group(messages)
+            trims: list[ScriptCall] = []
+            if self._retention is not None:
+                batches = await self._check_retention(self._retention, self._connection, batches)
+                trims = self._retention.due_calls(_measure(batches))
+            calls = [
+                BatchCall(_fit_script(self._script, self._retention, keys), keys, its_messages)
+                for keys, its_messages in batches
+            ]
+            await run_calls(self._connection, [*trims, *calls])
+            if self._retention is not None:
+                self._retention.note(trims, [trim.reply for trim in trims])
             is_usable = not any(isinstance(call.reply, Refused) and call.reply.is_demotion for call in calls)
         except Lost as error:
             self._trouble = str(error)
@@ -192,9 +211,25 @@ class RedisSender(Sender):
             if not is_usable:
                 await self._disconnect()
 
-    def _build_calls(self, messages: Sequence[OutgoingMessage]) -> list[BatchCall]:
+    async def _check_retention(
+        self, retention: Retention, connection: Connection, batches: Sequence[_Batch]
+    ) -> Sequence[_Batch]:
+        """Return the batches of streams that have the program's retention; the messages of the others are not sent."""
+        checks = retention.first_calls([keys[0] for keys, _ in batches])
+        if not checks:
+            return batches
+        await run_calls(connection, checks)
+        conflicts = retention.note(checks, [check.reply for check in checks])
+        for keys, its_messages in batches:
+            if keys[0] in conflicts:
+                for outgoing in its_messages:
+                    outgoing.mark_unsent(conflicts[keys[0]])
+        return [batch for batch in batches if batch[0][0] not in conflicts]
+
+    def _group(self, messages: Sequence[OutgoingMessage]) -> Sequence[_Batch]:
+        """Return the messages of each stream with its key; those of Pub/Sub without one."""
         if self._find_key is None:
-            return [BatchCall(self._script, (), messages)]
+            return [((), messages)]
         by_address: dict[str | None, list[OutgoingMessage]] = {}
         for outgoing in messages:
             address = outgoing.message.to
@@ -202,10 +237,19 @@ class RedisSender(Sender):
                 by_address[address].append(outgoing)
             else:
                 by_address[address] = [outgoing]
-        return [
-            BatchCall(self._script, (self._find_key(its_messages[0].message),), its_messages)
-            for its_messages in by_address.values()
-        ]
+        return [((self._find_key(its_messages[0].message),), its_messages) for its_messages in by_address.values()]
+
+
+def _fit_script(script: BatchScript, retention: Retention | None, keys: Sequence[bytes]) -> BatchScript:
+    """Return the script for a stream: where the stream keeps its entries for another time than the program states, with that."""
+    if retention is None or (keep := retention.keep_for(keys[0])) == script.first:
+        return script
+    return script._replace(first=keep)
+
+
+def _measure(batches: Sequence[_Batch]) -> list[tuple[bytes, int]]:
+    """Return the bytes that go to each stream."""
+    return [(keys[0], sum([len(outgoing.raw) for outgoing in its_messages])) for keys, its_messages in batches]
 
 
 class ClusterSender(Sender):
@@ -221,6 +265,7 @@ class ClusterSender(Sender):
         find_key: Returns the key of a message's stream; may raise MessageRefused.
         default: The key of the default stream.
         prepare: Called before each batch: returns the messages that may go, and marks the others.
+        retention: The retention of the streams.
         timeout: Seconds in which a publish is answered.
         owner: The name of the broker's class, for errors.
     """
@@ -234,6 +279,7 @@ class ClusterSender(Sender):
         find_key: Callable[[Message], bytes],
         default: bytes,
         prepare: Callable[[Sequence[OutgoingMessage]], Awaitable[Sequence[OutgoingMessage]]],
+        retention: Retention,
         timeout: float,
         owner: str,
     ) -> None:
@@ -241,6 +287,7 @@ class ClusterSender(Sender):
         self._script = script
         self._find_key = find_key
         self._prepare = prepare
+        self._retention = retention
         self._trouble = ""
         super().__init__(
             f"{self._calls.server}, stream",
@@ -271,9 +318,10 @@ class ClusterSender(Sender):
     async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
         """Send a batch of one stream to the node that serves it, as soon as that can be reached."""
         messages = await self._prepare(messages)
-        if not messages:
+        if not messages or not await self._check_retention(address.encode(), messages):
             return
-        call = BatchCall(self._script, (address.encode(),), messages)
+        keys = (address.encode(),)
+        call = BatchCall(_fit_script(self._script, self._retention, keys), keys, messages)
         attempt = 0
         reply: Any = UNANSWERED
         try:
@@ -291,6 +339,21 @@ class ClusterSender(Sender):
         self._trouble = str(reply) if isinstance(reply, Lost) else ""
         if isinstance(reply, Lost):
             raise ConnectionError(self._trouble) from reply
+
+    async def _check_retention(self, key: bytes, messages: Sequence[OutgoingMessage]) -> bool:
+        """Look after the stream's retention, if it is time to; False if it is another one: then nothing may be sent."""
+        calls = self._retention.first_calls([key]) or self._retention.due_calls(_measure([((key,), messages)]))
+        if not calls:
+            return True
+        try:
+            replies = await self._calls.run_all(*calls, deadline=messages[0].deadline)
+        except BrokerUnavailable:  # which the publish itself will tell
+            return True
+        conflict = self._retention.note(calls, replies).get(key)
+        if conflict is not None:
+            for outgoing in messages:
+                outgoing.mark_unsent(conflict)
+        return conflict is None
 
 
 def _call_of(outgoing: OutgoingMessage) -> PublishCall:

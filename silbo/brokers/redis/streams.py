@@ -13,6 +13,7 @@ from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES, OutgoingMessage
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
+from silbo.brokers.redis.retention import WEEK, Retention, RetentionPolicy, Trim, pack_keep
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, ClusterSender, RedisSender
 from silbo.brokers.redis.shards import FixedShards, find_shards, to_mismatch
@@ -45,13 +46,27 @@ class RedisStreams(AsyncCloseable):
         format: Encodes messages as bytes.
         timeout: Seconds in which a publish returns or raises. After one was missed, further publishes fail at once
             until Redis answers again.
-        retain: Seconds that an entry is kept at least, by Redis's clock; older ones are removed as others are added, in
-            blocks of some hundred. None keeps everything.
+        retain: Seconds after which an entry is removed, by Redis's clock, as others are added, in blocks of some
+            hundred. None keeps everything.
+        trim: ``"acknowledged"`` removes an entry sooner: about a second after every group has acknowledged it. While
+            there is no group, and for a group that does not acknowledge, ``retain`` holds. ``"age"`` removes by
+            ``retain`` alone.
+        keep_at_least: Seconds that an acknowledged entry is kept all the same, for groups that come late.
+        max_bytes: The most memory that a stream takes, as Redis estimates it; the oldest entries go first, also unread
+            ones: their group gets a Gap. It is looked at once a second, and after each 4 MiB of a publisher.
+        max_messages: The most entries of a stream, in the same way.
         shards: The number of shards of the default address, ``{prefix}:{events.0}`` and so on; 0 for one stream. Other addresses
             have theirs from their :class:`~silbo.bridge.Route`.
 
+    ``retain`` to ``max_messages`` are the *retention policy* of the streams. One other than the default is kept beside the stream,
+    and holds for every program; a program that states none follows it.
+
+    Attributes:
+        retention: The policy that this program states.
+
     Raises:
         AddressInvalid: the app or the prefix is not a valid name.
+        ValueError: a part of the policy is out of range, or does not go with another.
     """
 
     promises: Final = Promises()
@@ -65,28 +80,40 @@ class RedisStreams(AsyncCloseable):
         prefix: str = "silbo",
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
-        retain: float | None = 7 * 24 * 3600,
+        retain: float | None = WEEK,
+        trim: Trim = "age",
+        keep_at_least: float = 0.0,
+        max_bytes: int | None = None,
+        max_messages: int | None = None,
         shards: int = 0,
     ) -> None:
-        if retain is not None:
-            check_seconds("retain", retain)
+        self.retention: Final = RetentionPolicy(
+            retain=retain,
+            trim=trim,
+            keep_at_least=keep_at_least,
+            max_bytes=max_bytes,
+            max_messages=max_messages,
+        )
         self._shards = check_shards(shards) if shards != 0 else 0
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
         self.format: Final = format
         self._timeout = timeout
-        self._retain = retain
         self._keys = _StreamKeys(prefix)
-        keep = b"" if retain is None else b"%d" % int(retain * 1000)
         add = BatchScript(
-            ADD, arguments_each=1, first=pack_words([keep]), first_count=1, find_last=_pack_number_of_shards
+            ADD,
+            arguments_each=1,
+            first=pack_keep(self.retention),
+            first_count=1,
+            find_last=_pack_number_of_shards,
         )
         find_key = self._keys.key_for
         self._fixed = FixedShards(
             CallConnection(client, timeout, owner="RedisStreams"),
             lambda address: build_stream_key(address, prefix).encode(),
         )
+        kept = Retention(self.retention)
         default = self._keys.default
         if self._shards:
             default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()
@@ -99,6 +126,7 @@ class RedisStreams(AsyncCloseable):
                 find_key=find_key,
                 default=default,
                 prepare=self._fix_shards,
+                retention=kept,
                 timeout=timeout,
                 owner="RedisStreams",
             )
@@ -109,6 +137,7 @@ class RedisStreams(AsyncCloseable):
                 self._encode,
                 find_key=find_key,
                 prepare=self._fix_shards,
+                retention=kept,
                 timeout=timeout,
                 owner="RedisStreams",
             )
@@ -119,7 +148,7 @@ class RedisStreams(AsyncCloseable):
             default=default,
             shards=self._shards,
             fixed=self._fixed,
-            keep=keep,
+            retention=kept,
             timeout=timeout,
         )
 
@@ -129,6 +158,7 @@ class RedisStreams(AsyncCloseable):
         Raises:
             MessageRefused: a message can't be sent; the others of the call were.
             BrokerUnavailable: nothing was added; safe to repeat.
+            RetentionConflict: the stream has another policy than the program states; a BrokerUnavailable.
             DeliveryUnknown: some or all may have been added; to repeat may double them.
             LoopConflict: another event loop uses this broker.
             ShardsMismatch: an address has another number of shards; nothing was added.
@@ -208,7 +238,7 @@ class RedisStreams(AsyncCloseable):
             consumer=None if consumer is None else check_address(consumer, "a consumer"),
             keys=tuple(build_stream_key(address, self._prefix) for address in addresses),
             claim_after=claim_after,
-            retain=self._retain,
+            retain=self.retention.retain,
         )
 
     def address_of(self, message: Message) -> str:
@@ -321,7 +351,7 @@ class SequencedSender:
         default: The key of the stream that is asked if there is no message.
         shards: The number of shards that this stream is one of; 0 for none.
         fixed: Fixes numbers of shards.
-        keep: Milliseconds that entries are kept, as text; empty for ever.
+        retention: The retention of the streams.
         timeout: Seconds in which a publish is answered.
     """
 
@@ -334,7 +364,7 @@ class SequencedSender:
         default: bytes,
         shards: int,
         fixed: FixedShards,
-        keep: bytes,
+        retention: Retention,
         timeout: float,
     ) -> None:
         self._connection = CallConnection(client, timeout, owner="RedisStreams")
@@ -343,12 +373,12 @@ class SequencedSender:
         self._encode = encode
         self._find_key = find_key
         self._default = default
-        self._keep = keep
+        self._retention = retention
 
     async def publish(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         """Add the messages that the streams do not have: see :class:`~silbo.protocols.SequencedPublisher`."""
         _check_sequences(epoch, messages)
-        call = _SequencedCall(self._connection, source, epoch, self._keep)
+        call = _SequencedCall(self._connection, source, epoch, self._retention)
         wanted = {find_shards(message, DEFAULT_ADDRESS) for _, message in messages if message.shards}
         if not messages:
             call.batches[self._default] = []
@@ -408,11 +438,12 @@ class _SequencedCall:
         shards: The numbers of shards that the streams are among, by stream; without an entry for a stream without shards.
     """
 
-    def __init__(self, connection: CallConnection, source: str, epoch: int, keep: bytes) -> None:
+    def __init__(self, connection: CallConnection, source: str, epoch: int, retention: Retention) -> None:
         self._connection = connection
         self._source = source
         self._epoch = epoch
-        self._head = pack_words([keep, source.encode(), b"%d" % epoch])
+        self._retention = retention
+        self._head = pack_words([source.encode(), b"%d" % epoch])
         self._deadline = connection.deadline()
         self._messages = 0  # in the batches
         self._bytes = 0
@@ -454,10 +485,16 @@ class _SequencedCall:
         batches, self.batches = self.batches, {}
         self._messages = 0
         self._bytes = 0
+        await self._check_retention(batches)
         if not batches:
             return
+        trims = self._retention.due_calls(
+            [(key, sum([len(argument) for _, argument in batch])) for key, batch in batches.items()]
+        )
         calls = [self._script_call(key, batch) for key, batch in batches.items()]
-        replies = await self._connection.run_all(*calls, deadline=self._deadline)
+        replies = await self._connection.run_all(*trims, *calls, deadline=self._deadline)
+        self._retention.note(trims, replies[: len(trims)])
+        replies = replies[len(trims) :]
         errors: list[Exception] = []
         for (key, batch), reply in zip(batches.items(), replies, strict=True):
             if (error := self._settle(key, batch, reply)) is not None:
@@ -467,12 +504,26 @@ class _SequencedCall:
                 if isinstance(found, kind):
                     raise found
 
+    async def _check_retention(self, batches: dict[bytes, list[tuple[int, bytes]]]) -> None:
+        """Take out the batches of streams that have another retention than the program states: they are not sent."""
+        checks = self._retention.first_calls([key for key, batch in batches.items() if batch])
+        if not checks:
+            return
+        replies = await self._connection.run_all(*checks, deadline=self._deadline)
+        conflicts: dict[bytes, BrokerUnavailable] = dict(self._retention.note(checks, replies))
+        for check, reply in zip(checks, replies, strict=True):
+            if isinstance(reply, Lost):
+                conflicts[check.keys[0]] = BrokerUnavailable(f"{reply}; not sent")
+        for key, error in conflicts.items():
+            self._fail(key, [sequence for sequence, _ in batches.pop(key)], error)
+
     def _script_call(self, key: bytes, batch: Sequence[tuple[int, bytes]]) -> ScriptCall:
         numbered = b"".join(
             [b"$%d\r\n%d\r\n%b" % (len(str(sequence)), sequence, argument) for sequence, argument in batch]
         )
         shards = pack_words([b"%d" % self.shards[key]]) if key in self.shards else _NO_SHARDS
-        return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], self._head + shards + numbered, 4 + 2 * len(batch))
+        arguments = self._retention.keep_for(key) + self._head + shards + numbered
+        return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], arguments, 4 + 2 * len(batch))
 
     def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
         """Note a stream's reply; return an error that ends the whole call."""
@@ -480,24 +531,21 @@ class _SequencedCall:
         if isinstance(reply, Lost):
             return DeliveryUnknown(f"{reply}; some or all may have arrived")
         if isinstance(reply, Refused):
-            self._fail(
-                key,
-                [sequence for sequence, _ in batch],
-                f"{refused}: {reply}; not sent",
-                to_mismatch(key, self.shards.get(key, 0), reply),
-            )
+            mismatch = to_mismatch(key, self.shards.get(key, 0), reply)
+            error = mismatch or BrokerUnavailable(f"{refused}: {reply}; not sent")
+            self._fail(key, [sequence for sequence, _ in batch], error)
             return None
-        epoch, last, added, *error = reply
+        epoch, last, added, *errors = reply
         if epoch > self._epoch:
             return Fenced(self._source, epoch)
         self.last.setdefault(key, last)
         self.known.update(sequence for sequence, _ in batch if sequence <= last)
-        if error:
+        if errors:
             new = [sequence for sequence, _ in batch if sequence > last]
-            why = error[0].decode(errors="replace")
-            self._fail(key, new[added:], f"{refused}, after {added} were sent: {why}")
+            why = errors[0].decode(errors="replace")
+            self._fail(key, new[added:], BrokerUnavailable(f"{refused}, after {added} were sent: {why}"))
         return None
 
-    def _fail(self, key: bytes, sequences: Sequence[int], why: str, error: BrokerUnavailable | None = None) -> None:
-        self.failures[key] = error or BrokerUnavailable(why)
+    def _fail(self, key: bytes, sequences: Sequence[int], error: BrokerUnavailable) -> None:
+        self.failures[key] = error
         self.unsent.update(dict.fromkeys(sequences, self.failures[key]))

@@ -1,0 +1,293 @@
+"""Retention by need: what every group has acknowledged goes, a cap holds, and programs agree on the policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo.brokers.redis import RedisStreams
+from silbo.errors import Gap, RetentionConflict
+from silbo.message import Delivery
+from silbo.protocols import Receiver
+from tests.support.redis_streams import eventually, message, number, opened, receive, stored
+
+pytestmark = pytest.mark.every_redis
+KEY = "silbo:{events}"
+POLICY = "silbo:{events}:retention"
+
+
+@pytest.fixture(autouse=True)
+def _trim_with_each_publish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("silbo.brokers.redis.retention.TRIM_EVERY", 0.0)
+
+
+def by_need(client: Redis, **policy: Any) -> RedisStreams:
+    return RedisStreams(client, app="web", trim="acknowledged", **policy)
+
+
+async def counts(admin: Redis) -> bool:
+    """Return True if this Redis counts what a group has read."""
+    return int((await admin.info("server"))["redis_version"].split(".")[0]) >= 7
+
+
+async def read(receiver: Receiver, many: int, *, ack: bool = True) -> list[Delivery]:
+    items = [item for item in await receive(receiver, many) if isinstance(item, Delivery)]
+    assert len(items) == many, "there was a gap"
+    if ack:
+        await receiver.ack(*items)
+    return items
+
+
+async def receive_all(receiver: Receiver, last: int) -> tuple[list[int], list[int | None]]:
+    """Return the numbers up to the last one, and the counts of the gaps; wait for one gap at least."""
+    items: list[Delivery | Gap] = []
+    async with asyncio.timeout(30):
+        while not (any(isinstance(item, Gap) for item in items) and last in _numbers(items)):
+            items += await receiver.receive(100)
+        for _ in range(2):
+            items += await receiver.receive(100)
+    return _numbers(items), [item.count for item in items if isinstance(item, Gap)]
+
+
+def _numbers(items: list[Delivery | Gap]) -> list[int]:
+    return [number(item) for item in items if isinstance(item, Delivery)]
+
+
+# -- what is acknowledged -----------------------------------------------------------------------------------
+
+
+async def test_what_every_group_has_acknowledged_goes(admin: Redis, streams_client: Redis) -> None:
+    """The slowest group decides, and what one has in hand stays with all behind it. The last one given stays as well."""
+    async with by_need(streams_client) as streams:
+        billing, mail = streams.group("billing", start="new"), streams.group("mail", start="new")
+        async with opened(billing) as fast, opened(mail) as slow:
+            await streams.publish(*map(message, range(10)))
+            await read(fast, 10)
+            await read(slow, 4)
+            await streams.publish(message(10))
+            assert await stored(admin) == [3, 4, 5, 6, 7, 8, 9, 10]
+            in_hand = await read(slow, 3, ack=False)
+            await slow.ack(*in_hand[1:])
+            await streams.publish(message(11))
+            assert await stored(admin) == [4, 5, 6, 7, 8, 9, 10, 11]
+            await slow.ack(in_hand[0])
+            await read(slow, 5)
+            await streams.publish(message(12))
+            assert await stored(admin) == [9, 10, 11, 12]  # the fast group was given 9 last
+            assert [number(item) for item in await read(fast, 3)] == [10, 11, 12]
+
+
+async def test_without_a_group_only_time_removes(admin: Redis, streams_client: Redis) -> None:
+    async with by_need(streams_client, retain=0.3) as streams:
+        await streams.publish(*map(message, range(5)))
+        await streams.publish(message(5))
+        assert await stored(admin) == [0, 1, 2, 3, 4, 5]
+        await asyncio.sleep(0.4)
+        await streams.publish(message(6))
+        assert await stored(admin) == [6]
+
+
+async def test_acknowledged_entries_are_kept_for_those_who_come_late(admin: Redis, streams_client: Redis) -> None:
+    async with by_need(streams_client, keep_at_least=0.5) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*map(message, range(3)))
+            await read(receiver, 3)
+            await streams.publish(message(3))
+            assert await stored(admin) == [0, 1, 2, 3]
+            await asyncio.sleep(0.6)
+            await streams.publish(message(4))
+            assert await stored(admin) == [2, 3, 4]
+
+
+async def test_group_that_comes_late_gets_what_is_left_and_no_gap(admin: Redis, streams_client: Redis) -> None:
+    """Also one that begins at an entry from before the retention."""
+    async with by_need(streams_client) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*map(message, range(10)))
+            await read(receiver, 10)
+            await streams.publish(message(10))
+            assert await stored(admin) == [9, 10]
+        for start in ("oldest", "1-1"):
+            async with opened(streams.group(f"late-{start}", start=start)) as receiver:
+                assert [number(item) for item in await read(receiver, 2)] == [9, 10]
+                assert await receiver.receive(10) == []
+
+
+async def test_group_that_was_set_back_gets_what_is_left_and_no_gap(admin: Redis, streams_client: Redis) -> None:
+    async with by_need(streams_client) as streams:
+        group = streams.group("billing", start="new")
+        async with opened(group) as receiver:
+            await streams.publish(*map(message, range(5)))
+            first = (await read(receiver, 5))[0]
+            await streams.publish(message(5))
+            await read(receiver, 1)
+        await admin.xgroup_setid(KEY, "billing", first.id)
+        async with opened(group) as receiver:
+            assert [number(item) for item in await read(receiver, 2)] == [4, 5]
+            assert await receiver.receive(10) == []
+
+
+async def test_consumer_trims_for_publishers_of_an_older_version(admin: Redis, streams_client: Redis) -> None:
+    """Which only add entries: each third of ``claim_after``."""
+    async with by_need(streams_client) as streams:
+        await streams.publish(message(0))
+        (raw,) = [fields for _, fields in await admin.xrange(KEY)]
+        async with opened(streams.group("billing", start="oldest", claim_after=0.3)) as receiver:
+            for _ in range(4):
+                await admin.xadd(KEY, raw)
+            await read(receiver, 5)
+
+            async def trimmed() -> bool:
+                await receiver.receive(1)
+                return bool(await admin.xlen(KEY) == 1)
+
+            await eventually(trimmed)
+
+
+async def test_relay_trims(admin: Redis, streams_client: Redis) -> None:
+    async with by_need(streams_client) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish_sequenced("box/0", 1, [(n, message(n)) for n in range(1, 6)])
+            await read(receiver, 5)
+            await streams.publish_sequenced("box/0", 1, [(6, message(6))])
+            assert await stored(admin) == [5, 6]
+
+
+# -- abandoned groups ---------------------------------------------------------------------------------------
+
+
+async def test_abandoned_group_is_named_and_loses_what_is_older_than_retain(
+    admin: Redis, streams_client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the others back no longer; and when it comes back it is told how many it has missed."""
+    monkeypatch.setattr("silbo.brokers.redis.retention.DESERTED_AFTER", 0.3)
+    async with by_need(streams_client, retain=1.0) as streams:
+        abandoned = streams.group("mail", start="new")
+        async with opened(abandoned) as receiver:
+            await streams.publish(message(0))
+            await read(receiver, 1)
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*map(message, range(1, 5)))
+            await read(receiver, 4)
+            with caplog.at_level(logging.WARNING):
+                await streams.publish(message(5))
+                assert not caplog.records
+                await asyncio.sleep(0.4)
+                await read(receiver, 1)  # billing lives
+                await streams.publish(message(6))
+            assert await stored(admin) == [0, 1, 2, 3, 4, 5, 6]
+            (record,) = caplog.records
+            told: Any = record
+            assert "no consumer is alive of mail at silbo:{events}" in record.message
+            assert (told.address, told.groups) == (KEY, ["mail"])
+            await asyncio.sleep(0.7)
+            await streams.publish(message(7))
+            await streams.publish(message(8))
+        async with opened(abandoned) as receiver:
+            left, counted = await receive_all(receiver, last=8)
+            assert left == list(range(left[0], 9))
+            assert left[0] > 4
+            assert counted == [left[0] - 1 if await counts(admin) else None]
+
+
+# -- caps ---------------------------------------------------------------------------------------------------
+
+
+async def test_cap_of_messages_holds_and_the_group_that_loses_unread_ones_gets_a_gap(
+    admin: Redis, streams_client: Redis
+) -> None:
+    """Once, with the count where Redis counts; the other group has read them, and is told nothing."""
+    async with RedisStreams(streams_client, app="web", max_messages=4) as streams:
+        billing, mail = streams.group("billing", start="new"), streams.group("mail", start="new")
+        async with opened(billing) as slow, opened(mail) as fast:
+            for receiver in (slow, fast):
+                assert await receiver.receive(1) == []  # consumers trim as well, at first
+            await streams.publish(*map(message, range(10)))
+            await read(slow, 2)
+            await read(fast, 10)
+            for n in range(10, 13):  # two go with 10, one with 11 and one with 12 each
+                await streams.publish(message(n))
+            assert await stored(admin) == [8, 9, 10, 11, 12]
+            assert await receive_all(slow, last=12) == ([8, 9, 10, 11, 12], [6 if await counts(admin) else None])
+            assert [number(item) for item in await read(fast, 3)] == [10, 11, 12]
+            assert await fast.receive(10) == []
+
+
+async def test_cap_tells_a_group_that_reads_on_before_it_was_looked_at(admin: Redis, streams_client: Redis) -> None:
+    """What it has missed is noted when it is removed, not found out later."""
+    async with RedisStreams(streams_client, app="web", max_messages=2) as streams:
+        group = streams.group("billing", start="new", claim_after=6.0)
+        async with opened(group) as receiver:
+            await streams.publish(message(0))
+            await read(receiver, 1)
+            for _ in range(2):
+                await receiver.receive(1)  # it has looked, and will not for a while
+            await streams.publish(*map(message, range(1, 6)))
+            await streams.publish(message(6))
+            assert await receive_all(receiver, last=6) == ([4, 5, 6], [3 if await counts(admin) else None])
+
+
+async def test_cap_of_bytes_holds(admin: Redis, streams_client: Redis) -> None:
+    """As Redis counts the memory; a node of the stream may be too much."""
+    async with RedisStreams(streams_client, app="web", max_bytes=100_000) as streams:
+        for _ in range(10):
+            await streams.publish(*[message(n, blob="x" * 400) for n in range(100)])
+        await streams.publish(message(0))
+        assert await admin.memory_usage(KEY, samples=0) <= 110_000
+        assert await admin.xlen(KEY) >= 80
+
+
+# -- the policy ---------------------------------------------------------------------------------------------
+
+
+async def test_programs_that_disagree_get_an_error_that_shows_both(admin: Redis, streams_client: Redis) -> None:
+    """The later one, and nothing of it is sent; through an outbox its messages wait."""
+    async with by_need(streams_client) as streams, RedisStreams(streams_client, app="api", retain=60) as other:
+        await streams.publish(message(0))
+        with pytest.raises(RetentionConflict) as caught:
+            await other.publish(message(1))
+        text = str(caught.value)
+        assert "(retain=604800, trim='acknowledged')" in text
+        assert "(retain=60, trim='age')" in text
+        with pytest.raises(RetentionConflict):
+            await other.publish_sequenced("box/0", 1, [(1, message(1))])
+        assert await stored(admin) == [0]
+        # Another stream is not affected, and keeps what this program states.
+        answer = await other.publish_sequenced("box/0", 1, [(1, message(1)), (2, message(2, to="orders"))])
+        assert isinstance(answer.unsent[1], RetentionConflict)
+        assert await stored(admin, "silbo:{orders}") == [2]
+        # As soon as they agree, it goes on without a restart.
+        await admin.delete(POLICY)
+        await other.publish(message(1))
+        assert await admin.hget(POLICY, "policy") == b"retain=60000 trim=age keep_at_least=0"
+
+
+async def test_program_that_states_no_policy_follows_the_stream(admin: Redis, streams_client: Redis) -> None:
+    async with (
+        RedisStreams(streams_client, app="api") as silent,
+        RedisStreams(streams_client, app="web", retain=0.2) as streams,
+    ):
+        await silent.publish(message(0, to="orders"))
+        assert await admin.keys("*:retention") == []
+        await streams.publish(message(0))
+        await asyncio.sleep(0.3)
+        await silent.publish(message(1))
+        assert await stored(admin) == [1]
+
+
+async def test_policy_may_be_changed_while_programs_run(admin: Redis, streams_client: Redis) -> None:
+    """The one before it is accepted as well; a third is not."""
+    async with by_need(streams_client) as before, by_need(streams_client, keep_at_least=9) as after:
+        await before.publish(message(0))
+        await admin.hset(POLICY, mapping={"before": before.retention.to_text(), "policy": after.retention.to_text()})
+        async with by_need(streams_client) as started_later:
+            for number_, program in enumerate((before, after, started_later), 1):
+                await program.publish(message(number_))
+        async with by_need(streams_client, keep_at_least=8) as third:
+            with pytest.raises(RetentionConflict):
+                await third.publish(message(9))
+        assert await stored(admin) == [0, 1, 2, 3]
