@@ -116,7 +116,11 @@ def _explain_nothing(found: Whereabouts, *, asked_outbox: bool) -> str:
     began_at = time_of_event(found.event_id)
     age = f", which was made {format_age(began_at, _now(found))} ago, {format_time(began_at)}," if began_at else ""
     outbox = "is in no outbox that was asked, " if asked_outbox else "may be in an outbox (--store asks it), "
-    where = f"{format_count(found.searched, 'entry').replace('entrys', 'entries')} of {', '.join(found.streams)}"
+    many = format_count(found.searched, "entry").replace("entrys", "entries")
+    span = (
+        f"since {format_time(found.searched_since)}" if found.searched_since else "from the newest back to the oldest"
+    )
+    where = f"the {many} of {', '.join(found.streams)} {span}"
     return (
         f"silbo: {found.event_id}{age} {outbox}and is not among {where}: "
         "it was not sent, or the retention removed it; or it went to another prefix"
@@ -217,7 +221,7 @@ def _to_fields(found: Whereabouts) -> dict[str, Any]:
             }
             for letter in found.letters
         ],
-        "searched": {"streams": found.streams, "entries": found.searched},
+        "searched": {"streams": found.streams, "entries": found.searched, "since": found.searched_since},
     }
 
 

@@ -94,6 +94,7 @@ class Whereabouts:
         letters: Its dead letters.
         streams: The streams that were searched.
         searched: The number of entries that were looked at.
+        searched_since: The time from which on entries were looked at, by Redis's clock; None if all were, from the newest back.
         read_at: The time at which this was read, by Redis's clock; None if Redis has no such stream.
     """
 
@@ -104,6 +105,7 @@ class Whereabouts:
     streams: Sequence[str] = ()
     searched: int = 0
     read_at: datetime | None = None
+    searched_since: datetime | None = None
 
     @property
     def is_found(self) -> bool:
@@ -136,8 +138,8 @@ async def find_event(
 ) -> Whereabouts:
     """Find an event, by its id. Nothing is written.
 
-    A stream is searched from the time in the id on, to its end: some milliseconds where the event is, and 4 to 10 seconds for each
-    million later entries where it is not. An id without a time (not of version 7) is searched for from the newest entry back,
+    A stream is searched from the time in the id on, to its end: some milliseconds where the event is, and 2 to 10 seconds for each
+    million later entries where it is not: an outbox may have sent it late, so no earlier end is right. An id without a time (not of version 7) is searched for from the newest entry back,
     unless the outbox or ``since`` tells a time.
 
     Args:
@@ -161,6 +163,7 @@ async def find_event(
     rows = await store.find(event_id) if store is not None else ()
     began_at = since or time_of_event(event_id) or min((row.stored_at for row in rows), default=None)
     sent_at = min((row.state_at for row in rows if row.state == "sent"), default=None)
+    entries_since = since or sent_at or began_at
     async with opened(client, timeout) as connection:
         try:
             keys = await choose_streams(connection, prefix, stream)
@@ -174,7 +177,7 @@ async def find_event(
         entries: list[FoundEntry] = []
         for key in map(str.encode, keys):
             letters += await search.find_letters(key, began_at)
-            if found := await search.find_entry(key, since or sent_at or began_at):
+            if found := await search.find_entry(key, entries_since):
                 entries.append(await _place_entry(connection, key, found, letters, format))
     return Whereabouts(
         event_id=event_id,
@@ -184,6 +187,7 @@ async def find_event(
         streams=keys,
         searched=search.searched,
         read_at=read_at,
+        searched_since=entries_since and entries_since - timedelta(seconds=CLOCKS),
     )
 
 

@@ -111,11 +111,16 @@ async def test_event_is_placed_in_the_outbox(redis: Redis, redis_url: str, prefi
 async def test_event_that_is_nowhere_says_where_it_was_looked_for(redis: Redis, redis_url: str, prefix: str) -> None:
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
         await streams.publish(told(mentions=ABSENT))
-    nowhere, malformed = await asyncio.gather(
+    nowhere, program, timeless, malformed = await asyncio.gather(
         silbo("why", ABSENT, "--redis", redis_url, "--prefix", prefix),
+        silbo("why", ABSENT, "--redis", redis_url, "--prefix", prefix, "--json"),
+        silbo("why", str(uuid4()), "--redis", redis_url, "--prefix", prefix),
         silbo("why", "17", "--redis", redis_url),
     )
-    assert (nowhere.code, nowhere.out) == (1, "") and f"1 entry of {prefix}:{{events}}" in nowhere.err, nowhere.err
+    assert (nowhere.code, nowhere.out) == (1, "") and "not among the 1 entry of " in nowhere.err, nowhere.err
+    assert f"of {prefix}:{{events}} since 2025-06-1" in nowhere.err, "a minute before the time in the id"
+    assert (program.object["searched"]["entries"], program.object["searched"]["since"][:9]) == (1, "2025-06-1")
+    assert "1 entry of" in timeless.err and "from the newest back to the oldest" in timeless.err
     assert malformed.code == 2 and "'17' is no id of an event" in malformed.err
 
 
