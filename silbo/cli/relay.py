@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 EPILOG = f"""\
 The relay runs until SIGTERM or Ctrl-C, then sends what still waits, for --drain at most, and
 exits with 0. A kill -9 loses nothing. Any number of relays may run on one store: one leads each
-partition, the others stand by.
+partition, the others stand by. In PostgreSQL they divide several partitions evenly.
 
 {HEALTH}
 examples:

@@ -33,7 +33,17 @@ from silbo.errors import (
 )
 from silbo.health import Health, find_latest, to_moment
 from silbo.message import Message
-from silbo.outbox.rows import LARGEST_NUMBER, LEASE, Lead, OutboxStatus, OutboxStore, Row, UnreadableMessage
+from silbo.outbox.division import Division
+from silbo.outbox.rows import (
+    LARGEST_NUMBER,
+    LEASE,
+    Lead,
+    OutboxStatus,
+    OutboxStore,
+    Row,
+    SharedStore,
+    UnreadableMessage,
+)
 from silbo.protocols import Publisher, Sequenced, SequencedPublisher
 
 __all__ = [
@@ -54,7 +64,8 @@ LONG_TAKING: Final = 2000
 the relay is killed before, the broker refuses to take them twice. Each taking waits for the disk: with 500 rows at a time the
 drain of a backlog took a quarter longer."""
 POLL: Final = 0.25
-"""Seconds between two looks at a store in which another process may have stored something."""
+"""Seconds between two looks at a store in which another process may have stored something; a store that relays share has its
+own times, in ``division.py``."""
 STANDBY: Final = 0.5
 """Seconds between two tries to lead."""
 REST: Final = 3.0
@@ -124,8 +135,9 @@ class Outcome:
 class Relay(AsyncCloseable):
     """Sends the messages of a store, those of each partition in their order. Any number of relays may run on one store.
 
-    One relay leads each partition, for ``lease`` seconds by the store's clock, and renews the lease after a third of them. A
-    leader that was frozen, and wakes up after another has taken over, changes nothing: the broker refuses its epoch.
+    One relay leads each partition; in a :class:`~silbo.outbox.rows.SharedStore` the relays divide the partitions evenly. It leads
+    for ``lease`` seconds by the store's clock, and renews the lease after a third of them. A leader that was frozen, and wakes up
+    after another has taken over, changes nothing: the broker refuses its epoch.
 
     To run it in a process of its own, apart from those that publish with ``Outbox(..., relay=False)``::
 
@@ -175,6 +187,7 @@ class Relay(AsyncCloseable):
         self._store_outage = Outage(logger, "outbox store")
         self._relay_outage = Outage(logger, "relay", "failed")
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
+        self._division: Division | None = None
         self._taken_at: float | None = None  # monotonic()
         self._sending: dict[int, int] = {}  # by partition: the number of rows taken last, and not answered yet
         self._observations: dict[object, object] = {}  # observers, by registration
@@ -186,6 +199,7 @@ class Relay(AsyncCloseable):
     def _forget_loop(self) -> None:
         self._running = None
         self._wake_events = []
+        self._division = None
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -264,6 +278,8 @@ class Relay(AsyncCloseable):
     def stop(self) -> None:
         """Let :meth:`run` end, after what can be sent within ``drain`` seconds; to be called in the loop's thread."""
         self._stopping.set()
+        if self._division is not None:
+            self._division.look_now.set()
         self.wake()
 
     def refuse_circle(self, call: str) -> None:
@@ -291,9 +307,13 @@ class Relay(AsyncCloseable):
         self._running = tasks.runner = asyncio.current_task()
         self._wake_events = [asyncio.Event() for _ in range(self._store.partitions)]
         try:
+            if isinstance(self._store, SharedStore):
+                self._division = Division(self._store, self._owner, self._lease)
             partitions = [
                 tasks.start(self._serve_partition(number, woken)) for number, woken in enumerate(self._wake_events)
             ]
+            if self._division is not None:
+                partitions.append(tasks.start(self._keep_share(self._division)))
             _ = tasks.start(self._forget_sent_rows())
             _ = tasks.start(tasks.watch(SLOW_AFTER, self._report_slow))
             await self._stopping.wait()
@@ -316,7 +336,48 @@ class Relay(AsyncCloseable):
         where = code.place()
         self._report.log.write(text, None, code.what, seconds, where, place=where, seconds=round(seconds, 1))
 
+    async def _keep_share(self, division: Division) -> None:
+        """Take part in the division of the partitions, and wake those in which rows wait, until the stop."""
+        failures = 0
+        try:
+            while True:
+                self._tasks.check_cancelled()
+                try:
+                    for partition in await division.look():
+                        self._wake_events[partition].set()
+                    failures = 0
+                    wait: float | None = division.interval
+                    self._store_outage.answered("look")
+                    self._relay_outage.answered("look")
+                except Exception as error:  # noqa: BLE001  # as in _serve_partition
+                    failures += 1
+                    wait = OUTAGE_RETRY.delay(failures)
+                    outage = self._store_outage if isinstance(error, StoreUnavailable) else self._relay_outage
+                    await self._report.report_outage(outage, "look", error)
+                if self._stopping.is_set():
+                    return
+                await pause(wait, self._stopping if failures else division.look_now)
+        finally:
+            division.is_over = True
+            self.wake()
+            with suppress(StoreUnavailable, TimeoutError):  # then the lease ends by itself
+                async with asyncio.timeout(1.0):
+                    await division.leave()
+
     # -- one partition --------------------------------------------------------------------------------------
+
+    def _is_wanted(self, partition: int) -> bool:
+        """Return True if this relay should lead a partition."""
+        return self._division is None or partition in self._division.wanted
+
+    async def _wait_for_share(self, partition: int, woken: asyncio.Event) -> bool:
+        """Wait until this relay should lead a partition. True if it should, and False at the stop."""
+        while not self._is_wanted(partition):
+            if self._division is not None and self._division.is_over:
+                return False
+            woken.clear()
+            await woken.wait()
+        return True
 
     async def _serve_partition(self, partition: int, woken: asyncio.Event) -> None:
         """Lead whenever no other relay does, until the stop."""
@@ -325,6 +386,8 @@ class Relay(AsyncCloseable):
         stands_by = False
         while True:  # once at least: waiting messages are sent even if the stop came first
             self._tasks.check_cancelled()
+            if not await self._wait_for_share(partition, woken):
+                return
             wait: float | None = min(STANDBY, self._lease / 3)
             try:
                 lead = await self._store.lead(partition, self._owner, lease=self._lease, above=above)
@@ -354,17 +417,21 @@ class Relay(AsyncCloseable):
             await pause(wait, self._stopping)
 
     async def _send_while_leading(self, lead: Lead, woken: asyncio.Event) -> None:
-        """Send until the stop, or until another relay leads."""
-        now = asyncio.get_running_loop().time
+        """Send until the stop, or until another relay leads or should lead."""
+        now = monotonic
         renew_at = now() + self._lease / 3
         failures = 0
         outcome = Outcome()
         has_asked = False  # the broker answered once: empty batches need not be sent to it any more
+        has_sent = False  # since the last rest
         owes_attempt = False  # rows were postponed; a stop waits for their next attempt
+        division = self._division
 
         async def renew() -> None:
             nonlocal renew_at
             self._tasks.check_cancelled()
+            if division is not None:
+                renew_at = max(renew_at, division.renewed_at(lead.partition) + self._lease / 3)
             if now() >= renew_at:
                 # If that fails, so does the next step, with LeadLost or Fenced.
                 await self._store.lead(lead.partition, self._owner, lease=self._lease)
@@ -374,6 +441,9 @@ class Relay(AsyncCloseable):
             while True:
                 await renew()
                 woken.clear()
+                if not self._is_wanted(lead.partition):
+                    await self._settle(lead, outcome)
+                    return
                 begun_at = now()
                 stopping = self._stopping.is_set()  # asked before taking: messages stored before a stop are sent
                 is_known = has_asked and not failures and isinstance(self._publisher, SequencedPublisher)
@@ -392,6 +462,9 @@ class Relay(AsyncCloseable):
                         return
                     if stopping:  # postponed rows get their next attempt still
                         await asyncio.sleep(LONGEST_REST)
+                    elif division is not None:
+                        await division.rest(lead, woken, has_sent=has_sent)
+                        has_sent = False
                     else:
                         await pause(min(POLL, max(0.0, renew_at - now())), woken)
                     continue
@@ -403,6 +476,7 @@ class Relay(AsyncCloseable):
                     failures = 0
                     outcome = answered
                     has_asked = True
+                    has_sent = has_sent or bool(rows)
                     owes_attempt = False
                     # With store and broker in memory no other await lets other tasks run.
                     await asyncio.sleep(0 if stopping or len(rows) >= BATCH else min(REST * busy, LONGEST_REST))

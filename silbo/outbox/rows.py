@@ -31,10 +31,13 @@ __all__ = [
     "OutboxStore",
     "Packed",
     "Quota",
+    "Roster",
     "Row",
     "SessionStore",
+    "SharedStore",
     "State",
     "UnreadableMessage",
+    "View",
     "has_to_wait",
     "mark_unreadable",
     "pack",
@@ -130,6 +133,34 @@ class Lead:
     owner: str
     epoch: int
     until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The relays that divide a store's partitions among them, and their leads.
+
+    Attributes:
+        relays: Their names, in the order in which they joined.
+        leads: The leads whose lease runs, by partition.
+    """
+
+    relays: Sequence[str]
+    leads: Mapping[int, Lead]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The state of a store that relays share, as one query tells it.
+
+    Attributes:
+        due: The partitions of the given leads in which rows are to be taken, or which another relay leads by now.
+        relays: The number of relays.
+        free: The number of partitions that no relay leads.
+    """
+
+    due: Collection[int]
+    relays: int
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +401,31 @@ class SessionStore(OutboxStore, Protocol):
         Raises:
             OutboxFull: the messages would go past the quota; nothing was stored.
         """
+        ...
+
+
+@runtime_checkable
+class SharedStore(OutboxStore, Protocol):
+    """A store whose partitions the relays of several hosts divide evenly. On another store one relay may lead them all."""
+
+    async def join(self, owner: str, *, lease: float, idle: Collection[int] = ()) -> Roster:
+        """Count a relay among those that divide the partitions, for ``lease`` seconds. Return all of them.
+
+        A lease that would end more than ``lease`` seconds from now, given by a clock that was ahead, is cut to them.
+
+        Args:
+            owner: Names the relay.
+            lease: Seconds.
+            idle: Partitions whose leases are renewed too, if this relay has them.
+        """
+        ...
+
+    async def leave(self, owner: str) -> None:
+        """Count a relay no longer among those that divide the partitions. Its leads stay."""
+        ...
+
+    async def look(self, leads: Collection[Lead]) -> View:
+        """Return the state of the partitions, and which of these leads have rows to take. Changes and locks nothing."""
         ...
 
 

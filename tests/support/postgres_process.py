@@ -1,7 +1,7 @@
 """A program on PostgreSQL and Redis. Run by the tests: ``python -m tests.support.postgres_process WHAT POSTGRES [REDIS PREFIX]``.
 
-host POSTGRES NAME               commits an order and its event until it gets a line on stdin; prints each after its commit
-relay POSTGRES REDIS PREFIX      sends until it is killed
+host POSTGRES NAME [PARTITIONS]  commits an order and its event until it gets a line on stdin; prints each after its commit
+relay POSTGRES REDIS PREFIX [LEASE]  sends until SIGTERM, or until it is killed
 consumer POSTGRES REDIS PREFIX   has an effect in the database for each event, until it is killed
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from contextlib import suppress
 from itertools import count
@@ -45,10 +46,10 @@ class Nowhere:
     async def aclose(self) -> None: ...
 
 
-async def host(engine: AsyncEngine, name: str) -> None:
+async def host(engine: AsyncEngine, name: str, partitions: str = "1") -> None:
     """The order and its event in one transaction, through the bridge."""
     sessions, dispatcher = async_sessionmaker(engine), AsyncEventDispatcher()
-    async with Outbox(SQLAlchemyStore(engine), Nowhere(), relay=False) as outbox:
+    async with Outbox(SQLAlchemyStore(engine), Nowhere(), relay=False, partitions=int(partitions)) as outbox:
         dispatcher.add_subscriber(Bridge(outbox))
         print("open", flush=True)
         numbers, told = count(1), asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
@@ -71,10 +72,11 @@ async def host(engine: AsyncEngine, name: str) -> None:
         await asyncio.gather(*map(lane, range(4)))
 
 
-async def relay(engine: AsyncEngine, redis: str, prefix: str) -> None:
+async def relay(engine: AsyncEngine, redis: str, prefix: str, lease: str = "1") -> None:
     async with Redis.from_url(redis) as client:
         streams = RedisStreams(client, app="shop", prefix=prefix, timeout=2)
-        async with Relay(SQLAlchemyStore(engine), streams, lease=1.0) as sending:
+        async with Relay(SQLAlchemyStore(engine), streams, lease=float(lease)) as sending:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sending.stop)
             print("open", flush=True)
             await sending.run()
 

@@ -285,7 +285,7 @@ class InSession:
 
     async def test_tables_are_made_once_by_many_at_a_time(self, engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
-            for table in ("silbo_outbox", "silbo_partition", "silbo_message", "silbo_inbox"):
+            for table in ("silbo_outbox", "silbo_partition", "silbo_relay", "silbo_message", "silbo_inbox"):
                 await connection.execute(text(f"DROP TABLE {table}"))
         stores = [SQLAlchemyStore(engine) for _ in range(4)]
         await asyncio.gather(*(store.create() for store in stores))

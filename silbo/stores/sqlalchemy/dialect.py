@@ -43,6 +43,7 @@ __all__ = [
     "is_in_no_state",
     "is_in_state",
     "is_refusal_of_data",
+    "limit_idling",
     "read_clock",
     "readable",
     "statement_time",
@@ -53,6 +54,8 @@ __all__ = [
 ]
 
 ZONED: Final[DateTime] = DateTime(timezone=True)
+FROZEN_AFTER_MS: Final = 5000
+"""Milliseconds after which PostgreSQL ends a relay's transaction that gets no further statement, and frees what it has locked."""
 FIRST_TIME: Final = datetime(2, 1, 1, tzinfo=UTC)
 LAST_TIME: Final = datetime(9998, 12, 31, tzinfo=UTC)
 NO_TIME: Final = datetime(1, 1, 2, tzinfo=UTC)
@@ -65,6 +68,16 @@ async def begin_writing(connection: AsyncConnection) -> None:
     """Begin an SQLite transaction that reads first with a write: it waits for its turn, and can't fail half-way."""
     if connection.dialect.name != "postgresql":
         await connection.execute(update(outbox).values(number=outbox.c.number))
+
+
+def limit_idling(dialect: Dialect) -> list[ColumnElement[Any]]:
+    """Return a column to select, by which PostgreSQL ends this transaction if its process is frozen in it; none on SQLite.
+
+    Without it other relays wait for the locks of a frozen one for as long as it is frozen. A column, to save the round trip.
+    """
+    if dialect.name != "postgresql":
+        return []
+    return [func.set_config("idle_in_transaction_session_timeout", str(FROZEN_AFTER_MS), True).label("idle_limit")]
 
 
 async def check_constraints(connection: AsyncConnection) -> None:

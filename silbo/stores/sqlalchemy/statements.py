@@ -15,16 +15,16 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Select,
+    and_,
     bindparam,
     case,
     delete,
-    exists,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
-    true,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,9 +39,11 @@ from silbo.outbox.rows import (
     Lead,
     OutboxStatus,
     Packed,
+    Roster,
     Row,
     State,
     UnreadableMessage,
+    View,
     has_to_wait,
     mark_unreadable,
     to_number,
@@ -54,6 +56,7 @@ from silbo.stores.sqlalchemy.dialect import (
     is_among,
     is_in_no_state,
     is_in_state,
+    limit_idling,
     read_clock,
     readable,
     statement_time,
@@ -62,7 +65,7 @@ from silbo.stores.sqlalchemy.dialect import (
     to_utc,
     without_locked_rows,
 )
-from silbo.stores.sqlalchemy.tables import message, outbox, partition
+from silbo.stores.sqlalchemy.tables import message, outbox, partition, relay
 from silbo.stores.sqlalchemy.urls import describe_url
 
 UNSENT: Final = ("pending", "sending")
@@ -176,7 +179,7 @@ class _Partition(NamedTuple):
 async def _lock_partition(connection: AsyncConnection, number: int) -> tuple[_Partition, datetime]:
     """Lock a partition's row until the end of the transaction. Return the row, and the database's time."""
     await begin_writing(connection)
-    columns = readable(connection, *partition.c)
+    columns = (*readable(connection, *partition.c), *limit_idling(connection.dialect))
     chosen = select(*columns, statement_time(connection.dialect).label("now")).where(partition.c.number == number)
     found = (await connection.execute(chosen.with_for_update())).one()
     row = _Partition(
@@ -228,57 +231,103 @@ async def resign(connection: AsyncConnection, lead: Lead) -> None:
     await connection.execute(update(partition).where(led).values(owner=None))
 
 
-async def has_due_rows(connection: AsyncConnection, lead: Lead) -> bool:
-    """Return True if ``take`` would return rows. Reads without a lock, because a relay asks four times a second.
+async def join(connection: AsyncConnection, owner: str, lease: float, idle: Collection[int], partitions: int) -> Roster:
+    """Count a relay among those that divide the partitions, and renew its idle leads. See ``SharedStore.join``."""
+    await begin_writing(connection)
+    now_and_limit = select(statement_time(connection.dialect), *limit_idling(connection.dialect))
+    now = to_utc(await connection.scalar(now_and_limit))
+    until = now + timedelta(seconds=lease)
+    counted = await connection.execute(update(relay).where(relay.c.owner == owner).values(until=until))
+    if not counted.rowcount:
+        await connection.execute(insert(relay).values(owner=owner, joined_at=now, until=until))
+    led = (partition.c.owner == owner) & partition.c.number.in_(idle)
+    await connection.execute(update(partition).where(or_(led, partition.c.until > until)).values(until=until))
+    rows = (await connection.execute(select(relay).order_by(relay.c.joined_at, relay.c.owner))).all()
+    ends = [to_utc(row.until) for row in rows]
+    if any(end > until for end in ends):  # by a clock that was ahead
+        await connection.execute(update(relay).where(relay.c.until > until).values(until=until))
+    if any(end <= now for end in ends):
+        gone = without_locked_rows(select(relay.c.owner).where(relay.c.until <= now), connection)
+        await connection.execute(delete(relay).where(relay.c.owner.in_(gone)))
+    return Roster(
+        relays=[row.owner for row, end in zip(rows, ends, strict=True) if end > now],
+        leads=await _select_leads(connection, partitions, now),
+    )
 
-    Raises:
-        LeadLost: another relay leads the partition.
+
+async def leave(connection: AsyncConnection, owner: str) -> None:
+    """Count a relay no longer among those that divide the partitions. See ``SharedStore.leave``."""
+    await connection.execute(delete(relay).where(relay.c.owner == owner))
+
+
+async def look(connection: AsyncConnection, leads: Collection[Lead], partitions: int) -> View:
+    """Return the state of the partitions, by one query without a lock, because relays ask often. See ``SharedStore.look``."""
+    now = statement_time(connection.dialect)
+    its_numbers = partition.c.number.in_([lead.partition for lead in leads])
+    has_strays = (select(message.c.id).where(each).correlate(partition).exists() for each in _find_strays(None))
+    relays = select(func.count()).select_from(relay).where(relay.c.until > now).scalar_subquery()
+    found = await connection.execute(
+        select(
+            *readable(connection, partition.c.number, partition.c.owner, partition.c.epoch, partition.c.until),
+            *(_read_first(connection, column, its_numbers) for column in _FIRST),
+            (its_numbers & or_(*has_strays)).label("has_strays"),
+            relays.label("relays"),
+            now.label("now"),
+        )
+        .select_from(partition)
+        .where(partition.c.number < partitions)
+    )
+    rows = found.all()
+    by_number = {lead.partition: lead for lead in leads}
+    return View(
+        due=[row.number for row in rows if row.number in by_number and _is_due(row, by_number[row.number])],
+        relays=rows[0].relays if rows else 0,
+        free=sum(row.owner is None or _to_end(row.until) <= to_utc(row.now) for row in rows),
+    )
+
+
+_FIRST: Final = (message.c.id, message.c.state_at, message.c.next_attempt_at)
+
+
+def _read_first(
+    connection: AsyncConnection, column: Column[Any], its_numbers: ColumnElement[bool]
+) -> ColumnElement[Any]:
+    """Return a column of the first message that waits in the partition of the row beside.
+
+    A subquery for each column reads one entry of an index; a join reads all messages, whenever PostgreSQL thinks that they are few.
     """
     first = (
-        select(*readable(connection, message.c.id, message.c.state_at, message.c.next_attempt_at))
-        .where(is_in_state(*UNSENT), message.c.partition == lead.partition)
+        select(*readable(connection, column))
+        .where(its_numbers, is_in_state(*UNSENT), message.c.partition == partition.c.number)
         .order_by(message.c.sequence, message.c.id)
         .limit(1)
-        .subquery()
     )
-    columns = (
-        *readable(connection, partition.c.owner, partition.c.epoch),
-        first.c.id,
-        first.c.state_at,
-        first.c.next_attempt_at,
-    )
-    found = (
-        await connection.execute(
-            select(
-                *columns,
-                statement_time(connection.dialect).label("now"),
-                or_(*(exists().where(each) for each in _find_strays(lead.partition))).label("has_strays"),
-            )
-            .select_from(partition.outerjoin(first, true()))
-            .where(partition.c.number == lead.partition)
-        )
-    ).one()
-    if (to_text(found.owner), to_number(found.epoch)) != (lead.owner, lead.epoch):
-        raise LeadLost(lead.partition, lead.epoch)
-    if found.has_strays:
+    return first.correlate(partition).scalar_subquery().label(column.name)
+
+
+def _is_due(row: Any, lead: Lead) -> bool:
+    """Return True if ``take`` would return rows of the lead's partition, or raise LeadLost."""
+    if row.has_strays or (to_text(row.owner), to_number(row.epoch)) != (lead.owner, lead.epoch):
         return True
-    state_at, next_attempt_at = to_time(found.state_at), to_time(found.next_attempt_at)
-    if found.id is None or not isinstance(state_at, datetime) or not isinstance(next_attempt_at, datetime):
-        return found.id is not None
-    return not has_to_wait(state_at, next_attempt_at, to_utc(found.now))
+    state_at, next_attempt_at = to_time(row.state_at), to_time(row.next_attempt_at)
+    if row.id is None or not isinstance(state_at, datetime) or not isinstance(next_attempt_at, datetime):
+        return row.id is not None
+    return not has_to_wait(state_at, next_attempt_at, to_utc(row.now))
 
 
-def _find_strays(number: int) -> list[ColumnElement[bool]]:
-    """Return conditions of messages that are to be put aside: an index answers each.
+def _find_strays(number: int | None) -> list[ColumnElement[bool]]:
+    """Return conditions of messages that are to be put aside: an index answers each. None is for the partition of the row beside.
 
     They are in a state that does not exist; the first partition also has those of partitions that do not exist. Something else was
     written into that column.
     """
-    strays: list[ColumnElement[bool]] = [is_in_no_state() & (message.c.partition == number)]
-    if number == 0:
+    its_number = partition.c.number if number is None else literal(number)
+    strays: list[ColumnElement[bool]] = [is_in_no_state() & (message.c.partition == its_number)]
+    if not number:
         partitions = select(outbox.c.partitions).scalar_subquery()
         outside = message.c.partition < 0, message.c.partition >= partitions
-        strays += [kind & each for kind in (is_in_state(*UNSENT), is_in_no_state()) for each in outside]
+        is_first = [its_number == 0] if number is None else []
+        strays += [and_(*is_first, kind, each) for kind in (is_in_state(*UNSENT), is_in_no_state()) for each in outside]
     return strays
 
 
@@ -427,11 +476,6 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
     )
     by_state: dict[Any, Any] = {to_text(row.state): row for row in found}
     waiting = [by_state[state] for state in UNSENT if state in by_state]
-    leads = await connection.execute(
-        select(*readable(connection, *partition.c))
-        .where(partition.c.owner.is_not(None), partition.c.number < partitions)
-        .order_by(partition.c.number)
-    )
 
     def find_first(column: str, rows: Iterable[Any]) -> datetime | None:
         times = (to_time(getattr(row, column)) for row in rows)
@@ -443,14 +487,24 @@ async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
         oldest_at=find_first("stored_at", waiting),
         oldest_sent_at=find_first("state_at", [by_state["sent"]] if "sent" in by_state else []),
         next_attempt_at=find_first("next_attempt_at", waiting),
-        leads={
-            row.number: Lead(
-                partition=row.number, owner=to_text(row.owner), epoch=to_number(row.epoch), until=_to_end(row.until)
-            )
-            for row in leads
-            if _to_end(row.until) > now
-        },
+        leads=await _select_leads(connection, partitions, now),
     )
+
+
+async def _select_leads(connection: AsyncConnection, partitions: int, now: datetime) -> dict[int, Lead]:
+    """Return the leads whose lease runs, by partition."""
+    leads = await connection.execute(
+        select(*readable(connection, *partition.c))
+        .where(partition.c.owner.is_not(None), partition.c.number < partitions)
+        .order_by(partition.c.number)
+    )
+    return {
+        row.number: Lead(
+            partition=row.number, owner=to_text(row.owner), epoch=to_number(row.epoch), until=_to_end(row.until)
+        )
+        for row in leads
+        if _to_end(row.until) > now
+    }
 
 
 async def rows(connection: AsyncConnection, state: State, after: int, limit: int, size: int) -> list[Row]:

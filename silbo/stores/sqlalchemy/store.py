@@ -17,14 +17,14 @@ from sqlalchemy.pool import StaticPool
 from silbo._loops import LoopBinding, describe_lookup
 from silbo._read_budget import ReadBudget
 from silbo.errors import DeliveryUnknown, MessageRefused, OutboxFull, SilboError, StoreInvalid, StoreUnavailable
-from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Row, State, unpack
+from silbo.outbox.rows import LEASE, NOTHING, Lead, OutboxStatus, Packed, Quota, Roster, Row, State, View, unpack
 from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
 from silbo.stores.sqlalchemy.dialect import begin_writing, check_constraints, is_refusal_of_data, read_clock
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
-from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition
+from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition, relay
 from silbo.stores.sqlalchemy.urls import describe_url
 
 __all__ = ["SQLAlchemyStore"]
@@ -89,7 +89,7 @@ class SQLAlchemyStore:
             StoreInvalid: also if tables are missing, or of another version; the text says what to do.
         """
         async with self._transaction() as connection:
-            await check_tables(connection, outbox, partition, message)
+            await check_tables(connection, outbox, partition, relay, message)
         if partitions is not None:
             await self._transact(sql.cut_leases, partitions, lease)
         self.id, self.partitions = await self._transact(sql.open_store, partitions)
@@ -215,11 +215,23 @@ class SQLAlchemyStore:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
         await self._transact(sql.resign, lead)
 
+    async def join(self, owner: str, *, lease: float, idle: Collection[int] = ()) -> Roster:
+        """See :class:`~silbo.outbox.rows.SharedStore`."""
+        return await self._transact(sql.join, owner, lease, idle, self.partitions)
+
+    async def leave(self, owner: str) -> None:
+        """See :class:`~silbo.outbox.rows.SharedStore`."""
+        await self._transact(sql.leave, owner)
+
+    async def look(self, leads: Collection[Lead]) -> View:
+        """See :class:`~silbo.outbox.rows.SharedStore`."""
+        return await self._transact(sql.look, leads, self.partitions)
+
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        if not sent and not dead and not await self._transact(sql.has_due_rows, lead):
+        if not sent and not dead and not (await self.look([lead])).due:
             return ()
         begun_at = time.monotonic()
         try:

@@ -36,6 +36,7 @@ __all__ = [
     "metadata",
     "outbox",
     "partition",
+    "relay",
 ]
 
 ADVISORY_LOCKS: Final = 0x73696C62
@@ -66,6 +67,14 @@ partition: Final[Table] = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("until", DateTime(timezone=True), comment="the end of the owner's lease"),
     Column("sequence", BigInteger, nullable=False, comment="the last that was given"),
+)
+
+relay: Final[Table] = Table(
+    "silbo_relay",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("joined_at", DateTime(timezone=True), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False, comment="counts no longer after this time"),
 )
 
 message: Final[Table] = Table(
