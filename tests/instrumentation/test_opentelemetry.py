@@ -36,6 +36,7 @@ from silbo import (
     Plugin,
     Plugins,
     Publishing,
+    RelayedBatch,
     Route,
     receive,
     set_header,
@@ -555,6 +556,32 @@ def test_an_attempt_after_another_consumer_s_links(traces: Traces) -> None:
         assert (traces.spans[-1].parent is not None) is has_parent and linked(traces.spans[-1]) == [int(SPAN, 16)]
 
 
+def test_attempts_and_links_without_number_are_not_kept(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another consumer settles most of the attempts that have failed here, and a batch may have thousands of messages."""
+    monkeypatch.setattr(instrumentation, "REMEMBERED", 2)
+    monkeypatch.setattr(instrumentation, "LINKS", 2)
+    spans = instrumentation._Spans(traces.provider.get_tracer("x"), DeclaredNames(), None, baggage=False)
+    broker = MemoryBroker("other")
+    for number in range(5):
+        attempt = Attempt(
+            delivery=Delivery(b"", "events", JSON, str(number), attempt=1),
+            name=JOINED,
+            message_id=str(number),
+            headers={},
+            number=1,
+            subscription=broker.group("billing", start="new"),
+            pause=None,
+        )
+        spans.before_attempt(attempt)
+        attempt.outcome, attempt.error = "failed", LookupError()
+        spans.after_attempt(attempt)
+    assert [at for _, at in spans._failed] == ["3", "4"]
+    batch = RelayedBatch(messages=[with_headers(at, traceparent=TRACEPARENT) for at in range(5)], publisher=broker)
+    spans.before_relay(batch)
+    spans.after_relay(batch)
+    assert len(traces.one("relay").links) == 2
+
+
 async def test_a_dead_letter_has_a_span_below_its_last_attempt(d: AsyncEventDispatcher, traces: Traces) -> None:
     """One that never was a message has none to stand below, and no link."""
     broker, done = MemoryBroker("other"), asyncio.Event()
@@ -579,6 +606,9 @@ async def test_a_dead_letter_has_a_span_below_its_last_attempt(d: AsyncEventDisp
     assert attributes(bury)["error.type"] == "LookupError" and attributes(bury)["messaging.operation.type"] == "settle"
     assert attributes(bury)["messaging.consumer.group.name"] == "billing"
     assert malformed.parent is None and not malformed.links
+    assert not any("as told" in span.to_json() for span in (attempt, bury)), (
+        "an error's text may hold something of a payload"
+    )
     assert [attributes(span)["silbo.attempt"] for span in (bury, malformed)] == [1, 0], "as the dead letters say it"
 
 
