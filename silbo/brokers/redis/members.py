@@ -129,6 +129,9 @@ def _weigh(member: str, shard: int) -> bytes:
 # -- the member ---------------------------------------------------------------------------------------------
 
 
+_NEVER: Final = float("inf")
+
+
 class _State(Enum):
     LED = auto()
     STOPPING = auto()
@@ -141,8 +144,8 @@ class _Lease:
 
     epoch: int
     renewed_at: float  # when the call was sent that took or renewed it
-    ask_at: float  # the next renewal; or the next release, after a lost one
-    stop_until: float = float("inf")
+    ask_at: float  # the next renewal or, once it is drained, release; never while that is under way
+    stop_until: float = _NEVER
     state: _State = _State.LED
 
 
@@ -167,11 +170,11 @@ class Membership:
         self._leases: dict[int, _Lease] = {}
         self._members: frozenset[str] = frozenset()
         self._mine: frozenset[int] = frozenset()  # the shards that are assigned to this member
-        self._suspects: frozenset[str] = frozenset()  # members that were silent for too long in the last reply
+        self._trust_at = float("-inf")  # before, a silent member is not taken for dead
         self._known_at = float("-inf")  # when the call was sent whose reply told the members
         self._beat_at = float("-inf")
         self._take_at: dict[int, float] = {}
-        self._in_flight: dict[Command, float] = {}  # when each call was sent
+        self._sent_at: dict[Command, float] = {}  # when each call was sent that is under way
         self._leaves = False
         self._has_left = False
 
@@ -183,7 +186,7 @@ class Membership:
     @property
     def is_over(self) -> bool:
         """True if the member has left and has given everything away."""
-        return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._in_flight)
+        return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._sent_at)
 
     def may_begin(self, shard: int, epoch: int, now: float) -> bool:
         """Return True if a delivery of this epoch may be begun: as far as this member knows, its lease is not over.
@@ -202,67 +205,69 @@ class Membership:
     def step(self, now: float) -> list[Command]:
         """Return what to do now. A call without its reply is not given out again."""
         commands: list[Command] = []
-        if now >= self._beat_at and not self._has_left:
+        if now >= self._beat_at:
+            self._beat_at = _NEVER
             commands.append(Beat(self._leaves))
         for shard, lease in self._leases.items():
             if lease.state is _State.LED and (self._leaves or shard not in self._mine):
                 lease.state = _State.STOPPING
                 lease.stop_until = now + self._drain
                 commands.append(Stop(shard, lease.epoch))
-            elif lease.state is _State.STOPPING and now >= lease.stop_until:
+            elif now >= lease.stop_until:
                 self.note_drained(shard, lease.epoch)
                 commands.append(Drop(shard, lease.epoch))
-            if lease.state is _State.DRAINED:
-                if now >= lease.ask_at:
-                    commands.append(Release(shard, lease.epoch))
-            elif now >= lease.ask_at:
-                commands.append(Renew(shard, lease.epoch))
-        if not self._leaves and now < self._known_at + self._lease:
-            free = sorted(self._mine - self._leases.keys())
-            commands += [Take(shard) for shard in free if now >= self._take_at.get(shard, now)]
-        new = [command for command in commands if command not in self._in_flight]
-        self._in_flight.update({command: now for command in new if not isinstance(command, Stop | Drop)})
-        return new
+            if now >= lease.ask_at:
+                lease.ask_at = _NEVER
+                commands.append((Release if lease.state is _State.DRAINED else Renew)(shard, lease.epoch))
+        for shard in self._find_free(now):
+            if now >= self._take_at.get(shard, now):
+                self._take_at[shard] = _NEVER
+                commands.append(Take(shard))
+        self._sent_at.update({command: now for command in commands if not isinstance(command, Stop | Drop)})
+        return commands
 
     def wake_at(self, now: float) -> float:
         """Return the time of the next :meth:`step`, if no reply comes before."""
-        times = [self._beat_at if Beat(self._leaves) not in self._in_flight and not self._has_left else float("inf")]
-        for shard, lease in self._leases.items():
-            call: Command = (Release if lease.state is _State.DRAINED else Renew)(shard, lease.epoch)
-            times.append(float("inf") if call in self._in_flight else lease.ask_at)
-            times.append(lease.stop_until if lease.state is _State.STOPPING else float("inf"))
-        if not self._leaves and now < self._known_at + self._lease:
-            free = [shard for shard in self._mine - self._leases.keys() if Take(shard) not in self._in_flight]
-            times += [self._take_at.get(shard, now) for shard in free]
+        times = [self._beat_at]
+        times += [min(lease.ask_at, lease.stop_until) for lease in self._leases.values()]
+        times += [self._take_at.get(shard, now) for shard in self._find_free(now)]
         return min(times)
+
+    def _find_free(self, now: float) -> list[int]:
+        """Return the shards to take: none if the members are not known well enough."""
+        if self._leaves or now >= self._known_at + self._lease:
+            return []
+        return [shard for shard in self._mine if shard not in self._leases]
 
     # -- what happened --------------------------------------------------------------------------------------
 
     def note_beat(self, command: Beat, ages: Mapping[str, float], now: float) -> None:
         """Note the members by the seconds since their last beat, as Redis has seen them.
 
-        A member that is not named has left. One that has been silent for a lease is dead if it is still silent a moment later:
-        after Redis was frozen all but the first look silent.
+        A member that is not named has left; one that has been silent for a lease is dead. But after this member's own beats
+        failed for a while, perhaps all failed, and the others need a moment to be heard again.
         """
-        sent_at = self._in_flight.pop(command)
+        sent_at = self._sent_at.pop(command)
         if command.leaves:
             self._has_left = True
             return
-        silent = frozenset(member for member, age in ages.items() if age >= self._lease)
-        self._beat_at = sent_at + (TAKE_EVERY if silent - self._suspects else BEAT_EVERY)
+        if not self._leaves:
+            self._beat_at = sent_at + BEAT_EVERY
+        if sent_at - self._known_at > self._lease / 3:
+            self._trust_at = now + self._lease / 2
         self._known_at = sent_at
-        members = frozenset(ages) - (silent & self._suspects)
-        self._suspects = silent
+        members = frozenset(member for member, age in ages.items() if age < self._lease or now < self._trust_at)
         if members != self._members:
             self._members = members
             assigned = assign(members, self._shards)
             self._mine = frozenset(shard for shard, member in assigned.items() if member == self._member)
-            self._take_at.clear()
+            self._take_at = {shard: at for shard, at in self._take_at.items() if at == _NEVER}
 
     def note_taken(self, command: Take, epoch: int, wait: float, now: float) -> list[Command]:
         """Note the reply to a :class:`Take`."""
-        sent_at = self._in_flight.pop(command)
+        sent_at = self._sent_at.pop(command)
         if epoch:
+            del self._take_at[command.shard]
             self._leases[command.shard] = _Lease(epoch, sent_at, sent_at + self._lease / 3)
             return [Read(command.shard, epoch)]
         self._take_at[command.shard] = now + min(wait, TAKE_EVERY)
@@ -270,45 +275,51 @@ class Membership:
 
     def note_renewed(self, command: Renew, is_leading: bool) -> list[Command]:
         """Note the reply to a :class:`Renew`."""
-        sent_at = self._in_flight.pop(command)
+        sent_at = self._sent_at.pop(command)
         if not is_leading:
             return self.note_fenced(command.shard, command.epoch)
         lease = self._find(command.shard, command.epoch)
         if lease is not None:
             lease.renewed_at = sent_at
-            lease.ask_at = float("-inf") if lease.state is _State.DRAINED else sent_at + self._lease / 3
+            if lease.state is not _State.DRAINED:
+                lease.ask_at = sent_at + self._lease / 3
         return []
 
     def note_released(self, command: Release) -> None:
         """Note the reply to a :class:`Release`."""
-        del self._in_flight[command]
+        del self._sent_at[command]
         if self._find(command.shard, command.epoch) is not None:
             del self._leases[command.shard]
 
     def note_lost(self, command: Command, now: float) -> None:
         """Note that a call got no reply: it may have been carried out. It is given out again soon."""
-        del self._in_flight[command]
+        del self._sent_at[command]
         again_at = now + TAKE_EVERY
         if isinstance(command, Beat):
-            self._beat_at = again_at
+            if command.leaves is self._leaves:
+                self._beat_at = again_at
         elif isinstance(command, Take):
             self._take_at[command.shard] = again_at
-        elif (lease := self._find(command.shard, command.epoch)) is not None:
-            lease.ask_at = again_at
+        else:
+            lease = self._find(command.shard, command.epoch)
+            if lease is not None and (isinstance(command, Release) or lease.state is not _State.DRAINED):
+                lease.ask_at = again_at
 
     def note_drained(self, shard: int, epoch: int) -> None:
         """Note that nothing of a stopped shard is in hand any more."""
         lease = self._find(shard, epoch)
         if lease is not None and lease.state is _State.STOPPING:
             lease.state = _State.DRAINED
+            lease.stop_until = _NEVER
             lease.ask_at = float("-inf")
 
     def note_fenced(self, shard: int, epoch: int) -> list[Command]:
         """Note that a script refused this epoch: another member leads the shard, or nobody does."""
-        if self._find(shard, epoch) is None:
+        lease = self._find(shard, epoch)
+        if lease is None:
             return []
         del self._leases[shard]
-        return [Drop(shard, epoch)]
+        return [] if lease.state is _State.DRAINED else [Drop(shard, epoch)]
 
     def _find(self, shard: int, epoch: int) -> _Lease | None:
         lease = self._leases.get(shard)
