@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from silbo.dispatch.observers import Call, Dispatch, Outcome
     from silbo.dispatch.options import Listener
 
-__all__ = ["NotCalled", "Traced", "TracedListener", "describe_error", "describe_event", "shorten", "trace_dispatch"]
+__all__ = ["NotCalled", "Traced", "TracedListener", "describe_event", "shorten", "trace_dispatch"]
 
 SHOWN: Final = 200
 """The most characters of an event, a payload or an error in one line."""
@@ -122,7 +122,7 @@ def _trace_call(call: Call) -> TracedListener:
         began=call.began - call.dispatch.began,
         duration=call.duration,
         waited=call.waited,
-        error="" if call.error is None else describe_error(call.error),
+        error="" if call.error is None else _describe_error(call.error),
     )
 
 
@@ -180,7 +180,7 @@ def _list_attributes(event: object) -> str:
     return f"{type(event).__qualname__}({', '.join(shown)})"
 
 
-def describe_error(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Return the class and the text of an error, on one line."""
     text = shorten(error, str)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

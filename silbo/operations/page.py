@@ -1,4 +1,7 @@
-"""The overview of a host as one HTML page, which stands alone: no script, and nothing from elsewhere."""
+"""The overview of a host as one HTML page, which stands alone: no script, and nothing from elsewhere.
+
+One file, for the page is one: each section is a few short functions, made of the parts that all of them have.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The plugins of a host: loaded, limited, watched, reloaded and unloaded."""
+"""The plugins of a host: loaded, limited, watched, reloaded and unloaded.
+
+One file, for each of these waits for the others: a reload is a set-up and a tear-down under the same lock.
+"""
 
 from __future__ import annotations
 
