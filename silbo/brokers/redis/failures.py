@@ -24,6 +24,8 @@ _OF_SERVER: Final = frozenset(
         "UNKILLABLE",
     }
 )
+# Errors of a cluster whose slots move, or one of whose masters is away. A read that waits gets UNBLOCKED when its node is demoted.
+_ELSEWHERE: Final = frozenset({"ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN", "UNBLOCKED"})
 _find_hidden_code = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ").match
 
 
@@ -45,6 +47,11 @@ class Refused(Exception):
     def is_demotion(self) -> bool:
         """True if the server takes no writes any more: a new connection may lead to the new master."""
         return self.code in ("READONLY", "MASTERDOWN")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if another node of the cluster serves the keys, or will in a moment."""
+        return self.code in _ELSEWHERE
 
     @property
     def is_of_server(self) -> bool:

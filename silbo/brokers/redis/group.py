@@ -7,11 +7,13 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
+
+from redis.asyncio import RedisCluster
 
 from silbo._loops import LoopBinding
 from silbo._process import name_process
@@ -22,7 +24,7 @@ from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, de
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.lag import read_lag
-from silbo.brokers.redis.nodes import connect_to
+from silbo.brokers.redis.nodes import connect_to, doubt_node
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key, build_trim
 from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
@@ -82,12 +84,14 @@ class StreamGroup:
     claim_after: float
     retain: float | None
 
-    async def open(self) -> StreamReceiver:
+    async def open(self) -> StreamReceiver | SideBySide:
         """Connect, and make the group if it does not exist.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
         """
+        if len(self.keys) > 1 and isinstance(self.client, RedisCluster):  # a read names keys of one slot
+            return await self.open_side_by_side()
         receiver = StreamReceiver(self)
         await receiver.open()
         return receiver
@@ -264,8 +268,11 @@ class StreamReceiver:
         if not self._is_open:
             await self._open()
         if not self._ready:
-            async with self._connected("read from") as connection:
-                await self._read(connection, limit)
+            await self._follow(lambda: self._fetch_new(limit))
+
+    async def _fetch_new(self, limit: int) -> None:
+        async with self._connected("read from") as connection:
+            await self._read(connection, limit)
 
     def take(self, limit: int) -> list[Delivery | Batch | Gap]:
         """Return at most ``limit`` of the items that were fetched, and that are still this consumer's."""
@@ -348,6 +355,10 @@ class StreamReceiver:
             await self._open()
 
     async def _open(self) -> None:
+        await self._follow(self._make_groups)
+        self._is_open = True
+
+    async def _make_groups(self) -> None:
         start = self._description.start
         async with self._connected("open a group at") as connection:
             for key in self._upkeep:
@@ -363,7 +374,28 @@ class StreamReceiver:
                     group = _to_mapping(row)
                     if group[b"name"] == self._group:
                         self._last_given[key] = group[b"last-delivered-id"].decode()
-        self._is_open = True
+
+    async def _follow(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call; in a cluster again, for at most ``timeout`` seconds, while the stream is on its way to another node.
+
+        Raises:
+            BrokerUnavailable: as the call does.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout
+        attempt = 0
+        while True:
+            try:
+                await call()
+                return
+            except BrokerUnavailable as error:
+                attempt += 1
+                delay = RECONNECT.delay(attempt) or 0
+                is_elsewhere = isinstance(error.__cause__, Refused) and error.__cause__.is_elsewhere
+                is_followed = is_elsewhere and isinstance(self._description.client, RedisCluster)
+                if not is_followed or loop.time() + delay >= until:
+                    raise
+            await asyncio.sleep(delay)
 
     @asynccontextmanager
     async def _connected(self, what: str) -> AsyncGenerator[Connection]:
@@ -384,6 +416,7 @@ class StreamReceiver:
         except (Lost, Refused, TimeoutError) as error:
             trouble = find_trouble(self._description.client) if self._connection is None else ""
             await self._drop()
+            doubt_node(self._description.client, self._description.keys[0].encode())
             why = str(error) or trouble or f"no answer within {self._timeout:g} s"
             raise BrokerUnavailable(f"can't {what} {self._server}: {why}") from error
         except BaseException:

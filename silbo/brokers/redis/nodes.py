@@ -12,7 +12,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, connect, open_connection
 
-__all__ = ["Address", "ClusterNodes", "connect_to", "nodes_of"]
+__all__ = ["Address", "ClusterNodes", "connect_to", "doubt_node", "nodes_of"]
 
 Address: TypeAlias = "tuple[str, int]"
 """The host and the port of a node."""
@@ -92,6 +92,11 @@ class ClusterNodes:
         """Note that the node was in trouble: another one may serve its slots by now."""
         self._doubted.add(address)
 
+    def doubt_key(self, key: bytes) -> None:
+        """Note that the node that serves the key was in trouble."""
+        if self._served_by and (address := self._served_by[key_slot(key)]) is not None:
+            self.doubt(address)
+
     def follow(self, refusal: Refused, answered_by: Address) -> Address | None:
         """Return the node to which a MOVED or ASK leads; None if the answer does not name it. Note a slot that has moved."""
         code, slot, where = str(refusal).split(" ")[:3]
@@ -156,6 +161,12 @@ def nodes_of(client: RedisCluster) -> ClusterNodes:
     if nodes is None:
         nodes = _NODES[client] = ClusterNodes(client)
     return nodes
+
+
+def doubt_node(client: Client, key: bytes) -> None:
+    """Note that a connection of :func:`connect_to` was in trouble: the next one may lead to another node."""
+    if isinstance(client, RedisCluster):
+        nodes_of(client).doubt_key(key)
 
 
 async def connect_to(client: Client, key: bytes | None) -> Connection:
