@@ -66,6 +66,8 @@ _DROPPED: Final = frozenset(
         "oss_cluster_maint_notifications_handler",
     }
 )
+# Answers of a cluster's node that lead to another node, or that a single server never gives.
+_OF_CLUSTER: Final = frozenset({"ASK", "CLUSTERDOWN", "CROSSSLOT", "MOVED", "TRYAGAIN"})
 # Errors of a server that is not ready yet.
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 
@@ -127,11 +129,14 @@ async def connect(client: Redis) -> Connection:
     return await open_connection(pool.connection_class, pool.connection_kwargs)
 
 
-async def open_connection(connection_class: Any, settings: Mapping[str, Any]) -> Connection:
-    """Return a new connection of this class of redis-py's, with the user's settings: see :func:`connect`."""
+async def open_connection(connection_class: Any, settings: Mapping[str, Any], *, is_node: bool = False) -> Connection:
+    """Return a new connection of this class of redis-py's, with the user's settings: see :func:`connect`.
+
+    With ``is_node`` it is one to a node of a cluster, for a caller that follows MOVED and ASK.
+    """
     kept = {name: value for name, value in settings.items() if name not in _DROPPED}
     kept |= _OVERRIDDEN | {"retry": Retry(NoBackoff(), 0)}
-    connection = Connection(connection_class(**kept))
+    connection = Connection(connection_class(**kept), is_node=is_node)
     try:
         await connection.open()
     except BaseException:
@@ -146,8 +151,9 @@ class Connection:
     Drop it after :class:`Lost`, and after a command whose reply was not read: the next command would get that reply.
     """
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, *, is_node: bool = False) -> None:
         self._connection = connection
+        self._is_node = is_node
         self._transport: asyncio.WriteTransport | None = None
         self._progress: Progress | None = None
         self._replies: ReplyStream | None = None
@@ -214,7 +220,10 @@ class Connection:
         try:
             return await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
         except (RedisError, OSError) as error:
-            raise _find_refusal(error) or Lost(str(error) or repr(error)) from error
+            refusal = _find_refusal(error)
+            if refusal is not None and not self._is_node and refusal.code in _OF_CLUSTER:
+                refusal = Refused(f"{refusal} (this is a node of a Redis Cluster: give redis.asyncio.RedisCluster)")
+            raise refusal or Lost(str(error) or repr(error)) from error
 
     async def read_all(self, limit: int, wait: float) -> list[Any]:
         """Return the replies that have come, at most ``limit``; wait for the first of them, up to so many seconds.

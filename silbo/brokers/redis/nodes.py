@@ -83,7 +83,9 @@ class ClusterNodes:
         """Return a new connection to a node: see :func:`~silbo.brokers.redis.connection.connect`."""
         host, port = address
         try:
-            return await open_connection(self._connection_class, self._settings | {"host": host, "port": port})
+            return await open_connection(
+                self._connection_class, self._settings | {"host": host, "port": port}, is_node=True
+            )
         except BaseException:  # also a caller's time limit: a frozen node
             self.doubt(address)
             raise

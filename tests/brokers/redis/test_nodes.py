@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from redis import Redis as SyncRedis
-from redis.asyncio import RedisCluster
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode as Startup
 from redis.cluster import LoadBalancingStrategy
 from redis.cluster import RedisCluster as SyncRedisCluster
@@ -22,7 +22,7 @@ from silbo.brokers.redis.failures import Lost, Unreached
 from silbo.brokers.redis.nodes import connect_to, nodes_of
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
-from tests.support.redis_streams import eventually
+from tests.support.redis_streams import eventually, message, opened
 from tools.redis_cluster import ClusterNode, ClusterServers
 from tools.redis_server import RedisServer
 
@@ -231,3 +231,19 @@ async def test_cluster_client_at_a_single_server_says_so(prefix: str) -> None:
         async with calls_at(RedisCluster.from_url(server.url)) as calls:
             with pytest.raises(BrokerUnavailable, match="cluster support disabled"):
                 await calls.run(add(prefix.encode(), b"1"))
+
+
+async def test_plain_client_at_a_node_says_so(cluster: ClusterServers, prefix: str) -> None:
+    """For MOVED, and for keys in several slots."""
+    keys = keys_of_each_node(cluster, prefix)
+    async with Redis(port=cluster.nodes[0].port) as client, calls_at(client) as calls:
+        for call in (add(keys[1], b"1"), ScriptCall.of(ADD_AND_COUNT, keys[:2])):
+            with pytest.raises(BrokerUnavailable, match=r"(MOVED|CROSSSLOT).*give redis\.asyncio\.RedisCluster"):
+                await calls.run(call)
+        async with RedisStreams(client, app="web", prefix=prefix) as streams:
+            address = keys[1].decode().partition("{")[2].removesuffix("}")
+            with pytest.raises(BrokerUnavailable, match=r"give redis\.asyncio\.RedisCluster"):
+                await streams.publish(message(1, to=address))
+            with pytest.raises(BrokerUnavailable, match=r"give redis\.asyncio\.RedisCluster"):
+                async with opened(streams.group("g", start="oldest", streams=[address])):
+                    pass
