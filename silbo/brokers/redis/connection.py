@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from silbo._loops import describe_lookup
 from silbo.brokers.redis.failures import Lost, Refused
-from silbo.brokers.redis.incoming import Progress, ReplyStream
+from silbo.brokers.redis.incoming import Progress, ReplyStream, wait_for_news
 
 __all__ = [
     "Client",
@@ -28,6 +28,7 @@ __all__ = [
     "find_trouble",
     "open_connection",
     "pack_words",
+    "wait_for_any",
 ]
 
 Client: TypeAlias = Redis | RedisCluster
@@ -35,6 +36,9 @@ Client: TypeAlias = Redis | RedisCluster
 
 CLOSE_WITHIN: Final = 1.0
 """A connection gets 1 second to close in good order; then it is dropped."""
+
+LOOK_EVERY: Final = 0.02
+"""A connection that can't be waited for is looked at every 0.02 seconds."""
 
 # Settings that differ from the user's. A socket timeout would bring asyncio.wait_for into play, which swallows
 # cancellations on Python 3.11, and redis-py's retries would outlast deadlines: the callers here do both themselves.
@@ -235,7 +239,7 @@ class Connection:
         stream = self._replies
         if stream is not None:
             ends_at: float | None = None
-            while not (replies := stream.take(limit)):
+            while not (replies := stream.take(limit)) and wait > 0:
                 now = asyncio.get_running_loop().time()
                 if ends_at is None:
                     ends_at = now + wait
@@ -268,6 +272,11 @@ class Connection:
             assert isinstance(protocol, asyncio.Protocol)
             self._progress = self._replies = ReplyStream(protocol, transport)
             transport.set_protocol(self._replies)
+
+    @property
+    def replies(self) -> ReplyStream | None:
+        """The stream of replies; None before :meth:`stream_replies`, or without a transport."""
+        return self._replies
 
     @property
     def heard_at(self) -> float:
@@ -325,6 +334,14 @@ class Connection:
     def _current_transport(self) -> asyncio.WriteTransport | None:
         writer: asyncio.StreamWriter | None = getattr(self._connection, "_writer", None)  # redis-py offers no abort
         return None if writer is None else writer.transport
+
+
+async def wait_for_any(connections: Sequence[Connection], seconds: float) -> None:
+    """Wait until something comes over one of the connections, which stream their replies; at most so many seconds."""
+    streams = [connection.replies for connection in connections]
+    known = [stream for stream in streams if stream is not None]
+    # One without a transport can't be waited for beside others.
+    await wait_for_news(known, seconds if len(known) == len(streams) else min(seconds, LOOK_EVERY))
 
 
 def _find_refusal(error: BaseException) -> Refused | None:

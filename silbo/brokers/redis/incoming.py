@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import hiredis
 
 from silbo.brokers.redis.failures import Lost, Refused
 
-__all__ = ["Progress", "ReplyStream"]
+__all__ = ["Progress", "ReplyStream", "wait_for_news"]
 
 MOST_UNREAD: Final = 1 << 18
 """Bytes of replies that wait to be taken; with more, Redis has to wait."""
@@ -135,15 +136,16 @@ class ReplyStream(Progress):
 
     async def wait(self, seconds: float) -> None:
         """Wait until bytes come or the connection ends, at most so many seconds."""
-        if self._has_news or self._ended is not None:
-            return
-        waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, _set, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
+        await wait_for_news([self], seconds)
+
+    @property
+    def has_news(self) -> bool:
+        """True if bytes have come since replies were last looked for in vain, or if the connection has ended."""
+        return self._has_news or self._ended is not None
+
+    def wake(self, waiter: asyncio.Future[None] | None) -> None:
+        """Set this waiter when bytes come or the connection ends."""
+        self._waiter = waiter
 
     def _note_all_taken(self) -> None:
         """Let Redis send on: there is no complete reply left, and perhaps a part of a large one."""
@@ -161,6 +163,23 @@ class ReplyStream(Progress):
         self._has_news = True
         if self._waiter is not None:
             _set(self._waiter)
+
+
+async def wait_for_news(streams: Sequence[ReplyStream], seconds: float) -> None:
+    """Wait until bytes come over one of the connections, or one ends, at most so many seconds."""
+    if any(stream.has_news for stream in streams):
+        return
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    timer = loop.call_later(seconds, _set, waiter)
+    for stream in streams:
+        stream.wake(waiter)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        for stream in streams:
+            stream.wake(None)
 
 
 def _set(waiter: asyncio.Future[None]) -> None:

@@ -25,7 +25,8 @@ from silbo.brokers.redis.connection import (
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, RedisSender
-from silbo.errors import BrokerUnavailable, Gap
+from silbo.brokers.redis.sharded_channels import ShardedReceiver, ShardedSender
+from silbo.errors import BrokerUnavailable, Gap, NameInvalid
 from silbo.message import Batch, Delivery, Format, Message, own_origin
 from silbo.names import compile_pattern
 from silbo.protocols import Promises
@@ -57,9 +58,12 @@ class RedisPubSub(AsyncCloseable):
         format: Encodes messages as bytes, and names the channels.
         timeout: Seconds in which a publish returns or raises. After one was missed, further publishes fail at once
             until Redis answers again.
+        sharded: Use Redis's sharded channels (Redis 7 and later): in a cluster each is at one node, and no message goes to
+            the others. They have no patterns: subscriptions name each event. The programs on both sides say the same.
 
     Raises:
         AddressInvalid: the app or the prefix is not a valid name.
+        ValueError: the format's channels do not tell the names, as sharded channels need.
     """
 
     promises: Final = Promises(keeps=False)
@@ -72,14 +76,26 @@ class RedisPubSub(AsyncCloseable):
         prefix: str = "silbo",
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
+        sharded: bool = False,
     ) -> None:
+        if sharded and format.names == "class":
+            raise ValueError(
+                "sharded channels have no patterns, and the channels of this format do not tell the event's name"
+            )
+        self._sharded = sharded
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
         self.format: Final = format
         self._timeout = timeout
-        publish = BatchScript(PUBLISH, arguments_each=2)
-        self._sender = RedisSender(client, publish, self._encode, timeout=timeout, owner="RedisPubSub")
+        self._sender: RedisSender | ShardedSender
+        if sharded:
+            self._sender = ShardedSender(
+                client, "channel", self._encode, find_key=self._find_key, timeout=timeout, owner="RedisPubSub"
+            )
+        else:
+            publish = BatchScript(PUBLISH, arguments_each=2)
+            self._sender = RedisSender(client, publish, self._encode, timeout=timeout, owner="RedisPubSub")
 
     async def publish(self, *messages: Message) -> None:
         """Send the messages, in this order.
@@ -100,9 +116,16 @@ class RedisPubSub(AsyncCloseable):
             channels: Addresses that routes chose (``Route(..., to="orders")``): all messages there, of any name.
 
         Raises:
-            NameInvalid: a pattern has a ``*`` that is not a whole segment.
+            NameInvalid: a pattern has a ``*`` that is not a whole segment. With sharded channels: there is a pattern, or
+                neither a name nor a channel.
             AddressInvalid: a channel is not an address.
         """
+        if self._sharded:
+            for name in patterns or (() if channels else ("**",)):
+                if set(name) & set("*?[]\\"):
+                    raise NameInvalid(
+                        name, "sharded channels have no patterns: name each event, or leave out sharded=True"
+                    )
         for pattern in patterns:
             compile_pattern(pattern)
         return PubSubSubscription(
@@ -113,6 +136,7 @@ class RedisPubSub(AsyncCloseable):
             timeout=self._timeout,
             patterns=tuple(map(str, patterns)) or (() if channels else ("**",)),
             channels=tuple(check_address(channel, "a channel") for channel in channels),
+            sharded=self._sharded,
         )
 
     def address_of(self, message: Message) -> str:
@@ -128,6 +152,9 @@ class RedisPubSub(AsyncCloseable):
             LoopConflict: another event loop uses this broker; it stays open.
         """
         await self._sender.aclose()
+
+    def _find_key(self, message: Message) -> bytes:
+        return self.format.channel(message, self._prefix).encode()
 
     def _encode(self, message: Message) -> bytes:
         raw = self.format.encode(message, own_origin(self.app))
@@ -149,18 +176,23 @@ class PubSubSubscription:
     timeout: float
     patterns: tuple[str, ...]
     channels: tuple[str, ...]
+    sharded: bool = False
 
     @property
     def name(self) -> str:
         """Empty: Pub/Sub has no groups."""
         return ""
 
-    async def open(self) -> _PubSubReceiver:
+    async def open(self) -> _PubSubReceiver | ShardedReceiver:
         """Subscribe; return when Redis has confirmed every subscription.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
         """
+        if self.sharded:
+            sharded = ShardedReceiver(self.client, _ChannelFilter(self).channels, self.format, self.timeout)
+            await sharded.open()
+            return sharded
         receiver = _PubSubReceiver(self)
         await receiver.subscribe()
         return receiver

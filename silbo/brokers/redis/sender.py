@@ -1,18 +1,19 @@
 """The part of publishing that is Redis's: a batch is one script call for each stream.
 
-With one server all calls go over one connection. In a cluster each stream has a queue of its own, so that a node that is not
-there holds up its own streams alone.
+With one server all calls go over one connection. In a cluster each stream, or sharded channel, has a queue of its own, so
+that a node that is not there holds up its own alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage, PublishCall, Sender, mark_all_sent
-from silbo.brokers.redis.calls import UNANSWERED, CallConnection, ScriptCall, run_calls
+from silbo.brokers.redis.calls import UNANSWERED, Call, CallConnection, ScriptCall, run_calls
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
 from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
@@ -21,7 +22,7 @@ from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
 
-__all__ = ["BatchScript", "ClusterSender", "RedisSender"]
+__all__ = ["BatchScript", "ClusterSender", "MarkedCall", "RedisSender", "StreamsClusterSender"]
 
 RECONNECT: Final = Backoff(initial=0.02, cap=0.5)
 """The delays between two attempts to connect."""
@@ -252,18 +253,103 @@ def _measure(batches: Sequence[_Batch]) -> list[tuple[bytes, int]]:
     return [(keys[0], sum([len(outgoing.raw) for outgoing in its_messages])) for keys, its_messages in batches]
 
 
-class ClusterSender(Sender):
-    """Sends published messages to the nodes of a cluster: a queue for each stream, over one connection to each node.
+class MarkedCall(Call, Protocol):
+    """A call that sends messages, and marks their outcomes."""
 
-    The batches of a stream follow one another, also where the stream moves from node to node; those of different streams go
-    side by side. A stream whose node is not there is tried again until the deadline of the oldest message.
+    def mark_outcomes(self, server: str) -> None:
+        """Mark the outcome of each message; without a reply, that it was handed over, if it was."""
+        ...
+
+
+class ClusterSender(Sender):
+    """Sends published messages to the nodes of a cluster: a queue for each key, over one connection to each node.
+
+    The batches of a key follow one another, also where its slot moves from node to node; those of different keys go side by
+    side. A key whose node is not there is tried again until the deadline of the oldest message.
+
+    Args:
+        client: The program's client.
+        kind: The word for a key in errors: stream or channel.
+        encode: Returns a message as packed arguments of its call; may raise MessageRefused.
+        find_key: Returns the key that a message goes to; may raise MessageRefused.
+        timeout: Seconds in which a publish is answered.
+        owner: The name of the broker's class, for errors.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        kind: str,
+        encode: Callable[[Message], bytes],
+        *,
+        find_key: Callable[[Message], bytes],
+        timeout: float,
+        owner: str,
+    ) -> None:
+        self.connection: Final = CallConnection(client, timeout, owner=owner)
+        self._find_key = find_key
+        self._trouble = ""
+        super().__init__(
+            f"{self.connection.server}, {kind}",
+            self._send,
+            encode,
+            timeout=timeout,
+            owner=owner,
+            default=kind,
+            explain=lambda: find_trouble(client) or self._trouble,
+            order_of=_call_of,
+        )
+
+    @abstractmethod
+    async def build_calls(self, key: bytes, messages: Sequence[OutgoingMessage]) -> Sequence[MarkedCall]:
+        """Return the calls that send the messages, in this order; messages that may not go are marked."""
+
+    def address_of(self, message: Message) -> str:
+        """Return the key that a message goes to."""
+        try:
+            return self._find_key(message).decode()
+        except MessageRefused:  # it is refused again when it is encoded
+            return ""
+
+    async def aclose(self) -> None:
+        """Answer every waiting publish, within its deadline, and close the connections: see :class:`Sender`."""
+        self.check_loop("aclose")
+        try:
+            await super().aclose()
+        finally:
+            await self.connection.aclose()
+
+    async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
+        """Send a batch of one key to the node that serves it, as soon as that can be reached."""
+        calls = await self.build_calls(address.encode(), messages)
+        replies: list[Any] = []
+        attempt = 0
+        try:
+            while len(replies) < len(calls):
+                try:
+                    replies = await self.connection.run_all(*calls, deadline=messages[0].deadline)
+                except BrokerUnavailable as error:  # nothing was done
+                    if not isinstance(error.__cause__, Unreached):
+                        raise ConnectionError(str(error)) from error
+                    self._trouble = str(error)
+                    attempt += 1
+                    await asyncio.sleep(RECONNECT.delay(attempt) or 0)
+        finally:
+            for call in calls:
+                call.mark_outcomes(self.connection.server)
+        self._trouble = next((str(reply) for reply in replies if isinstance(reply, Lost)), "")
+        if self._trouble:
+            raise ConnectionError(self._trouble)
+
+
+class StreamsClusterSender(ClusterSender):
+    """Sends published messages to the streams of a cluster.
 
     Args:
         client: The program's client.
         script: Carries out a batch.
         encode: Returns a message as packed arguments of the script; may raise MessageRefused.
         find_key: Returns the key of a message's stream; may raise MessageRefused.
-        default: The key of the default stream.
         prepare: Called before each batch: returns the messages that may go, and marks the others.
         retention: The retention of the streams.
         timeout: Seconds in which a publish is answered.
@@ -277,68 +363,22 @@ class ClusterSender(Sender):
         encode: Callable[[Message], bytes],
         *,
         find_key: Callable[[Message], bytes],
-        default: bytes,
         prepare: Callable[[Sequence[OutgoingMessage]], Awaitable[Sequence[OutgoingMessage]]],
         retention: Retention,
         timeout: float,
         owner: str,
     ) -> None:
-        self._calls = CallConnection(client, timeout, owner=owner)
         self._script = script
-        self._find_key = find_key
         self._prepare = prepare
         self._retention = retention
-        self._trouble = ""
-        super().__init__(
-            f"{self._calls.server}, stream",
-            self._send,
-            encode,
-            timeout=timeout,
-            owner=owner,
-            default=default.decode(),
-            explain=lambda: find_trouble(client) or self._trouble,
-            order_of=_call_of,
-        )
+        super().__init__(client, "stream", encode, find_key=find_key, timeout=timeout, owner=owner)
 
-    def address_of(self, message: Message) -> str:
-        """Return the key of the message's stream."""
-        try:
-            return self._find_key(message).decode()
-        except MessageRefused:  # it is refused again when it is encoded
-            return ""
-
-    async def aclose(self) -> None:
-        """Answer every waiting publish, within its deadline, and close the connections: see :class:`Sender`."""
-        self.check_loop("aclose")
-        try:
-            await super().aclose()
-        finally:
-            await self._calls.aclose()
-
-    async def _send(self, address: str, messages: Sequence[OutgoingMessage]) -> None:
-        """Send a batch of one stream to the node that serves it, as soon as that can be reached."""
+    async def build_calls(self, key: bytes, messages: Sequence[OutgoingMessage]) -> Sequence[MarkedCall]:
+        """Return one call of the script."""
         messages = await self._prepare(messages)
-        if not messages or not await self._check_retention(address.encode(), messages):
-            return
-        keys = (address.encode(),)
-        call = BatchCall(_fit_script(self._script, self._retention, keys), keys, messages)
-        attempt = 0
-        reply: Any = UNANSWERED
-        try:
-            while reply is UNANSWERED:
-                try:
-                    (reply,) = await self._calls.run_all(call, deadline=messages[0].deadline)
-                except BrokerUnavailable as error:  # nothing was done
-                    if not isinstance(error.__cause__, Unreached):
-                        raise ConnectionError(str(error)) from error
-                    self._trouble = str(error)
-                    attempt += 1
-                    await asyncio.sleep(RECONNECT.delay(attempt) or 0)
-        finally:
-            call.mark_outcomes(self._calls.server)
-        self._trouble = str(reply) if isinstance(reply, Lost) else ""
-        if isinstance(reply, Lost):
-            raise ConnectionError(self._trouble) from reply
+        if not messages or not await self._check_retention(key, messages):
+            return []
+        return [BatchCall(_fit_script(self._script, self._retention, [key]), [key], messages)]
 
     async def _check_retention(self, key: bytes, messages: Sequence[OutgoingMessage]) -> bool:
         """Look after the stream's retention, if it is time to; False if it is another one: then nothing may be sent."""
@@ -346,7 +386,7 @@ class ClusterSender(Sender):
         if not calls:
             return True
         try:
-            replies = await self._calls.run_all(*calls, deadline=messages[0].deadline)
+            replies = await self.connection.run_all(*calls, deadline=messages[0].deadline)
         except BrokerUnavailable:  # which the publish itself will tell
             return True
         conflict = self._retention.note(calls, replies).get(key)

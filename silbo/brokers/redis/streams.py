@@ -15,7 +15,7 @@ from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, 
 from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.retention import WEEK, Retention, RetentionPolicy, Trim, pack_keep
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
-from silbo.brokers.redis.sender import BatchScript, ClusterSender, RedisSender
+from silbo.brokers.redis.sender import BatchScript, RedisSender, StreamsClusterSender
 from silbo.brokers.redis.shards import FixedShards, find_shards, to_mismatch
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
 from silbo.message import Format, Message, own_origin
@@ -117,14 +117,13 @@ class RedisStreams(AsyncCloseable):
         default = self._keys.default
         if self._shards:
             default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()
-        self._sender: RedisSender | ClusterSender
+        self._sender: RedisSender | StreamsClusterSender
         if isinstance(client, RedisCluster):
-            self._sender = ClusterSender(
+            self._sender = StreamsClusterSender(
                 client,
                 add,
                 self._encode,
                 find_key=find_key,
-                default=default,
                 prepare=self._fix_shards,
                 retention=kept,
                 timeout=timeout,
