@@ -13,11 +13,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from silbo import AsyncEventDispatcher, Consumer
+from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisStreams
 from silbo.operations.health import show_health
 from tests.cli.conftest import Run
 from tests.support.app_files import write
 from tests.support.command_line import SILBO, environment, fill, silbo, without
+from tests.support.consumer import Running
 from tests.support.redis_streams import eventually, message
 from tools.redis_server import RedisServer
 
@@ -301,6 +304,23 @@ async def test_other_requests_are_refused_and_none_does_harm(
         assert await raw(port, b"GET /livez HTTP/1.1\r\n\r\n")
     silent.close()
     assert not caplog.records, "a connection that is still open at the end is closed without a word"
+
+
+async def test_nobody_reads_a_half_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced as a whole: a probe that has opened it reads the state of that moment."""
+    monkeypatch.setattr("silbo.operations.health.TOUCHED_EVERY", 0.01)
+    path = tmp_path / "health"
+    consumer = Consumer(AsyncEventDispatcher(), MemoryBroker("web").group("billing", start="new"))
+
+    async def is_ready() -> bool:
+        return path.read_text() == "ready\n"
+
+    async with show_health([consumer], file=path):
+        with path.open() as opened:
+            async with Running(consumer):
+                await eventually(is_ready)
+                assert opened.read() == "not ready\nconsumer billing: not running\n"
+    assert not list(tmp_path.iterdir())
 
 
 async def test_file_that_cannot_be_written_is_an_error_at_the_start_and_none_later(tmp_path: Path) -> None:

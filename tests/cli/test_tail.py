@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from silbo import Message
 from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.errors import BrokerUnavailable
 from silbo.event import new_id
 from silbo.operations.tail import follow_streams, has_values
 from tests.support.command_line import silbo, terminal
@@ -65,6 +66,18 @@ async def test_what_came_is_shown_and_chosen(redis: Redis, redis_url: str, prefi
         "--json",
     )
     assert after.object["entry"] == paid.objects[1]["entry"]
+
+
+async def test_outage_is_an_error_where_no_hook_is_given(own_redis: RedisServer) -> None:
+    async with Redis.from_url(own_redis.url) as client:
+        async with RedisStreams(client, app="shop") as streams:
+            await streams.publish(told("order.paid"))
+        seen = follow_streams(client, since=datetime(2026, 1, 1, tzinfo=UTC))
+        async with asyncio.timeout(30):
+            await anext(seen)
+            own_redis.kill()
+            with pytest.raises(BrokerUnavailable):
+                await anext(seen)
 
 
 async def test_what_comes_is_shown_until_ctrl_c(redis: Redis, redis_url: str, prefix: str) -> None:

@@ -88,6 +88,22 @@ async def test_a_publish_is_observed_from_its_call_to_its_answer(watcher: Watche
     assert len(watcher.log) == 2, "the observation has ended"
 
 
+async def test_a_cancelled_publish_is_observed_as_such(watcher: Watcher) -> None:
+    class Silent(Away):
+        async def publish(self, *messages: Message) -> None:
+            await asyncio.Event().wait()
+
+    d = AsyncEventDispatcher(observers=[watcher])
+    d.add_subscriber(Bridge(Silent()))
+    task = asyncio.create_task(d.adispatch("user.joined", NotificationEvent()))
+    await watcher.until("before_publish")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    [(publishing,)] = await watcher.until("after_publish")
+    assert publishing.outcome == "cancelled" and isinstance(publishing.error, asyncio.CancelledError)
+
+
 async def test_an_observer_may_add_headers_and_its_error_keeps_nothing_back(caplog: pytest.LogCaptureFixture) -> None:
     class Adding(Watcher):
         def before_publish(self, publishing: Publishing) -> None:

@@ -331,6 +331,21 @@ async def test_a_trace_keeps_totals() -> None:
     assert len(trace.dispatches) == 2
 
 
+async def test_a_trace_counts_so_many_names_and_listeners_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program can make new ones without end; those that are counted already go on."""
+    monkeypatch.setattr("silbo.dispatch.trace.REMEMBERED", 2)
+    trace = Trace()
+    d = AsyncEventDispatcher(observers=[trace])
+    listeners = [AsyncMock() for _ in range(3)]
+    for number, listener in enumerate(listeners):
+        d.add_listener(f"heard.{number}", listener)
+        for _ in range(2):
+            await d.adispatch(f"heard.{number}")
+            await d.adispatch(f"unheard.{number}")
+    assert trace.unheard == {"unheard.0": 2, "unheard.1": 2}
+    assert trace.calls == [(listeners[0], 2), (listeners[1], 2)]
+
+
 async def test_a_listener_of_every_name_does_not_hide_a_name_that_nobody_hears() -> None:
     """A bridge, on ``**`` or on a name, and a log on ``**`` hear a misspelt name, too."""
     trace = Trace()
