@@ -98,12 +98,18 @@ def add_store_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_redis_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--redis``, the server's URL, and ``--prefix``, the first part of its keys."""
+    """Add ``--redis``, the server's URL, ``--cluster``, and ``--prefix``, the first part of its keys."""
     parser.add_argument(
         "--redis",
         metavar="URL",
         default=os.environ.get("SILBO_REDIS_URL"),
         help="redis://, rediss:// or unix:// ...; or in SILBO_REDIS_URL",
+    )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        default=os.environ.get("SILBO_CLUSTER", "0") not in ("", "0"),
+        help="the server of --redis is a node of a Redis Cluster; or SILBO_CLUSTER=1",
     )
     parser.add_argument(
         "--prefix",

@@ -14,7 +14,7 @@ from silbo.outbox.rows import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from silbo.brokers.redis.connection import Client
 
 __all__ = ["make_redis", "make_store", "open_store"]
 
@@ -74,26 +74,31 @@ async def open_store(url: str | None) -> AsyncGenerator[OutboxStore]:
 
 
 @asynccontextmanager
-async def make_redis(url: str | None) -> AsyncGenerator[Redis]:
-    """Make a client, which connects at its first command; close it at the end of the block.
+async def make_redis(url: str | None, *, cluster: bool) -> AsyncGenerator[Client]:
+    """Make a client, whose settings silbo's own connections have; close it at the end of the block.
 
     Raises:
-        UsageError: there is no URL, or it is not a URL of Redis.
+        UsageError: there is no URL, or it is not a URL of Redis, or not one of a cluster's node.
     """
     if not url:
         raise UsageError("where is Redis? Give --redis, or SILBO_REDIS_URL in the environment")
-    from redis.asyncio import Redis  # here: the commands of an outbox don't need it
+    from redis.asyncio import Redis, RedisCluster  # here: the commands of an outbox don't need it
 
     try:
         parts = urlsplit(url)
         if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
             raise ValueError("its password ends the address")
-        client = Redis.from_url(url)
-        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # refuses unknown options
+        plain = Redis.from_url(url)
+        plain.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # refuses unknown options
+        if cluster and parts.scheme == "unix":
+            raise UsageError("--cluster needs the host and port of a node: " + REDIS_FORM)
+        client = RedisCluster.from_url(url) if cluster else plain
     except (ValueError, TypeError):  # whose text may have a part of the password
         raise UsageError(f"--redis is no URL of Redis, or has an unknown option: {REDIS_FORM}; {ESCAPES}") from None
-    async with client:
+    try:
         yield client
+    finally:
+        await client.aclose()
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ def add_to(commands: Commands) -> None:
 async def rewind(options: argparse.Namespace) -> int:
     """Give a group its messages again, if the user agrees."""
     group: str = options.group
-    async with make_redis(options.redis) as client:
+    async with make_redis(options.redis, cluster=options.cluster) as client:
         async with opened(client, 5.0) as connection:
             since = find_moment(options.since, await read_clock(connection))
         found = await find_rewinds(

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from silbo.cli.app_arguments import open_app_of
 from silbo.cli.arguments import (
@@ -21,14 +21,16 @@ from silbo.cli.arguments import (
 )
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_note, print_outcome
+from silbo.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
+    from silbo.brokers.redis.connection import Client
     from silbo.message import Message
 
 __all__ = ["add_to"]
 
+ANSWER_WITHIN: Final = 5.0
+"""Redis tells the groups of a stream within 5 seconds."""
 EPILOG = """\
 With --check the app gives the name's class, kind, key and version: a name that it does not have, a field that
 is missing, unknown or of another type is refused, and what is sent is what the app itself would send. Without
@@ -86,7 +88,7 @@ async def send(options: argparse.Namespace) -> int:
 
     message = await _make_message(options)
     format_ = FORMATS[options.format]
-    async with make_redis(options.redis) as client:
+    async with make_redis(options.redis, cluster=options.cluster) as client:
         given: dict[str, Any] = {"app": options.app, "prefix": options.prefix, "format": format_}
         broker = RedisPubSub(client, **given) if options.pubsub else RedisStreams(client, **given)
         async with broker:
@@ -133,11 +135,14 @@ def _stream_of(message: Message, prefix: str) -> str:
     return build_stream_key(message.to or DEFAULT_ADDRESS, prefix)
 
 
-async def _has_groups(client: Redis, stream: str) -> bool:
+async def _has_groups(client: Client, stream: str) -> bool:
     """Return True if a stream has a group, or if that can't be asked."""
-    from redis.exceptions import RedisError
+    from silbo.brokers.redis.calls import Command, ask
+    from silbo.operations.redis import opened
 
-    try:
-        return bool(await client.xinfo_groups(stream))
-    except RedisError:
-        return True
+    async with opened(client, ANSWER_WITHIN) as connection:
+        try:
+            (groups,) = await ask(connection, Command(b"XINFO", b"GROUPS", stream.encode()))
+        except BrokerUnavailable:
+            return True
+    return bool(groups)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
-from silbo.brokers.redis.connection import Refused
+from silbo.brokers.redis.connection import Client, Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.errors import BrokerUnavailable, StreamMissing
 from silbo.operations.formatting import format_age, format_count, format_seconds
@@ -35,6 +35,8 @@ __all__ = ["Finding", "Level", "examine"]
 Level: TypeAlias = Literal["ok", "note", "danger"]
 """``danger`` endangers a promise; a ``note`` is worth knowing, or could not be looked at."""
 
+SLOTS: Final = 16_384
+"""The slots of a cluster."""
 OLDEST_REDIS: Final = (6, 2)
 """silbo needs Redis 6.2."""
 FULL: Final = 0.9
@@ -89,7 +91,7 @@ class Finding:
 
 
 async def examine(
-    client: Redis,
+    client: Client,
     *,
     store: OutboxStore | None = None,
     prefix: str = "silbo",
@@ -129,24 +131,33 @@ async def examine(
 
 
 async def _examine_redis(
-    client: Redis, prefix: str, stream: str | None, retain: float | None, silent_after: float, timeout: float
+    client: Client, prefix: str, stream: str | None, retain: float | None, silent_after: float, timeout: float
 ) -> AsyncIterator[Finding]:
     async with opened(client, timeout) as connection:
-        info = await _read_info(connection)
-        yield _check_version(info)
-        yield await _check_persistence(connection, info)
-        yield _check_eviction(info)
-        yield _check_memory(info)
-        yield _check_replication(info)
-        yield await _check_latency(connection)
-        yield await _check_clock(connection)
+        infos: dict[str, dict[str, str]] = {}
+        if not isinstance(client, RedisCluster):
+            info = infos[connection.server] = await _read_info(connection)
+            async for finding in _check_server(connection, info):
+                yield finding
+        else:
+            info = {}
+            yield await _check_slots(connection)
+            for node in await connection.each_node():
+                async for finding in _check_node(node, infos):
+                    yield finding
         yield await _check_rights(connection, prefix, stream)
         try:
             keys = await choose_streams(connection, prefix, stream)
         except StreamMissing as error:
             yield _check_missing(error, info)
             keys = []
+        except BrokerUnavailable as error:
+            if not isinstance(client, RedisCluster):
+                raise
+            yield Finding("streams", "danger", f"not all can be looked for: {error}", "look at one: --stream orders")
+            keys = []
         for key in keys:
+            info = infos.get((await connection.node_of(key.encode())).server, info)
             async for finding in _check_stream(connection, key, info, retain, silent_after):
                 yield finding
         if keys:
@@ -155,6 +166,41 @@ async def _examine_redis(
 
 
 # -- the server ---------------------------------------------------------------------------------------------
+
+
+async def _check_server(connection: CallConnection, info: dict[str, str]) -> AsyncIterator[Finding]:
+    """Yield what is found of a server, which in a cluster is a node that serves slots."""
+    yield _check_version(info)
+    yield await _check_persistence(connection, info)
+    yield _check_eviction(info)
+    yield _check_memory(info)
+    yield _check_replication(info)
+    yield await _check_latency(connection)
+    yield await _check_clock(connection)
+
+
+async def _check_node(node: CallConnection, infos: dict[str, dict[str, str]]) -> AsyncIterator[Finding]:
+    """Yield what is found of a node that serves slots; note its INFO."""
+    try:
+        info = infos[node.server] = await _read_info(node)
+        async for finding in _check_server(node, info):
+            yield replace(finding, check=f"{node.server} {finding.check}")
+    except BrokerUnavailable as error:
+        yield Finding(
+            node.server, "danger", str(error), "bring the node back, or promote its replica: CLUSTER FAILOVER FORCE"
+        )
+
+
+async def _check_slots(connection: CallConnection) -> Finding:
+    """Return if every slot of the cluster is served."""
+    (reply,) = await _ask_or_none(connection, Command(b"CLUSTER", b"INFO"))
+    if reply is None:
+        return Finding("cluster", "note", "the user may not run CLUSTER INFO, so its state is unknown")
+    fields = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+    if missing := SLOTS - int(fields.get("cluster_slots_ok", "0")):
+        text = f"{missing:,} of {SLOTS:,} slots have no node that answers: their streams stand still"
+        return Finding("cluster", "danger", text, "redis-cli --cluster check <host>:<port>")
+    return Finding("cluster", "ok", f"{fields['cluster_size']} nodes serve all slots")
 
 
 async def _read_info(connection: CallConnection) -> dict[str, str]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_seconds
 from silbo._process import Process, find_process
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key, build_offered_key
 from silbo.brokers.redis.lag import PAGE, count_lag
@@ -184,7 +183,7 @@ class GroupStatus:
 
 
 async def read_groups(
-    client: Redis,
+    client: Client,
     *,
     prefix: str = "silbo",
     stream: str | None = None,

@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._message_observers import find_observers
 from silbo._process import Process, find_process, name_process
 from silbo.bridge import find_bridges
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import DeadLetter, parse_letter
 from silbo.consumer.consumer import Consumer
 from silbo.consumer.stats import ConsumerStats
@@ -187,7 +186,7 @@ class Overview:
 async def read_overview(
     app: App,
     *,
-    client: Redis | None = None,
+    client: Client | None = None,
     prefix: str = "silbo",
     store: OutboxStore | None = None,
     payloads: bool = False,

@@ -7,11 +7,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_address
 from silbo.brokers.redis.calls import CallConnection, Command, ask
-from silbo.brokers.redis.connection import Refused, check_client
+from silbo.brokers.redis.connection import Client, Refused, check_client
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.errors import BrokerUnavailable, StreamMissing
 
@@ -24,7 +22,7 @@ LAST_TIME: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @asynccontextmanager
-async def opened(client: Redis, timeout: float) -> AsyncGenerator[CallConnection]:
+async def opened(client: Client, timeout: float) -> AsyncGenerator[CallConnection]:
     """Lend a connection with the client's settings; close it at the end of the block."""
     connection = CallConnection(check_client(client), timeout, is_patient=True)
     try:
@@ -62,13 +60,15 @@ async def choose_streams(connection: CallConnection, prefix: str, stream: str | 
 async def find_streams(connection: CallConnection) -> list[str]:
     """Return the keys of all streams that are named as silbo's are, ``prefix:{address}``, in order."""
     found: set[str] = set()
-    cursor = b"0"
-    while True:
-        scan = Command(b"SCAN", cursor, b"MATCH", b"?*:{?*}", b"COUNT", SCAN_COUNT, b"TYPE", b"stream")
-        ((cursor, keys),) = await ask(connection, scan)
-        found.update(key.decode(errors="backslashreplace") for key in keys)
-        if cursor == b"0":
-            return sorted(found)
+    for node in await connection.each_node():
+        cursor = b"0"
+        while True:
+            scan = Command(b"SCAN", cursor, b"MATCH", b"?*:{?*}", b"COUNT", SCAN_COUNT, b"TYPE", b"stream")
+            ((cursor, keys),) = await ask(node, scan)
+            found.update(key.decode(errors="backslashreplace") for key in keys)
+            if cursor == b"0":
+                break
+    return sorted(found)
 
 
 async def _find_or_none(connection: CallConnection) -> Sequence[str]:

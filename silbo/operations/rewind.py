@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.brokers.redis.in_hand import build_given_key
 from silbo.brokers.redis.scripts import COUNT_AFTER
@@ -45,7 +44,7 @@ class Rewind:
 
 
 async def find_rewinds(
-    client: Redis,
+    client: Client,
     group: str,
     since: datetime,
     *,
@@ -92,7 +91,7 @@ async def find_rewinds(
 
 
 async def rewind_group(
-    client: Redis, rewinds: Sequence[Rewind], *, silent_after: float = SILENT_AFTER, timeout: float = 5.0
+    client: Client, rewinds: Sequence[Rewind], *, silent_after: float = SILENT_AFTER, timeout: float = 5.0
 ) -> None:
     """Set a group back, so that its next consumers are given messages again. Other groups are not affected.
 

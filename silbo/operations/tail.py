@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 
 from silbo.brokers.redis import RedisPubSub
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.errors import BrokerUnavailable, Gap, MessageInvalid
 from silbo.message import Delivery, Format, Message
 from silbo.names import compile_pattern
@@ -25,6 +26,8 @@ BLOCK: Final = b"400"
 """Redis holds a read back for at most 400 milliseconds."""
 PAGE: Final = 100
 """At most 100 messages are read with one call."""
+LOOK_EVERY: Final = 0.1
+"""Seconds between two reads of a cluster's streams while nothing comes."""
 AGAIN_AFTER: Final = 1.0
 """Seconds between two attempts to read while Redis is away."""
 
@@ -52,7 +55,7 @@ class SeenMessage:
 
 
 async def follow_streams(
-    client: Redis,
+    client: Client,
     pattern: str = "**",
     *,
     prefix: str = "silbo",
@@ -84,16 +87,14 @@ async def follow_streams(
     async with opened(client, timeout) as connection:
         keys = await choose_streams(connection, prefix, stream)
         positions = {key.encode(): await _find_position(connection, key.encode(), since) for key in keys}
+        read = _read_each if isinstance(client, RedisCluster) else _read_all
         while True:
-            read = Command(
-                b"XREAD", b"COUNT", b"%d" % PAGE, b"BLOCK", BLOCK, b"STREAMS", *positions, *positions.values()
-            )
             try:
-                (reply,) = await ask(connection, read)
+                reply = await read(connection, positions)
             except BrokerUnavailable as error:
                 await _pause_after(error, on_outage)
                 continue
-            for key, entries in reply or ():
+            for key, entries in reply:
                 for entry, fields in entries:
                     positions[key] = entry
                     raw = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"message", b"")
@@ -103,8 +104,24 @@ async def follow_streams(
                         yield SeenMessage(key.decode(), text, time_of_entry(text), raw, message)
 
 
+async def _read_all(connection: CallConnection, positions: Mapping[bytes, bytes]) -> Sequence[Any]:
+    """Wait for entries behind these ids, by the keys of their streams."""
+    count, where = b"%d" % PAGE, (*positions, *positions.values())
+    (reply,) = await ask(connection, Command(b"XREAD", b"COUNT", count, b"BLOCK", BLOCK, b"STREAMS", *where))
+    return reply or ()
+
+
+async def _read_each(connection: CallConnection, positions: Mapping[bytes, bytes]) -> Sequence[Any]:
+    """Do so in a cluster, where a read names streams of one slot: without a wait in Redis, for it would hold up the next read."""
+    reads = [Command(b"XREAD", b"COUNT", b"%d" % PAGE, b"STREAMS", *each) for each in positions.items()]
+    found = [each for reply in await ask(connection, *reads) for each in reply or ()]
+    if not found:
+        await asyncio.sleep(LOOK_EVERY)
+    return found
+
+
 async def follow_pubsub(
-    client: Redis,
+    client: Client,
     pattern: str = "**",
     *,
     prefix: str = "silbo",

@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.errors import BrokerUnavailable, StoreUnavailable
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
 from silbo.operations.redis import choose_streams, opened, read_clock
@@ -54,7 +53,7 @@ class Snapshot:
 
 
 async def watch(
-    client: Redis,
+    client: Client,
     *,
     store: OutboxStore | None = None,
     prefix: str = "silbo",

@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
-from redis.asyncio import Redis
-
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER, DeadLetter, parse_letter
 from silbo.brokers.redis.in_hand import build_attempts_key
 from silbo.errors import MessageInvalid, StreamMissing
@@ -125,7 +124,7 @@ def time_of_event(event_id: str) -> datetime | None:
 
 
 async def find_event(
-    client: Redis,
+    client: Client,
     event_id: str,
     *,
     store: OutboxStore | None = None,

@@ -10,9 +10,8 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
-
 from silbo._checks import check_seconds, describe_object
+from silbo.brokers.redis.connection import Client
 from silbo.dispatch.options import is_async
 from silbo.message import Format
 from silbo.operations.app import find_app
@@ -77,7 +76,7 @@ class PageApp:
         host: object,
         *,
         title: str = "silbo",
-        redis: Redis | None = None,
+        redis: Client | None = None,
         prefix: str = "silbo",
         store: OutboxStore | None = None,
         format: Format = JSON,  # noqa: A002  # the word of every broker

@@ -45,7 +45,7 @@ RETRY: Final = Backoff(initial=0.01, cap=0.25)
 """The delays between two attempts at a node that is not ready."""
 _NOT_READY: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN"})
 """Answers of a cluster's node that has done nothing, and will soon be able to, or another one in its place."""
-_KEYLESS: Final = frozenset({b"ACL", b"CONFIG", b"INFO", b"PING", b"SCAN", b"TIME"})
+_KEYLESS: Final = frozenset({b"ACL", b"CLUSTER", b"CONFIG", b"INFO", b"PING", b"SCAN", b"TIME"})
 
 
 class Call(Protocol):
@@ -353,6 +353,21 @@ class CallConnection:
         except (Lost, Refused, TimeoutError) as error:
             raise BrokerUnavailable(f"{self.server} can't be reached ({str(error) or self._no_answer})") from error
         return [self._at(address) for address in self._nodes.masters]
+
+    async def node_of(self, key: bytes) -> CallConnection:
+        """Return a connection to the node of a cluster that serves the key, for commands without a key; else this one.
+
+        Raises:
+            BrokerUnavailable: that node is not known at the moment; safe to repeat.
+        """
+        if self._nodes is None:
+            return self
+        self._binding.enter()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return self._at(await self._nodes.find(key))
+        except (Lost, Refused, TimeoutError) as error:
+            raise BrokerUnavailable(f"{self.server} can't be reached ({str(error) or self._no_answer})") from error
 
     def _at(self, address: Address) -> CallConnection:
         by_node = self._by_node.get(address)

@@ -1,0 +1,111 @@
+"""The commands on a Redis Cluster, with streams on different nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from redis.asyncio import RedisCluster
+
+from silbo import AsyncEventDispatcher
+from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis.streams import build_stream_key
+from silbo.message import Delivery
+from silbo.operations.tail import follow_streams
+from tests.support.command_line import Run, message, silbo
+from tests.support.redis_streams import opened, receive
+from tools.redis_cluster import ClusterServers
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def addresses(cluster: ClusterServers, prefix: str) -> list[str]:
+    """Of streams on different nodes, one for each."""
+    found: dict[int, str] = {}
+    for each in count():
+        if len(found) == len(cluster.nodes):
+            break
+        address = f"orders-{each}"
+        _ = found.setdefault(cluster.node_of(build_stream_key(address, prefix)).port, address)
+    return list(found.values())
+
+
+async def test_every_command_answers(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str, addresses: list[str], tmp_path: Path
+) -> None:
+    """What is on any node is found: all masters are asked for streams, and each node for its own."""
+    where = ("--redis", cluster.url, "--cluster", "--prefix", prefix)
+    keys = [build_stream_key(address, prefix) for address in addresses]
+    for each, address in enumerate(addresses):
+        sent = await silbo("send", f"order.{each}", '{"order": 7}', "--to", address, *where, "--json")
+        assert sent.code == 0, sent
+        event_id = sent.objects[0]["event_id"]
+    async with RedisStreams(cluster_client, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="oldest", streams=addresses)) as receiver:
+            items = [item for item in await receive(receiver, 3) if isinstance(item, Delivery)]
+            for item in items:
+                assert await receiver.bury(item, error="ValueError: no", attempts=1)
+        groups = await silbo("groups", *where, "--json")
+        assert [(row["stream"], row["lag"], row["dead"]) for row in groups.objects] == [
+            (key, 0, 1) for key in sorted(keys)
+        ]
+        why = await silbo("why", event_id, *where, "--json")
+        assert why.code == 0 and keys[2] in why.out
+        doctor = await silbo("doctor", *where, "--json")
+        checks = {row["check"]: row["level"] for row in doctor.objects}
+        assert checks["cluster"] == "ok"
+        for node in cluster.nodes:
+            assert f"Redis at 127.0.0.1:{node.port} persistence" in checks, checks
+        assert {f"{key} billing" for key in keys} <= checks.keys()
+        for address in addresses:
+            listed = await silbo("dead", "list", "--stream", address, *where, "--json")
+            assert len(listed.objects) == 1
+        retried = await silbo("dead", "retry", "--all", "--yes", "--stream", addresses[0], *where)
+        assert retried.code == 0, retried
+        rewound = await silbo("rewind", "billing", "--since", "1h", "--yes", *where)
+        assert rewound.code == 0, rewound
+        page = await silbo("page", "tests.cli.test_cluster:HOST", "--output", str(tmp_path / "page.html"), *where)
+        assert page.code == 0, page
+        assert all(key in (tmp_path / "page.html").read_text() for key in keys)
+
+
+async def test_messages_of_all_nodes_are_followed(
+    cluster_client: RedisCluster, prefix: str, addresses: list[str]
+) -> None:
+    """Those from before, and those to come."""
+    async with RedisStreams(cluster_client, app="shop", prefix=prefix) as streams:
+        for each, address in enumerate(addresses):
+            await streams.publish(replace(message(each), to=address))
+        seen = follow_streams(cluster_client, prefix=prefix, since="0-0")
+        async with asyncio.timeout(30):
+            first = {(await anext(seen)).address for _ in addresses}
+            await streams.publish(replace(message(9), to=addresses[0]))
+            last = await anext(seen)
+        await seen.aclose()
+    assert first == {build_stream_key(address, prefix) for address in addresses}
+    assert last.address == build_stream_key(addresses[0], prefix)
+
+
+async def test_a_node_that_is_down_is_a_danger_and_the_others_are_examined(
+    own_cluster: ClusterServers, prefix: str
+) -> None:
+    """An operator asks most when something is broken."""
+    down = own_cluster.nodes[0]
+    down.kill()
+    doctor = await silbo("doctor", "--redis", own_cluster.nodes[1].url, "--cluster", "--prefix", prefix, "--json")
+    checks = {row["check"]: row["level"] for row in doctor.objects}
+    assert doctor.code == 1
+    assert f"Redis at 127.0.0.1:{own_cluster.nodes[1].port} persistence" in checks, doctor
+
+
+@pytest.mark.parametrize("url", ["unix:///tmp/redis.sock", "http://x"])
+def test_what_can_be_no_node_is_refused(run: Run, url: str) -> None:
+    done = run("groups", "--redis", url, "--cluster")
+    assert done.code == 2 and "redis://" in done.err
+
+
+HOST = AsyncEventDispatcher()
