@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
+from silbo._causes import cause
 from silbo._checks import check_address, describe_object
 from silbo._closing import AsyncCloseable
 from silbo._loops import LoopBinding
 from silbo._message_observers import observe_publish
 from silbo._reports import Availability, ErrorHook, ErrorReporter
 from silbo._whistle import IAsyncEventDispatcher
+from silbo.dispatch.event_cause import EventCause
 from silbo.dispatch.listeners import LAST
 from silbo.dispatch.options import Listener
 from silbo.dispatch.running import ConfiguredListener
@@ -36,7 +38,7 @@ from silbo.errors import (
 )
 from silbo.event import collected_errors, kind_of
 from silbo.health import Health, find_latest
-from silbo.message import Message, Origin, check_header, handled
+from silbo.message import Message, Origin, check_header
 from silbo.names import EventName, Key, check_key, compile_pattern, is_too_long, version_of
 from silbo.protocols import JoiningPublisher, Publisher
 from silbo.shards import check_shards, place
@@ -374,10 +376,12 @@ class Bridge(AsyncCloseable):
         if key is not None:
             key = routing_key(event, name, key)
         message = to_message(event, name=name, kind=kind, key=key, to=to, version=version)
-        cause = handled.get()
+        caused_by = cause.get()
+        if isinstance(caused_by, EventCause) and caused_by.event is event:  # its own listeners run, this one the last
+            caused_by = caused_by.outer
         own = getattr(event, "__silbo_headers__", None)
-        if cause is not None or route is not None or own is not None:
-            headers = {**message.headers, **({} if cause is None else cause.follow())}
+        if caused_by is not None or route is not None or own is not None:
+            headers = {**message.headers, **({} if caused_by is None else caused_by.follow())}
             if route is not None:
                 headers.update(route.headers)
             if type(own) is dict:  # a foreign class may have a __getattr__ that has an answer to all

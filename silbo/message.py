@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self
 from uuid import uuid4
 
+from silbo._causes import CAUSATION, CORRELATION
 from silbo.errors import HeaderInvalid, MessageInvalid
 
 __all__ = [
-    "CAUSATION",
-    "CORRELATION",
     "Batch",
     "Delivery",
     "Format",
@@ -23,7 +21,6 @@ __all__ = [
     "Message",
     "Origin",
     "check_header",
-    "handled",
     "instance",
     "make_message",
     "new_publication",
@@ -35,12 +32,6 @@ VERSION_DIGITS: Final = 18
 """The most digits of a version."""
 RESERVED_HEADERS: Final = ("app", "instance", "key", "publication", "version")
 """The headers that only silbo sets."""
-CORRELATION: Final = "correlationid"
-"""The header with the correlation id: the id of the first message of a conversation. A message without it is the first one.
-
-Source: the CloudEvents extension for correlation, as the next one."""
-CAUSATION: Final = "causationid"
-"""The header with the causation id: the id of the message whose listener has caused this one."""
 
 
 class _Sender(NamedTuple):
@@ -123,10 +114,6 @@ class Headed:
     def follow(self) -> dict[str, str]:
         """Return the headers of a message that this one has caused: its correlation id and its causation id."""
         return {CORRELATION: self.headers.get(CORRELATION, self.message_id), CAUSATION: self.message_id}
-
-
-handled: Final[ContextVar[Headed | None]] = ContextVar("silbo_handled", default=None)
-"""The received message whose listeners this code runs for; also in tasks that a listener has started."""
 
 
 def check_header(name: object, value: object) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
+from silbo._causes import cause
 from silbo._host_code import HostCode
 from silbo._message_observers import call_observers, find_observers, observed
 from silbo._reports import describe_plugins
@@ -31,7 +32,7 @@ from silbo.errors import (
     StoreUnavailable,
     VersionTooNew,
 )
-from silbo.message import Delivery, handled
+from silbo.message import Delivery
 from silbo.names import EventName
 from silbo.protocols import Inbox, Receiver
 
@@ -382,7 +383,7 @@ class Attempts:
                 raise MessageInvalid(problem, field="headers.key")
         except MessageInvalid as error:
             raise _Malformed(error) from error
-        handled.set(rebuilt.message)  # in the context of this delivery alone
+        cause.set(rebuilt.message)  # in the context of this delivery alone
         if begin is not None:
             begin(rebuilt)
         publication = ""

@@ -9,6 +9,7 @@ import asyncio
 from contextvars import copy_context
 from typing import Any, Final, NamedTuple
 
+from silbo._causes import cause
 from silbo._host_code import Begun
 from silbo._message_observers import find_observers
 from silbo.consumer.acknowledgements import Acknowledgements
@@ -20,7 +21,7 @@ from silbo.consumer.shared_lock import SharedLock
 from silbo.dispatch.dispatcher import has_own_adispatch
 from silbo.dispatch.received_event import Received
 from silbo.event import set_mark
-from silbo.message import Origin, handled
+from silbo.message import Origin
 from silbo.protocols import Receiver
 from silbo.wire.encode import MAX_SIZE
 from silbo.wire.formats import open_envelope
@@ -229,7 +230,7 @@ class ExpressLane:
             event.origin = origin
         else:
             set_mark(event, "origin", origin)
-        handled.set(envelope)
+        cause.set(envelope)
         self.received.begin(event, name)
         self._key = key
         self._heard = heard

@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Final, Literal, NamedTuple
 
+from silbo._causes import cause
 from silbo._message_observers import Attempt, find_observers, observed
 from silbo._whistle import IAsyncEventDispatcher
 from silbo.bridge import find_bridges, routing_key
 from silbo.dispatch.received_event import Received, dispatch_received
 from silbo.errors import MessageInvalid, OwnMessagesUndecided, VersionTooNew
 from silbo.event import set_mark
-from silbo.message import Delivery, Format, Message, Origin, handled, instance
+from silbo.message import Delivery, Format, Message, Origin, instance
 from silbo.names import MAX_NAME_LENGTH, EventName, Upcast, is_pattern
 from silbo.protocols import Subscription
 from silbo.wire.decode import check_class, to_event
@@ -391,7 +392,7 @@ async def receive(
     if rebuilt is None:
         return None
     dispatched = Received(rebuilt.event, rebuilt.name)
-    outer = handled.set(rebuilt.message)
+    outer = cause.set(rebuilt.message)
     try:
         if observers := find_observers(dispatcher):
             with observed(observers, "attempt", make_attempt(rebuilt, delivery, delivery.attempt)):
@@ -399,7 +400,7 @@ async def receive(
         else:
             event = await dispatch_received(dispatcher, dispatched)
     finally:
-        handled.reset(outer)
+        cause.reset(outer)
     dispatched.end(done=True)
     return event
 

@@ -8,6 +8,7 @@ from functools import partial
 from time import time_ns
 from typing import Any, TypeVar, Unpack, overload
 
+from silbo._causes import cause
 from silbo._closing import AsyncCloseable
 from silbo._whistle import WhistleDispatcher, overridable, overridable_async
 from silbo.dispatch.class_listeners import (
@@ -19,6 +20,7 @@ from silbo.dispatch.class_listeners import (
     is_listener,
     run_in_unit,
 )
+from silbo.dispatch.event_cause import EventCause, is_cause, may_leave, run_as_cause
 from silbo.dispatch.extension_points import ExtensionPoints, Names, Unknown, find_use, make_event
 from silbo.dispatch.listeners import ListenerRegistry, ListenerRow, Registration
 from silbo.dispatch.observers import Dispatch, Observer, check_observers, list_observers, observe_dispatch
@@ -338,8 +340,10 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         changes = self._listeners.changes
         listeners = self.get_listeners(name)
         if name not in self._ready and not self._observers and not self._has_overrides():
-            self._make_ready(name, listeners, changes)
+            self._make_ready(name, listeners, changes, event)
         outer = begin_dispatch(event, name, self)
+        as_cause = self._listeners.has_bridges and self._listeners.is_bridged(name) and is_cause(event)
+        caused = cause.set(EventCause(event, cause.get())) if as_cause else None
         try:
             timeout = listener_timeout(event)
             if self._observers:
@@ -357,6 +361,8 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
                     listeners = limit_listeners(listeners, timeout)
                 await run_dispatch(self._adispatch, self._listeners.container, listeners, event)
         finally:
+            if caused is not None:
+                cause.reset(caused)
             end_dispatch(event, outer)
 
     @overridable_async
@@ -378,11 +384,11 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
         ):
             changes = self._listeners.changes
             listeners = self._listeners.look_up(name)
-            if (ready := self._make_ready(name, listeners, changes)) is not None:
+            if (ready := self._make_ready(name, listeners, changes, event)) is not None:
                 return cls, ready
         return None, ()
 
-    def _make_ready(self, name: Hashable, listeners: Any, changes: int) -> tuple[Listener, ...] | None:
+    def _make_ready(self, name: Hashable, listeners: Any, changes: int, event: Any) -> tuple[Listener, ...] | None:
         """Let adispatch itself run the listeners of a name from now on, and return what it runs; None if that would make a difference."""
         if self._listeners.awaits_policy(name):  # a dispatch of the constant must not find the plain text's listeners
             return None
@@ -403,6 +409,9 @@ class AsyncEventDispatcher(AsyncCloseable, WhistleDispatcher):
             )
         if has_classes and self._listeners.container is not None:
             listeners = (run_in_unit(self._listeners.container, listeners),)
+        # The first event of a name decides: all have one class, and for domain events it would take half as long again.
+        if self._listeners.has_bridges and len(listeners) > 1 and may_leave(event) and self._listeners.is_bridged(name):
+            listeners = (run_as_cause(listeners),)
         if self._points is not None and (listeners := self._points.guard(name, listeners)) is None:
             return None
         self._listeners.keep(self._ready, name, listeners, changes)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import chain, count, islice
 from numbers import Real
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import ref
 
@@ -218,6 +218,8 @@ class ListenerRegistry:
         self._adding = threading.local()  # owner: the plugin whose view adds a listener now
         self._cache: dict[Hashable, tuple[Listener, ...]] = {}
         self._bystanders: dict[Hashable, frozenset[int]] = {}
+        self._bridged: dict[Hashable, bool] = {}
+        self.has_bridges = False  # True as soon as a bridge was added
         self._remove_entry = self._discard
         watch_names(self)
 
@@ -231,6 +233,8 @@ class ListenerRegistry:
             )
         if isinstance(run, ClassListener):
             listener = run.cls
+        elif type(listener) is MethodType and _is_bridge(listener):
+            self.has_bridges = True
         if self._binding:
             options = replace(options, on_error=None)
         rank = priority if type(priority) is int else _rank(priority)
@@ -389,6 +393,15 @@ class ListenerRegistry:
             self.keep(self._bystanders, name, bystanders, changes)
         return any(id(listener) not in bystanders for listener in listeners)
 
+    def is_bridged(self, name: Hashable) -> bool:
+        """Return True if a dispatch of a name runs a bridge."""
+        found = self._bridged.get(name)
+        if found is None:
+            changes = self.changes
+            found = any(_is_bridge(entry.listener) for entry in self._matching(name))
+            self.keep(self._bridged, name, found, changes)
+        return found
+
     def entries_of(self, owner: Owner) -> list[ListenerRow]:
         """Return the listeners of a plugin."""
         return [_row(entry) for entry in chain.from_iterable(self._entries.values()) if entry.owner is owner]
@@ -489,10 +502,12 @@ class ListenerRegistry:
         if name is None:
             self._cache.clear()
             self._bystanders.clear()
+            self._bridged.clear()
             self.ready.clear()
         elif self._cache or self.ready:
             self._cache.pop(name, None)
             self._bystanders.pop(name, None)
+            self._bridged.pop(name, None)
             self.ready.pop(name, None)
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
+from silbo._causes import CORRELATION
 from silbo._checks import require_extra
 from silbo._message_observers import Attempt, Publishing, RelayedBatch, find_observers
 from silbo.bridge import Bridge
@@ -28,7 +29,7 @@ from silbo.dispatch.observers import Call, Dispatch
 from silbo.dispatch.source import find_source
 from silbo.errors import DeliveryGivenUp, MessageInvalid, MessageRefused
 from silbo.instrumentation.declared_names import DeclaredNames
-from silbo.message import CORRELATION, Delivery, Headed, Message
+from silbo.message import Delivery, Headed, Message
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.relay import Relay
 from silbo.protocols import Subscription

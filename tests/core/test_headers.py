@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from silbo import (
     AsyncEventDispatcher,
     Bridge,
+    DomainEvent,
+    ECSTEvent,
     EventName,
     Message,
     NotificationEvent,
@@ -31,6 +33,7 @@ from silbo.message import Delivery
 from silbo.stores.memory import MemoryStore
 from silbo.wire.formats import CLOUDEVENTS, DIATOR, JSON
 from tests.support.consumer import USER_JOINED, Consumer, Running, joined
+from tests.support.relay import wait_until
 
 
 class Collecting:
@@ -203,6 +206,116 @@ async def test_what_a_listener_dispatches_names_its_conversation_and_its_cause(
     assert conversations == [first.message_id, "begun elsewhere"]
     await d.adispatch("outside", Frozen())
     assert not publisher.messages[-1].headers.keys() & {"correlationid", "causationid"}
+
+
+def causes(publisher: Collecting) -> dict[str, tuple[str | None, str | None]]:
+    """Return the correlation id and the causation id of each message, by its name."""
+    return {
+        message.message_name: (message.headers.get("correlationid"), message.headers.get("causationid"))
+        for message in publisher.messages
+    }
+
+
+class Hook:
+    """An observer that only makes the dispatcher go the way of observed dispatches."""
+
+    def before_dispatch(self, dispatch: Any) -> None: ...
+    def after_dispatch(self, dispatch: Any) -> None: ...
+    def before_listener(self, call: Any) -> None: ...
+    def after_listener(self, call: Any) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["direct", "observed", "options", "declared"])
+async def test_what_a_listener_of_a_local_event_dispatches_names_that_event(way: str) -> None:
+    """However deep, and whichever way a dispatch goes; domain events in between pass it on."""
+    d, publisher = bridged()
+    if way == "observed":
+        d.observe(Hook())
+    options: Any = {"timeout": 30} if way == "options" else {}
+    first, second, third = NotificationEvent(), ECSTEvent(), NotificationEvent()
+    goes_on, tasks = asyncio.Event(), list[asyncio.Task[Any]]()
+
+    async def later() -> None:
+        await goes_on.wait()
+        await d.adispatch("late", NotificationEvent())
+
+    async def on_first(event: Any) -> None:
+        await d.adispatch("second", second)
+        tasks.append(asyncio.create_task(later()))
+        await d.adispatch("next", NotificationEvent())
+
+    async def on_second(event: Any) -> None:
+        await d.adispatch("within", DomainEvent())
+
+    async def on_within(event: Any) -> None:
+        await d.adispatch("third", third)
+
+    for name, listener in (("first", on_first), ("second", on_second), ("within", on_within)):
+        d.add_listener(EventName(name) if way == "declared" else name, listener, **options)
+    for _ in range(2):  # the second time the listeners are known
+        publisher.messages.clear()
+        await d.adispatch("first", first)
+        await d.adispatch("outside", NotificationEvent())
+        goes_on.set()
+        await asyncio.gather(*tasks)
+        begun = str(first.event_id)
+        assert causes(publisher) == {
+            "third": (begun, str(second.event_id)),
+            "second": (begun, begun),
+            "next": (begun, begun),
+            "first": (None, None),
+            "outside": (None, None),
+            "late": (begun, begun),
+        }
+
+
+async def test_no_cause_is_left_behind_by_a_dispatch_that_fails_or_is_stopped() -> None:
+    d, publisher = bridged()
+
+    @d.listen("stopped")
+    async def stop(event: Any) -> None:
+        event.stop_propagation()
+
+    @d.listen("failed")
+    async def fail(event: Any) -> None:
+        raise LookupError("no")
+
+    for _ in range(2):
+        await d.adispatch("stopped", NotificationEvent())
+        with pytest.raises(LookupError):
+            await d.adispatch("failed", NotificationEvent())
+        await d.adispatch("after", NotificationEvent())
+    assert [message.headers.get("causationid") for message in publisher.messages] == [None, None]
+
+
+async def test_what_a_local_event_causes_within_a_delivery_keeps_the_conversation(broker: MemoryBroker) -> None:
+    """And an event that has a correlation id of the host's hands that on."""
+    d, publisher = bridged()
+    local, named = NotificationEvent(), NotificationEvent()
+
+    @d.listen("user.joined")
+    async def answer(event: Any) -> None:
+        await d.adispatch("local", local)
+
+    @d.listen("local")
+    async def go_on(event: Any) -> None:
+        await d.adispatch("next", named)
+
+    @d.listen("next")
+    async def name(event: Any) -> None:
+        set_header(event, "correlationid", "of the host")
+        await d.adispatch("last", NotificationEvent())
+
+    message = joined(1)
+    message.headers["correlationid"] = "begun elsewhere"  # type: ignore[index]
+    async with Running(Consumer(d, broker.group("billing", start="new"), own="handle")) as consumer:
+        await broker.publish(message)
+        await wait_until(lambda: consumer.stats.handled == 1)
+    assert causes(publisher) == {
+        "last": ("of the host", str(named.event_id)),
+        "next": ("of the host", str(local.event_id)),
+        "local": ("begun elsewhere", message.message_id),
+    }
 
 
 async def test_receive_names_the_cause_as_a_consumer_does() -> None:
