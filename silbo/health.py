@@ -57,6 +57,7 @@ class Health:
             ``refresh_health()``; None if they were not counted.
         unheard: A consumer's deliveries that no listener is meant for, since it was made: they were acknowledged. None for the
             others.
+        leads: The shards that a consumer reads, by the keys of their streams; None if its subscription has none.
         last_error: The last error; None if there was none.
     """
 
@@ -76,6 +77,7 @@ class Health:
     slow: int | None = None
     lag: int | None = None
     unheard: int | None = None
+    leads: tuple[str, ...] | None = None
     last_error: LastError | None
 
     @property

@@ -46,9 +46,13 @@ class Origin(_Sender):
         app: The name of the program.
         instance: The id of the process.
         version: The version of the payload that it sent, before any ``upcast``. Not a part of the pair.
+        epoch: The epoch in which this process leads the shard that the message came from; None if it came from no shard. Not a
+            part of the pair. A later leader has a greater one: a store that remembers the greatest epoch that it has seen of
+            a key can refuse what a process writes that was frozen meanwhile.
     """
 
     version: int = 1
+    epoch: int | None = None
     _message: Headed | None = None
 
     def __new__(cls, app: str, instance: str, version: int = 1) -> Self:
@@ -257,6 +261,7 @@ class Delivery:
         format: The format of the bytes.
         id: The broker's id, by which it is acknowledged; empty if the broker acknowledges nothing.
         attempt: 1 on first delivery. On redelivery, 2 plus the attempts counted so far.
+        epoch: The epoch in which this consumer leads the shard that it came from; None if it came from no shard.
     """
 
     raw: bytes
@@ -264,6 +269,7 @@ class Delivery:
     format: Format
     id: str = ""
     attempt: int = 1
+    epoch: int | None = None
 
     def message(self) -> Message:
         """Decode the bytes as a message.
@@ -285,9 +291,10 @@ class Batch:
         raws: The bytes of each message.
         ids: The broker's id of each; empty if the broker acknowledges nothing.
         deliveries: The deliveries, if they are made already.
+        epoch: The epoch in which this consumer leads the shard that they came from; None if they came from no shard.
     """
 
-    __slots__ = ("address", "deliveries", "format", "ids", "raws")
+    __slots__ = ("address", "deliveries", "epoch", "format", "ids", "raws")
 
     def __init__(
         self,
@@ -296,8 +303,10 @@ class Batch:
         raws: Sequence[bytes],
         ids: Sequence[str] = (),
         deliveries: Sequence[Delivery] = (),
+        epoch: int | None = None,
     ) -> None:
         self.address = address
+        self.epoch = epoch
         self.format = format
         self.raws = raws
         self.ids = ids
@@ -308,7 +317,8 @@ class Batch:
         """Make a batch of deliveries; those that are not acknowledged don't mix with others."""
         first = deliveries[0]
         ids = [delivery.id for delivery in deliveries] if first.id else ()
-        return cls(first.address, first.format, [delivery.raw for delivery in deliveries], ids, deliveries)
+        raws = [delivery.raw for delivery in deliveries]
+        return cls(first.address, first.format, raws, ids, deliveries, first.epoch)
 
     def __len__(self) -> int:
         return len(self.raws)
@@ -316,7 +326,8 @@ class Batch:
     def __getitem__(self, index: int) -> Delivery:
         if self.deliveries:
             return self.deliveries[index]
-        return Delivery(self.raws[index], self.address, self.format, self.ids[index] if self.ids else "")
+        entry_id = self.ids[index] if self.ids else ""
+        return Delivery(self.raws[index], self.address, self.format, entry_id, epoch=self.epoch)
 
     def __iter__(self) -> Iterator[Delivery]:
         return map(self.__getitem__, range(len(self.raws)))
@@ -324,7 +335,7 @@ class Batch:
     def cut(self, first: int, end: int) -> Batch:
         """Return the deliveries from the place ``first`` to the one before ``end``."""
         part = slice(first, end)
-        return Batch(self.address, self.format, self.raws[part], self.ids[part], self.deliveries[part])
+        return Batch(self.address, self.format, self.raws[part], self.ids[part], self.deliveries[part], self.epoch)
 
 
 _instance = uuid4().hex

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
@@ -24,6 +24,7 @@ __all__ = [
     "Scope",
     "Sequenced",
     "SequencedPublisher",
+    "SharedReceiver",
     "Subscription",
 ]
 
@@ -246,6 +247,27 @@ class BatchReceiver(Receiver, Protocol):
         Raises:
             BrokerUnavailable: they are not acknowledged and will come again; safe to repeat.
         """
+        ...
+
+
+@runtime_checkable
+class SharedReceiver(Receiver, Protocol):
+    """A receiver whose addresses come and go while it is open, as the members of a group share them out.
+
+    Attributes:
+        on_drop: A consumer sets it: called with an address of which nothing that was received is this consumer's any more. What
+            is in work goes on, and nothing of the rest is begun.
+    """
+
+    on_drop: Callable[[str], object]
+
+    @property
+    def leads(self) -> tuple[str, ...]:
+        """The addresses that this consumer reads now."""
+        ...
+
+    def leave(self) -> None:
+        """Receive nothing more, and give each address away as soon as nothing of it is in hand."""
         ...
 
 

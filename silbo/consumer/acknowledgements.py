@@ -123,6 +123,19 @@ class Acknowledgements:
             self._finished.discard((delivery.address, delivery.id))
             self._run.has_room.set()
 
+    def drop(self, address: str) -> None:
+        """Remove what is in hand of an address and not done: another consumer reads it. What is in work goes on."""
+        at_address = self.list_at(address)
+        lost = [
+            entry_id
+            for entry_id, held in at_address.items()
+            if not isinstance(held, _Done) and (address, entry_id) not in self._finished
+        ]
+        for entry_id in lost:
+            del at_address[entry_id]
+        self._run.stats.lost += len(lost)
+        self._run.has_room.set()
+
     # -- offer ----------------------------------------------------------------------------------------------
 
     async def offer(self, deliveries: Sequence[Delivery]) -> float | None:

@@ -46,7 +46,12 @@ def _add_all(batch: Batch, acks: Acknowledgements) -> Iterable[Delivery | Batch]
 
 
 def _may_follow(item: Delivery, first: Delivery) -> bool:
-    return item.address == first.address and item.format is first.format and bool(item.id) is bool(first.id)
+    return (
+        item.address == first.address
+        and item.format is first.format
+        and bool(item.id) is bool(first.id)
+        and item.epoch == first.epoch
+    )
 
 
 def _add_batch(arrived: list[Delivery | Batch | Gap], together: list[Delivery], acks: Acknowledgements) -> None:

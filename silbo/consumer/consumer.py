@@ -36,7 +36,7 @@ from silbo.errors import BrokerUnavailable, Gap, OwnMessagesUndecided, StopIncom
 from silbo.health import Health, to_moment
 from silbo.message import Batch, Delivery
 from silbo.names import EventName
-from silbo.protocols import BatchReceiver, Inbox, MeasuredSubscription, Receiver, Subscription
+from silbo.protocols import BatchReceiver, Inbox, MeasuredSubscription, Receiver, SharedReceiver, Subscription
 
 __all__ = ["Consumer"]
 
@@ -257,6 +257,7 @@ class Consumer:
             slow=self.stats.slow,
             lag=self._lag,
             unheard=self.stats.unheard,
+            leads=self._receiver.leads if isinstance(self._receiver, SharedReceiver) else None,
             last_error=reports.last_error,
         )
 
@@ -402,6 +403,8 @@ class Consumer:
     async def _consume(self, receiver: Receiver) -> None:
         run = self._run_state
         acks = self._acks = Acknowledgements(receiver, run)
+        if isinstance(receiver, SharedReceiver):
+            receiver.on_drop = acks.drop
         attempts = Attempts(self._options, receiver=receiver, queue=self._queue, acks=acks, run=run)
         tasks = run.tasks
         self._warn_of_unheard()
@@ -416,6 +419,8 @@ class Consumer:
             if run.known is not None:
                 _ = tasks.start(run.known.run_remembering())
             await run.stopping.wait()
+            if isinstance(receiver, SharedReceiver):
+                receiver.leave()
             tasks.raise_error()
             await tasks.end([reading], GRACE)  # a read takes longer only if the broker does not answer
             self._queue.close()

@@ -93,6 +93,7 @@ class ExpressLane:
         self._key: str | None = None
         self._heard = Heard.BY_NOBODY
         self._publication = ""
+        self._epoch: int | None = None  # of the batch
         # Of the last message:
         self._origin = Origin("", "")
         self._is_unwanted = self._options.rebuilder.is_unwanted(
@@ -110,6 +111,7 @@ class ExpressLane:
         """
         batch, first = queued.batch, queued.position
         raws, ids, end = batch.raws, batch.ids, len(batch)
+        self._epoch = batch.epoch
         # Without ids nothing is in hand, and an address may be one of Pub/Sub's channels, of which there is no end.
         held = self._acks.list_at(batch.address) if ids else {}
         time, ends_at = self._time, self._run_state.turns.ends_at
@@ -226,6 +228,8 @@ class ExpressLane:
             self._publication = publication
         origin = tuple.__new__(Origin, origin)
         origin._message = envelope  # noqa: SLF001  # its headers, which are made when a listener reads them
+        if self._epoch is not None:
+            origin.epoch = self._epoch
         if getattr(event, "__silbo_direct__", None) is type(event):  # what set_mark would find out again
             event.origin = origin
         else:

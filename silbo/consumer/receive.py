@@ -162,6 +162,8 @@ class EventRebuilder:
                 f"{name.version} without an upcast)"
             )
             raise MessageInvalid(problem, field=error.field) from error.__cause__
+        if delivery.epoch is not None:
+            origin.epoch = delivery.epoch
         set_mark(event, "origin", origin)
         return RebuiltEvent(name, event, message)
 

@@ -136,7 +136,7 @@ def _as_model(name: str, reply: Any) -> Any:
     if name in ("renew", "release"):
         return bool(reply)
     if name in ("read_again", "read_new"):
-        return [_to_position(entry_id) for entry_id, _ in reply[0][1]] if reply else []
+        return [_to_position(entry_id) for entry_id, _ in reply[1][0][1]] if reply[1] else []
     return None
 
 

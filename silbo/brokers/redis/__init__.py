@@ -7,9 +7,9 @@ another if the broker is behind an outbox, two for each consumer of Streams and 
 A user that may do no more than silbo needs, with the default prefix::
 
     ACL SETUSER streams on >password resetkeys ~silbo:* resetchannels -@all
-        +ping +eval +evalsha +time +xadd +xgroup +xinfo +xreadgroup +xack +xautoclaim +xpending
+        +ping +eval +evalsha +time +xadd +xgroup +xinfo +xread +xreadgroup +xack +xautoclaim +xpending
         +hget +hmget +hset +hdel +xlen +xrange +xrevrange +xclaim +xdel
-        +zscore +zadd +zremrangebyscore +zremrangebyrank +pexpire +type +xtrim +memory|usage
+        +zscore +zadd +zremrangebyscore +zremrangebyrank +zrange +zrem +pexpire +type +xtrim +memory|usage
 
     ACL SETUSER pubsub on >password resetkeys resetchannels &silbo:* -@all
         +ping +eval +evalsha +publish +subscribe +psubscribe

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Final, Protocol, TypeAlias
 
 from redis.asyncio import RedisCluster
 
@@ -33,7 +33,9 @@ __all__ = [
     "CallConnection",
     "Command",
     "ScriptCall",
+    "MakeCall",
     "ask",
+    "run_call",
     "run_calls",
     "run_script",
     "to_mapping",
@@ -132,6 +134,10 @@ class AskedCall:
         return self._call.pack(by_source=True)
 
 
+MakeCall: TypeAlias = Callable[Concatenate[Script, Sequence[bytes], ...], ScriptCall]
+"""``(script, keys, *arguments)`` returns a call, as ``ScriptCall.of`` does."""
+
+
 async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
     """Send the calls in one write, and set the reply of each.
 
@@ -171,7 +177,11 @@ async def run_script(connection: Connection, script: Script, keys: Sequence[byte
         Lost: the connection broke; perhaps the script ran.
         Refused: Redis's answer is an error.
     """
-    call = ScriptCall.of(script, keys, *arguments)
+    return await run_call(connection, ScriptCall.of(script, keys, *arguments))
+
+
+async def run_call(connection: Connection, call: Call) -> Any:
+    """Run one call, and return its reply; raises as :func:`run_script` does."""
     await run_calls(connection, [call])
     if isinstance(call.reply, Refused):
         raise call.reply

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.asyncio import RedisCluster
 
@@ -19,7 +19,7 @@ from silbo._loops import LoopBinding
 from silbo._process import name_process
 from silbo._reports import Outage, RateLimitedLog
 from silbo._retry import Backoff
-from silbo.brokers.redis.calls import CallConnection, run_calls, run_script
+from silbo.brokers.redis.calls import CallConnection, MakeCall, ScriptCall, run_call, run_calls
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
@@ -27,13 +27,13 @@ from silbo.brokers.redis.lag import read_lag
 from silbo.brokers.redis.nodes import connect_to, doubt_node
 from silbo.brokers.redis.read_size import ReadSize
 from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key, build_trim
-from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY
+from silbo.brokers.redis.scripts import ACK, CLAIM, COUNTS, CREATE, LOOK, OFFER, REDATE, TIDY, Script
 from silbo.brokers.redis.side_by_side import SideBySide
 from silbo.brokers.redis.signs_of_life import SignsOfLife, build_signs_key
 from silbo.errors import BrokerUnavailable, Gap, StartInvalid
 from silbo.message import Batch, Delivery, Format, instance
 
-__all__ = ["StreamGroup", "check_start"]
+__all__ = ["GOODBYE", "Sharding", "StreamGroup", "StreamReceiver", "check_start", "name_consumer"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,17 @@ class StreamGroup:
     keys: tuple[str, ...]
     claim_after: float
     retain: float | None
+    sharding: Sharding | None = None
 
     async def open(self) -> StreamReceiver | SideBySide:
         """Connect, and make the group if it does not exist.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
+            ShardsMismatch: an address has another number of shards than this program says.
         """
+        if self.sharding is not None and (shared := await self.sharding.open(self)) is not None:
+            return shared
         if len(self.keys) > 1 and isinstance(self.client, RedisCluster):  # a read names keys of one slot
             return await self.open_side_by_side()
         receiver = StreamReceiver(self)
@@ -102,7 +106,7 @@ class StreamGroup:
         Raises:
             BrokerUnavailable: as in :meth:`open`.
         """
-        who = _name_consumer()
+        who = name_consumer()
         receivers = [StreamReceiver(replace(self, keys=(key,)), who=who) for key in self.keys]
         side_by_side = SideBySide(
             receivers, group=self.name, keep_every=self.claim_after / 3, ack_delay=StreamReceiver.ack_delay
@@ -120,10 +124,23 @@ class StreamGroup:
 
     async def read_lag(self) -> int:
         """See :class:`~silbo.protocols.MeasuredSubscription`."""
-        return await read_lag(self.client, self.keys, self.name, self.timeout)
+        keys = self.keys if self.sharding is None else await self.sharding.list_keys(self)
+        return await read_lag(self.client, keys, self.name, self.timeout)
 
 
-def _name_consumer() -> bytes:
+class Sharding(Protocol):
+    """What a group does with addresses that are spread over shards."""
+
+    async def open(self, group: StreamGroup) -> SideBySide | None:
+        """Open a receiver that reads the shards that are its own; None if no address of the group has shards."""
+        ...
+
+    async def list_keys(self, group: StreamGroup) -> Sequence[str]:
+        """Return the keys of the streams, those of all shards among them."""
+        ...
+
+
+def name_consumer() -> bytes:
     """Return a new name for a consumer, which nobody has had."""
     return name_process(f"{instance()[:12]}-{next(_opened)}").encode()
 
@@ -159,6 +176,8 @@ class StreamReceiver:
 
     skips_own_instance = False
     ack_delay = ACK_DELAY
+    _claim_script = CLAIM
+    _epoch: int | None = None
 
     def __init__(self, group: StreamGroup, *, who: bytes | None = None) -> None:
         self._description = group
@@ -166,7 +185,7 @@ class StreamReceiver:
         self._timeout = group.timeout
         self._block = min(BLOCK, group.claim_after / 4)
         self._group = group.name.encode()
-        who = who or _name_consumer()
+        who = who or name_consumer()
         self._consumer = who if group.consumer is None else group.consumer.encode()
         self.keep_every: float | None = group.claim_after / 3
         self._in_hand = DeliveriesInHand(
@@ -176,6 +195,7 @@ class StreamReceiver:
             group.app,
             claim_after=group.claim_after,
             who=who,
+            make_call=self._make_call,
         )
         self._signs = SignsOfLife(
             [key.encode() for key in group.keys],
@@ -187,7 +207,13 @@ class StreamReceiver:
         )
         self._upkeep = {
             key.encode(): GroupUpkeep(
-                key.encode(), self._group, self._consumer, claim_after=group.claim_after, retain=group.retain
+                key.encode(),
+                self._group,
+                self._consumer,
+                claim_after=group.claim_after,
+                retain=group.retain,
+                make_call=self._make_call,
+                claim_script=self._claim_script,
             )
             for key in group.keys
         }
@@ -340,11 +366,17 @@ class StreamReceiver:
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     await connection.aclose()
-            with suppress(BrokerUnavailable, TimeoutError):
-                async with asyncio.timeout(GOODBYE):
-                    await self._in_hand.leave(self._upkeep, unnamed=self._description.consumer is None)
+            await self._take_leave()
         finally:
             await self._in_hand.aclose()
+
+    async def _take_leave(self) -> None:
+        with suppress(BrokerUnavailable, TimeoutError):
+            async with asyncio.timeout(GOODBYE):
+                await self._in_hand.leave(self._upkeep, unnamed=self._description.consumer is None)
+
+    def _make_call(self, script: Script, keys: Sequence[bytes], *arguments: bytes) -> ScriptCall:
+        return ScriptCall.of(script, keys, *arguments)
 
     # -- the connection -------------------------------------------------------------------------------------
 
@@ -529,11 +561,13 @@ class StreamReceiver:
         empty = [entry_id for entry_id, fields in entries if fields is None]
         gone = [entry_id for entry_id in empty if (address, entry_id.decode()) not in self._in_hand]
         if gone:
-            await run_script(connection, ACK, [key, attempts_key], self._group, *gone)
+            await run_call(connection, self._make_call(ACK, [key, attempts_key], self._group, *gone))
             self._report_gone(address, len(gone))
         self._reread_after[key] = entries[-1][0]
         if existing := [entry for entry in entries if entry[1] is not None]:
-            attempts = await run_script(connection, COUNTS, [attempts_key], *[entry_id for entry_id, _ in existing])
+            attempts = await run_call(
+                connection, self._make_call(COUNTS, [attempts_key], *[entry_id for entry_id, _ in existing])
+            )
             size = self._add_ready(key, existing, asked_at, attempts)
             await self._offer_again(connection, key, existing)
             return size
@@ -564,7 +598,7 @@ class StreamReceiver:
         if offered := self._in_hand.find_offered(key, [entry_id for entry_id, _ in entries]):
             keys, arguments = self._in_hand.offer_arguments(key, offered)
             try:
-                await run_script(connection, OFFER, keys, *arguments)
+                await run_call(connection, self._make_call(OFFER, keys, *arguments))
             except Refused as refusal:  # no room, or the key of the offered is of another type: reading goes on
                 if refusal.is_of_server or refusal.code == "NOGROUP":
                     raise
@@ -623,7 +657,7 @@ class StreamReceiver:
         size = self._note_size(raws, asked_at)
         address, form = key.decode(), self._description.format
         for (entry_id, _), raw, counted in zip(entries, raws, attempts, strict=True):
-            delivery = Delivery(raw, address, form, entry_id.decode(), 2 + counted)
+            delivery = Delivery(raw, address, form, entry_id.decode(), 2 + counted, self._epoch)
             if self._in_hand.add(delivery, asked_at):
                 self._ready.append(delivery)
         return size
@@ -632,9 +666,10 @@ class StreamReceiver:
         """Make a batch of new entries; arguments and result are those of :meth:`_add_ready`."""
         raws = list(map(_find_message, entries))
         ids = [entry_id.decode() for entry_id, _ in entries]
-        batch = self._in_hand.add_batch(Batch(key.decode(), self._description.format, raws, ids), asked_at)
-        if batch is not None:
-            self._ready.append(batch)
+        batch = Batch(key.decode(), self._description.format, raws, ids, epoch=self._epoch)
+        added = self._in_hand.add_batch(batch, asked_at)
+        if added is not None:
+            self._ready.append(added)
         return self._note_size(raws, asked_at)
 
     def _note_size(self, raws: Sequence[bytes], asked_at: float) -> int:
@@ -647,7 +682,7 @@ class StreamReceiver:
     async def _create(self, connection: Connection, key: bytes, start: str) -> bool:
         """Make the group, and its stream if there is none; False if the group exists."""
         keys = [key, build_given_key(key)]
-        return bool(await run_script(connection, CREATE, keys, self._group, start.encode()))
+        return bool(await run_call(connection, self._make_call(CREATE, keys, self._group, start.encode())))
 
     async def _recreate(self, connection: Connection) -> None:
         """Make the groups again after a deletion, FLUSHALL, or a restart of Redis without its data."""
@@ -706,9 +741,23 @@ class GroupUpkeep:
         consumer: The consumer's name in the group.
         claim_after: Seconds after which a delivery of a silent consumer is taken over.
         retain: Seconds that entries are kept; None for ever.
+        make_call: Makes its calls.
+        claim_script: Takes over entries.
     """
 
-    def __init__(self, key: bytes, group: bytes, consumer: bytes, *, claim_after: float, retain: float | None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        group: bytes,
+        consumer: bytes,
+        *,
+        claim_after: float,
+        retain: float | None,
+        make_call: MakeCall,
+        claim_script: Script,
+    ) -> None:
+        self._make_call = make_call
+        self._claim_script = claim_script
         self._key = key
         self._group = group
         self._consumer = consumer
@@ -768,7 +817,9 @@ class GroupUpkeep:
         gone = 0
         for _ in range(CLAIM_PAGES):
             arguments = [self._group, self._consumer, self._idle, self._cursor, b"%d" % limit]
-            reply = await run_script(connection, CLAIM, [self._key, self._attempts_key], *arguments)
+            reply = await run_call(
+                connection, self._make_call(self._claim_script, [self._key, self._attempts_key], *arguments)
+            )
             self._cursor, entries, attempts, gone, milliseconds = reply
             self._note_clock(milliseconds / 1000 - loop.time())
             if self._cursor == _START:
@@ -793,7 +844,9 @@ class GroupUpkeep:
         for _ in range(CLAIM_PAGES):
             if not self._redate_from:
                 break
-            self._redate_from = await run_script(connection, REDATE, [self._key], self._group, self._redate_from)
+            self._redate_from = await run_call(
+                connection, self._make_call(REDATE, [self._key], self._group, self._redate_from)
+            )
 
     async def remove_silent_consumers(self, connection: Connection) -> None:
         """Remove consumers that are silent and have nothing in hand, if it is time to."""
@@ -802,7 +855,7 @@ class GroupUpkeep:
             self._remove_at = now + self._forget_after / 10
             idle = b"%d" % (self._forget_after * 1000)
             keys = [self._key, build_signs_key(self._key, self._group)]
-            await run_script(connection, TIDY, keys, self._group, self._consumer, idle)
+            await run_call(connection, self._make_call(TIDY, keys, self._group, self._consumer, idle))
 
     async def trim(self, connection: Connection) -> None:
         """Trim the stream by the policy beside it, and follow that policy, if it is time to.
@@ -840,7 +893,7 @@ class GroupUpkeep:
         certain = self._retain is None or now - self._all_given_at < self._retain
         retain = b"" if certain or self._retain is None else b"%d" % (self._retain * 1000)
         keys = [self._key, build_given_key(self._key), build_retention_key(self._key)]
-        missed, age, after, counted = await run_script(connection, LOOK, keys, self._group, retain)
+        missed, age, after, counted = await run_call(connection, self._make_call(LOOK, keys, self._group, retain))
         self._is_counted = bool(counted)
         address = self._key.decode()
         if missed and self._told_after != after:

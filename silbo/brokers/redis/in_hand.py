@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from silbo.brokers.redis.calls import CallConnection, ScriptCall
+from silbo.brokers.redis.calls import CallConnection, MakeCall, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.key_types import WrongType
 from silbo.brokers.redis.scripts import ACK, BURY, COUNT, KEEP, LEAVE, OFFER
@@ -59,12 +59,22 @@ class DeliveriesInHand:
         app: The program's name, for dead letters.
         claim_after: Seconds after which another consumer may take over a delivery that was not kept.
         who: Tells this consumer from another of the same name.
+        make_call: Makes its calls.
     """
 
     def __init__(
-        self, connection: CallConnection, group: bytes, consumer: bytes, app: str, *, claim_after: float, who: bytes
+        self,
+        connection: CallConnection,
+        group: bytes,
+        consumer: bytes,
+        app: str,
+        *,
+        claim_after: float,
+        who: bytes,
+        make_call: MakeCall = ScriptCall.of,
     ) -> None:
         self._connection = connection
+        self._make_call = make_call
         self._group = group
         self._consumer = consumer
         self._app = app.encode()
@@ -143,7 +153,7 @@ class DeliveriesInHand:
         for address, ids in grouped.items():
             key = address.encode()
             entry_ids = [entry_id.encode() for entry_id in ids]
-            calls.append(ScriptCall.of(ACK, [key, build_attempts_key(key, self._group)], self._group, *entry_ids))
+            calls.append(self._make_call(ACK, [key, build_attempts_key(key, self._group)], self._group, *entry_ids))
             self._leaving[address].update(ids)
         try:
             await self._run("acknowledge at", calls, may_be_gone=True)
@@ -171,6 +181,17 @@ class DeliveriesInHand:
         self.remove(taken_over)
         return taken_over
 
+    async def keep_by(self, call: ScriptCall, deliveries: Sequence[Delivery]) -> bool:
+        """Keep everything by one call, which replies 0 if all of it is another consumer's; True if it is this one's."""
+        now = asyncio.get_running_loop().time()
+        (is_kept,) = await self._run("keep deliveries at", [call])
+        if is_kept:
+            for confirmed_at in self._confirmed_at.values():
+                confirmed_at.update({entry_id: now for entry_id, at in confirmed_at.items() if at < now})
+            for address, entry_id in map(_entry_of, deliveries):
+                self._offered[address].discard(entry_id)
+        return bool(is_kept)
+
     async def offer(self, deliveries: Sequence[Delivery]) -> list[float | None]:
         """Let other consumers claim deliveries at once; return the seconds since each was first offered, by Redis's clock.
 
@@ -183,7 +204,7 @@ class DeliveriesInHand:
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
         written = [self.offer_arguments(key, ids) for key, ids in batches]
-        calls = [ScriptCall.of(OFFER, keys, *arguments) for keys, arguments in written]
+        calls = [self._make_call(OFFER, keys, *arguments) for keys, arguments in written]
         replies = await self._run("offer deliveries at", calls, may_be_gone=True)
         offered_for = {
             (key.decode(), entry_id.decode()): milliseconds / 1000
@@ -221,7 +242,7 @@ class DeliveriesInHand:
         pages = [entries[first : first + KEPT_AT_ONCE] for first in range(0, len(entries), KEPT_AT_ONCE)]
         batches = [batch for page in pages for batch in _group_by_key(page).items()]
         calls = [
-            ScriptCall.of(KEEP, [key], self._group, self._consumer, take_back, oldest.get(key, b""), *ids)
+            self._make_call(KEEP, [key], self._group, self._consumer, take_back, oldest.get(key, b""), *ids)
             for key, ids in batches
         ]
         replies = await self._run("keep deliveries at", calls, may_be_gone=True)
@@ -236,9 +257,9 @@ class DeliveriesInHand:
         key, entry_id, entry = delivery.address.encode(), delivery.id.encode(), _entry_of(delivery)
         keys = [key, build_attempts_key(key, self._group)]
         if entry not in self._attempts:
-            (self._attempts[entry],) = await self._run("read attempts at", [ScriptCall.of(COUNT, keys, entry_id)])
+            (self._attempts[entry],) = await self._run("read attempts at", [self._make_call(COUNT, keys, entry_id)])
         number = b"%d" % (self._attempts[entry] + 1)
-        call = ScriptCall.of(
+        call = self._make_call(
             COUNT, keys, entry_id, number, b"%d" % ATTEMPTS_FOR, error[:NOTED].encode(errors="replace")
         )
         (known,) = await self._run("count an attempt at", [call], stores=True)
@@ -254,7 +275,7 @@ class DeliveriesInHand:
         leaving = self._leaving[delivery.address]
         leaving.add(delivery.id)
         try:
-            (buried,) = await self._run("add a dead letter at", [ScriptCall.of(BURY, keys, *who, *what)], stores=True)
+            (buried,) = await self._run("add a dead letter at", [self._make_call(BURY, keys, *who, *what)], stores=True)
         finally:
             leaving.discard(delivery.id)
         self.remove([delivery])
@@ -265,7 +286,7 @@ class DeliveriesInHand:
         after = b"%d" % (self._claim_after * 1000)
         remove = b"1" if unnamed else b""
         calls = [
-            ScriptCall.of(
+            self._make_call(
                 LEAVE,
                 [key, build_given_key(key), build_signs_key(key, self._group)],
                 self._group,

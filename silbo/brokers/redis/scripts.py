@@ -13,6 +13,7 @@ __all__ = [
     "ACK",
     "ADD",
     "ADD_SEQUENCED",
+    "ADOPT",
     "BEAT",
     "BURY",
     "CLAIM",
@@ -151,10 +152,16 @@ end
 """
 
 
-# The number of shards is fixed in a key beside each shard, and in one beside the stream that the address has without shards.
+# The number of shards is fixed in a key beside each shard, which is the last key of the script, and in one beside the stream that
+# the address has without shards. That is looked at only before the first message of a stream, and is no key of the script: while a
+# slot moves, a cluster refuses a script one of whose keys does not exist.
 _CHECK_SHARDS: Final = """
 local function check_shards(said)
-  local fixed = redis.call('HGET', KEYS[1] .. ':shards', 'shards') or ''
+  local fixed = redis.pcall('HGET', said == '' and KEYS[1] .. ':shards' or KEYS[#KEYS], 'shards') or ''
+  if type(fixed) == 'table' then
+    if said == '' then return end
+    return {err = plain(fixed.err)}
+  end
   if fixed == '' and said ~= '' then return {err = 'SHARDS are not fixed any more, as after FLUSHALL; safe to repeat'} end
   if fixed ~= said then return {err = 'SHARDS ' .. fixed} end
 end
@@ -227,8 +234,8 @@ return result(#ARGV - 2)
 )
 """Adds messages to a stream, or to a shard.
 
-Key: the stream. Arguments: milliseconds to keep entries or nothing, the number of shards of its address or nothing, then each
-message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
+Key: the stream; for a shard also the hash with their number. Arguments: milliseconds to keep entries or nothing, the number of shards
+of its address or nothing, then each message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
 """
 
 # The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing permission can keep
@@ -282,7 +289,7 @@ return {epoch, last, added, failure}
 )
 """Adds the messages of an outbox's partition to a stream, or to a shard, without those that it has already.
 
-Keys: the stream, its hash of ``epoch:last sequence`` by source. Arguments: milliseconds to keep entries or nothing, source,
+Keys: the stream, its hash of ``epoch:last sequence`` by source; for a shard also the hash with their number. Arguments: milliseconds to keep entries or nothing, source,
 epoch, the number of shards of its address or nothing; then sequence and message, again and again. Reply: newest epoch, last
 sequence before the call, number of messages added, and the error where it stopped at one; the error alone if nothing was added,
 as ``SHARDS``: see ADD.
@@ -929,10 +936,55 @@ return 1
 Key: the lease. Arguments: member, epoch. Reply: 0 if it has another owner or epoch by now, else 1.
 """
 
-READ: Final = Script("""
-return redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], ARGV[4])
-""")
+ADOPT: Final = Script(
+    _COUNT_OF
+    + _MAPPING
+    + """
+local taken, attempts, gone = {}, {}, 0
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local other = mapping(row)
+  local room = tonumber(ARGV[5]) - #taken
+  if other['name'] ~= ARGV[2] and other['pending'] > 0 and room > 0 then
+    for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', room, other['name'])) do
+      local id = pending[1]
+      local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+      if entry then
+        redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+        taken[#taken + 1] = entry
+        attempts[#taken] = count_of(KEYS[2], id)
+      else
+        redis.call('XACK', KEYS[1], ARGV[1], id)
+        redis.pcall('HDEL', KEYS[2], id)
+        gone = gone + 1
+      end
+    end
+  end
+end
+local time = redis.call('TIME')
+return {'0-0', taken, attempts, gone, time[1] * 1000 + math.floor(time[2] / 1000)}
+"""
+)
+"""Takes over the entries of all other consumers at once: a shard has one that reads, and others are left from before, or were made
+by hand, or hold the dead letters that are tried again.
+
+Keys, arguments and reply are those of CLAIM; the idle time and the cursor are not looked at.
+"""
+
+# A read whose reply was lost may be carried out late, after its reader has connected anew and looked for what it was given: then the
+# group was given more than the reader knows.
+READ: Final = Script(
+    _MAPPING
+    + _FIND_GROUP
+    + """
+local group = find_group(KEYS[1], ARGV[1])
+local last = group and group['last-delivered-id'] or ''
+if ARGV[5] and group and last ~= ARGV[5] then return {last, false} end
+local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], ARGV[4])
+return {last, reply}
+"""
+)
 """Reads entries for a group, and does not wait: in a script that can check the lease.
 
-Key: the stream. Arguments: group, consumer, the most entries, ``>`` or an id. Reply: that of XREADGROUP.
+Key: the stream. Arguments: group, consumer, the most entries, ``>`` or an id; with ``>`` also the last id that the group was given, as
+far as its reader knows: if it is another, nothing is read. Reply: the last id that the group had been given, and the reply of XREADGROUP.
 """

@@ -19,6 +19,7 @@ from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.retention import Retention
 from silbo.brokers.redis.scripts import Script
+from silbo.brokers.redis.shards import build_shards_key
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
 
@@ -59,7 +60,7 @@ class BatchCall:
         self._script = script
         self._messages = messages
         self._is_written = False
-        self.keys = keys
+        self.keys = (*keys, build_shards_key(keys[0])) if messages[0].message.shards else keys
         self.reply: Any = UNANSWERED
 
     def pack(self, *, by_source: bool) -> bytes:

@@ -10,9 +10,8 @@ from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.scripts import FIX_SHARDS
 from silbo.errors import BrokerUnavailable, ShardsMismatch
 from silbo.message import Message
-from silbo.shards import build_shard_address
 
-__all__ = ["FixedShards", "build_shards_key", "find_shards", "to_mismatch"]
+__all__ = ["FixedShards", "build_shard_key", "build_shards_key", "find_shards", "to_mismatch"]
 
 _Shards: TypeAlias = tuple[str, int]
 """An address and its number of shards, as a program says it."""
@@ -21,6 +20,11 @@ _Shards: TypeAlias = tuple[str, int]
 def build_shards_key(key: bytes) -> bytes:
     """Return the key of the hash with the number of shards, beside a shard or beside the stream without shards."""
     return b"%b:shards" % key
+
+
+def build_shard_key(key: bytes, shard: int) -> bytes:
+    """Return the key of a shard of the address that has this key without shards: ``silbo:{orders.3}`` of ``silbo:{orders}``."""
+    return b"%b.%d}" % (key[:-1], shard)
 
 
 def find_shards(message: Message, default: str) -> _Shards:
@@ -46,7 +50,7 @@ class FixedShards:
 
     Args:
         connection: Runs the calls.
-        build_key: Returns the key of an address's stream.
+        build_key: Returns the key that an address's stream has without shards.
     """
 
     def __init__(self, connection: CallConnection, build_key: Callable[[str], bytes]) -> None:
@@ -87,7 +91,7 @@ class FixedShards:
             return
         self.mismatches.pop((address, shards), None)
         root = self._build_key(address)
-        keys = [self._build_key(build_shard_address(address, shard)) for shard in range(shards)]
+        keys = [build_shard_key(root, shard) for shard in range(shards)]
         number = b"%d" % shards
         await self._check(address, shards, [ScriptCall.of(FIX_SHARDS, [build_shards_key(root), root], number)])
         calls = [ScriptCall.of(FIX_SHARDS, [build_shards_key(key)], number) for key in keys]

@@ -16,7 +16,8 @@ from silbo.brokers.redis.group import StreamGroup, check_start
 from silbo.brokers.redis.retention import WEEK, Retention, RetentionPolicy, Trim, pack_keep
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender, StreamsClusterSender
-from silbo.brokers.redis.shards import FixedShards, find_shards, to_mismatch
+from silbo.brokers.redis.sharded_group import LEASE, GroupSharding
+from silbo.brokers.redis.shards import FixedShards, build_shards_key, find_shards, to_mismatch
 from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
 from silbo.message import Format, Message, own_origin
 from silbo.protocols import Promises, Sequenced
@@ -27,6 +28,8 @@ __all__ = ["DEFAULT_ADDRESS", "RedisStreams", "build_stream_key"]
 
 DEFAULT_ADDRESS: Final = "events"
 """The address of messages for which no route chose one."""
+CLAIM_AFTER: Final = 30.0
+"""Other consumers take over what a consumer has in hand that was silent for 30 seconds."""
 CACHED_KEYS: Final = 1024
 """The keys of at most 1,024 addresses are remembered; then they are built anew."""
 LARGEST: Final = 1 << 53
@@ -199,9 +202,13 @@ class RedisStreams(AsyncCloseable):
         start: str,
         consumer: str | None = None,
         streams: Iterable[str] | None = None,
-        claim_after: float = 30.0,
+        claim_after: float | None = None,
+        shards: int = 0,
     ) -> StreamGroup:
         """Describe a consumer group; a consumer opens it. Each entry goes to one consumer of the group.
+
+        An address with shards has one consumer process at a time for each shard, and the order of each key is kept over all processes:
+        see the manual, "Order per key over many processes".
 
         Args:
             name: The name of the group. Each group gets every message.
@@ -215,13 +222,20 @@ class RedisStreams(AsyncCloseable):
             streams: The addresses to read; ``["events"]`` by default.
             claim_after: Seconds of silence after which the group's other consumers take over what a consumer has in hand.
                 A live consumer reports itself every third of that time, however long its listeners take. The entries of
-                a dead consumer wait for ``claim_after`` seconds. Use the same value for all consumers of a group.
+                a dead consumer wait for ``claim_after`` seconds. Use the same value for all consumers of a group. By default
+                30, and 3 at an address with shards, where it is the time that a lease lasts: a process whose event loop is
+                blocked for longer loses its shards.
+            shards: The number of shards of the addresses. By default the number that is fixed in Redis, by a publisher or another
+                group; a group that may be the first to use an address with shards has to say it.
 
         Raises:
             AddressInvalid: the name, the consumer or a stream is not a valid name.
             StartInvalid: ``start`` is neither ``"new"``, nor ``"oldest"``, nor an entry's id.
         """
-        check_seconds("claim_after", claim_after)
+        if claim_after is not None:
+            check_seconds("claim_after", claim_after)
+        if shards != 0:
+            check_shards(shards)
         if isinstance(streams, str):
             raise TypeError(f"streams is a list of addresses: [{streams!r}]")
         addresses = dict.fromkeys([DEFAULT_ADDRESS] if streams is None else streams)
@@ -236,8 +250,13 @@ class RedisStreams(AsyncCloseable):
             start=check_start(start),
             consumer=None if consumer is None else check_address(consumer, "a consumer"),
             keys=tuple(build_stream_key(address, self._prefix) for address in addresses),
-            claim_after=claim_after,
+            claim_after=CLAIM_AFTER if claim_after is None else claim_after,
             retain=self.retention.retain,
+            sharding=GroupSharding(
+                said={address: shards or (self._shards if address == DEFAULT_ADDRESS else 0) for address in addresses},
+                find_key=lambda address: build_stream_key(address, self._prefix),
+                lease=LEASE if claim_after is None else claim_after,
+            ),
         )
 
     def address_of(self, message: Message) -> str:
@@ -520,9 +539,13 @@ class _SequencedCall:
         numbered = b"".join(
             [b"$%d\r\n%d\r\n%b" % (len(str(sequence)), sequence, argument) for sequence, argument in batch]
         )
-        shards = pack_words([b"%d" % self.shards[key]]) if key in self.shards else _NO_SHARDS
+        keys = [key, key + b":outbox"]
+        shards = _NO_SHARDS
+        if key in self.shards:
+            keys.append(build_shards_key(key))
+            shards = pack_words([b"%d" % self.shards[key]])
         arguments = self._retention.keep_for(key) + self._head + shards + numbered
-        return ScriptCall(ADD_SEQUENCED, [key, key + b":outbox"], arguments, 4 + 2 * len(batch))
+        return ScriptCall(ADD_SEQUENCED, keys, arguments, 4 + 2 * len(batch))
 
     def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
         """Note a stream's reply; return an error that ends the whole call."""

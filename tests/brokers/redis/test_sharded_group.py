@@ -1,0 +1,358 @@
+"""Groups of an address with shards: each shard has one reader at a time, and one that was taken over from settles nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
+from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis.calls import CallConnection
+from silbo.brokers.redis.group import StreamGroup
+from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
+from silbo.brokers.redis.shard_receiver import ShardReceiver
+from silbo.errors import BrokerRefused, BrokerUnavailable, ShardsMismatch
+from silbo.message import Delivery, Message, new_publication
+from silbo.protocols import Receiver
+from silbo.shards import spread
+from tests.support.redis_streams import eventually, number, opened
+
+pytestmark = pytest.mark.every_redis
+SHARD = "silbo:{events.0}"
+LEASE = 0.6
+"""Seconds: short, so that a take-over is soon tried. In the tests where none must come it is long."""
+LONG = 60.0
+
+
+@dataclass
+class Paid(ECSTEvent):
+    order: str
+    n: int = 0
+
+
+PAID = EventName("order.paid", Paid, key="order")
+
+
+def keyed(key: str, number: int = 0, to: str | None = None) -> Message:
+    headers = {"publication": new_publication(), "version": "1", "key": key}
+    payload = {
+        "event_id": "9f62e977-73f7-462b-92cb-8ea658d3bcb5",
+        "event_timestamp": "2026-03-07T09:26:02.588855Z",
+        "order": key,
+        "n": number,
+    }
+    return Message("ecst_event", "order.paid", "9f62e977-73f7-462b-92cb-8ea658d3bcb5", payload, headers, to)
+
+
+def find_key(shard: int, shards: int = 2) -> str:
+    return next(key for key in map(str, range(1000)) if spread(key, shards) == shard)
+
+
+@pytest.fixture
+async def sharded(streams_client: Redis) -> AsyncIterator[RedisStreams]:
+    async with RedisStreams(streams_client, app="web", shards=2) as broker:
+        yield broker
+
+
+# -- one shard ----------------------------------------------------------------------------------------------
+
+
+class Leaders:
+    """Leaders of the first shard, one after another, in this process."""
+
+    def __init__(self, client: Redis, group: StreamGroup, stack: AsyncExitStack) -> None:
+        self._connection = CallConnection(client, 5.0)
+        self._group = replace(group, keys=(SHARD,), claim_after=LONG)
+        self._stack = stack
+        self.fenced: list[str] = []
+
+    async def take(self, member: str) -> ShardReceiver:
+        """Take the lease, though it runs: as if it were over."""
+        key = SHARD.encode()
+        lease_key = build_lease_key(key, b"billing")
+        await self._connection.run_command(b"HSET", lease_key, b"until", b"0")
+        is_taken, epoch = await self._connection.run(make_take_call(key, b"billing", member.encode(), LONG))
+        assert is_taken
+        lease = Lease(lease_key, member.encode(), epoch)
+        receiver = ShardReceiver(self._group, lease, on_fenced=lambda: self.fenced.append(member))
+        self._stack.push_async_callback(receiver.aclose)
+        return receiver
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
+
+
+@pytest.fixture
+async def leaders(streams_client: Redis, sharded: RedisStreams) -> AsyncIterator[Leaders]:
+    async with AsyncExitStack() as stack:
+        found = Leaders(streams_client, sharded.group("billing", start="oldest"), stack)
+        stack.push_async_callback(found.aclose)
+        yield found
+
+
+async def receive(receiver: Receiver, many: int) -> list[Delivery]:
+    found: list[Delivery] = []
+    async with asyncio.timeout(30):
+        while len(found) < many:
+            found += [item for item in await receiver.receive(many) if isinstance(item, Delivery)]
+    return found
+
+
+async def test_next_leader_finds_what_the_last_had_in_hand(
+    admin: Redis, sharded: RedisStreams, leaders: Leaders
+) -> None:
+    """At once and in order, in front of what is new."""
+    key = find_key(0)
+    await sharded.publish(*[keyed(key, number) for number in range(3)])
+    old = await leaders.take("old")
+    await receive(old, 3)
+    await sharded.publish(keyed(key, 3))
+    new = await leaders.take("new")
+    found = await receive(new, 4)
+    assert [number(each) for each in found] == [0, 1, 2, 3]
+    assert [each.attempt for each in found] == [2, 2, 2, 1]
+    assert new.epoch > old.epoch
+    assert {each.epoch for each in found} == {new.epoch}
+
+
+async def _ack(receiver: Receiver, delivery: Delivery) -> None:
+    await receiver.ack(delivery)
+
+
+async def _count(receiver: Receiver, delivery: Delivery) -> None:
+    with pytest.raises(BrokerRefused, match="another process leads"):
+        await receiver.count(delivery, error="ValueError: as told")
+
+
+async def _bury(receiver: Receiver, delivery: Delivery) -> None:
+    assert not await receiver.bury(delivery, error="ValueError: as told", attempts=5)
+
+
+async def _offer(receiver: Receiver, delivery: Delivery) -> None:
+    assert await receiver.offer(delivery) == [None]
+
+
+async def _keep(receiver: Receiver, delivery: Delivery) -> None:
+    assert list(await receiver.keep(delivery)) == [delivery]
+
+
+async def _read(receiver: Receiver, delivery: Delivery) -> None:
+    assert await receiver.receive(10) == []
+
+
+@pytest.mark.parametrize("settle", [_ack, _count, _bury, _offer, _keep, _read])
+async def test_former_leader_changes_nothing(
+    admin: Redis, sharded: RedisStreams, leaders: Leaders, settle: Callable[[Receiver, Delivery], Awaitable[None]]
+) -> None:
+    """It was frozen, and knows nothing of the new one: each of its calls is refused by the script itself."""
+    key = find_key(0)
+    await sharded.publish(keyed(key, 0))
+    old = await leaders.take("old")
+    (delivery,) = await receive(old, 1)
+    await leaders.take("new")
+    await sharded.publish(keyed(key, 1))
+    before = await _dump(admin)
+    await settle(old, delivery)
+    assert await _dump(admin) == before
+    assert leaders.fenced == ["old"]
+
+
+async def _dump(admin: Redis) -> Any:
+    """Everything that a call can change."""
+    (group,) = await admin.xinfo_groups(SHARD)
+    pending = await admin.xpending_range(SHARD, "billing", "-", "+", 10)
+    for row in pending:
+        del row["time_since_delivered"]
+    lease = await admin.hgetall(f"{SHARD}:lease:billing")
+    return sorted(await admin.keys()), group["last-delivered-id"], pending, lease
+
+
+async def test_read_that_is_carried_out_late_does_not_overtake(
+    admin: Redis, sharded: RedisStreams, leaders: Leaders
+) -> None:
+    """A read whose reply was lost may reach Redis after its reader has connected anew: what it gave is read first."""
+    key = find_key(0)
+    receiver = await leaders.take("one")
+    await sharded.publish(keyed(key, 0))
+    await receive(receiver, 1)
+    await sharded.publish(keyed(key, 1))
+    await admin.xreadgroup("billing", "leader", {SHARD: ">"})  # the late one
+    await sharded.publish(keyed(key, 2))
+    found = [number(each) for each in await receive(receiver, 3)]
+    assert found == [0, 1, 2]  # the first is in hand, and a consumer knows that
+
+
+async def test_entries_of_other_consumers_are_taken_over_at_once(
+    admin: Redis, sharded: RedisStreams, leaders: Leaders
+) -> None:
+    """Dead letters that are tried again, and what a consumer had that read the shard by its own name: nobody else would."""
+    await sharded.publish(keyed(find_key(0), 0))
+    await admin.xgroup_create(SHARD, "billing", "0")
+    await admin.xreadgroup("billing", "by hand", {SHARD: ">"})
+    receiver = await leaders.take("one")
+    (delivery,) = await receive(receiver, 1)
+    await receiver.ack(delivery)
+    assert (await admin.xpending(SHARD, "billing"))["pending"] == 0
+
+
+async def test_epoch_grows_also_after_redis_has_lost_its_data(admin: Redis, leaders: Leaders) -> None:
+    first = (await leaders.take("one")).epoch
+    second = (await leaders.take("one")).epoch
+    await admin.flushall()
+    third = (await leaders.take("two")).epoch
+    assert first < second < third
+
+
+async def test_lease_that_runs_is_not_taken(streams_client: Redis, sharded: RedisStreams, leaders: Leaders) -> None:
+    await leaders.take("one")
+    connection = CallConnection(streams_client, 5.0)
+    is_taken, wait = await connection.run(make_take_call(SHARD.encode(), b"billing", b"two", 5.0))
+    assert not is_taken
+    assert 0 < wait <= 5000  # one that was given by a clock that was ahead does not last longer than a new one
+    await connection.aclose()
+
+
+# -- many members -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Member:
+    consumer: Consumer
+    got: list[tuple[str, int, int | None]]
+
+    @property
+    def leads(self) -> int:
+        return len(self.consumer.health().leads or ())
+
+
+@asynccontextmanager
+async def member(
+    broker: RedisStreams, work: Callable[[Paid], Awaitable[object]] | None = None, **options: Any
+) -> AsyncIterator[Member]:
+    dispatcher = AsyncEventDispatcher()
+    got: list[tuple[str, int, int | None]] = []
+
+    @dispatcher.listen(PAID)
+    async def listener(event: Paid) -> None:
+        origin: Any = event.origin
+        got.append((event.order, event.n, origin.epoch))
+        if work is not None:
+            await work(event)
+
+    group = broker.group("billing", start="oldest", **{"claim_after": LEASE, **options})
+    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4)
+    async with consumer, asyncio.TaskGroup() as tasks:
+        tasks.create_task(consumer.run())
+        try:
+            yield Member(consumer, got)
+        finally:
+            consumer.stop()
+
+
+async def test_members_share_the_shards_and_keep_the_order(streams_client: Redis) -> None:
+    """While one comes and goes, each key's messages are handled in order, each once, all of them."""
+    async with RedisStreams(streams_client, app="web", shards=16) as broker, member(broker) as one:
+        handled: list[tuple[str, int, int | None]] = []
+        one.got = handled
+
+        async def note(event: Paid) -> None:
+            await asyncio.sleep(0)
+
+        await eventually(lambda: _is(one.leads == 16))
+        sent = 0
+
+        async def publish(rounds: int) -> None:
+            nonlocal sent
+            for _ in range(rounds):
+                await broker.publish(*[keyed(str(key), sent) for key in range(20)])
+                sent += 1
+
+        async with member(broker, note) as two:
+            publishing = asyncio.create_task(publish(100))
+            await eventually(lambda: _is((one.leads, two.leads) == (8, 8)))
+            await publishing
+            await publish(50)
+            assert two.got
+        await publish(50)
+        await eventually(lambda: _is(one.leads == 16))
+        await eventually(lambda: _is(one.consumer.stats.handled + two.consumer.stats.handled == 20 * sent))
+
+
+async def _is(condition: bool) -> bool:
+    return condition
+
+
+async def test_consumer_that_leaves_gives_its_shards_away_at_once(sharded: RedisStreams) -> None:
+    """As soon as nothing of a shard is in hand, and not after the lease; the other's listener may run on."""
+    go = asyncio.Event()
+    begun: list[str] = []
+
+    async def work(event: Paid) -> None:
+        begun.append(event.order)
+        if event.order == find_key(0):
+            await go.wait()
+
+    async with member(sharded, claim_after=LONG, work=work) as one:
+        await eventually(lambda: _is(one.leads == 2))
+        await sharded.publish(keyed(find_key(0)))
+        await eventually(lambda: _is(bool(begun)))
+        async with member(sharded, claim_after=LONG) as two:
+            one.consumer.stop()
+            await eventually(lambda: _is(two.leads == 1))
+            await sharded.publish(keyed(find_key(1), 1))
+            await eventually(lambda: _is(bool(two.got)))
+            assert [order for order, _, _ in two.got] == [find_key(1)]
+            go.set()
+            await eventually(lambda: _is(two.leads == 2))
+            assert len(two.got) == 1
+
+
+async def test_addresses_with_and_without_shards(sharded: RedisStreams) -> None:
+    async with member(sharded, streams=["events", "audit"]) as one:
+        await sharded.publish(keyed("a"), keyed("b", to="audit"))
+        await eventually(lambda: _is(len(one.got) == 2))
+        assert {order: epoch is not None for order, _, epoch in one.got} == {"a": True, "b": False}
+        assert await one.consumer.subscription.read_lag() == 0  # type: ignore[attr-defined]
+
+
+async def test_group_learns_the_number_from_redis(streams: RedisStreams, sharded: RedisStreams) -> None:
+    await sharded.publish(keyed("a"))
+    async with member(streams) as one:
+        await eventually(lambda: _is(len(one.got) == 1))
+        assert one.leads == 2
+
+
+async def test_group_that_is_first_says_the_number(streams: RedisStreams, sharded: RedisStreams) -> None:
+    async with member(streams, shards=2) as one:
+        await sharded.publish(keyed("a"))
+        await eventually(lambda: _is(len(one.got) == 1))
+    with pytest.raises(ShardsMismatch):
+        await streams.group("billing", start="new", shards=4).open()
+
+
+async def test_new_group_misses_nothing_of_a_shard_that_nobody_leads_yet(admin: Redis, sharded: RedisStreams) -> None:
+    """It begins when it is opened, at all shards, and not when one of them is led."""
+    async with opened(sharded.group("billing", start="new")):
+        for shard in range(2):
+            assert [row["name"] for row in await admin.xinfo_groups(f"silbo:{{events.{shard}}}")] == [b"billing"]
+
+
+async def test_all_is_given_back_after_redis_was_flushed(admin: Redis, sharded: RedisStreams) -> None:
+    async with member(sharded) as one:
+        await eventually(lambda: _is(one.leads == 2))
+        await admin.flushall()
+
+        async def arrives() -> bool:
+            try:
+                await sharded.publish(keyed("a"))
+            except BrokerUnavailable:
+                return False
+            return bool(one.got)
+
+        await eventually(arrives)
