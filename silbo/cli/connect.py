@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from silbo.cli.arguments import UsageError
+from silbo.cli.arguments import Time, UsageError, find_moment
 from silbo.errors import StoreInvalid
 from silbo.outbox.rows import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
@@ -16,7 +17,7 @@ from silbo.stores.sqlite import SQLiteStore
 if TYPE_CHECKING:
     from silbo.brokers.redis.connection import Client
 
-__all__ = ["make_redis", "make_store", "open_store"]
+__all__ = ["find_redis_moment", "make_redis", "make_store", "open_store"]
 
 FILE: Final = "sqlite:///"
 """The beginning of the URL of an SQLite file without SQLAlchemy."""
@@ -99,6 +100,18 @@ async def make_redis(url: str | None, *, cluster: bool) -> AsyncGenerator[Client
         yield client
     finally:
         await client.aclose()
+
+
+async def find_redis_moment(client: Client, time: Time) -> datetime:
+    """Return the moment that a time means by Redis's clock, which gives entries their ids; this machine's may differ.
+
+    Raises:
+        BrokerUnavailable: Redis can't be reached, or refuses.
+    """
+    from silbo.operations.redis import opened, read_clock  # here: as in make_redis
+
+    async with opened(client, 5.0) as connection:
+        return find_moment(time, await read_clock(connection))
 
 
 @asynccontextmanager

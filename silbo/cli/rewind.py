@@ -11,16 +11,14 @@ from silbo.cli.arguments import (
     add_json_option,
     add_redis_options,
     add_stream_option,
-    find_moment,
     parse_address,
     parse_time,
 )
 from silbo.cli.confirmation import add_yes_option, confirm
-from silbo.cli.connect import make_redis
+from silbo.cli.connect import find_redis_moment, make_redis
 from silbo.cli.groups import add_silent_option
 from silbo.cli.output import print_note, print_outcome
 from silbo.operations.formatting import format_count, format_time
-from silbo.operations.redis import opened, read_clock
 from silbo.operations.rewind import find_rewinds, rewind_group
 
 __all__ = ["add_to"]
@@ -56,8 +54,7 @@ async def rewind(options: argparse.Namespace) -> int:
     """Give a group its messages again, if the user agrees."""
     group: str = options.group
     async with make_redis(options.redis, cluster=options.cluster) as client:
-        async with opened(client, 5.0) as connection:
-            since = find_moment(options.since, await read_clock(connection))
+        since = await find_redis_moment(client, options.since)
         found = await find_rewinds(
             client,
             group,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, Final
 
 from silbo._control_characters import escape_controls
@@ -23,11 +23,10 @@ from silbo.cli.arguments import (
     add_json_option,
     add_redis_options,
     add_stream_option,
-    find_moment,
     make_count_parser,
     parse_time,
 )
-from silbo.cli.connect import make_redis
+from silbo.cli.connect import find_redis_moment, make_redis
 from silbo.cli.output import print_as_it_is, print_json, print_note
 from silbo.errors import BrokerUnavailable, Gap, NameInvalid
 from silbo.names import compile_pattern
@@ -109,9 +108,6 @@ async def show_messages(options: argparse.Namespace) -> int:
     """Print messages until Ctrl-C, or so many as were asked for."""
     if options.pubsub and (options.since or options.stream):
         raise UsageError("Pub/Sub keeps nothing and has no streams: leave out --since and --stream")
-    since = options.since
-    if since is not None and not isinstance(since, str):
-        since = find_moment(since, datetime.now(UTC))
     wanted, left = dict(options.where), options.limit
     format = FORMATS[options.format]  # noqa: A001  # the word of every broker
     async with make_redis(options.redis, cluster=options.cluster) as client:
@@ -120,6 +116,9 @@ async def show_messages(options: argparse.Namespace) -> int:
                 client, options.pattern, prefix=options.prefix, format=format, on_outage=_tell, on_gap=_tell
             )
         else:
+            since = options.since
+            if since is not None and not isinstance(since, str):
+                since = await find_redis_moment(client, since)
             following = follow_streams(
                 client,
                 options.pattern,

@@ -20,10 +20,9 @@ from silbo.cli.arguments import (
     add_redis_options,
     add_store_option,
     add_stream_option,
-    find_moment,
     parse_time,
 )
-from silbo.cli.connect import make_redis, open_store
+from silbo.cli.connect import find_redis_moment, make_redis, open_store
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.operations.formatting import format_age, format_count, format_time, process_to_fields
@@ -92,7 +91,7 @@ async def show_whereabouts(options: argparse.Namespace) -> int:
                 prefix=options.prefix,
                 stream=options.stream,
                 format=FORMATS[options.format],
-                since=options.since and find_moment(options.since, datetime.now(UTC)),
+                since=None if options.since is None else await find_redis_moment(client, options.since),
                 progress=update,
             )
     if options.json:

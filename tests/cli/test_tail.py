@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from chaos.faketime import wound
 from silbo import Message
 from silbo.brokers.redis import RedisPubSub, RedisStreams
 from silbo.errors import BrokerUnavailable
 from silbo.event import new_id
 from silbo.operations.tail import follow_streams, has_values
-from tests.support.command_line import silbo, terminal
+from tests.support.command_line import SILBO, silbo, terminal
+from tests.support.faketime import require_faketime
 from tests.support.redis_streams import eventually
 from tools.redis_server import RedisServer
 
@@ -66,6 +68,20 @@ async def test_what_came_is_shown_and_chosen(redis: Redis, redis_url: str, prefi
         "--json",
     )
     assert after.object["entry"] == paid.objects[1]["entry"]
+
+
+async def test_duration_counts_back_from_the_clock_of_redis(redis: Redis, redis_url: str, prefix: str) -> None:
+    """This machine's clock may differ."""
+    require_faketime()
+    event = told("order.paid", n=1)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        await streams.publish(event)
+    where = ("--redis", redis_url, "--prefix", prefix, "--since", "30m", "--json")
+    tail, why = await asyncio.gather(
+        silbo("tail", *where, "--limit", 1, env=wound("+1h"), command=SILBO),
+        silbo("why", event.message_id, *where, env=wound("+1h"), command=SILBO),
+    )
+    assert event.message_id in tail.out and why.code == 0
 
 
 async def test_outage_is_an_error_where_no_hook_is_given(own_redis: RedisServer) -> None:
