@@ -18,7 +18,8 @@ Address: TypeAlias = "tuple[str, int]"
 """The host and the port of a node."""
 
 ASK_WITHIN: Final = 1.0
-"""A node that does not tell the slots within 1 second is passed over: it may be frozen."""
+"""A node that does not tell the slots within 1 second is passed over: it may be frozen. A node that was in trouble is waited
+for no longer either when it is connected to again: others may wait behind it."""
 # Settings of the cluster client that no connection takes, and the function with which it reads from replicas.
 _DROPPED: Final = frozenset({"connection_class", "max_connections", "redis_connect_func", "response_callbacks"})
 
@@ -42,6 +43,7 @@ class ClusterNodes:
         self._served_by: list[Address | None] = []  # by slot
         self._known: list[Address] = []  # masters and replicas
         self._doubted: set[Address] = set()  # were in trouble since the slots were asked for
+        self._silent: set[Address] = set()  # were in trouble since they were last connected to
 
     @property
     def masters(self) -> list[Address]:
@@ -93,6 +95,7 @@ class ClusterNodes:
     def doubt(self, address: Address) -> None:
         """Note that the node was in trouble: another one may serve its slots by now."""
         self._doubted.add(address)
+        self._silent.add(address)
 
     def doubt_key(self, key: bytes) -> None:
         """Note that the node that serves the key was in trouble."""

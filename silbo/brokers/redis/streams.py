@@ -424,7 +424,8 @@ class SequencedSender:
         if call.failures:
             self._fixed.forget(wanted)
         if call.failures and len(call.unsent) + len(call.refused) == len(messages):
-            raise next(iter(call.failures.values()))
+            failures = call.failures.values()
+            raise next((error for error in failures if isinstance(error, DeliveryUnknown)), next(iter(failures)))
         return Sequenced(call.known, call.refused, max(call.last.values(), default=0), call.unsent)
 
     async def aclose(self) -> None:
@@ -450,9 +451,9 @@ class _SequencedCall:
         known: Sequences that the streams had already.
         refused: The errors of messages that can't be encoded, by sequence.
         last: The last sequence before this call, by stream.
-        failures: The first error of each stream that has refused something; it gets nothing more in this call, for its
-            later messages must not overtake.
-        unsent: The errors of messages that were not added, by sequence.
+        failures: The first error of each stream that has refused something, or has not answered; it gets nothing more in this
+            call, for its later messages must not overtake.
+        unsent: The errors of messages that were not added, or may not have been, by sequence.
         shards: The numbers of shards that the streams are among, by stream; without an entry for a stream without shards.
     """
 
@@ -469,8 +470,8 @@ class _SequencedCall:
         self.known: set[int] = set()
         self.refused: dict[int, MessageRefused] = {}
         self.last: dict[bytes, int] = {}
-        self.failures: dict[bytes, BrokerUnavailable] = {}
-        self.unsent: dict[int, BrokerUnavailable] = {}
+        self.failures: dict[bytes, BrokerUnavailable | DeliveryUnknown] = {}
+        self.unsent: dict[int, BrokerUnavailable | DeliveryUnknown] = {}
         self.shards: dict[bytes, int] = {}
 
     def has_room(self, argument: bytes) -> bool:
@@ -497,7 +498,7 @@ class _SequencedCall:
 
         Raises:
             Fenced: one of the streams has seen a newer epoch.
-            DeliveryUnknown: a reply did not come.
+            DeliveryUnknown: no stream has answered.
             BrokerUnavailable: Redis could not be reached.
         """
         batches, self.batches = self.batches, {}
@@ -513,14 +514,20 @@ class _SequencedCall:
         replies = await self._connection.run_all(*trims, *calls, deadline=self._deadline)
         self._retention.note(trims, replies[: len(trims)])
         replies = replies[len(trims) :]
-        errors: list[Exception] = []
+        unknown: dict[bytes, DeliveryUnknown] = {}
+        fenced: Fenced | None = None
         for (key, batch), reply in zip(batches.items(), replies, strict=True):
-            if (error := self._settle(key, batch, reply)) is not None:
-                errors.append(error)
-        for kind in (Fenced, DeliveryUnknown):
-            for found in errors:
-                if isinstance(found, kind):
-                    raise found
+            error = self._settle(key, batch, reply)
+            if isinstance(error, DeliveryUnknown):
+                unknown[key] = error
+            else:
+                fenced = fenced or error
+        if fenced is not None:
+            raise fenced
+        if len(unknown) == len(batches):
+            raise next(iter(unknown.values()))
+        for key, lost in unknown.items():  # in a cluster, nodes fail one by one: the other streams go on
+            self._fail(key, [sequence for sequence, _ in batches[key]], lost)
 
     async def _check_retention(self, batches: dict[bytes, list[tuple[int, bytes]]]) -> None:
         """Take out the batches of streams that have another retention than the program states: they are not sent."""
@@ -548,7 +555,7 @@ class _SequencedCall:
         return ScriptCall(ADD_SEQUENCED, keys, arguments, 4 + 2 * len(batch))
 
     def _settle(self, key: bytes, batch: Sequence[tuple[int, bytes]], reply: Any) -> Fenced | DeliveryUnknown | None:
-        """Note a stream's reply; return an error that ends the whole call."""
+        """Note a stream's reply; return an error that may end the whole call."""
         refused = f"{self._connection.server} refused it, for {key.decode()}"
         if isinstance(reply, Lost):
             return DeliveryUnknown(f"{reply}; some or all may have arrived")
@@ -568,6 +575,6 @@ class _SequencedCall:
             self._fail(key, new[added:], BrokerUnavailable(f"{refused}, after {added} were sent: {why}"))
         return None
 
-    def _fail(self, key: bytes, sequences: Sequence[int], error: BrokerUnavailable) -> None:
+    def _fail(self, key: bytes, sequences: Sequence[int], error: BrokerUnavailable | DeliveryUnknown) -> None:
         self.failures[key] = error
         self.unsent.update(dict.fromkeys(sequences, self.failures[key]))

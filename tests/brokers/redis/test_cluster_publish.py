@@ -187,15 +187,26 @@ async def test_node_that_dies_under_load_loses_no_more_than_its_tail(
     """Others go on meanwhile. Beyond what was not replicated, nothing is lost or doubled; a relay's replay mends that, too."""
     address, other, third = addresses_of_each_node(own_cluster, prefix)
     master = own_cluster.node_of(key_of(prefix, address))
+    replica = own_cluster.replica_of(master)
+
+    async def is_promoted() -> bool:
+        return bool((await asyncio.to_thread(replica.run, "ROLE"))[0] == "master")
+
     async with own_cluster.client() as client, RedisStreams(client, app="web", prefix=prefix, timeout=2) as streams:
         plain, beside, relay = Ledger(streams, address), Ledger(streams, other), Relay(streams, address, third)
         async with under_way(plain.run, beside.run, relay.run):
             await eventually(plain.has_news)
             await eventually(relay.has_news)
             told, told_beside = len(plain.taken), len(beside.taken)
+            pair = [(1, message(1, to=address, by="another relay")), (2, message(2, to=third, by="another relay"))]
+            await streams.publish_sequenced("box/1", 1, pair)
+            pair = [(3, pair[0][1]), (4, pair[1][1])]
             await asyncio.to_thread(getattr(master, how))
-            await eventually(plain.has_news)  # the replica is promoted
+            answer = await streams.publish_sequenced("box/1", 1, pair)
+            assert set(answer.unsent) == {3}  # the other stream's message is added, and its relay is told
+            await eventually(is_promoted)
             assert len(beside.taken) > told_beside + 200  # more than what was under way
+            await eventually(plain.has_news)
             await eventually(relay.has_news)
             if how == "pause":
                 await asyncio.to_thread(master.resume)  # it finds that it is a replica now
