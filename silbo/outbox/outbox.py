@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -288,9 +287,10 @@ class Outbox(AsyncCloseable):
 
     async def refresh_health(self) -> None:
         """Read the state of the store, for :meth:`health` and ``outbox_status``."""
-        self.outbox_status = None
-        with suppress(StoreUnavailable):
-            self.outbox_status = await self.status()
+        try:
+            self.outbox_status = await self.status()  # until then the state of before counts
+        except StoreUnavailable:
+            self.outbox_status = None
 
     # -- operation ------------------------------------------------------------------------------------------
 

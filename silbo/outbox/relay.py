@@ -247,9 +247,10 @@ class Relay(AsyncCloseable):
 
     async def refresh_health(self) -> None:
         """Read the state of the store, for :meth:`health` and ``outbox_status``."""
-        self.outbox_status = None
-        with suppress(StoreUnavailable):
-            self.outbox_status = await self._store.status()
+        try:
+            self.outbox_status = await self._store.status()  # until then the state of before counts
+        except StoreUnavailable:
+            self.outbox_status = None
 
     def wake(self) -> None:
         """Tell the relay that something was stored; to be called in the loop's thread."""

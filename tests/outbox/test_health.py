@@ -116,6 +116,32 @@ async def test_relay_and_outbox_tell_what_waits() -> None:
     assert outbox.health().explain() == "not running"
 
 
+async def test_figures_stay_while_they_are_read_anew() -> None:
+    """A full outbox is not ready for a moment, as often as somebody looks; and no exporter finds a gap."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def status(self) -> Any:
+            asked.set()
+            await go_on.wait()
+            return await super().status()
+
+    store = Slow()
+    async with Outbox(store, MemoryBroker("web"), relay=False, quota=Quota(rows=1)) as outbox:
+        await outbox.publish(message(1))
+        for part in (outbox, Relay(store, MemoryBroker("web"))):
+            go_on.set()
+            await part.refresh_health()
+            go_on.clear()
+            asked.clear()
+            reading = asyncio.create_task(part.refresh_health())
+            await asked.wait()
+            assert part.health().lag == 1 and part.outbox_status is not None
+            assert not outbox.health().has_room
+            go_on.set()
+            await reading
+
+
 class FailingStore(MemoryStore):
     """A store in memory that is away if it is told to be."""
 
