@@ -75,7 +75,7 @@ class OldestInHand:
         entry: The id of its entry.
         added_at: The time at which it was added to the stream.
         consumer: The name of the consumer that has it.
-        kept_at: The time at which this consumer last said that it still works on it.
+        kept_at: The time at which this consumer last said that it still works on it; None for a dead letter that was given back.
         attempts: The attempts that have failed, or did not end.
         error: The error of the last one; None where none is known.
     """
@@ -83,7 +83,7 @@ class OldestInHand:
     entry: str
     added_at: datetime
     consumer: str
-    kept_at: datetime
+    kept_at: datetime | None
     attempts: int
     error: str | None
 
@@ -270,7 +270,7 @@ async def _read_oldest(connection: CallConnection, attempts_key: bytes, row: Any
         entry=entry.decode(),
         added_at=time_of_entry(entry.decode()),
         consumer=_text(consumer),
-        kept_at=now - timedelta(milliseconds=idle),
+        kept_at=None if consumer == RETRY_CONSUMER else now - timedelta(milliseconds=idle),
         attempts=attempts,
         error=error,
     )

@@ -85,7 +85,9 @@ async def test_event_that_was_given_back_waits_for_the_next_consumer(redis: Redi
             (delivery,) = await deliveries(billing, 1)
             assert await billing.bury(delivery, error="ValueError: never", attempts=5)
         assert (await silbo("dead", "retry", "--all", "--yes", *where)).code == 0
-    found = await silbo("why", event.message_id, *where)
+    found, groups = await asyncio.gather(silbo("why", event.message_id, *where), silbo("groups", "--json", *where))
+    oldest = groups.object["oldest"]
+    assert (oldest["consumer"], oldest["kept_at"]) == ("silbo-retry", None), "no sign of 1970"
     assert " ".join(found.out.splitlines()[-1].split()).startswith("group billing given back the next consumer 0")
 
 
