@@ -20,8 +20,8 @@ A user that may do no more than silbo needs, with the default prefix::
 
 (``operator`` is for ``silbo groups``, ``why``, ``tail``, ``top`` and ``doctor``, which write nothing. Each in one line; another ``db`` than 0 needs ``+select`` too, a ``client_name`` ``+client|setname``, and Diator's
 format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; on Redis Cluster
-``client`` is a ``redis.asyncio.RedisCluster``, there are as many connections as nodes and streams, and the users need ``+cluster|slots``
-(``operator`` also ``+cluster|info``).
+``client`` is a ``redis.asyncio.RedisCluster``, there are as many connections as nodes and streams, and the users need
+``+cluster|slots +asking`` (``operator`` also ``+cluster|info``; sharded channels ``+spublish +ssubscribe``).
 """
 
 from silbo.brokers.redis.dead_letters import DeadLetter, DeadLetters, Retried

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.wire.formats import JSON
-from tests.support.redis_streams import eventually, message
+from tests.support.redis_streams import ACL, eventually, message
 from tools.redis_cluster import ClusterServers
 
 pytestmark = pytest.mark.cluster
@@ -176,6 +176,31 @@ async def test_slot_that_moves_under_load_costs_no_error_and_no_order(
         assert await stored(cluster_client, prefix, ledger.address) == sorted(ledger.taken)
     for part, each in enumerate(relay.addresses):
         assert await stored(cluster_client, prefix, each, by="relay") == list(range(part or 2, relay.done + 1, 2))
+
+
+async def test_documented_user_may_follow_a_slot(cluster: ClusterServers, prefix: str) -> None:
+    """With the two rights that the page on clusters adds."""
+    rules = ACL["streams"].replace("~silbo:*", f"~{prefix}:*")
+    for node in cluster.nodes:
+        node.run("ACL", "SETUSER", prefix, *rules.split(), "+cluster|slots", "+asking")
+    address = addresses_of_each_node(cluster, prefix)[0]
+    slot, target = key_slot(key_of(prefix, address).encode()), cluster.nodes[1]
+    try:
+        client = cluster.client(username=prefix, password="password")
+        async with RedisStreams(client, app="web", prefix=prefix) as streams:
+            await streams.publish(message(1, to=address))
+            await streams.publish_sequenced("box/0", 1, [(1, message(2, to=address))])
+            source = cluster.begin_move(slot, target)
+            cluster.move_keys(slot, source, target)
+            await streams.publish(message(3, to=address))
+            await streams.publish_sequenced("box/0", 1, [(2, message(4, to=address))])
+            cluster.end_move(slot, target)
+            await streams.publish(message(5, to=address))
+    finally:
+        for node in cluster.nodes:
+            node.run("ACL", "DELUSER", prefix)
+    async with cluster.client() as client:
+        assert await stored(client, prefix, address) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.long
