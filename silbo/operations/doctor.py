@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from shlex import quote
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
@@ -16,6 +17,7 @@ from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client, Refused
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
+from silbo.brokers.redis.streams import DEFAULT_ADDRESS
 from silbo.errors import BrokerUnavailable, StreamMissing
 from silbo.operations.formatting import format_age, format_count, format_seconds
 from silbo.operations.groups import (
@@ -377,9 +379,7 @@ async def _check_rights(connection: CallConnection, prefix: str, stream: str | N
             refused.append(" ".join(words[:2]) if words[0] == "XGROUP" else words[0])
     name = who.decode(errors="replace")
     if refused:
-        mend = (
-            f"redis-cli ACL SETUSER {name} '~{prefix}:*' {' '.join('+' + word.lower().split()[0] for word in refused)}"
-        )
+        mend = f"redis-cli ACL SETUSER {quote(name)} '~{prefix}:*' {' '.join('+' + word.lower().split()[0] for word in refused)}"
         return Finding("rights", "danger", f"user {name} may not run {', '.join(refused)} on {key}", mend)
     return Finding("rights", "ok", f"user {name} may publish and consume on {key}")
 
@@ -456,7 +456,7 @@ async def _check_stream(
     except BrokerUnavailable as error:
         if not isinstance(error.__cause__, Refused):
             raise
-        yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"redis-cli RENAME '{key}' elsewhere")
+        yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"redis-cli RENAME {quote(key)} elsewhere")
         return
     if not groups:
         mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
@@ -515,7 +515,7 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
     if group.is_deserted and waits:
         text = f"no consumer is alive, and {waits:,} message{' waits' if waits == 1 else 's wait'}"
         mend = (
-            f"start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY '{group.stream}' {group.group} "
+            f"start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY {quote(group.stream)} {quote(group.group)} "
             f"(its {format_count(waits, 'unread message')} will never be handled, and the stream stays as large as it is)"
         )
         found.append(Finding(check, "danger", text, mend))
@@ -523,7 +523,7 @@ def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
         text = f"its next message is {format_seconds(age)} old, and after {format_seconds(retain)} it may be dropped"
         found.append(Finding(check, "danger", text, "start more consumers, or a longer RedisStreams(retain=...)"))
     if group.newer:
-        found.append(_describe_newer(check, group.newer, group.read_at))
+        found.append(_describe_newer(group, group.newer))
     if group.retrying and group.oldest and group.oldest.attempts:
         text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
         found.append(Finding(check, "note", text, None))
@@ -555,19 +555,28 @@ async def _check_dead(connection: CallConnection, key: str, group: GroupStatus) 
         newest = errors[kinds.index(commonest)].decode(errors="replace").partition("\n")[0]
         of_which = "" if len(errors) == group.dead else f" of the newest {len(errors):,}"
         text += f", {many:,}{of_which} with {newest}" if group.dead > 1 else f": {newest}"
-    return Finding(f"{group.stream} {group.group}", "note", text, f"silbo dead list --group {group.group}")
+    return Finding(f"{group.stream} {group.group}", "note", text, _of_letters("list", group))
 
 
-def _describe_newer(check: str, newer: LeftToNewer, now: datetime) -> Finding:
+def _of_letters(command: str, group: GroupStatus) -> str:
+    """Return the line that runs a command of ``silbo dead`` for a group."""
+    prefix, _, address = group.stream.removesuffix("}").rpartition(":{")
+    of_prefix = "" if prefix == "silbo" else f" --prefix {quote(prefix)}"
+    of_stream = "" if address == DEFAULT_ADDRESS else f" --stream {quote(address)}"
+    return f"silbo dead {command}{of_prefix}{of_stream} --group {quote(group.group)}"
+
+
+def _describe_newer(group: GroupStatus, newer: LeftToNewer) -> Finding:
     """Return the danger that messages become dead letters because no consumer knows their version."""
+    now = group.read_at
     due_at = newer.since + timedelta(seconds=NEWER_VERSION_WAIT)
     due = f"in {format_age(due_at, now)}" if due_at > now else "after newer_version_wait"
     text = (
         f"{newer.count:,} {'waits' if newer.count == 1 else 'wait'} for {newer.wanted}, the first for "
         f"{format_age(newer.since, now)}; it becomes a dead letter {due} (newer_version_wait is 5 min by default)"
     )
-    mend = "deploy the newer consumers; what is a dead letter by then: silbo dead retry --group " + check.split()[-1]
-    return Finding(check, "danger", text, mend)
+    mend = f"deploy the newer consumers; what is a dead letter by then: {_of_letters('retry', group)}"
+    return Finding(f"{group.stream} {group.group}", "danger", text, mend)
 
 
 async def _find_shared_names(

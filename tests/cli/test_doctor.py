@@ -336,7 +336,7 @@ async def test_dead_letters_are_a_note_with_their_commonest_error(
         f"{key} billing",
         "note",
         "5 dead letters, 3 with ValueError: no such order: 3",
-        "silbo dead list --group billing",
+        f"silbo dead list --prefix {prefix} --group billing",
     )
     monkeypatch.setattr(module, "DEAD_LOOKED_AT", 6)
     texts = [each.text for each in await all_findings(redis, prefix=prefix)]
@@ -350,6 +350,17 @@ async def test_key_of_another_type_is_a_danger(redis: Redis, prefix: str) -> Non
 
 
 @pytest.mark.every_redis
+async def test_lines_that_mend_can_be_run_as_they_are(redis: Redis, prefix: str) -> None:
+    """A group's name is any program's word; and the dead letters of another stream than events are told by it."""
+    key, name = f"{prefix}:{{orders}}", "a; reboot"
+    await redis.xadd(key, {"message": "{}"})
+    await redis.xgroup_create(key, name, "0")
+    await redis.xadd(f"{key}:dead", {"group": name, "error": "LookupError: no"})
+    mends = [each.mend or "" for each in await all_findings(redis, prefix=prefix) if each.check == f"{key} {name}"]
+    assert f"redis-cli XGROUP DESTROY '{key}' 'a; reboot' (" in mends[0]
+    assert mends[1] == f"silbo dead list --prefix {prefix} --stream orders --group 'a; reboot'"
+
+
 async def test_rights_that_a_program_lacks(own_redis: RedisServer) -> None:
     """Asked with the URL of a program whose user may read only. Redis 6.2 can't be asked, and that is said."""
     async with Redis.from_url(own_redis.url) as admin:
