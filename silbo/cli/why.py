@@ -145,7 +145,7 @@ def _print_whereabouts(found: Whereabouts) -> None:
             shown.add(place.letter)
     for letter in found.letters:
         if letter.id not in shown:
-            where = f"  group {letter.group}"
+            where = f"{letter.stream}, group {letter.group}"  # whose entry is gone
             cells.append(
                 (
                     where,

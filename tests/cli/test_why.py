@@ -176,7 +176,7 @@ async def test_dead_letter_outlives_its_entry(redis: Redis, redis_url: str, pref
             assert await receiver.bury(delivery, error="ValueError: never", attempts=5)
     await redis.xdel(f"{prefix}:{{events}}", delivery.id)
     done = await silbo("why", event.message_id, "--redis", redis_url, "--prefix", prefix)
-    assert done.code == 0 and "group billing" in done.out and "ValueError: never" in done.out
+    assert done.code == 0 and f"{prefix}:{{events}}, group billing" in done.out and "ValueError: never" in done.out
 
 
 async def test_every_event_is_placed_wherever_it_was_frozen(redis: Redis, prefix: str, tmp_path: Path) -> None:
