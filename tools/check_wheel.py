@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -40,6 +41,8 @@ def main() -> str | None:
 
 def build(folder: Path) -> tuple[Path, Path]:
     """Build into an empty folder; return the wheel and the sdist."""
+    # setuptools would take what its list of the last build names, whatever MANIFEST.in says now.
+    shutil.rmtree(ROOT / "silbo.egg-info", ignore_errors=True)
     # The wheel is built from the sdist, so an sdist that lacks a file fails here.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
