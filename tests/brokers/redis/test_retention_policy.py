@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisStreams
-from silbo.errors import Gap, RetentionConflict
+from silbo.errors import BrokerUnavailable, Gap, RetentionConflict
 from silbo.message import Delivery
 from silbo.protocols import Receiver
 from tests.support.redis_streams import eventually, message, number, opened, receive, stored
@@ -155,6 +155,35 @@ async def test_relay_trims(admin: Redis, streams_client: Redis) -> None:
             await read(receiver, 5)
             await streams.publish_sequenced("box/0", 1, [(6, message(6))])
             assert await stored(admin) == [5, 6]
+
+
+async def test_small_redis_takes_more_than_it_holds_as_long_as_all_is_acknowledged(
+    admin: Redis, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 MB go through 20 MB of memory, and no publish is refused. A publisher trims after each 4 MiB, not only by time."""
+    monkeypatch.setattr("silbo.brokers.redis.retention.TRIM_EVERY", 3600.0)
+    await admin.config_set("maxmemory", "20mb")
+    async with by_need(streams_client) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            for _ in range(60):
+                await streams.publish(*[message(n, blob="x" * 10_000) for n in range(100)])
+                await read(receiver, 100)
+    assert await admin.xlen(KEY) < 1000
+
+
+async def test_full_redis_is_trimmed_before_it_is_asked_for_room(admin: Redis, streams_client: Redis) -> None:
+    """What was acknowledged while it was full makes room for the next publish."""
+    async with by_need(streams_client) as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(*[message(n, blob="x" * 10_000) for n in range(100)])
+            memory = await admin.info("memory")
+            used = memory["used_memory"] - memory.get("mem_not_counted_for_evict", 0)
+            await admin.config_set("maxmemory", used - 100_000)
+            with pytest.raises(BrokerUnavailable):
+                await streams.publish(message(100))
+            await read(receiver, 100)
+            await streams.publish(message(101))
+    assert await stored(admin) == [99, 101]
 
 
 # -- abandoned groups ---------------------------------------------------------------------------------------
