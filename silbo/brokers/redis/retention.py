@@ -166,15 +166,16 @@ class Retention:
         """Return the calls to be answered before anything is added to these streams; pass them to :meth:`note`."""
         return [build_trim(key, self._text) for key in keys if key not in self._kept]
 
-    def due_calls(self, sizes: Iterable[tuple[bytes, int]]) -> list[ScriptCall]:
-        """Return the calls that are due, of streams to which so many bytes are added now; pass them to :meth:`note`."""
+    def due_calls(self, added: Iterable[tuple[bytes, Iterable[bytes]]]) -> list[ScriptCall]:
+        """Return the calls that are due, of streams to which these messages are added now; pass them to :meth:`note`."""
         now = asyncio.get_running_loop().time()
         calls = []
-        for key, size in sizes:
+        for key, messages in added:
             if (kept := self._kept.get(key)) is None:
                 continue
-            kept.size += size
-            if now >= kept.due_at or (kept.size >= TRIM_BYTES and kept.policy.trims):
+            if kept.policy.trims:
+                kept.size += sum(map(len, messages))
+            if now >= kept.due_at or kept.size >= TRIM_BYTES:
                 kept.due_at = now + (TRIM_EVERY if kept.policy.trims else ASK_EVERY)
                 kept.size = 0
                 calls.append(build_trim(key, self._text))

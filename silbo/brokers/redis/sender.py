@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from silbo._retry import Backoff
@@ -195,13 +195,13 @@ class RedisSender(Sender):
             trims: list[ScriptCall] = []
             if self._retention is not None:
                 batches = await self._check_retention(self._retention, self._connection, batches)
-                trims = self._retention.due_calls(_measure(batches))
+                trims = self._retention.due_calls(_raws_of(batches))
             calls = [
                 BatchCall(_fit_script(self._script, self._retention, keys), keys, its_messages)
                 for keys, its_messages in batches
             ]
             await run_calls(self._connection, [*trims, *calls])
-            if self._retention is not None:
+            if trims and self._retention is not None:
                 self._retention.note(trims, [trim.reply for trim in trims])
             is_usable = not any(isinstance(call.reply, Refused) and call.reply.is_demotion for call in calls)
         except Lost as error:
@@ -249,9 +249,9 @@ def _fit_script(script: BatchScript, retention: Retention | None, keys: Sequence
     return script._replace(first=keep)
 
 
-def _measure(batches: Sequence[_Batch]) -> list[tuple[bytes, int]]:
-    """Return the bytes that go to each stream."""
-    return [(keys[0], sum([len(outgoing.raw) for outgoing in its_messages])) for keys, its_messages in batches]
+def _raws_of(batches: Sequence[_Batch]) -> list[tuple[bytes, Iterable[bytes]]]:
+    """Return the key of each stream with the encoded messages that go to it, which few look at."""
+    return [(keys[0], (outgoing.raw for outgoing in its_messages)) for keys, its_messages in batches]
 
 
 class MarkedCall(Call, Protocol):
@@ -383,7 +383,7 @@ class StreamsClusterSender(ClusterSender):
 
     async def _check_retention(self, key: bytes, messages: Sequence[OutgoingMessage]) -> bool:
         """Look after the stream's retention, if it is time to; False if it is another one: then nothing may be sent."""
-        calls = self._retention.first_calls([key]) or self._retention.due_calls(_measure([((key,), messages)]))
+        calls = self._retention.first_calls([key]) or self._retention.due_calls(_raws_of([((key,), messages)]))
         if not calls:
             return True
         try:

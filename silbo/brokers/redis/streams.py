@@ -508,12 +508,13 @@ class _SequencedCall:
         if not batches:
             return
         trims = self._retention.due_calls(
-            [(key, sum([len(argument) for _, argument in batch])) for key, batch in batches.items()]
+            [(key, (argument for _, argument in batch)) for key, batch in batches.items()]
         )
         calls = [self._script_call(key, batch) for key, batch in batches.items()]
         replies = await self._connection.run_all(*trims, *calls, deadline=self._deadline)
-        self._retention.note(trims, replies[: len(trims)])
-        replies = replies[len(trims) :]
+        if trims:
+            self._retention.note(trims, replies[: len(trims)])
+            replies = replies[len(trims) :]
         unknown: dict[bytes, DeliveryUnknown] = {}
         fenced: Fenced | None = None
         for (key, batch), reply in zip(batches.items(), replies, strict=True):

@@ -186,6 +186,19 @@ async def test_full_redis_is_trimmed_before_it_is_asked_for_room(admin: Redis, s
     assert await stored(admin) == [99, 101]
 
 
+async def test_full_redis_drops_what_is_older_than_retain_first(admin: Redis, streams_client: Redis) -> None:
+    """The adding of an entry, which removes old ones too, would be refused."""
+    async with by_need(streams_client, retain=0.3) as streams:
+        await streams.publish(*[message(n, blob="x" * 10_000) for n in range(100)])
+        memory = await admin.info("memory")
+        await admin.config_set(
+            "maxmemory", memory["used_memory"] - memory.get("mem_not_counted_for_evict", 0) - 100_000
+        )
+        await asyncio.sleep(0.4)
+        await streams.publish(message(100))
+    assert await stored(admin) == [100]
+
+
 # -- abandoned groups ---------------------------------------------------------------------------------------
 
 
@@ -306,6 +319,22 @@ async def test_program_that_states_no_policy_follows_the_stream(admin: Redis, st
         await asyncio.sleep(0.3)
         await silent.publish(message(1))
         assert await stored(admin) == [1]
+
+
+async def test_consumer_follows_the_stream_too(streams_client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """It warns by the time that the stream has, and not by its own program's."""
+    async with (
+        RedisStreams(streams_client, app="web", retain=1.0) as streams,
+        RedisStreams(streams_client, app="billing") as silent,
+    ):
+        async with opened(silent.group("billing", start="new", claim_after=0.03)) as receiver:
+            await streams.publish(message(0), message(1))
+            await read(receiver, 1)
+            await asyncio.sleep(0.85)
+            await read(receiver, 1)
+    (record,) = [record for record in caplog.records if "falls behind" in record.message]
+    told: Any = record
+    assert told.retain == 1.0
 
 
 async def test_policy_may_be_changed_while_programs_run(admin: Redis, streams_client: Redis) -> None:
