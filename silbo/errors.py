@@ -63,6 +63,7 @@ __all__ = [
     "RequestUnbound",
     "RetentionConflict",
     "RouteConflict",
+    "ShardLost",
     "ShardsMismatch",
     "SilboError",
     "SilboWarning",
@@ -683,6 +684,22 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 class BrokerRefused(BrokerUnavailable):
     """The broker answers, and refuses one step, as storing while its memory is full. Safe to repeat; other steps may pass."""
+
+
+@dataclass(eq=False)
+class ShardLost(BrokerUnavailable):
+    """Another process leads the shard by now, in a later epoch. Raised only to a consumer, which drops what it has in hand of it.
+
+    Attributes:
+        address: The shard.
+        epoch: The epoch that is over.
+    """
+
+    address: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"another process leads {self.address} by now: epoch {self.epoch} is over"
 
 
 @dataclass(eq=False)

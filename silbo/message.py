@@ -18,6 +18,7 @@ __all__ = [
     "Delivery",
     "Format",
     "Headed",
+    "LedPublication",
     "Message",
     "Origin",
     "check_header",
@@ -278,6 +279,27 @@ class Delivery:
             MessageInvalid: the bytes are not a valid message; the error names the field.
         """
         return self.format.decode(self.raw)
+
+
+class LedPublication(str):
+    """The publication of a delivery that came from a shard: a text that knows the shard and the epoch of its leader.
+
+    Attributes:
+        address: The shard.
+        epoch: The epoch.
+    """
+
+    __slots__ = ("address", "epoch")
+
+    address: str
+    epoch: int
+
+    def __new__(cls, publication: str, address: str, epoch: int) -> Self:
+        """Make the text."""
+        self = super().__new__(cls, publication)
+        self.address = address
+        self.epoch = epoch
+        return self
 
 
 class Batch:

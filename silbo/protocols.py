@@ -266,6 +266,10 @@ class SharedReceiver(Receiver, Protocol):
         """The addresses that this consumer reads now."""
         ...
 
+    def doubt(self, address: str, epoch: int) -> None:
+        """Note that somebody else knows of a later epoch of an address: drop it, and ask for it anew."""
+        ...
+
     def leave(self) -> None:
         """Receive nothing more, and give each address away as soon as nothing of it is in hand."""
         ...
@@ -330,6 +334,9 @@ class BatchInbox(Inbox, Protocol):
 
     For one whose memory is no part of the listeners' own transaction. A consumer uses these methods if the inbox's class has
     both; a subclass that overrides ``handling`` has to override them as well, or it is asked by ``handling``.
+
+    If it has a true attribute ``checks_epochs``, publications that came from a shard are each a
+    :class:`~silbo.message.LedPublication`. It raises :class:`~silbo.errors.ShardLost` about one whose shard another process leads by now.
     """
 
     async def find_handled(self, group: str, publications: Sequence[str]) -> Collection[str]:

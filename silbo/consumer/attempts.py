@@ -29,12 +29,13 @@ from silbo.errors import (
     LoopConflict,
     MessageInvalid,
     PluginOff,
+    ShardLost,
     StoreUnavailable,
     VersionTooNew,
 )
 from silbo.message import Delivery
 from silbo.names import EventName
-from silbo.protocols import Inbox, Receiver
+from silbo.protocols import Inbox, Receiver, SharedReceiver
 
 __all__ = ["Attempts"]
 
@@ -333,6 +334,8 @@ class Attempts:
                 raise error.__cause__ from None
             self._run.reports.inbox_outage.failed("handling", error.__cause__ or error)
             return error
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001  # a cancellation passes through: the delivery stays with the broker
             return await self._note_failure(queued, delivery, error)
         return None
@@ -392,6 +395,7 @@ class Attempts:
             if self._run.known is None:
                 await self._dispatch_once(options.inbox, rebuilt, publication, heard)
                 return
+            publication = self._run.known.label(publication, delivery.address, delivery.epoch)
             if not await self._is_new(self._run.known, publication):
                 stats.duplicates += 1
                 return
@@ -440,6 +444,10 @@ class Attempts:
             is_new = await known.is_new(publication)
         except MessageInvalid as error:
             raise _Malformed(error) from error
+        except ShardLost as error:
+            if isinstance(self._receiver, SharedReceiver):
+                self._receiver.doubt(error.address, error.epoch)
+            raise Stopped from error
         except Exception as error:
             raise _InboxUnavailable from error
         self._run.reports.inbox_outage.answered("handling")

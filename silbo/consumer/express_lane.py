@@ -93,6 +93,7 @@ class ExpressLane:
         self._key: str | None = None
         self._heard = Heard.BY_NOBODY
         self._publication = ""
+        self._address = ""  # of the batch
         self._epoch: int | None = None  # of the batch
         # Of the last message:
         self._origin = Origin("", "")
@@ -111,6 +112,7 @@ class ExpressLane:
         """
         batch, first = queued.batch, queued.position
         raws, ids, end = batch.raws, batch.ids, len(batch)
+        self._address = batch.address
         self._epoch = batch.epoch
         # Without ids nothing is in hand, and an address may be one of Pub/Sub's channels, of which there is no end.
         held = self._acks.list_at(batch.address) if ids else {}
@@ -225,7 +227,7 @@ class ExpressLane:
             publication = get("publication", "")
             if not publication or not known.use_answer(publication):  # a further delivery of it, or the inbox is away
                 return None
-            self._publication = publication
+            self._publication = known.label(publication, self._address, self._epoch)
         origin = tuple.__new__(Origin, origin)
         origin._message = envelope  # noqa: SLF001  # its headers, which are made when a listener reads them
         if self._epoch is not None:

@@ -11,7 +11,7 @@ from silbo._host_code import OwnTasks
 from silbo.consumer.heard_names import HeardNames
 from silbo.consumer.reports import DeliveryReports
 from silbo.errors import Gap, MessageInvalid
-from silbo.message import Batch, Delivery, Headed
+from silbo.message import Batch, Delivery, Headed, LedPublication
 from silbo.protocols import BatchInbox
 from silbo.wire.formats import JSON, JsonFormat
 
@@ -65,6 +65,13 @@ class KnownPublications:
         self._has_some = asyncio.Event()
         self._calling = asyncio.Lock()  # or an answer could be older than what was remembered since
         self._failing = False
+        self._checks_epochs = bool(getattr(inbox, "checks_epochs", False))
+
+    def label(self, publication: str, address: str, epoch: int | None) -> str:
+        """Return a publication as the inbox is asked about it: with its shard and epoch, if it came from one and that is checked."""
+        if epoch is None or not self._checks_epochs:
+            return publication
+        return LedPublication(publication, address, epoch)
 
     async def ask(self, items: Iterable[Delivery | Batch | Gap]) -> None:
         """Ask about what has arrived. If that fails, :meth:`is_new` asks about each."""
@@ -96,6 +103,7 @@ class KnownPublications:
 
         Raises:
             MessageInvalid: the inbox can never store it.
+            ShardLost: it came from a shard that another process leads by now.
             Exception: the inbox can't be asked.
         """
         answer = self.use_answer(publication)
@@ -156,5 +164,5 @@ class KnownPublications:
                 publication = message.headers.get("publication")
                 heard = self._heard.recent(message.message_name)
                 if publication and (self._heard[message.message_name] if heard is None else heard):
-                    found.append(publication)
+                    found.append(self.label(publication, item.address, item.epoch))
         return found

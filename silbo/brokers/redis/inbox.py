@@ -15,8 +15,10 @@ from silbo._reports import RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Refused, check_client
-from silbo.brokers.redis.scripts import HANDLED, REMEMBER
-from silbo.errors import BrokerUnavailable
+from silbo.brokers.redis.leases import is_fenced
+from silbo.brokers.redis.scripts import HANDLED, REMEMBER, Script
+from silbo.errors import BrokerUnavailable, ShardLost
+from silbo.message import LedPublication
 
 __all__ = ["RedisInbox"]
 
@@ -35,6 +37,8 @@ class RedisInbox(AsyncCloseable):
     before it is remembered, a redelivery has the effect again. Only an inbox in the transaction of the effect itself
     closes that gap (:class:`silbo.stores.sqlalchemy.SQLAlchemyInbox`).
 
+    Of a shard it remembers the newest epoch that it has seen, and answers no process that led the shard before.
+
     A sorted set is bounded both ways: by time through its scores, by number through its ranks. It takes up to 130 bytes
     for each publication, so 130 MB for each group that has reached the default limit. For one event loop at a time;
     leaving closes the connection::
@@ -49,6 +53,8 @@ class RedisInbox(AsyncCloseable):
         limit: The most publications remembered for each group; the oldest are forgotten first.
         timeout: Seconds in which Redis answers.
     """
+
+    checks_epochs: Final = True
 
     def __init__(
         self,
@@ -86,25 +92,38 @@ class RedisInbox(AsyncCloseable):
 
         Raises:
             AddressInvalid: the group is not a valid name.
+            ShardLost: one of them came from a shard that another process leads by now.
             BrokerUnavailable: Redis can't be asked; safe to repeat.
         """
-        call = ScriptCall.of(HANDLED, [self._key(group)], *map(_digest, publications))
-        positions: list[int] = await self._connection.run(call)
+        call = _make_call(HANDLED, self._key(group), (), publications)
+        try:
+            positions: list[int] = await self._connection.run(call)
+        except BrokerUnavailable as error:
+            if is_fenced(error) and isinstance(lost := publications[0], LedPublication):
+                raise ShardLost(lost.address, lost.epoch) from error
+            raise
         return [publications[position - 1] for position in positions]
 
     async def remember(self, group: str, publications: Sequence[str]) -> None:
         """Remember publications that the group has handled.
 
         If that fails, it is logged and not raised: the effects are there, to try the deliveries again would double them, and
-        to acknowledge them most likely ends them well.
+        to acknowledge them most likely ends them well. Those of a shard that another process leads by now are not remembered.
 
         Raises:
             AddressInvalid: the group is not a valid name.
         """
-        call = ScriptCall.of(REMEMBER, [self._key(group)], *self._bounds, *map(_digest, publications))
+        call = _make_call(REMEMBER, self._key(group), self._bounds, publications)
         try:
             await self._remember(call)
         except BrokerUnavailable as error:
+            by_lead: dict[object, list[str]] = {}
+            for publication in publications:
+                by_lead.setdefault(_find_lead(publication), []).append(publication)
+            if is_fenced(error) and len(by_lead) > 1:
+                for own in by_lead.values():
+                    await self.remember(group, own)
+                return
             self._log.write("handled in group %s, but not remembered in the inbox", error, group, group=group)
 
     async def aclose(self) -> None:
@@ -130,6 +149,21 @@ class RedisInbox(AsyncCloseable):
                 await asyncio.sleep(delay)
             else:
                 return
+
+
+def _find_lead(publication: str) -> tuple[str, int] | None:
+    return (publication.address, publication.epoch) if isinstance(publication, LedPublication) else None
+
+
+def _make_call(script: Script, key: bytes, first: Sequence[bytes], publications: Sequence[str]) -> ScriptCall:
+    """Return a call about publications, which checks the epochs of the shards that they came from, if from any."""
+    words = [*first, *map(_digest, publications)]
+    leads = {lead for lead in map(_find_lead, publications) if lead is not None}
+    if not leads:
+        return ScriptCall.of(script, [key], *words)
+    for address, epoch in leads:
+        words += [address.encode(), b"%d" % epoch]
+    return ScriptCall.of(script.led, [key], *words, b"%d" % len(leads))
 
 
 def _digest(publication: str) -> bytes:

@@ -178,6 +178,23 @@ end
 """
 
 
+# The lease is in another slot than the inbox. So the inbox remembers the newest epoch of each shard that it has seen, in the same set
+# and above all times.
+_CHECK_EPOCHS: Final = """
+do
+  local leads = {}
+  for _ = 1, tonumber(table.remove(ARGV)) do
+    local epoch = tonumber(table.remove(ARGV))
+    local member = 'epoch:' .. table.remove(ARGV)
+    local newest = tonumber(redis.call('ZSCORE', KEYS[1], member) or 0) - 4503599627370496
+    if newest > epoch then return {err = 'FENCED ' .. string.format('%.0f', newest)} end
+    if newest < epoch then leads[member] = string.format('%.0f', 4503599627370496 + epoch) end
+  end
+  for member, score in pairs(leads) do redis.pcall('ZADD', KEYS[1], score, member) end
+end
+"""
+
+
 class Script:
     """A script, called by its digest, or by its source if Redis does not know the digest."""
 
@@ -196,6 +213,15 @@ class Script:
         epoch, the reply is the error ``FENCED``, with the lease's epoch, and nothing is done.
         """
         return Script(_CHECK_LEASE + self._source)
+
+    @cached_property
+    def led(self) -> Script:
+        """This script of an inbox as the leader of shards calls it.
+
+        After its arguments come, for each shard, its key and the epoch; then their number. If the inbox has seen a newer epoch of
+        one of them, the reply is the error ``FENCED``, and nothing is done.
+        """
+        return Script(_CHECK_EPOCHS + self._source)
 
     def pack_call(self, keys: Sequence[bytes], arguments: bytes, count: int, *, by_source: bool) -> bytes:
         """Return the command as the Redis protocol writes it; ``arguments`` are ``count`` packed words."""

@@ -44,6 +44,8 @@ DRAIN: Final = 10.0
 """A shard that is given away is released after 10 seconds at the latest, even if a listener still runs."""
 LOOK_EVERY: Final = 0.01
 """A shard that is given away is looked at every 10 milliseconds, until nothing of it is in hand."""
+DOUBT: Final = 1.0
+"""A shard of which an inbox has seen a later epoch is not taken for 1 second: each time, what was in hand counts as attempted."""
 LONGEST_SLEEP: Final = 1.0
 """A member looks once a second if there is something to do, whatever it expects."""
 
@@ -144,6 +146,15 @@ class ShardedReceiver(SideBySide):
             leadership.raise_defect()
         return await super().receive_batches(limit)
 
+    def doubt(self, address: str, epoch: int) -> None:
+        """Drop a shard, and ask for its lease anew: an inbox knows of a later epoch.
+
+        If Redis has lost the last take-over by a fail-over, and the inbox is on another node, this process leads again, and only its
+        next epoch is above that one.
+        """
+        for leadership in self._leaderships:
+            leadership.doubt(address, epoch)
+
     def leave(self) -> None:
         """Receive nothing more, and give each shard away as soon as nothing of it is in hand."""
         for leadership in self._leaderships:
@@ -190,6 +201,7 @@ class Leadership:
         self._membership = self._make_membership()
         self._parts: dict[tuple[int, int], ShardReceiver] = {}  # by shard and epoch
         self._removed: set[ShardReceiver] = set()  # parts of which nothing more is read
+        self._doubted_until: dict[int, float] = {}  # by shard, the loop's time before which it is not taken
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._others: set[asyncio.Task[None]] = set()
@@ -292,6 +304,7 @@ class Leadership:
 
     async def _carry_out(self, commands: Iterable[MemberCommand]) -> None:
         """Carry out commands; the calls among them in one write."""
+        loop = asyncio.get_running_loop()
         calls: list[tuple[Beat | Take | Renew | Release, Any]] = []
         for command in commands:
             match command:
@@ -299,6 +312,8 @@ class Leadership:
                     self._carry_out_here(command)
                 case Beat():
                     calls.append((command, self._make_beat_call(command)))
+                case Take() if loop.time() < self._doubted_until.get(command.shard, 0.0):
+                    self._membership.note_lost(command, loop.time())
                 case Take():
                     call = make_take_call(self._shard_key(command.shard), self._name, self._member, self._lease)
                     calls.append((command, call))
@@ -309,7 +324,6 @@ class Leadership:
                     calls.append((command, self._make_lease(command.shard, command.epoch).make_release_call()))
         if not calls:
             return
-        loop = asyncio.get_running_loop()
         try:
             deadline = loop.time() + self._lease / 3
             replies = await self._connection.run_all(*[call for _, call in calls], deadline=deadline)
@@ -415,6 +429,13 @@ class Leadership:
             removing = asyncio.create_task(self._side_by_side.remove(part))
             await part.stop()
             await removing
+
+    def doubt(self, address: str, epoch: int) -> None:
+        """See :meth:`ShardedReceiver.doubt`."""
+        for (shard, led), part in tuple(self._parts.items()):
+            if led == epoch and address in part.addresses:
+                self._doubted_until[shard] = asyncio.get_running_loop().time() + DOUBT
+                self._note_fenced(shard, epoch)
 
     def _note_fenced(self, shard: int, epoch: int) -> None:
         key = self._shard_key(shard).decode()

@@ -12,13 +12,13 @@ import pytest
 from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
-from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import RedisInbox, RedisStreams
 from silbo.brokers.redis.calls import CallConnection
 from silbo.brokers.redis.group import StreamGroup
 from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
 from silbo.brokers.redis.shard_receiver import ShardReceiver
-from silbo.errors import BrokerRefused, BrokerUnavailable, ShardsMismatch
-from silbo.message import Delivery, Message, new_publication
+from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
+from silbo.message import Delivery, LedPublication, Message, new_publication
 from silbo.protocols import Receiver
 from silbo.shards import spread
 from tests.support.redis_streams import eventually, number, opened
@@ -233,7 +233,10 @@ class Member:
 
 @asynccontextmanager
 async def member(
-    broker: RedisStreams, work: Callable[[Paid], Awaitable[object]] | None = None, **options: Any
+    broker: RedisStreams,
+    work: Callable[[Paid], Awaitable[object]] | None = None,
+    inbox: RedisInbox | None = None,
+    **options: Any,
 ) -> AsyncIterator[Member]:
     dispatcher = AsyncEventDispatcher()
     got: list[tuple[str, int, int | None]] = []
@@ -246,7 +249,7 @@ async def member(
             await work(event)
 
     group = broker.group("billing", start="oldest", **{"claim_after": LEASE, **options})
-    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4)
+    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4, inbox=inbox)
     async with consumer, asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run())
         try:
@@ -341,6 +344,39 @@ async def test_new_group_misses_nothing_of_a_shard_that_nobody_leads_yet(admin: 
     async with opened(sharded.group("billing", start="new")):
         for shard in range(2):
             assert [row["name"] for row in await admin.xinfo_groups(f"silbo:{{events.{shard}}}")] == [b"billing"]
+
+
+# -- the inbox ----------------------------------------------------------------------------------------------
+
+
+async def test_inbox_answers_no_former_leader(streams_client: Redis) -> None:
+    """From the first call of the new one on; and what the former one has handled since is not remembered. Others are not concerned."""
+    async with RedisInbox(streams_client) as inbox:
+        old, new = LedPublication("a", SHARD, 7), LedPublication("a", SHARD, 8)
+        assert await inbox.find_handled("billing", [old]) == []
+        assert await inbox.find_handled("billing", [new]) == []
+        with pytest.raises(ShardLost) as caught:
+            await inbox.find_handled("billing", [old])
+        assert (caught.value.address, caught.value.epoch) == (SHARD, 7)
+        await inbox.remember("billing", [old, LedPublication("b", "silbo:{events.1}", 7), "c"])
+        assert await inbox.find_handled("billing", ["a", "b", "c"]) == ["b", "c"]
+        await inbox.remember("billing", [new])
+        assert await inbox.find_handled("billing", [new]) == ["a"]
+
+
+async def test_leader_that_an_inbox_does_not_answer_takes_its_shard_anew(
+    admin: Redis, sharded: RedisStreams, streams_client: Redis
+) -> None:
+    """A fail-over has lost the last take-over, and the inbox is on another node: else that shard would stand still for ever."""
+    async with RedisInbox(streams_client) as inbox, member(sharded, inbox=inbox) as one:
+        await eventually(lambda: _is(one.leads == 2))
+        seconds, microseconds = await admin.time()
+        later = seconds * 1000 + microseconds // 1000 + 300
+        await admin.zadd("silbo:inbox:billing", {f"epoch:{SHARD}": 2**52 + later})
+        await sharded.publish(keyed(find_key(0)), keyed(find_key(1)))
+        await eventually(lambda: _is(one.consumer.stats.handled == 2))
+        assert {order: (epoch or 0) > later for order, _, epoch in one.got} == {find_key(0): True, find_key(1): False}
+        assert one.consumer.stats.failed == 0
 
 
 async def test_all_is_given_back_after_redis_was_flushed(admin: Redis, sharded: RedisStreams) -> None:
