@@ -136,6 +136,7 @@ def _consumer_to_fields(consumer: ConsumerStatus) -> dict[str, Any]:
         "in_hand": consumer.in_hand,
         "seen_at": consumer.seen_at,
         "silent": consumer.is_silent,
+        "epoch": consumer.epoch,
     }
 
 

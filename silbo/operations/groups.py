@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -14,6 +14,8 @@ from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
 from silbo.brokers.redis.in_hand import build_attempts_key, build_given_key, build_offered_key
 from silbo.brokers.redis.lag import PAGE, count_lag
+from silbo.brokers.redis.leases import build_lease_key
+from silbo.brokers.redis.shard_receiver import LEADER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import MessageInvalid
 from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
@@ -57,7 +59,9 @@ class ConsumerStatus:
         in_hand: The number of messages that it has in hand.
         seen_at: The time of its last call, by Redis's clock. A consumer that lives makes one at least every third of its
             ``claim_after``: every 10 seconds by default.
-        is_silent: True if that was more than ``silent_after`` seconds ago: it was killed, or it can't reach Redis.
+        is_silent: True if that was more than ``silent_after`` seconds ago: it was killed, or it can't reach Redis. The leader of a shard
+            is silent if its lease is over.
+        epoch: The epoch in which it leads the stream, which is a shard; None if it is none.
     """
 
     name: str
@@ -65,6 +69,7 @@ class ConsumerStatus:
     in_hand: int
     seen_at: datetime
     is_silent: bool
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +244,18 @@ async def _read_group(
         Command(b"HGET", build_given_key(key), name),
         Command(b"XRANGE", key, b"(" + last, b"+", b"COUNT", b"1"),
     )
+    lease = await read_fields(connection, build_lease_key(key, name), (b"owner", b"epoch", b"until"))
     consumers = [each for each in map(to_mapping, rows) if each["name"] != RETRY_CONSUMER]  # nobody runs under it
     names = [consumer["name"] for consumer in consumers]
     signs = await read_fields(connection, build_signs_key(key, name), names)
     lag, is_at_least = await count_lag(connection, key, stream, group, given)
     hand = await _look_at_hand(connection, key, name, silent_after)
-    statuses = [_to_consumer(consumer, signs, now, silent_after) for consumer in consumers]
+    statuses = [
+        _to_leader(consumer, lease, now)
+        if lease and consumer["name"] == LEADER
+        else _to_consumer(consumer, signs, now, silent_after)
+        for consumer in consumers
+    ]
     return GroupStatus(
         stream=key.decode(),
         group=_text(name),
@@ -285,6 +296,20 @@ def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime, 
         in_hand=row["pending"],
         seen_at=now - timedelta(milliseconds=row["idle"]),
         is_silent=row["idle"] > silent_after * 1000,
+    )
+
+
+def _to_leader(row: dict[str, Any], lease: Mapping[bytes, bytes], now: datetime) -> ConsumerStatus:
+    """Return the consumer that reads a shard: the process that has its lease, whatever the consumer's name in Redis is."""
+    owner = _text(lease[b"owner"])
+    until = datetime.fromtimestamp(int(lease[b"until"]) / 1000, UTC)
+    return ConsumerStatus(
+        name=owner,
+        process=find_process(owner),
+        in_hand=row["pending"],
+        seen_at=now if until > now else now - timedelta(milliseconds=row["idle"]),
+        is_silent=until <= now,
+        epoch=int(lease[b"epoch"]),
     )
 
 

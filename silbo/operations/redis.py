@@ -10,6 +10,7 @@ from typing import Final
 from silbo._checks import check_address
 from silbo.brokers.redis.calls import CallConnection, Command, ask
 from silbo.brokers.redis.connection import Client, Refused, check_client
+from silbo.brokers.redis.shards import build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.errors import BrokerUnavailable, StreamMissing
 
@@ -32,7 +33,7 @@ async def opened(client: Client, timeout: float) -> AsyncGenerator[CallConnectio
 
 
 async def choose_streams(connection: CallConnection, prefix: str, stream: str | None) -> list[str]:
-    """Return the key of a stream, or, without one, the keys of all streams under a prefix.
+    """Return the key of a stream, or of all shards of an address; or, without one, the keys of all streams under a prefix.
 
     Raises:
         StreamMissing: there is none; the error names the streams that exist.
@@ -43,6 +44,9 @@ async def choose_streams(connection: CallConnection, prefix: str, stream: str | 
         key = build_stream_key(stream, prefix)
         (kind,) = await ask(connection, Command(b"TYPE", key.encode()))
         if kind == b"none":
+            (shards,) = await ask(connection, Command(b"HGET", build_shards_key(key.encode()), b"shards"))
+            if shards is not None and int(shards):
+                return [build_shard_key(key.encode(), shard).decode() for shard in range(int(shards))]
             raise StreamMissing(key, await _find_or_none(connection))
         return [key]
     try:

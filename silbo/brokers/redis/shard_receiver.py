@@ -15,7 +15,7 @@ from silbo.brokers.redis.scripts import ADOPT, READ, Script
 from silbo.errors import BrokerRefused, BrokerUnavailable
 from silbo.message import Batch, Delivery
 
-__all__ = ["ShardReceiver"]
+__all__ = ["LEADER", "ShardReceiver"]
 
 LEADER: Final = b"leader"
 """The name of a shard's only consumer in Redis's group, whichever process it is: what the last leader had in hand, the next one finds

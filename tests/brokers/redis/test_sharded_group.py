@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
 from silbo.brokers.redis.shard_receiver import ShardReceiver
 from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
 from silbo.message import Delivery, LedPublication, Message, new_publication
+from silbo.operations.groups import read_groups
 from silbo.protocols import Receiver
 from silbo.shards import spread
 from tests.support.redis_streams import eventually, number, opened
@@ -344,6 +346,22 @@ async def test_new_group_misses_nothing_of_a_shard_that_nobody_leads_yet(admin: 
     async with opened(sharded.group("billing", start="new")):
         for shard in range(2):
             assert [row["name"] for row in await admin.xinfo_groups(f"silbo:{{events.{shard}}}")] == [b"billing"]
+
+
+async def test_groups_show_who_leads_each_shard(admin: Redis, sharded: RedisStreams) -> None:
+    """And not the name under which all leaders read; one whose lease is over is silent."""
+    async with member(sharded) as one:
+        await sharded.publish(keyed(find_key(0)), keyed(find_key(1)))
+        await eventually(lambda: _is(len(one.got) == 2))
+        groups = await read_groups(admin, stream="events")
+        assert [group.stream for group in groups] == [SHARD, "silbo:{events.1}"]
+        for group in groups:
+            (leader,) = group.consumers
+            assert leader.process is not None
+            assert (leader.process.pid, leader.is_silent) == (os.getpid(), False)
+            assert leader.epoch in {epoch for _, _, epoch in one.got}
+        assert one.consumer.health().leads == (SHARD, "silbo:{events.1}")
+    assert all(group.is_deserted for group in await read_groups(admin, stream="events"))
 
 
 # -- the inbox ----------------------------------------------------------------------------------------------
