@@ -3,7 +3,7 @@
     python -m tools.api          print it
     python -m tools.api --write  write it to tests/docs/api.txt, as that of the version in silbo/__init__.py
 
-`make release` asks for the second. From then on tests/docs/test_api.py is red when a name goes, or its signature changes,
+`make release` asks for the second, which wants that version at the top of CHANGELOG.md. From then on tests/docs/test_api.py is red when a name goes, or its signature changes,
 until CHANGELOG.md names it.
 """
 
@@ -31,6 +31,12 @@ DIRECTIVE: Final = re.compile(
 def main(*options: str) -> int:
     lines = list_api()
     if options == ("--write",):
+        heading = re.search(r"^## (.*)$", ROOT.joinpath("CHANGELOG.md").read_text(), re.MULTILINE)
+        if heading is None or not heading[1].startswith(f"{silbo.__version__} - "):
+            print(
+                f"{RECORD.name} stays the public API of the last release: CHANGELOG.md does not begin with {silbo.__version__}"
+            )
+            return 1
         RECORD.write_text(
             "\n".join([f"# The public API of silbo {silbo.__version__}. Written by `make api`.", *lines, ""])
         )

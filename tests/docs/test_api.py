@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import silbo
 from silbo import Backoff
+from tools import api
 from tools.api import RECORD, ROOT, find_unannounced, list_api
 
 
@@ -14,6 +18,17 @@ def test_a_public_name_goes_or_changes_only_with_a_line_in_the_changelog() -> No
     version = head.split()[6].rstrip(".")  # "# The public API of silbo 0.1.0. ..."
     news = ROOT.joinpath("CHANGELOG.md").read_text().partition(f"\n## {version}")[0]
     assert find_unannounced(released, list_api(), news) == [], "say it in CHANGELOG.md, with the way on"
+
+
+def test_record_is_only_written_for_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two releases it would forget what users have, and no change would be told to them."""
+    monkeypatch.setattr(api, "ROOT", tmp_path)
+    monkeypatch.setattr(api, "RECORD", tmp_path / "api.txt")
+    log = tmp_path / "CHANGELOG.md"
+    log.write_text(f"# Changelog\n\n## Unreleased\n\n## {silbo.__version__} - 2026-11-30\n")
+    assert api.main("--write") == 1 and not api.RECORD.exists()
+    log.write_text(f"# Changelog\n\n## {silbo.__version__} - 2026-11-30\n")
+    assert api.main("--write") == 0 and "silbo.Consumer.run async (self)" in api.RECORD.read_text()
 
 
 RELEASED = ["silbo.Thing (a, *, b=1)", "silbo.Thing.close async (self)", "silbo.Thing.size property"]

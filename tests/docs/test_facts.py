@@ -16,7 +16,7 @@ from chaos.batteries import BATTERIES
 from silbo import Budget, Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
 from silbo.brokers import _sender
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sharded_group, streams
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.dispatch import extension_points, in_thread
@@ -69,7 +69,6 @@ CALLS: dict[str, Callable[..., Any]] = {
         each.__name__: each
         for each in (Quota, Outbox, Consumer, Plugins, RedisStreams, RedisPubSub, RedisInbox, MemoryBroker)
     },
-    "RedisStreams.group": RedisStreams.group,
     "SQLAlchemyInbox": SQLAlchemyInbox,
     "in_thread": silbo.in_thread,
 }
@@ -80,6 +79,8 @@ CONSTANTS = {
     "bytes of these messages": _sender.QUEUE_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
+    "`claim_after` of a group": streams.CLAIM_AFTER,
+    "`claim_after` at an address with shards": sharded_group.LEASE,
     "unacknowledged deliveries": consumer.UNACKED,
     "the messages of one read of a Streams consumer, or one page of dead letters": read_size.READ_BYTES,
     "listeners that a stop has cancelled": _host_code.ENDS_WITHIN,
@@ -191,14 +192,18 @@ TOLD_BY = {
 def logged(module: str) -> tuple[set[str], set[str]]:
     """The levels and the fields of what a module logs, as its text has them."""
     levels, fields = set[str](), set[str]()
-    for node in ast.walk(parse_source(ROOT.joinpath(f"silbo/{module}.py").read_text())):
+    nodes = [*ast.walk(parse_source(ROOT.joinpath(f"silbo/{module}.py").read_text()))]
+    tables = [
+        node.value for node in nodes if isinstance(node, ast.Attribute | ast.Subscript)
+    ]  # {...}.get(), {...}[name]
+    for node in nodes:
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "logging" and node.attr.isupper():
             levels.add(node.attr)
-        elif isinstance(node, ast.Dict):  # extra={...}
+        elif isinstance(node, ast.Dict) and node not in tables:  # extra={...}
             fields |= {key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
         elif isinstance(node, ast.Call):
-            called = ast.unparse(node.func).rpartition(".")[2]
-            if called in {"info", "warning", "error", "exception"}:
+            owner, _, called = ast.unparse(node.func).rpartition(".")
+            if called in {"info", "warning", "error", "exception"} and owner.endswith("logger"):
                 levels.add("ERROR" if called == "exception" else called.upper())
             elif called in {"_report", "write", "Outage", "_end"}:  # that take the fields as keywords
                 fields |= {keyword.arg for keyword in node.keywords if keyword.arg} - {"level"}
