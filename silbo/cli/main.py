@@ -54,8 +54,8 @@ examples:
   silbo outbox status --store outbox.db
   silbo dead list --redis redis://localhost --json | jq -r .id
 
-SILBO_STORE, SILBO_REDIS_URL and SILBO_PREFIX in the environment stand for --store, --redis
-and --prefix.
+SILBO_STORE, SILBO_REDIS_URL, SILBO_CLUSTER and SILBO_PREFIX in the environment stand for
+--store, --redis, --cluster and --prefix.
 
 exit codes: 0 it is done; 1 it failed, or was not done; 2 the command is wrong;
 130 it was interrupted
