@@ -84,13 +84,18 @@ class ClusterNodes:
     async def connect(self, address: Address) -> Connection:
         """Return a new connection to a node: see :func:`~silbo.brokers.redis.connection.connect`."""
         host, port = address
+        settings = self._settings | {"host": host, "port": port}
         try:
-            return await open_connection(
-                self._connection_class, self._settings | {"host": host, "port": port}, is_node=True
-            )
+            async with asyncio.timeout(ASK_WITHIN if address in self._silent else None):
+                connection = await open_connection(self._connection_class, settings, is_node=True)
+        except TimeoutError:
+            self.doubt(address)
+            raise Lost(f"{host}:{port} has not answered for long") from None
         except BaseException:  # also a caller's time limit: a frozen node
             self.doubt(address)
             raise
+        self._silent.discard(address)
+        return connection
 
     def doubt(self, address: Address) -> None:
         """Note that the node was in trouble: another one may serve its slots by now."""

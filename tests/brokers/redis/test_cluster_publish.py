@@ -178,6 +178,27 @@ async def test_slot_that_moves_under_load_costs_no_error_and_no_order(
         assert await stored(cluster_client, prefix, each, by="relay") == list(range(part or 2, relay.done + 1, 2))
 
 
+async def test_message_that_was_asked_for_in_vain_is_unknown(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    """The ASK said that nothing was done; but then the message went to the other node, which has not answered."""
+    address = addresses_of_each_node(cluster, prefix)[0]
+    slot, target = key_slot(key_of(prefix, address).encode()), cluster.nodes[1]
+    async with RedisStreams(cluster_client, app="web", prefix=prefix, timeout=1) as streams:
+        await streams.publish(message(1, to=address))
+        source = cluster.begin_move(slot, target)
+        cluster.move_keys(slot, source, target)
+        await streams.publish(message(2, to=address))
+        target.pause()
+        try:
+            with pytest.raises(DeliveryUnknown):
+                await streams.publish(message(3, to=address))
+        finally:
+            target.resume()
+        cluster.end_move(slot, target)
+    assert (await stored(cluster_client, prefix, address))[:2] == [1, 2]
+
+
 async def test_documented_user_may_follow_a_slot(cluster: ClusterServers, prefix: str) -> None:
     """With the two rights that the page on clusters adds."""
     rules = ACL["streams"].replace("~silbo:*", f"~{prefix}:*")
