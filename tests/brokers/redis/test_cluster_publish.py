@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
+from chaos.proxy import Link, Proxy, Rule
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
 from silbo.wire.formats import JSON
@@ -199,6 +200,48 @@ async def test_message_that_was_asked_for_in_vain_is_unknown(
     assert (await stored(cluster_client, prefix, address))[:2] == [1, 2]
 
 
+class LoseReply(Rule):
+    """A node carries out what it is told; its answer goes nowhere, and the connection is cut."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+
+    async def reply(self, data: bytes, link: Link) -> None:
+        if self.wanted:
+            self.wanted -= 1
+            link.cut()
+
+
+async def test_lost_reply_of_a_node_is_unknown_and_not_repeated(cluster: ClusterServers, prefix: str) -> None:
+    """For the messages of that node alone; a relay gets to know it for its rows, and repeats them."""
+    address, other, _ = addresses_of_each_node(cluster, prefix)
+    node, rule = cluster.node_of(key_of(prefix, address)), LoseReply()
+    async with Proxy(f"redis://127.0.0.1:{node.port}", rule) as proxy:
+        way = ("127.0.0.1", int(proxy.url.rpartition(":")[2].partition("/")[0]))
+        client = cluster.client(address_remap=lambda at: way if at[1] == node.port else at)
+        async with RedisStreams(client, app="web", prefix=prefix) as streams:
+            await streams.publish(message(1, to=address), message(1, to=other))
+            rule.wanted = 1
+            with pytest.raises(DeliveryUnknown):
+                await streams.publish(message(2, to=address), message(2, to=other))
+            await streams.publish(message(3, to=address))
+            numbered = [(n, message(n, to=to, by="relay")) for n, to in enumerate((address, other) * 2, 1)]
+            await streams.publish_sequenced("box/0", 1, numbered[:2])
+            rule.wanted = 1
+            answer = await streams.publish_sequenced("box/0", 1, numbered[2:])
+            assert {n: type(error) for n, error in answer.unsent.items()} == {3: DeliveryUnknown}
+            await streams.publish_sequenced("box/0", 1, numbered[:1])  # the connection is back
+            rule.wanted = 1
+            with pytest.raises(DeliveryUnknown):
+                await streams.publish_sequenced("box/0", 1, numbered[2:3])
+            assert (await streams.publish_sequenced("box/0", 1, numbered[2:])).known == {3, 4}
+        assert await stored(client, prefix, address) == [1, 2, 3]
+        assert await stored(client, prefix, other) == [1, 2]
+        assert await stored(client, prefix, address, by="relay") == [1, 3]
+        assert await stored(client, prefix, other, by="relay") == [2, 4]
+        await client.aclose()
+
+
 async def test_documented_user_may_follow_a_slot(cluster: ClusterServers, prefix: str) -> None:
     """With the two rights that the page on clusters adds."""
     rules = ACL["streams"].replace("~silbo:*", f"~{prefix}:*")
@@ -250,6 +293,8 @@ async def test_node_that_dies_under_load_loses_no_more_than_its_tail(
             await asyncio.to_thread(getattr(master, how))
             answer = await streams.publish_sequenced("box/1", 1, pair)
             assert set(answer.unsent) == {3}  # the other stream's message is added, and its relay is told
+            async with RedisStreams(client, app="web", prefix=prefix, timeout=30) as patient:
+                await patient.publish(message(0, to=address, by="patient"))  # waits for the replica
             await eventually(is_promoted)
             assert len(beside.taken) > told_beside + 200  # more than what was under way
             await eventually(plain.has_news)
