@@ -55,6 +55,9 @@ class ModelRedis:
         """Return a time that is not to come: it may be from before the clock was set back."""
         return min(time, latest)
 
+    def is_up_to_date(self, given: int, believed: int) -> bool:
+        return given == believed
+
     def _fence(self, shard: int, member: str, epoch: int, script: str) -> None:
         if not self.is_led(shard, member, epoch, script):
             raise Fenced
@@ -95,18 +98,23 @@ class ModelRedis:
         self.shards[shard].lease.until = 0
         return True
 
-    def read_again(self, shard: int, member: str, epoch: int, after: int, count: int) -> list[int]:
-        """Return entries that were given before and are not acknowledged."""
-        self._fence(shard, member, epoch, "read")
-        return [each for each in self.shards[shard].pending if each > after][:count]
-
-    def read_new(self, shard: int, member: str, epoch: int, count: int) -> list[int]:
+    def read_again(self, shard: int, member: str, epoch: int, after: int, count: int) -> tuple[int, list[int]]:
+        """Return the last that the group was given, and what it was given before and is not acknowledged."""
         self._fence(shard, member, epoch, "read")
         at = self.shards[shard]
+        return at.given - 1, [each for each in at.pending if each > after][:count]
+
+    def read_new(self, shard: int, member: str, epoch: int, last: int, count: int) -> tuple[int, list[int]]:
+        """Return the last that the group had been given, and new entries: none if that is not what the reader believes."""
+        self._fence(shard, member, epoch, "read")
+        at = self.shards[shard]
+        given = at.given - 1
+        if not self.is_up_to_date(given, last):
+            return given, []
         ids = list(range(at.given, min(at.given + count, len(at.entries))))
         at.given += len(ids)
         at.pending.update(dict.fromkeys(ids))
-        return ids
+        return given, ids
 
     def ack(self, shard: int, member: str, epoch: int, ids: list[int]) -> None:
         self._fence(shard, member, epoch, "ack")

@@ -29,7 +29,7 @@ from tests.simulation.world import LEASE, History, World
 
 MAKERS = {
     "storm": make_storm,  # order, nothing lost, nothing settled by another epoch than the newest, all at rest in the end
-    "moves": make_moves,  # and shards that move stand still for less than a second, the others not at all
+    "moves": make_moves,  # and nothing has its effect twice, shards that move stand still for less than a second, the others not at all
     "crash": make_crash,  # and for less than a lease and a second
     "silence": make_silence,  # and no shard moves
     "lost": make_lost,
@@ -37,6 +37,8 @@ MAKERS = {
 
 
 def check(world: World, kind: str) -> None:
+    if kind == "moves":
+        world.check_doubles()
     if kind in ("moves", "crash", "silence"):
         world.check_moves()
     if kind in ("moves", "crash"):
@@ -60,7 +62,7 @@ class Checked:
 
 
 @pytest.mark.parametrize(
-    ("kind", "histories"), [("storm", 60), ("moves", 12), ("crash", 30), ("silence", 8), ("lost", 20)]
+    ("kind", "histories"), [("storm", 40), ("moves", 8), ("crash", 20), ("silence", 6), ("lost", 15)]
 )
 def test_promises_hold(kind: str, histories: int) -> None:
     for seed in range(histories):
@@ -99,6 +101,13 @@ class LeaseIsNoBar(ModelRedis):
         return True
 
 
+class ReadsAnyway(ModelRedis):
+    """A read of new entries does not look at what the reader knows of."""
+
+    def is_up_to_date(self, given: int, believed: int) -> bool:
+        return True
+
+
 class EpochStands(ModelRedis):
     """The epoch does not grow."""
 
@@ -121,20 +130,22 @@ class TimesToCome(ModelRedis):
 
 
 @pytest.mark.parametrize(
-    ("redis", "kind"),
+    ("redis", "kind", "first"),
     [
-        pytest.param(without_epoch("read"), "crash", id="epoch of reads"),
-        pytest.param(without_epoch("ack"), "crash", id="epoch of acknowledgements"),
-        pytest.param(without_epoch("renew"), "crash", id="epoch of renewals"),
-        pytest.param(without_epoch("release"), "storm", id="epoch of releases"),
-        pytest.param(LeaseIsNoBar, "moves", id="lease"),
-        pytest.param(EpochStands, "crash", id="growing epoch"),
-        pytest.param(EpochForgets, "storm", id="epoch above the last"),
-        pytest.param(TimesToCome, "storm", id="clock set back"),
+        pytest.param(without_epoch("read"), "crash", 0, id="epoch of reads"),
+        pytest.param(without_epoch("ack"), "crash", 0, id="epoch of acknowledgements"),
+        pytest.param(without_epoch("renew"), "crash", 0, id="epoch of renewals"),
+        pytest.param(without_epoch("release"), "storm", 115, id="epoch of releases"),
+        pytest.param(ReadsAnyway, "lost", 65, id="late read"),
+        pytest.param(LeaseIsNoBar, "moves", 0, id="lease"),
+        pytest.param(EpochStands, "crash", 0, id="growing epoch"),
+        pytest.param(EpochForgets, "storm", 0, id="epoch above the last"),
+        pytest.param(TimesToCome, "storm", 50, id="clock set back"),
     ],
 )
-def test_simulation_notices_a_script_without_its_safeguard(redis: type[ModelRedis], kind: str) -> None:
-    assert find_first(kind, redis) is not None
+def test_simulation_notices_a_script_without_its_safeguard(redis: type[ModelRedis], kind: str, first: int) -> None:
+    """The first seed is one before which nothing is noticed: it saves time."""
+    assert find_first(kind, redis, first) is not None
 
 
 def takes_silence_for_death(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,24 +173,24 @@ def forgets_to_renew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("take_out", "kind"),
+    ("take_out", "kind", "first"),
     [
-        (takes_silence_for_death, "silence"),
-        (keeps_what_is_not_its_own, "moves"),
-        (beats_seldom, "moves"),
-        (forgets_to_renew, "moves"),
+        (takes_silence_for_death, "silence", 0),
+        (keeps_what_is_not_its_own, "moves", 0),
+        (beats_seldom, "moves", 0),
+        (forgets_to_renew, "moves", 110),
     ],
 )
 def test_simulation_notices_a_member_without_its_safeguard(
-    take_out: Callable[[pytest.MonkeyPatch], None], kind: str, monkeypatch: pytest.MonkeyPatch
+    take_out: Callable[[pytest.MonkeyPatch], None], kind: str, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take_out(monkeypatch)
-    assert find_first(kind, ModelRedis) is not None
+    assert find_first(kind, ModelRedis, first) is not None
 
 
-def find_first(kind: str, redis: type[ModelRedis]) -> History | None:
+def find_first(kind: str, redis: type[ModelRedis], first: int = 0) -> History | None:
     """Return the first history of a kind that breaks a promise."""
-    for seed in range(400):
+    for seed in range(first, first + 400):
         history = MAKERS[kind](seed)
         if find_broken(history, redis, Checked(kind)):
             print(f"{kind} {seed}")
@@ -193,5 +204,5 @@ def test_a_broken_history_is_made_short() -> None:
     history = find_first("storm", redis)
     assert history is not None
     shortest = shrink(history, redis)
-    assert len(shortest.faults) == 1 and shortest.faults[0].kind in ("freeze", "suspend", "lose", "stall")
+    assert len(shortest.faults) == 1 and shortest.faults[0].kind in ("freeze", "suspend", "lose", "stall", "outage")
     assert "fence: read of shard" in describe(shortest, redis)

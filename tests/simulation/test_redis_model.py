@@ -109,8 +109,8 @@ class ReplayedCalls:
     def _read_again(self, shard: int, member: str, epoch: int, after: int, count: int) -> None:
         self._run_fenced(READ, shard, [], member, epoch, "group", "leader", count, _to_id(after))
 
-    def _read_new(self, shard: int, member: str, epoch: int, count: int) -> None:
-        self._run_fenced(READ, shard, [], member, epoch, "group", "leader", count, ">")
+    def _read_new(self, shard: int, member: str, epoch: int, last: int, count: int) -> None:
+        self._run_fenced(READ, shard, [], member, epoch, "group", "leader", count, ">", _to_id(last))
 
     def _ack(self, shard: int, member: str, epoch: int, ids: list[int]) -> None:
         self._run_fenced(ACK, shard, [f"{self._stream(shard)}:attempts"], member, epoch, "group", *map(_to_id, ids))
@@ -136,7 +136,8 @@ def _as_model(name: str, reply: Any) -> Any:
     if name in ("renew", "release"):
         return bool(reply)
     if name in ("read_again", "read_new"):
-        return [_to_position(entry_id) for entry_id, _ in reply[1][0][1]] if reply[1] else []
+        last, found = reply
+        return _to_position(last), [_to_position(entry_id) for entry_id, _ in found[0][1]] if found else []
     return None
 
 

@@ -47,7 +47,7 @@ class Fault:
         member: The position of the member among those that live.
         where: For "kill", "freeze" and "suspend": the name of the call before whose sending it happens, "listener", or "" for at
             once. For "lose": the name of the call.
-        how: For "lose": "request", "reply", or "late" (the reply too; Redis carries it out after `seconds`).
+        how: For "lose": "request", "reply", or "late" (the reply too; Redis carries it out when an entry comes, after `seconds` or more).
         seconds: How long, or how far.
     """
 
@@ -89,6 +89,7 @@ class World:
         self.redis_offset = START_TIME
         self._stalled_until = 0.0
         self._away_until = 0.0
+        self._held: list[Callable[[], None]] = []
         self._may_be_silent = any(fault.kind in ("stall", "outage") for fault in history.faults)
         self.members: list[SimulatedMember] = []
         self.log: list[str] = []
@@ -127,6 +128,10 @@ class World:
             self.after(self._stalled_until - self.now, partial(self._on_redis, act))
         else:
             act()
+
+    def hold(self, act: Callable[[], None]) -> None:
+        """Let Redis act when the next entry has come, before anybody has read it: then a late read does the most harm."""
+        self._held.append(act)
 
     def may_lose(self) -> bool:
         """Return True if a call may stay without a reply for too long, though none is lost."""
@@ -168,11 +173,15 @@ class World:
             return
         key = self.random.randrange(self.history.keys)
         shard = key % self.history.shards
-        self.redis.add(shard, Entry(key, self._published[key], self.now))
-        self._published[key] += 1
+        for _ in range(self.random.choice((1, 1, 1, 3))):
+            self.redis.add(shard, Entry(key, self._published[key], self.now))
+            self._published[key] += 1
+            held, self._held = self._held, []
+            for act in held:
+                act()
         for member in self.members:
             member.ring(shard)
-        self.after(0.02 + self.random.random() * 0.08, self._publish)
+        self.after(0.02 + self.random.random() * 0.1, self._publish)
 
     def _end_faults(self) -> None:
         for member in self.members:
@@ -259,6 +268,11 @@ class World:
             moved = sum(before != after for before, after in pairwise(owners))
             if moved > needed:
                 self.fail(f"moves: shard {shard} moved {moved} times, {needed} were needed")
+
+    def check_doubles(self) -> None:
+        """Check that no effect came twice: nothing was taken away that was in hand."""
+        if self.doubles:
+            self.fail(f"doubles: {self.doubles}")
 
     def _check_rest(self) -> None:
         """Check that all came to rest: nothing lost, and everybody of one mind."""
@@ -421,8 +435,10 @@ class SimulatedMember:
         else:
             world.note(f"{self.name}: {fault.how} of {name} lost")
             call.is_answered = False
-            if fault.how != "request":
-                world.on_redis(fault.seconds if fault.how == "late" else world.latency(), call.carry_out)
+            if fault.how == "late":
+                world.after(fault.seconds, partial(world.hold, call.carry_out))
+            elif fault.how == "reply":
+                world.on_redis(world.latency(), call.carry_out)
         if fault is not None or world.may_lose():
             self.later(TIMEOUT, call.give_up)
 
@@ -519,6 +535,7 @@ class Reader:
         self.shard = shard
         self.epoch = epoch
         self._after: int | None = -1  # what was given before is read again from here; then new entries
+        self._given = -1  # the last that the group was given, as far as this reader knows
         self._lanes: defaultdict[int, deque[tuple[int, Entry]]] = defaultdict(deque)
         self._in_hand: set[int] = set()
         self._is_stopped = False
@@ -545,28 +562,40 @@ class Reader:
         if self._is_stopped or self._is_dropped or self._is_reading or self._bell or len(self._in_hand) >= PREFETCH:
             return
         self._is_reading = True
-        self.member.call("read", partial(self._execute_read, self._after), self._note_read, self._lose_read)
+        self.member.call(
+            "read", partial(self._execute_read, self._after, self._given), self._note_read, self._lose_read
+        )
 
-    def _execute_read(self, after: int | None) -> list[int] | None:
+    def _execute_read(self, after: int | None, given: int) -> tuple[int, list[int]] | None:
         redis, arguments = self.world.redis, (self.shard, self.member.name, self.epoch)
         try:
-            ids = (
-                redis.read_new(*arguments, PREFETCH) if after is None else redis.read_again(*arguments, after, PREFETCH)
-            )
+            if after is None:
+                reply = redis.read_new(*arguments, given, PREFETCH)
+            else:
+                reply = redis.read_again(*arguments, after, PREFETCH)
         except Fenced:
             return None
         self.world.check_epoch("read", self.shard, self.epoch)
-        return ids
+        return reply
 
-    def _note_read(self, ids: list[int] | None) -> None:
+    def _note_read(self, reply: tuple[int, list[int]] | None) -> None:
         self._is_reading = False
         if self._is_dropped:
             return
-        if ids is None:
+        if reply is None:
             self.member.note_fenced(self.shard, self.epoch)
             return
         if self._is_stopped:  # left to the next leader
             self._check_drained()
+            return
+        given, ids = reply
+        if self._after == -1:
+            self._given = given
+        elif self._after is None and ids:
+            self._given = ids[-1]
+        elif self._after is None and given != self._given:  # an earlier read of this reader was carried out late
+            self._after = -1
+            self._read()
             return
         was_new = self._after is None
         if not was_new:
@@ -591,17 +620,15 @@ class Reader:
 
     def _lose_read(self) -> None:
         self._is_reading = False
-        if not self._is_dropped:  # Redis may still carry the read out, and under the next epoch it can't
-            self.member.note_fenced(self.shard, self.epoch)
+        self._after = -1
+        if self._is_stopped:
+            self._check_drained()
+        else:
+            self._read()
 
     # -- listeners ----------------------------------------------------------------------------------------
 
     def _begin(self, key: int) -> None:
-        member = self.member
-        if not member.membership.may_begin(self.shard, self.epoch, member.now()):
-            if not self._is_dropped:
-                member.later(0.05, partial(self._begin, key))
-            return
         slow = self.member.pop_armed(("slow",), "")
         self.member.later(WORK / 2 + (slow.seconds if slow else 0), partial(self._affect, key))
 

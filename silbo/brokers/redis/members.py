@@ -190,14 +190,6 @@ class Membership:
         """True if the member has left and has given everything away."""
         return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._sent_at)
 
-    def may_begin(self, shard: int, epoch: int, now: float) -> bool:
-        """Return True if a delivery of this epoch may be begun: as far as this member knows, its lease is not over.
-
-        This spares double effects; it can't exclude them, for the process may be frozen right afterwards. The epoch does.
-        """
-        lease = self._leases.get(shard)
-        return lease is not None and lease.epoch == epoch and now < lease.renewed_at + self._lease
-
     def leave(self) -> None:
         """Give all shards away, and take none any more."""
         if not self._leaves:
