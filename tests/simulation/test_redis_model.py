@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
@@ -12,9 +13,9 @@ from redis.exceptions import ResponseError
 
 from silbo.brokers.redis.members import FORGET_AFTER
 from silbo.brokers.redis.scripts import ACK, BEAT, READ, RELEASE, RENEW, TAKE, Script
-from tests.simulation.histories import make_storm
+from tests.simulation.histories import make_crash, make_storm
 from tests.simulation.redis_model import Fenced, ModelRedis
-from tests.simulation.world import World
+from tests.simulation.world import History, World
 
 FENCED = "fenced"
 
@@ -141,22 +142,23 @@ def _as_model(name: str, reply: Any) -> Any:
     return None
 
 
-async def _check(redis: Redis, prefix: str, seed: int) -> Counter[str]:
-    world = World(make_storm(seed), RecordingRedis)
+async def _check(redis: Redis, prefix: str, history: History) -> Counter[str]:
+    world = World(history, RecordingRedis)
     world.run()
+    prefix = f"{prefix}-{uuid4().hex[:8]}"
     model: Any = world.redis
-    replayed = ReplayedCalls(redis, f"{prefix}-{seed}", len(model.shards), model.lease)
+    replayed = ReplayedCalls(redis, prefix, len(model.shards), model.lease)
     for name, arguments, _ in model.calls:
         replayed.push(name, *arguments)
     seen: Counter[str] = Counter()
     for position, ((name, arguments, expected), reply) in enumerate(
         zip(model.calls, await replayed.run(), strict=True)
     ):
-        assert _as_model(name, reply) == expected, f"seed {seed}, call {position}: {name}{arguments}"
+        assert _as_model(name, reply) == expected, f"{history}, call {position}: {name}{arguments}"
         refused = expected is False or expected == FENCED or (name == "take" and not expected[0])
         seen[f"{name} refused" if refused else name] += 1
     for shard, at in enumerate(model.shards):
-        pending = await redis.xpending_range(f"{{{prefix}-{seed}.{shard}}}", "group", "-", "+", 10_000)
+        pending = await redis.xpending_range(f"{{{prefix}.{shard}}}", "group", "-", "+", 10_000)
         assert [_to_position(row["message_id"]) for row in pending] == list(at.pending)
     return seen
 
@@ -165,8 +167,9 @@ async def _check(redis: Redis, prefix: str, seed: int) -> Counter[str]:
 async def test_model_answers_as_redis(redis: Redis, prefix: str) -> None:
     """Each call of simulated members gets the same reply, also those that are refused."""
     seen: Counter[str] = Counter()
-    for seed in range(12):
-        seen += await _check(redis, prefix, seed)
+    for seed in range(8):
+        seen += await _check(redis, prefix, make_storm(seed))
+        seen += await _check(redis, prefix, make_crash(seed))
     # Else the histories would not be worth comparing.
     assert {"take refused", "renew refused", "read_new refused", "ack refused", "read_again"} <= seen.keys(), seen
 
@@ -174,4 +177,4 @@ async def test_model_answers_as_redis(redis: Redis, prefix: str) -> None:
 @pytest.mark.long
 async def test_model_answers_as_redis_in_many_histories(redis: Redis, prefix: str) -> None:
     for seed in range(1000, 1300):
-        await _check(redis, prefix, seed)
+        await _check(redis, prefix, make_storm(seed))
