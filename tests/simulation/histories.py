@@ -10,6 +10,7 @@ from tests.simulation.redis_model import ModelRedis
 from tests.simulation.world import Broken, Fault, History, World
 
 KINDS = ("join", "leave", "kill", "freeze", "suspend", "lose", "lose", "lose", "slow", "clock", "stall", "outage")
+REPLACED_FROM = 6.0  # seconds; before, the shards of the one that was killed are taken over
 CALLS = ("Beat", "Take", "Renew", "Release", "read", "ack")
 
 
@@ -27,6 +28,15 @@ def make_moves(seed: int) -> History:
     times = [2.0 + 2.0 * position + random.random() for position in range(3)]
     faults = [Fault(at, random.choice(["join", "leave"]), random.randrange(8)) for at in times]
     return replace(history, members=max(history.members, 4), seconds=9.0, faults=tuple(faults))
+
+
+def make_replacement(seed: int) -> History:
+    """One member is killed, and later others come and go as planned."""
+    random = Random(seed)
+    history = make_moves(seed)
+    kill = Fault(1.5, "kill", random.randrange(8))
+    later = [replace(fault, at=fault.at + REPLACED_FROM - 1.0) for fault in history.faults]
+    return replace(history, members=5, seconds=history.seconds + REPLACED_FROM, faults=(kill, *later))
 
 
 def make_crash(seed: int) -> History:

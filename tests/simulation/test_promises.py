@@ -15,11 +15,13 @@ import pytest
 from silbo.brokers.redis import members
 from silbo.brokers.redis.members import Membership
 from tests.simulation.histories import (
+    REPLACED_FROM,
     describe,
     find_broken,
     make_crash,
     make_lost,
     make_moves,
+    make_replacement,
     make_silence,
     make_storm,
     shrink,
@@ -30,6 +32,7 @@ from tests.simulation.world import LEASE, History, World
 MAKERS = {
     "storm": make_storm,  # order, nothing lost, nothing settled by another epoch than the newest, all at rest in the end
     "moves": make_moves,  # and nothing has its effect twice, shards that move stand still for less than a second, the others not at all
+    "replacement": make_replacement,  # and so it is when one was killed before
     "crash": make_crash,  # and for less than a lease and a second
     "silence": make_silence,  # and no shard moves
     "lost": make_lost,
@@ -39,7 +42,9 @@ MAKERS = {
 def check(world: World, kind: str) -> None:
     if kind == "moves":
         world.check_doubles()
-    if kind in ("moves", "crash", "silence"):
+    if kind == "replacement":
+        world.check_standstill(1.0, since=REPLACED_FROM)
+    if kind in ("moves", "replacement", "crash", "silence"):
         world.check_moves()
     if kind in ("moves", "crash"):
         world.check_standstill(1.0 if kind == "moves" else LEASE + 1.0)
@@ -62,7 +67,8 @@ class Checked:
 
 
 @pytest.mark.parametrize(
-    ("kind", "histories"), [("storm", 40), ("moves", 8), ("crash", 20), ("silence", 6), ("lost", 15)]
+    ("kind", "histories"),
+    [("storm", 40), ("moves", 8), ("replacement", 8), ("crash", 20), ("silence", 6), ("lost", 15)],
 )
 def test_promises_hold(kind: str, histories: int) -> None:
     for seed in range(histories):
@@ -72,7 +78,8 @@ def test_promises_hold(kind: str, histories: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("kind", "histories"), [("storm", 2000), ("moves", 300), ("crash", 500), ("silence", 200), ("lost", 500)]
+    ("kind", "histories"),
+    [("storm", 2000), ("moves", 300), ("replacement", 300), ("crash", 500), ("silence", 200), ("lost", 500)],
 )
 def test_promises_hold_in_thousands_of_histories(kind: str, histories: int) -> None:
     first = int(os.environ.get("SILBO_SIMULATION_SEED") or secrets.randbelow(10**9))

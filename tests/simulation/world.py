@@ -245,9 +245,11 @@ class World:
         self.note(what)
         raise Broken(what)
 
-    def check_standstill(self, longest: float) -> None:
+    def check_standstill(self, longest: float, since: float = 0.0) -> None:
         """Check that a shard that moved stood still for at most so long, and the others not at all."""
         for shard, at, affected_at in self.waited:
+            if at < since:
+                continue
             if affected_at - at > longest:
                 self.fail(f"standstill: an entry of shard {shard} from {at:.3f} took effect at {affected_at:.3f}")
             # What came while it moved is worked off a moment later.

@@ -239,7 +239,7 @@ class Membership:
         """Note the members by the seconds since their last beat, as Redis has seen them.
 
         A member that is not named has left; one that has been silent for a lease is dead. But after this member's own beats
-        failed for a while, perhaps all failed, and the others need a moment to be heard again.
+        failed for a while, perhaps all failed, and those that it knew to live need a moment to be heard again.
         """
         sent_at = self._sent_at.pop(command)
         if command.leaves:
@@ -250,7 +250,8 @@ class Membership:
         if sent_at - self._known_at > self._lease / 3:
             self._trust_at = now + self._lease / 2
         self._known_at = sent_at
-        members = frozenset(member for member, age in ages.items() if age < self._lease or now < self._trust_at)
+        doubtful = self._members if now < self._trust_at else frozenset()
+        members = frozenset(member for member, age in ages.items() if age < self._lease or member in doubtful)
         if members != self._members:
             self._members = members
             assigned = assign(members, self._shards)

@@ -48,3 +48,28 @@ def test_a_shard_that_does_not_drain_is_given_away_at_last() -> None:
             member.note_lost(command, now)
         now = member.wake_at(now)
     assert now == 10.5
+
+
+def test_a_member_that_joins_does_not_count_the_dead() -> None:
+    """It shares the shards out as the others do, which have buried the dead one already."""
+    member = Membership("a", 2, lease=3.0, drain=10.0)
+    member.step(0.0)
+    member.note_beat(Beat(), {"a": 0.0, "dead": 5.0}, 0.0)
+    assert member.step(0.0) == [Take(0), Take(1)]
+
+
+def test_a_member_whose_beats_failed_gives_the_others_time() -> None:
+    """After Redis was away all but the first to return look silent."""
+    member = Membership("a", 2, lease=3.0, drain=10.0)
+    member.step(0.0)
+    member.note_beat(Beat(), {"a": 0.0, "b": 0.2}, 0.0)
+    (take,) = [command for command in member.step(0.0) if isinstance(command, Take)]
+    member.note_taken(take, 7, 0.0, 0.0)
+    member.step(0.4)
+    member.note_lost(Beat(), 4.0)
+    member.step(4.1)
+    member.note_beat(Beat(), {"a": 0.0, "b": 4.3}, 4.1)
+    assert not [command for command in member.step(4.1) if isinstance(command, Take)]
+    member.step(4.5)
+    member.note_beat(Beat(), {"a": 0.0, "b": 4.7}, 5.7)
+    assert [command for command in member.step(5.7) if isinstance(command, Take)]
