@@ -185,7 +185,11 @@ class ClusterServers:
     def move_keys(self, slot: int, source: ClusterNode, to: ClusterNode) -> None:
         """Move the keys of a slot that was opened, one after another, as a resharding does."""
         while keys := source.run("CLUSTER", "GETKEYSINSLOT", slot, 1):
-            source.run("MIGRATE", "127.0.0.1", to.port, "", 0, 30_000, "KEYS", *keys)
+            self.move_key(keys[0], source, to)
+
+    def move_key(self, key: str, source: ClusterNode, to: ClusterNode) -> None:
+        """Move one key of a slot that was opened."""
+        source.run("MIGRATE", "127.0.0.1", to.port, key, 0, 30_000)
 
     def end_move(self, slot: int, to: ClusterNode) -> None:
         """Tell all masters of the slot's new node, the new one first."""

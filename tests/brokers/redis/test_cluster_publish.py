@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 from redis.asyncio import RedisCluster
@@ -85,7 +86,7 @@ async def under_way(*publishers: Callable[[asyncio.Event], Coroutine[None, None,
 class Ledger:
     """What one publisher to one address was told of each of its messages."""
 
-    def __init__(self, streams: RedisStreams, address: str) -> None:
+    def __init__(self, streams: RedisStreams, address: str | None) -> None:
         self.streams, self.address = streams, address
         self.taken: list[int] = []
         self.unknown: list[int] = []
@@ -128,7 +129,7 @@ class Ledger:
 class Relay:
     """A relay that publishes with sequences, and repeats what it was not told."""
 
-    def __init__(self, streams: RedisStreams, *addresses: str) -> None:
+    def __init__(self, streams: RedisStreams, *addresses: str | None) -> None:
         self.streams, self.addresses = streams, addresses
         self.done = 0
 
@@ -198,6 +199,36 @@ async def test_message_that_was_asked_for_in_vain_is_unknown(
             target.resume()
         cluster.end_move(slot, target)
     assert (await stored(cluster_client, prefix, address))[:2] == [1, 2]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [{"shards": 4}, {"trim": "acknowledged"}, {"max_bytes": 1 << 30}], ids=str)
+async def test_slots_move_key_by_key_under_load(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str, settings: dict[str, Any]
+) -> None:
+    """The keys beside a stream are at the other node before it, or after it."""
+    addresses = [f"events.{shard}" for shard in range(4)] if "shards" in settings else ["events"]
+    async with RedisStreams(cluster_client, app="web", prefix=prefix, timeout=30, **settings) as streams:
+        plain, relay = Ledger(streams, None), Relay(streams, None)
+        async with under_way(plain.run, relay.run):
+            await eventually(plain.has_news)
+            await eventually(relay.has_news)
+            for slot in [key_slot(key_of(prefix, address).encode()) for address in addresses]:
+                source = cluster.node_of(slot)
+                target = cluster.nodes[cluster.nodes.index(source) - 1]
+                await asyncio.to_thread(cluster.begin_move, slot, target)
+                while keys := await asyncio.to_thread(source.run, "CLUSTER", "GETKEYSINSLOT", slot, 1):
+                    await asyncio.to_thread(cluster.move_key, keys[0], source, target)
+                    await asyncio.sleep(0.02)  # for calls between two keys
+                await asyncio.to_thread(cluster.end_move, slot, target)
+                await eventually(relay.has_news)
+    assert (plain.unsent, plain.unknown) == ([], [])
+    sent = [await stored(cluster_client, prefix, address) for address in addresses]
+    assert all(numbers == sorted(numbers) for numbers in sent)
+    assert sorted(n for numbers in sent for n in numbers) == sorted(plain.taken)
+    relayed = [await stored(cluster_client, prefix, address, by="relay") for address in addresses]
+    assert all(numbers == sorted(set(numbers)) for numbers in relayed)
+    assert sorted(n for numbers in relayed for n in numbers) == list(range(1, relay.done + 1))
 
 
 class LoseReply(Rule):
