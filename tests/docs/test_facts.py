@@ -22,6 +22,7 @@ from silbo.consumer import consumer
 from silbo.dispatch import extension_points, in_thread
 from silbo.instrumentation import opentelemetry
 from silbo.names import MAX_NAME_LENGTH
+from silbo.shards import MOST_SHARDS
 from silbo.stores.sqlalchemy import SQLAlchemyInbox, store
 from silbo.stores.sqlite import connection
 from silbo.wire import encode
@@ -78,6 +79,7 @@ CONSTANTS = {
     "messages that wait to be sent": _sender.QUEUE_MESSAGES,
     "bytes of these messages": _sender.QUEUE_BYTES,
     "dead letters": in_hand.DEAD_FOR / 1000,
+    "shards of an address": MOST_SHARDS,
     "counts of attempts": in_hand.ATTEMPTS_FOR / 1000,
     "`claim_after` of a group": streams.CLAIM_AFTER,
     "`claim_after` at an address with shards": sharded_group.LEASE,

@@ -21,6 +21,7 @@ from silbo.brokers.redis.shard_receiver import ShardReceiver
 from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
 from silbo.message import Delivery, LedPublication, Message, new_publication
 from silbo.operations.groups import read_groups
+from silbo.operations.shards import Undrained, change_shards
 from silbo.protocols import Receiver
 from silbo.shards import spread
 from tests.support.redis_streams import eventually, number, opened
@@ -362,6 +363,40 @@ async def test_groups_show_who_leads_each_shard(admin: Redis, sharded: RedisStre
             assert leader.epoch in {epoch for _, _, epoch in one.got}
         assert one.consumer.health().leads == (SHARD, "silbo:{events.1}")
     assert all(group.is_deserted for group in await read_groups(admin, stream="events"))
+
+
+async def test_number_is_changed_while_all_goes_on(admin: Redis, streams_client: Redis) -> None:
+    """Publishers of the old number wait outside, what is there is handled, then consumers and new publishers go on with the new number."""
+    gate = asyncio.Event()
+
+    async def work(event: Paid) -> None:
+        if event.n == 0:
+            await gate.wait()
+
+    waited: list[Undrained] = []
+    async with (
+        RedisStreams(streams_client, app="web", shards=2) as before,
+        RedisStreams(streams_client, app="web", shards=4) as after,
+        member(before, work) as one,
+    ):
+        await before.publish(*[keyed(str(key)) for key in range(20)])
+        await eventually(lambda: _is(bool(one.got)))
+        changing = asyncio.create_task(change_shards(admin, "events", 4, on_wait=waited.extend))
+        await eventually(lambda: _is(bool(waited)))
+        for broker in (before, after):
+            with pytest.raises(BrokerUnavailable, match=r"SHARDS 0|is being changed"):
+                await broker.publish(keyed("late"))
+        assert not changing.done()
+        gate.set()
+        await changing
+        await after.publish(*[keyed(str(key), 1) for key in range(20)])
+        with pytest.raises(ShardsMismatch, match="4 shards"):
+            await before.publish(keyed("late"))
+        await eventually(lambda: _is(one.leads == 4 and len(one.got) == 40))
+        assert [n for _, n, _ in one.got] == [0] * 20 + [1] * 20
+        await change_shards(admin, "events", 2)
+        await before.publish(*[keyed(str(key), 2) for key in range(20)])
+        await eventually(lambda: _is(one.leads == 2 and len(one.got) == 60))
 
 
 # -- the inbox ----------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""Changing the number of shards of an address, so that the order of each key is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from silbo._checks import check_seconds
+from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.connection import Client
+from silbo.brokers.redis.shards import build_shard_key, build_shards_key
+from silbo.brokers.redis.streams import build_stream_key
+from silbo.errors import StreamMissing
+from silbo.operations.redis import opened
+from silbo.shards import check_shards
+
+__all__ = ["Undrained", "change_shards"]
+
+LOOK_EVERY: Final = 0.2
+"""Every 0.2 seconds it is looked if the groups have handled everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undrained:
+    """A group that has not handled everything of a shard yet.
+
+    Attributes:
+        stream: The shard's key.
+        group: The group's name.
+        in_hand: The number of messages that its consumers have in hand.
+    """
+
+    stream: str
+    group: str
+    in_hand: int
+
+
+async def change_shards(
+    client: Client,
+    address: str,
+    shards: int,
+    *,
+    prefix: str = "silbo",
+    timeout: float = 5.0,
+    on_wait: Callable[[Sequence[Undrained]], object] | None = None,
+) -> None:
+    """Change the number of shards of an address, when all groups have handled what is on the present ones.
+
+    From the first moment on every publish to the address is refused, with :class:`~silbo.errors.ShardsMismatch`, so that no key is on two
+    shards; an outbox keeps what waits. Consumers go on, and take part in the new shards by themselves. If it is cancelled or fails the
+    address stays closed: call it again, also with the old number.
+
+    Args:
+        client: The program's client; its user may run DEL.
+        address: As ``orders``.
+        shards: The new number.
+        prefix: The broker's prefix.
+        timeout: Seconds in which each step is answered; there is no limit to the wait for the groups.
+        on_wait: Called again and again with what is waited for. A group that nobody needs any more has to be destroyed.
+
+    Raises:
+        StreamMissing: the address has no shards.
+        BrokerUnavailable: Redis can't be reached, or refuses.
+    """
+    check_shards(shards)
+    check_seconds("timeout", timeout)
+    root = build_stream_key(address, prefix).encode()
+    async with opened(client, timeout) as connection:
+        (fixed,) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"was"))
+        before = int(fixed[0] or 0) or int(fixed[1] or 0)
+        if not before:
+            raise StreamMissing(root.decode())
+        if before == shards and int(fixed[0]):
+            return
+        keys = [build_shard_key(root, shard) for shard in range(before)]
+        await ask(connection, Command(b"HSET", build_shards_key(root), b"shards", b"0", b"was", b"%d" % before))
+        await ask(connection, *[Command(b"HSET", build_shards_key(key), b"shards", b"0") for key in keys])
+        while undrained := [each for key in keys for each in await _find_undrained(connection, key)]:
+            if on_wait is not None:
+                on_wait(undrained)
+            await asyncio.sleep(LOOK_EVERY)
+        new = [build_shard_key(root, shard) for shard in range(shards)]
+        gone = [Command(b"DEL", build_shards_key(key)) for key in keys[shards:]]
+        number = b"%d" % shards
+        await ask(connection, *gone, *[Command(b"HSET", build_shards_key(key), b"shards", number) for key in new])
+        # The last one: programs that say the new number look at this one first.
+        await ask(connection, Command(b"HSET", build_shards_key(root), b"shards", number))
+
+
+async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:
+    """Return the groups of a shard that have not handled everything."""
+    (kind,) = await ask(connection, Command(b"TYPE", key))
+    if kind == b"none":
+        return []
+    info, rows = await ask(connection, Command(b"XINFO", b"STREAM", key), Command(b"XINFO", b"GROUPS", key))
+    last = to_mapping(info)["last-generated-id"]
+    groups: list[dict[str, Any]] = [to_mapping(row) for row in rows]
+    return [
+        Undrained(key.decode(), group["name"].decode(errors="backslashreplace"), group["pending"])
+        for group in groups
+        if group["pending"] or group["last-delivered-id"] != last
+    ]
