@@ -163,6 +163,7 @@ def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
     return {
         "id": store.id,
         "rows": {state: now.counts[state] for state in STATES},
+        "estimated": [state for state in STATES if state in now.estimated],
         "size": now.size,
         "oldest_at": now.oldest_at,
         "oldest_sent_at": now.oldest_sent_at,
@@ -177,7 +178,10 @@ def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
 
 
 def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None, clock: datetime) -> None:
-    print_table(["state", "rows"], [(state, f"{now.counts[state]:,}") for state in STATES], numbers=["rows"])
+    about = {state: "about " if state in now.estimated else "" for state in STATES}
+    print_table(
+        ["state", "rows"], [(state, f"{about[state]}{now.counts[state]:,}") for state in STATES], numbers=["rows"]
+    )
     leads = [(number, now.leads.get(number)) for number in range(store.partitions)]
     rows = [
         (number, *_describe_leader(lead), lead.epoch, f"in {format_age(lead.until, clock)}")

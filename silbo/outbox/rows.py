@@ -191,6 +191,7 @@ class OutboxStatus:
         oldest_sent_at: The time when the oldest kept row was sent: no replay reaches back further.
         next_attempt_at: The time when the first waiting row is tried again.
         leads: The leads by partition.
+        estimated: The states whose counts are the database's estimates, because there are too many rows to count them each time.
     """
 
     counts: Mapping[State, int]
@@ -199,6 +200,7 @@ class OutboxStatus:
     oldest_sent_at: datetime | None
     next_attempt_at: datetime | None
     leads: Mapping[int, Lead]
+    estimated: Collection[State] = ()
 
     @property
     def unsent(self) -> int:

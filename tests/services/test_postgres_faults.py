@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from silbo import Outbox
 from silbo.errors import DeliveryUnknown, StoreInvalid, StoreUnavailable
 from silbo.outbox.rows import pack
-from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata
+from silbo.stores.sqlalchemy import SQLAlchemyStore, metadata, status
 from silbo.stores.sqlalchemy import store as module
 from tests.support.session_conformance import Recorder
 from tests.support.store_conformance import LONG, PLENTY, leader, message, numbers, packed, send
@@ -209,15 +209,43 @@ async def test_deletion_does_not_wait_for_rows_that_somebody_holds(engine: Async
     assert await store.forget(keep_sent=0) == 1
 
 
-async def test_large_store_is_read_by_its_indexes(engine: AsyncEngine, store: SQLAlchemyStore) -> None:
-    """An hour of sent rows slows down neither a poll nor a count."""
-    fill = (
+async def fill(engine: AsyncEngine, state: str, rows: int) -> None:
+    """Insert rows in a state, and let the database count them."""
+    statement = (
         "INSERT INTO silbo_message (partition, state, message, size, attempts, sequence, stored_at, state_at)"
-        " SELECT 0, 'sent', '{}', 2, 1, n, now(), now() FROM generate_series(1, 20000) AS n"
+        f" SELECT 0, '{state}', '{{}}', 2, 1, n, now(), now() FROM generate_series(1, {rows}) AS n"
     )
     async with engine.begin() as connection:
-        await connection.execute(text(fill))
+        await connection.execute(text(statement))
         await connection.execute(text("ANALYZE silbo_message"))
+
+
+async def test_millions_of_rows_are_estimated(
+    engine: AsyncEngine, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a number of them they are counted, and the status says which are not."""
+    await fill(engine, "sent", 5000)
+    assert (await store.status()).counts["sent"] == 5000
+    assert not (await store.status()).estimated
+    monkeypatch.setattr(status, "SENT_COUNTED", 100)
+    estimate = await store.status()
+    assert estimate.estimated == {"sent"}
+    assert 4000 < estimate.counts["sent"] < 6000
+    assert estimate.oldest_sent_at is not None
+    monkeypatch.setattr(status, "UNSENT_COUNTED", 100)
+    await fill(engine, "pending", 3000)
+    await fill(engine, "dead", 2000)
+    estimate = await store.status()
+    assert estimate.estimated == {"sent", "pending", "dead"}
+    assert 2400 < estimate.counts["pending"] < 3600
+    assert 1600 < estimate.counts["dead"] < 2400
+    assert estimate.size == 2 * (estimate.counts["pending"] + estimate.counts["dead"])
+    assert estimate.oldest_at is not None
+
+
+async def test_large_store_is_read_by_its_indexes(engine: AsyncEngine, store: SQLAlchemyStore) -> None:
+    """An hour of sent rows slows down neither a poll nor a count."""
+    await fill(engine, "sent", 20_000)
     asked: list[tuple[str, object]] = []
     event.listen(
         engine.sync_engine,

@@ -35,6 +35,8 @@ from silbo.outbox.rows import STATES
 from silbo.stores.sqlalchemy.tables import message, outbox
 
 __all__ = [
+    "FIRST_TIME",
+    "LAST_TIME",
     "begin_writing",
     "check_constraints",
     "earliest",
@@ -127,11 +129,11 @@ def readable(connection: AsyncConnection, *columns: Column[Any]) -> list[ColumnE
     ]
 
 
-def earliest(connection: AsyncConnection, column: Column[Any]) -> ColumnElement[Any]:
+def earliest(connection: AsyncConnection, column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return an expression for the earliest time in a column of a group of rows, without values that are no times."""
     if connection.dialect.name == "postgresql":
-        return func.min(case((column.between(FIRST_TIME, LAST_TIME), column))).label(column.name)
-    return cast(func.min(case((column.op("GLOB")(TIME_PATTERN), column))), LargeBinary).label(column.name)
+        return func.min(case((column.between(FIRST_TIME, LAST_TIME), column)))
+    return cast(func.min(case((column.op("GLOB")(TIME_PATTERN), column))), LargeBinary)
 
 
 def _within_python(column: Column[Any]) -> ColumnElement[Any]:

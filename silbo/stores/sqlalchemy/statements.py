@@ -5,7 +5,7 @@ The functions carry the names of ``OutboxStore``'s methods; import the module, n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
@@ -37,7 +37,6 @@ from silbo.outbox.rows import (
     STATES,
     ColumnCheck,
     Lead,
-    OutboxStatus,
     Packed,
     Roster,
     Row,
@@ -51,7 +50,6 @@ from silbo.outbox.rows import (
 )
 from silbo.stores.sqlalchemy.dialect import (
     begin_writing,
-    earliest,
     insert_missing,
     is_among,
     is_in_no_state,
@@ -251,7 +249,7 @@ async def join(connection: AsyncConnection, owner: str, lease: float, idle: Coll
         await connection.execute(delete(relay).where(relay.c.owner.in_(gone)))
     return Roster(
         relays=[row.owner for row, end in zip(rows, ends, strict=True) if end > now],
-        leads=await _select_leads(connection, partitions, now),
+        leads=await select_leads(connection, partitions, now),
     )
 
 
@@ -461,37 +459,7 @@ async def forget(connection: AsyncConnection, keep_sent: float, limit: int) -> i
 # -- to look at and to mend ---------------------------------------------------------------------------------
 
 
-async def status(connection: AsyncConnection, partitions: int) -> OutboxStatus:
-    """Count rows and bytes, and read the leads of all partitions. See ``OutboxStore.status``."""
-    now = await read_clock(connection)
-    found = await connection.execute(
-        select(
-            *readable(connection, message.c.state),
-            func.count().label("rows"),
-            func.sum(message.c.size).label("size"),
-            earliest(connection, message.c.stored_at),
-            earliest(connection, message.c.state_at),
-            earliest(connection, message.c.next_attempt_at),
-        ).group_by(message.c.state)
-    )
-    by_state: dict[Any, Any] = {to_text(row.state): row for row in found}
-    waiting = [by_state[state] for state in UNSENT if state in by_state]
-
-    def find_first(column: str, rows: Iterable[Any]) -> datetime | None:
-        times = (to_time(getattr(row, column)) for row in rows)
-        return min((time for time in times if isinstance(time, datetime)), default=None)
-
-    return OutboxStatus(
-        counts={state: by_state[state].rows if state in by_state else 0 for state in STATES},
-        size=sum(int(row.size) for state, row in by_state.items() if state != "sent"),
-        oldest_at=find_first("stored_at", waiting),
-        oldest_sent_at=find_first("state_at", [by_state["sent"]] if "sent" in by_state else []),
-        next_attempt_at=find_first("next_attempt_at", waiting),
-        leads=await _select_leads(connection, partitions, now),
-    )
-
-
-async def _select_leads(connection: AsyncConnection, partitions: int, now: datetime) -> dict[int, Lead]:
+async def select_leads(connection: AsyncConnection, partitions: int, now: datetime) -> dict[int, Lead]:
     """Return the leads whose lease runs, by partition."""
     leads = await connection.execute(
         select(*readable(connection, *partition.c))

@@ -24,6 +24,7 @@ from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_
 from silbo.stores.sqlalchemy.dialect import begin_writing, check_constraints, is_refusal_of_data, read_clock
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
+from silbo.stores.sqlalchemy.status import read_status
 from silbo.stores.sqlalchemy.tables import check_tables, create_tables, message, outbox, partition, relay
 from silbo.stores.sqlalchemy.urls import describe_url
 
@@ -263,7 +264,7 @@ class SQLAlchemyStore:
 
     async def status(self) -> OutboxStatus:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        return await self._transact(sql.status, self.partitions)
+        return await self._transact(read_status, self.partitions)
 
     async def rows(self, state: State, *, after: int = 0, limit: int = 100) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
