@@ -643,8 +643,12 @@ class Relay(AsyncCloseable):
         while not self._stopping.is_set():
             self._tasks.check_cancelled()
             try:
-                while await self._store.forget(keep_sent=self._keep_sent):
+                begun_at = monotonic()
+                # One relay cleans for all, and leaves the store to the others for half of the time.
+                while self._is_wanted(0) and await self._store.forget(keep_sent=self._keep_sent):
                     self._tasks.check_cancelled()
+                    await pause(monotonic() - begun_at, self._stopping)
+                    begun_at = monotonic()
                 self._store_outage.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve_partition
                 await self._report.report_outage(self._store_outage, "forget", error)

@@ -227,12 +227,12 @@ async def test_millions_of_rows_are_estimated(
     await fill(engine, "sent", 5000)
     assert (await store.status()).counts["sent"] == 5000
     assert not (await store.status()).estimated
-    monkeypatch.setattr(status, "SENT_COUNTED", 100)
+    monkeypatch.setattr(status, "SUMMED", 100)
     estimate = await store.status()
     assert estimate.estimated == {"sent"}
     assert 4000 < estimate.counts["sent"] < 6000
     assert estimate.oldest_sent_at is not None
-    monkeypatch.setattr(status, "UNSENT_COUNTED", 100)
+    monkeypatch.setattr(status, "COUNTED", 1000)
     await fill(engine, "pending", 3000)
     await fill(engine, "dead", 2000)
     estimate = await store.status()

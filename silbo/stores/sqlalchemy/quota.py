@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from silbo.errors import OutboxFull
 from silbo.stores._group_commit import Addition
-from silbo.stores.sqlalchemy.dialect import is_in_state
-from silbo.stores.sqlalchemy.tables import message
+from silbo.stores.sqlalchemy.status import count_for_quota
 
 __all__ = ["QuotaEstimate"]
 
@@ -40,7 +38,7 @@ class QuotaEstimate:
         rows = sum(len(addition.messages) for addition in additions)
         size = sum(addition.size for addition in additions)
         if monotonic() >= self._count_at or not all(self._fits(rows, size, each) for each in additions):
-            await self._count(connection)
+            await self._count(connection, additions)
 
     def reserve(self, addition: Addition) -> None:
         """Count an addition as stored.
@@ -58,12 +56,8 @@ class QuotaEstimate:
     def _fits(self, rows: int, size: int, addition: Addition) -> bool:
         return self._rows + rows <= addition.quota.rows and self._size + size <= addition.quota.size
 
-    async def _count(self, connection: AsyncConnection) -> None:
+    async def _count(self, connection: AsyncConnection, additions: Sequence[Addition]) -> None:
         began = monotonic()
-        counted = select(func.count(), func.coalesce(func.sum(message.c.size), 0))
-        unsent = (await connection.execute(counted.where(is_in_state("pending", "sending")))).one()
-        dead = (await connection.execute(counted.where(is_in_state("dead")))).one()  # each count by its own index
-        self._rows = unsent[0] + dead[0]
-        self._size = int(unsent[1] + dead[1])
+        self._rows, self._size = await count_for_quota(connection, max(each.quota.rows for each in additions))
         counted_at = monotonic()
         self._count_at = counted_at + max(COUNT_EVERY, COUNT_SHARE * (counted_at - began))

@@ -1,0 +1,195 @@
+"""An outbox in PostgreSQL with several relays: how fast they drain it, and how long a message takes from its commit to the stream.
+
+    python -m benchmarks.scale.relays
+
+Starts a PostgreSQL and a Redis of its own, and relays in processes of their own (`silbo relay`). The drain is compared in interleaved
+rounds; what counts are the ratios, and the processor time that the relays, PostgreSQL and Redis took for a message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from benchmarks.outbox import message
+from silbo.outbox.rows import Packed, Quota, pack
+from silbo.stores.sqlalchemy import SQLAlchemyStore
+from tools.postgres import PostgresServer
+from tools.redis_server import RedisServer
+
+PARTITIONS: Final = 8
+KEYS: Final = 1000
+RELAYS: Final = (1, 2, 4)
+RATES: Final = (2, 20, 200)
+"""Commits a second, for the latency."""
+QUOTA: Final = Quota(rows=10_000_000, size=1 << 40)
+PREFIX: Final = "silbo-scale"
+STREAM: Final = f"{PREFIX}:{{events}}"
+ROOT: Final = Path(__file__).resolve().parents[2]
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+def a_message(number: int) -> Packed:
+    """A message of 430 bytes, with one of a thousand keys."""
+    made = message(number)
+    return pack(
+        type(made)(
+            made.message_type,
+            made.message_name,
+            made.message_id,
+            made.payload,
+            {**made.headers, "app": "scale", "instance": "a"},
+            key=str(number % KEYS),
+        ),
+        PARTITIONS,
+    )
+
+
+def cpu_of(pids: Collection[int]) -> float:
+    """Return the seconds of processor time that these processes and their children have taken."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(stat.parent.name) in pids or int(fields[1]) in pids:
+            total += int(fields[11]) + int(fields[12])
+    return total / TICKS
+
+
+class Scene:
+    """A database, a Redis, and the store that the relays share."""
+
+    def __init__(self, postgres: PostgresServer, redis: RedisServer, client: Redis, store: SQLAlchemyStore) -> None:
+        self.postgres, self.redis, self.client, self.store = postgres, redis, client, store
+
+    @asynccontextmanager
+    async def relays(self, number: int) -> AsyncIterator[list[int]]:
+        """Start so many relays, and wait until they have divided the partitions. Yields their pids."""
+        command = [sys.executable, "-m", "silbo", "relay", "--store", self.postgres.url, "--redis", self.redis.url]
+        processes = [
+            await asyncio.create_subprocess_exec(
+                *command, "--prefix", PREFIX, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
+            )
+            for _ in range(number)
+        ]
+        try:
+            async with asyncio.timeout(60):
+                while True:
+                    leads = (await self.store.status()).leads.values()
+                    counts = Counter(lead.owner for lead in leads)
+                    if len(leads) == PARTITIONS and len(counts) == number and set(counts.values()) == {8 // number}:
+                        break
+                    await asyncio.sleep(0.05)
+            yield [process.pid for process in processes]
+        finally:
+            for process in processes:
+                process.terminate()
+                await process.wait()
+
+    async def drain(self, relays: int, messages: int) -> tuple[float, dict[str, float]]:
+        """Commit messages while no relay runs, then let so many send them. Return the seconds, and processor time by program."""
+        await self.client.delete(STREAM)
+        for start in range(0, messages, 2000):
+            await self.store.add([a_message(number) for number in range(start, start + 2000)], QUOTA)
+        async with AsyncExitStack() as stack:
+            # The relays divide the partitions while they drain: what is measured is the second half of the backlog.
+            pids = await stack.enter_async_context(self.relays(relays))
+            parts = {"relays": pids, "postgres": [self.postgres.pid], "redis": [self.redis.pid]}
+            begun_with = await self.client.xlen(STREAM)
+            before = {name: cpu_of(its) for name, its in parts.items()}
+            began = perf_counter()
+            await self._until_sent(messages)
+            seconds = perf_counter() - began
+            used = {name: cpu_of(its) - before[name] for name, its in parts.items()}
+            done = messages - begun_with
+        return done / seconds, {name: 1e6 * taken / done for name, taken in used.items()}
+
+    async def _until_sent(self, messages: int) -> None:
+        async with asyncio.timeout(300):
+            while await self.client.xlen(STREAM) < messages:  # noqa: ASYNC110  # Redis tells nobody
+                await asyncio.sleep(0.01)
+
+    async def latencies(self, rate: float, seconds: float) -> list[float]:
+        """Commit messages at random moments. Return the milliseconds from each commit to its entry in the stream."""
+        await self.client.delete(STREAM)
+        committed: list[float] = []
+        dice = random.Random(1)
+        until = perf_counter() + seconds
+        while perf_counter() < until:
+            await asyncio.sleep(dice.expovariate(rate))
+            await self.store.add([a_message(len(committed))], QUOTA)
+            committed.append(1000 * time.time())
+        await self._until_sent(len(committed))
+        entries: Any = await self.client.xrange(STREAM)
+        added = sorted(float(place.partition(b"-")[0]) for place, _ in entries)
+        return [max(0.0, at - moment) for at, moment in zip(added, committed, strict=True)]
+
+
+def describe(values: Sequence[float]) -> str:
+    """Return the median and the 99th percentile of some milliseconds."""
+    ordered = sorted(values)
+    return f"p50 {statistics.median(ordered):.0f} ms, p99 {ordered[int(0.99 * (len(ordered) - 1))]:.0f} ms"
+
+
+async def run(rounds: int, messages: int) -> None:
+    """Measure the drains, then the latencies."""
+    with PostgresServer() as postgres, RedisServer() as redis:
+        engine = create_async_engine(postgres.url)
+        store = SQLAlchemyStore(engine)
+        await store.create()
+        await store.open(PARTITIONS)
+        async with Redis.from_url(redis.url) as client:
+            scene = Scene(postgres, redis, client, store)
+            async with scene.relays(1):
+                for rate in RATES:
+                    print(f"{rate} commits a second: {describe(await scene.latencies(rate, 10.0))}", flush=True)
+            figures: dict[int, list[float]] = {relays: [] for relays in RELAYS}
+            costs: dict[int, list[dict[str, float]]] = {relays: [] for relays in RELAYS}
+            for round_ in range(rounds):
+                for relays in random.Random(round_).sample(RELAYS, len(RELAYS)):
+                    rate, used = await scene.drain(relays, messages)
+                    figures[relays].append(rate)
+                    costs[relays].append(used)
+            for relays in RELAYS:
+                ratio = statistics.median(
+                    mine / one for mine, one in zip(figures[relays], figures[RELAYS[0]], strict=True)
+                )
+                cost = ", ".join(
+                    f"{name} {statistics.median(each[name] for each in costs[relays]):.0f} us"
+                    for name in costs[relays][0]
+                )
+                print(
+                    f"{relays} relays: {statistics.median(figures[relays]):,.0f} messages a second, {ratio:.2f} of one; {cost} each",
+                    flush=True,
+                )
+        await store.aclose()
+        await engine.dispose()
+
+
+def main() -> None:
+    """Read the arguments, and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.relays", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=60_000, help="in each drain")
+    options = parser.parse_args()
+    asyncio.run(run(options.rounds, options.messages))
+
+
+if __name__ == "__main__":
+    main()
