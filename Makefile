@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants soak docs bench bench-quick bench-all bench-million bench-plots bench-check api release lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-plots bench-check api release lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -63,6 +63,9 @@ chaos: $(VENV)/.test ## the proof: real programs and servers, killed and frozen 
 
 chaos-mutants: $(VENV)/.test ## take each safeguard out of a copy, and see that a battery of faults notices
 	$(RUN) -m chaos.mutants $(if $(SEED),--seed $(SEED))
+
+chaos-shards: $(VENV)/.test ## 4, 12, then 3 members of a group over 16 shards, joined, stopped, killed and frozen; 5 minutes (SEED=1 repeats one)
+	$(RUN) -m chaos shards $(if $(SEED),--seed $(SEED))
 
 soak: $(VENV)/.test ## ten minutes without Redis at 1,000 events a second
 	$(RUN) -m chaos soak $(if $(SEED),--seed $(SEED))

@@ -127,12 +127,12 @@ async def check_groups(stage: Stage, url: str) -> None:
     stage.must("stuck pending", many, many == 0, f"0, by group {waiting}")
 
 
-async def unfinished(client: Any, group: bytes | str) -> int:
+async def unfinished(client: Any, group: bytes | str, stream: str = STREAM) -> int:
     """What is pending in a group, and 1 if there is something that it has not read."""
     name = group if isinstance(group, str) else group.decode()
-    for info in await client.xinfo_groups(STREAM):
+    for info in await client.xinfo_groups(stream):
         if info["name"].decode() == name:
-            unread = await client.xrange(STREAM, min=f"({info['last-delivered-id'].decode()}", count=1)
+            unread = await client.xrange(stream, min=f"({info['last-delivered-id'].decode()}", count=1)
             return int(info["pending"]) + len(unread)
     return 1
 

@@ -46,6 +46,7 @@ class Settings:
         relay: Whether the outbox sends too.
         fails: One event in so many always fails at the consumer.
         kills: One event in so many kills the consumer.
+        shards: How many streams the events are spread over; 0 is one stream without shards.
         charges: One lane in so many has events of the other name.
     """
 
@@ -62,6 +63,7 @@ class Settings:
     fails: int = 0
     kills: int = 0
     charges: int = 0
+    shards: int = 0
 
 
 class Producer:
@@ -118,7 +120,7 @@ class Producer:
 @asynccontextmanager
 async def publisher(settings: Settings) -> AsyncGenerator[Publisher]:
     async with Redis.from_url(settings.url) as client:
-        streams = RedisStreams(client, app=APP, timeout=settings.timeout)
+        streams = RedisStreams(client, app=APP, timeout=settings.timeout, shards=settings.shards)
         if not settings.store:
             async with streams:
                 yield streams

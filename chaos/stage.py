@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from chaos.proxy import Proxy, Rule
 from tools.redis_binary import Binary
@@ -168,9 +168,10 @@ class Stage:
 
     # -- players --------------------------------------------------------------------------------------------
 
-    def redis(self, *, port: bool = False, binary: Binary | None = None) -> RedisServer:
-        """A server that has everything on the disk before it answers."""
-        server: RedisServer = self._ends.enter_context(RedisServer(appendonly="always", port=port, binary=binary))
+    def redis(self, *, port: bool = False, binary: Binary | None = None, on_disk: bool = True) -> RedisServer:
+        """A server that has everything on the disk before it answers; or nothing, where it is not killed."""
+        appendonly: Literal["always"] | None = "always" if on_disk else None
+        server: RedisServer = self._ends.enter_context(RedisServer(appendonly=appendonly, port=port, binary=binary))
         self.done.setdefault("server", f"{server.binary.product} {server.binary.version}")
         return server
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
-__all__ = ["end_with_starter", "ready", "serve", "show"]
+__all__ = ["Stalls", "end_with_starter", "ready", "serve", "show"]
 
 _S = TypeVar("_S")
 TICK: Final = 0.05
@@ -35,7 +35,7 @@ def serve(settings: type[_S], main: Callable[[_S, asyncio.Event], Awaitable[Mapp
     async def run() -> Mapping[str, Any]:
         stopping = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-        stalls = _Stalls()
+        stalls = Stalls()
         watching = asyncio.create_task(stalls.watch())
         try:
             figures = await main(settings(**json.loads(sys.argv[1])), stopping)
@@ -47,7 +47,7 @@ def serve(settings: type[_S], main: Callable[[_S, asyncio.Event], Awaitable[Mapp
     show(asyncio.run(run()))
 
 
-class _Stalls:
+class Stalls:
     """The longest time that the loop came too late to a timer: what the machine, not silbo, adds to each answer."""
 
     def __init__(self) -> None:

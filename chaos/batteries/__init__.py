@@ -19,6 +19,7 @@ from chaos.batteries.patience import patience
 from chaos.batteries.poison import poison
 from chaos.batteries.replies import replies
 from chaos.batteries.restarts import restarts
+from chaos.batteries.shards import shards
 from chaos.batteries.storm import storm
 from chaos.batteries.strays import strays
 from chaos.stage import Stage
@@ -98,6 +99,13 @@ BATTERIES: Final[dict[str, Battery]] = {
         "cancellation at any moment, on each Python",
         cores=4.0,
         short={"many": 100, "versions": ()},
+    ),
+    "shards": Battery(
+        shards,
+        "members of a group over shards joined, stopped, killed and frozen",
+        cores=4.0,
+        short={"shards": 4, "members": (2, 4, 2), "seconds": 14.0, "rate": 200.0, "lanes": 20},
+        of_all=False,
     ),
     "soak": Battery(soak, "Redis away for ten minutes", of_all=False),
 }
