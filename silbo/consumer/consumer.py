@@ -263,10 +263,11 @@ class Consumer:
 
     async def refresh_health(self) -> None:
         """Ask the broker for the group's lag, for :meth:`health`. There is none if the broker can't tell or can't be reached."""
-        self._lag = None
         if isinstance(self._subscription, MeasuredSubscription):
-            with suppress(BrokerUnavailable):
-                self._lag = await self._subscription.read_lag()
+            try:
+                self._lag = await self._subscription.read_lag()  # until then the lag of before counts
+            except BrokerUnavailable:
+                self._lag = None
 
     def _look_at_work(self) -> float | None:
         """Return the ``monotonic()`` time since which the oldest delivery in work was seen by such a look."""

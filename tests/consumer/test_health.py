@@ -184,3 +184,30 @@ async def test_lag_is_as_it_was_refreshed(d: AsyncEventDispatcher, broker: Memor
     unmeasured = Consumer(d, Scripted())
     await unmeasured.refresh_health()
     assert unmeasured.health().lag is None
+
+
+async def test_lag_stays_while_it_is_read_anew(d: AsyncEventDispatcher, broker: MemoryBroker) -> None:
+    """So that no exporter finds a gap; once the broker can't be asked there is none."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    is_away = False
+
+    class Slow(Scripted):
+        async def read_lag(self) -> int:
+            asked.set()
+            await go_on.wait()
+            if is_away:
+                raise BrokerUnavailable("away")
+            return 2
+
+    consumer = Consumer(d, Slow())
+    go_on.set()
+    await consumer.refresh_health()
+    go_on.clear()
+    asked.clear()
+    is_away = True
+    reading = asyncio.create_task(consumer.refresh_health())
+    await asked.wait()
+    assert consumer.health().lag == 2
+    go_on.set()
+    await reading
+    assert consumer.health().lag is None
