@@ -57,7 +57,7 @@ class _ShardedPublish:
         if self.reply is UNANSWERED:
             self._outgoing.is_handed_over = self._is_written
         elif isinstance(self.reply, Refused):
-            self._outgoing.mark_unsent(f"{server} refused it: {self.reply}")
+            self._outgoing.mark_unsent(f"{server} refused it: {_explain(self.reply)}")
         else:
             self._outgoing.mark_sent()
 
@@ -109,7 +109,7 @@ class ShardedReceiver:
                 await self._subscribe(give_up=True)
         except (Lost, Refused, TimeoutError) as error:
             await self.aclose()
-            why = str(error) or self._trouble or f"no answer within {self._timeout:g} s"
+            why = _explain(error) or self._trouble or f"no answer within {self._timeout:g} s"
             raise BrokerUnavailable(f"can't subscribe at {self._server}: {why}") from error
         except BaseException:
             await self.aclose()
@@ -311,6 +311,12 @@ class ShardedReceiver:
         links, self._links = self._links, []
         for link in links:
             await link.connection.aclose()
+
+
+def _explain(error: Exception) -> str:
+    """Return the text of an error; say so if the server is too old."""
+    text = str(error)
+    return f"{text.strip()} (sharded channels need Redis 7)" if "unknown command" in text else text
 
 
 class _Link:

@@ -19,7 +19,7 @@ from silbo.wire.formats import JSON
 from tests.support.redis_streams import ACL, eventually, message
 from tools.redis_cluster import ClusterServers
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.every_redis]
 
 
 def addresses_of_each_node(cluster: ClusterServers, prefix: str) -> list[str]:

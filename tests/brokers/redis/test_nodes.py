@@ -26,7 +26,7 @@ from tests.support.redis_streams import eventually, message, opened
 from tools.redis_cluster import ClusterNode, ClusterServers
 from tools.redis_server import RedisServer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.every_redis]
 
 ADD = Script("redis.call('XADD', KEYS[1], '*', 'message', ARGV[1]) return {}")
 ADD_AND_COUNT = Script(
