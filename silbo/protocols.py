@@ -257,9 +257,12 @@ class SharedReceiver(Receiver, Protocol):
     Attributes:
         on_drop: A consumer sets it: called with an address of which nothing that was received is this consumer's any more. What
             is in work goes on, and nothing of the rest is begun.
+        on_give: A consumer sets it: called with an address that is to be given away, again and again until nothing of it is in hand.
+            It drops and returns the deliveries that wait for another attempt, with those of their keys behind them.
     """
 
     on_drop: Callable[[str], object]
+    on_give: Callable[[str], Sequence[Delivery]]
 
     @property
     def leads(self) -> tuple[str, ...]:

@@ -406,6 +406,7 @@ class Consumer:
         acks = self._acks = Acknowledgements(receiver, run)
         if isinstance(receiver, SharedReceiver):
             receiver.on_drop = acks.drop
+            receiver.on_give = self._drop_parked
         attempts = Attempts(self._options, receiver=receiver, queue=self._queue, acks=acks, run=run)
         tasks = run.tasks
         self._warn_of_unheard()
@@ -440,6 +441,14 @@ class Consumer:
                     run.reports.log.write("ended early", tasks.error, level=logging.ERROR)
                 run.reports.log.flush()
                 self._ended.set()
+
+    def _drop_parked(self, address: str) -> list[Delivery]:
+        """Drop what is in hand of an address and waits for another attempt, and what waits behind it; return it."""
+        assert self._acks is not None
+        found = self._queue.list_parked(address)
+        for delivery in found:
+            self._acks.remove(delivery)
+        return found
 
     def _cancel_run(self) -> None:
         if self._running is not None and not self._ended.is_set():

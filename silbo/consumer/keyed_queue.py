@@ -225,6 +225,15 @@ class KeyedQueue:
         behind = None if queued.key is None else self._behind[queued.key]
         return [other.delivery for other in behind or ()]
 
+    def list_parked(self, address: str) -> list[Delivery]:
+        """Return the deliveries of an address that wait for their next attempt, each with those of its key behind it."""
+        return [
+            delivery
+            for queued in self._parked
+            if queued.delivery.address == address
+            for delivery in (queued.delivery, *self.list_behind(queued))
+        ]
+
     def end_retries(self) -> None:
         """Give out no delivery again: neither those parked now nor those parked later."""
         self._retries_ended = True

@@ -122,6 +122,7 @@ class ShardedReceiver(SideBySide):
             ack_delay=StreamReceiver.ack_delay,
         )
         self.on_drop: Callable[[str], object] = _ignore
+        self.on_give: Callable[[str], Sequence[Delivery]] = _ignore
         self._leaderships = [
             Leadership(group, key, shards, member=who, side_by_side=self) for key, shards in numbers.items() if shards
         ]
@@ -171,8 +172,8 @@ class ShardedReceiver(SideBySide):
                 await leadership.aclose()
 
 
-def _ignore(_: str) -> None:
-    pass
+def _ignore(_: str) -> Sequence[Delivery]:
+    return ()
 
 
 class Leadership:
@@ -403,7 +404,10 @@ class Leadership:
         """Read no more of a shard; when nothing of it is in hand, let it be released."""
         part = self._parts[shard, epoch]
         await self._remove(part)
-        while (shard, epoch) in self._parts and self._side_by_side.count_in_hand(part):  # noqa: ASYNC110  # nobody tells
+        while (shard, epoch) in self._parts:
+            part.forget(self._side_by_side.on_give(part.addresses[0]))  # it may have to wait for long here
+            if not self._side_by_side.count_in_hand(part):
+                break
             await asyncio.sleep(LOOK_EVERY)
         if self._parts.pop((shard, epoch), None) is not None:
             await part.aclose()

@@ -98,6 +98,7 @@ class RedisStreams(AsyncCloseable):
             max_messages=max_messages,
         )
         self._shards = check_shards(shards) if shards != 0 else 0
+        self._sends_to_shards = False  # true since the first message for one
         self.app: Final = check_address(app, "an app")
         self._client = check_client(client)
         self._prefix = check_address(prefix, "a prefix")
@@ -287,9 +288,9 @@ class RedisStreams(AsyncCloseable):
 
     async def _fix_shards(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
         """Fix the numbers of shards that the messages say; return those that may be added, and mark the others."""
-        wanted = {find_shards(each.message, DEFAULT_ADDRESS) for each in messages if each.message.shards}
-        if not wanted:
+        if not self._sends_to_shards:
             return messages
+        wanted = {find_shards(each.message, DEFAULT_ADDRESS) for each in messages if each.message.shards}
         errors = await self._fixed.find_unfixed(wanted)
         for each in messages:
             if each.message.shards and (error := errors.get(find_shards(each.message, DEFAULT_ADDRESS))) is not None:
@@ -299,6 +300,8 @@ class RedisStreams(AsyncCloseable):
     def _encode(self, message: Message) -> bytes:
         if message.to is not None:
             self._keys.key_for(message)  # refuses what is no address
+            if message.shards:
+                self._sends_to_shards = True
         raw = self.format.encode(message, own_origin(self.app))
         return b"$%d\r\n%b\r\n" % (len(raw), raw)
 

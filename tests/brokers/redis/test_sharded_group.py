@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
-from silbo.brokers.redis import RedisInbox, RedisStreams
+from silbo._retry import Backoff
+from silbo.brokers.redis import RedisInbox, RedisStreams, sharded_group
 from silbo.brokers.redis.calls import CallConnection
 from silbo.brokers.redis.group import StreamGroup
 from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
 from silbo.brokers.redis.shard_receiver import ShardReceiver
+from silbo.consumer.consumer import LISTENER_RETRY
 from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
 from silbo.message import Delivery, LedPublication, Message, new_publication
 from silbo.operations.groups import read_groups
@@ -239,6 +241,7 @@ async def member(
     broker: RedisStreams,
     work: Callable[[Paid], Awaitable[object]] | None = None,
     inbox: RedisInbox | None = None,
+    backoff: Backoff = LISTENER_RETRY,
     **options: Any,
 ) -> AsyncIterator[Member]:
     dispatcher = AsyncEventDispatcher()
@@ -252,7 +255,7 @@ async def member(
             await work(event)
 
     group = broker.group("billing", start="oldest", **{"claim_after": LEASE, **options})
-    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4, inbox=inbox)
+    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4, inbox=inbox, backoff=backoff)
     async with consumer, asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run())
         try:
@@ -317,6 +320,28 @@ async def test_consumer_that_leaves_gives_its_shards_away_at_once(sharded: Redis
             go.set()
             await eventually(lambda: _is(two.leads == 2))
             assert len(two.got) == 1
+
+
+async def test_shard_is_not_kept_by_a_delivery_that_waits_for_its_next_attempt(
+    admin: Redis, sharded: RedisStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by those of its key behind it: the next leader attempts them, and the attempts are counted on."""
+    monkeypatch.setattr(sharded_group, "DRAIN", 600.0)
+
+    async def fail(event: Paid) -> None:
+        raise ValueError("as told")
+
+    async with member(sharded, fail, claim_after=LONG, backoff=Backoff(initial=600.0, cap=600.0)) as one:
+        await eventually(lambda: _is(one.leads == 2))
+        keys = [find_key(0), find_key(1)]
+        await sharded.publish(*[keyed(key, n) for key in keys for n in range(2)])
+        await eventually(lambda: _is(one.consumer.stats.failed == 2))
+        async with member(sharded, claim_after=LONG) as two:
+            await eventually(lambda: _is(len(two.got) == 2))
+            assert [n for _, n, _ in two.got] == [0, 1]
+            assert (one.leads, two.leads) == (1, 1)
+            one.consumer.stop()
+            await eventually(lambda: _is(len(two.got) == 4))
 
 
 async def test_addresses_with_and_without_shards(sharded: RedisStreams) -> None:
@@ -445,3 +470,29 @@ async def test_all_is_given_back_after_redis_was_flushed(admin: Redis, sharded: 
             return bool(one.got)
 
         await eventually(arrives)
+
+
+# -- a cluster ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+async def test_shards_lie_on_the_nodes_of_a_cluster(cluster_client: RedisCluster, prefix: str) -> None:
+    """Publishing, leases, reading, settling, the inbox and the change of their number: each call names keys of one slot."""
+    async with (
+        RedisStreams(cluster_client, app="web", prefix=prefix, shards=8) as broker,
+        RedisInbox(cluster_client, prefix=prefix) as inbox,
+        member(broker, inbox=inbox, claim_after=3.0) as one,
+    ):
+        for n in range(3):
+            await broker.publish(*[keyed(str(key), n) for key in range(40)])
+        await broker.publish_sequenced("box/0", 1, [(1, keyed("0", 3)), (2, keyed("1", 3))])
+        async with member(broker, inbox=inbox, claim_after=3.0) as two:
+            await eventually(lambda: _is((one.leads, two.leads) == (4, 4)))
+            await broker.publish(*[keyed(str(key), 4) for key in range(40)])
+            await eventually(lambda: _is(len(one.got) + len(two.got) == 162))
+        await change_shards(cluster_client, "events", 4, prefix=prefix)
+        await eventually(lambda: _is(one.leads == 4))
+        for key in range(40):
+            numbers = [n for of, n, _ in one.got + two.got if of == str(key)]
+            assert numbers == sorted(numbers)
+        assert one.consumer.stats.failed == one.consumer.stats.duplicates == 0
