@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-plots bench-check api release lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-memory bench-plots bench-check api release lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -85,6 +85,9 @@ bench-all: $(VENV)-bench/.bench ## all that is measured, for hours
 
 bench-million: $(VENV)-bench/.bench ## how many events a minute go through an outbox and Redis to a listener (ARGS="--seconds 60": shorter)
 	$(VENV)-bench/bin/python -m benchmarks.million $(ARGS)
+
+bench-memory: $(VENV)/.test ## a Redis of 20 MB takes 1,000 messages a second for half an hour (ARGS="--seconds 60": shorter)
+	$(RUN) -m benchmarks.memory $(ARGS)
 
 bench-plots: $(VENV)-bench/.bench ## draw the plots of the documentation from benchmarks/results/
 	$(VENV)-bench/bin/python -m benchmarks.plots

@@ -33,6 +33,7 @@ __all__ = [
     "parse_positive_seconds",
     "parse_retention",
     "parse_seconds",
+    "parse_size",
     "parse_time",
 ]
 
@@ -45,6 +46,9 @@ FORMATS: Final[dict[str, Format]] = {"json": JSON, "cloudevents": CLOUDEVENTS, "
 """The formats by their names on the command line."""
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 """Seconds of each unit of a duration."""
+SIZES: Final = {"": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
+"""Bytes of each unit of a size."""
+_is_size = re.compile(r"([1-9]\d*)(kb|mb|gb)?", re.ASCII).fullmatch
 _is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII).fullmatch
 
 
@@ -169,6 +173,13 @@ def parse_positive_seconds(text: str) -> float:
 def parse_retention(text: str) -> float | None:
     """Return the seconds of a duration that is more than 0; None for ``forever``."""
     return None if text == "forever" else parse_positive_seconds(text)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size: ``500mb``, ``2gb`` or ``1048576``; a kb is 1,024 bytes, as for Redis."""
+    if found := _is_size(text.lower()):
+        return int(found[1]) * SIZES[found[2] or ""]
+    raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500mb, 2gb or a number of bytes")
 
 
 def parse_time(text: str) -> Time:

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "plugins": "silbo.cli.plugins",
     "groups": "silbo.cli.groups",
     "rewind": "silbo.cli.rewind",
+    "retention": "silbo.cli.retention",
     "why": "silbo.cli.why",
     "tail": "silbo.cli.tail",
     "top": "silbo.cli.top",

@@ -16,6 +16,7 @@ from redis.asyncio import RedisCluster
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client, Refused
+from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS
 from silbo.errors import BrokerUnavailable, StreamMissing
@@ -29,6 +30,7 @@ from silbo.operations.groups import (
     read_stream_groups,
 )
 from silbo.operations.redis import choose_streams, find_streams, opened, read_clock, time_of_entry
+from silbo.operations.retention import read_policy
 from silbo.operations.scripts import READ_DEAD_ERRORS
 from silbo.outbox.rows import OutboxStore
 
@@ -109,7 +111,8 @@ async def examine(
         store: The outbox's store, open; None examines none.
         prefix: The broker's prefix.
         stream: The stream's address; None examines all streams under the prefix.
-        retain: Seconds that the programs keep entries (``RedisStreams(retain=)``); None for ever.
+        retain: Seconds that the programs keep entries (``RedisStreams(retain=)``), for streams without a policy beside them;
+            None for ever.
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
 
@@ -451,7 +454,12 @@ async def _check_stream(
     connection: CallConnection, key: str, info: dict[str, str], retain: float | None, silent_after: float
 ) -> AsyncIterator[Finding]:
     try:
-        yield await _check_room(connection, key, info, retain)
+        policy, _ = await read_policy(connection, key.encode())
+        if policy is not None:
+            retain = policy.retain
+        yield await _check_room(connection, key, info, retain, policy)
+        if policy is not None and policy.trims:
+            yield await _check_trimming(connection, key, policy)
         groups = await read_stream_groups(connection, key.encode(), silent_after)
     except BrokerUnavailable as error:
         if not isinstance(error.__cause__, Refused):
@@ -462,7 +470,7 @@ async def _check_stream(
         mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
         yield Finding(f"{key} groups", "note", "no group reads it", mend)
     for group in groups:
-        for finding in _check_group(group, retain):
+        for finding in _check_group(group, retain, policy):
             yield finding
         if group.dead:
             yield await _check_dead(connection, key, group)
@@ -477,7 +485,23 @@ async def _check_stream(
             yield Finding(f"{key} {group.group}", "danger", text, mend)
 
 
-async def _check_room(connection: CallConnection, key: str, info: dict[str, str], retain: float | None) -> Finding:
+async def _check_trimming(connection: CallConnection, key: str, policy: RetentionPolicy) -> Finding:
+    """Return the policy that is kept beside a stream, and if the user may trim by it."""
+    check, trim = f"{key} retention", [b"XTRIM", key.encode(), b"MINID", b"~", b"1"]
+    wanted = [trim, [b"MEMORY", b"USAGE", key.encode()]] if policy.max_bytes is not None else [trim]
+    (who,) = await _ask_or_none(connection, Command(b"ACL", b"WHOAMI"))
+    for words in wanted if who is not None else ():
+        (reply,) = await _ask_or_none(connection, Command(b"ACL", b"DRYRUN", who, *words))
+        if reply not in (b"OK", None):
+            name, right = who.decode(errors="replace"), "xtrim" if words is trim else "memory|usage"
+            text = f"{policy}; user {name} may not run {words[0].decode()}, so nothing is removed by it"
+            return Finding(check, "danger", text, f"redis-cli ACL SETUSER {quote(name)} +{right}")
+    return Finding(check, "ok", str(policy))
+
+
+async def _check_room(
+    connection: CallConnection, key: str, info: dict[str, str], retain: float | None, policy: RetentionPolicy | None
+) -> Finding:
     """Return if the memory has room for what the retention keeps, at the rate so far."""
     (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
     (size,) = await _ask_or_none(connection, Command(b"MEMORY", b"USAGE", key.encode()))
@@ -489,6 +513,17 @@ async def _check_room(connection: CallConnection, key: str, info: dict[str, str]
     text = f"{format_count(length, 'message')} of {format_seconds(span)}, {_megabytes(size or 0)}"
     limit = int(info.get("maxmemory", "0"))
     most = limit or int(info.get("total_system_memory", "0"))
+    if policy is not None and policy.max_bytes is not None:
+        text += f"; max_bytes holds it at {_megabytes(policy.max_bytes)}"
+        if most and policy.max_bytes > most:
+            text += f", more than the {_megabytes(most)} {'of maxmemory' if limit else 'of this machine'}"
+            return Finding(key, "danger", text, "a smaller --max-bytes: silbo retention set; or more memory")
+        return Finding(key, "ok", text)
+    if policy is not None and policy.trim == "acknowledged":
+        if stream["groups"]:
+            return Finding(key, "ok", f"{text}; what every group has acknowledged is removed")
+        if retain is not None:
+            text += f"; no group reads it, so only its {format_seconds(retain)} (retain) remove anything"
     if retain is None:
         mend = "RedisStreams(retain=7 * 86400)"
         return Finding(key, "note", f"{text}; nothing is ever removed, so the memory will be full one day", mend)
@@ -507,13 +542,16 @@ async def _check_room(connection: CallConnection, key: str, info: dict[str, str]
     return Finding(key, "ok", text)
 
 
-def _check_group(group: GroupStatus, retain: float | None) -> Sequence[Finding]:
+def _check_group(group: GroupStatus, retain: float | None, policy: RetentionPolicy | None) -> Sequence[Finding]:
     check = f"{group.stream} {group.group}"
     found: list[Finding] = []
     age = (group.read_at - group.waiting_since).total_seconds() if group.waiting_since else 0.0
     waits = group.lag + group.in_hand
     if group.is_deserted and waits:
         text = f"no consumer is alive, and {waits:,} message{' waits' if waits == 1 else 's wait'}"
+        if policy is not None and policy.trim == "acknowledged":
+            until = "for ever" if retain is None else f"until it is {format_seconds(retain)} old"
+            text += f"; what is behind them stays in the stream, {until}"
         mend = (
             f"start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY {quote(group.stream)} {quote(group.group)} "
             f"(its {format_count(waits, 'unread message')} will never be handled, and the stream stays as large as it is)"

@@ -1,4 +1,4 @@
-"""The Lua scripts with which this package looks into Redis. All but REWIND only read, so they run on a replica too."""
+"""The Lua scripts with which this package looks into Redis. All but REWIND and SET_POLICY only read, so they run on a replica too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from silbo.brokers.redis.scripts import Script
 
-__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_DEAD_ERRORS", "READ_OFFERED", "REWIND"]
+__all__ = ["COUNT_DEAD", "FIND", "FIND_IN", "READ_DEAD_ERRORS", "READ_OFFERED", "REWIND", "SET_POLICY"]
 
 COUNT_DEAD: Final = Script("""
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
@@ -116,4 +116,16 @@ return live
 
 Keys: the stream, the notes of what its groups were given. Arguments: group, the id after which it goes on, milliseconds after which a
 consumer counts as gone, the name of a consumer that does not count. Reply: the consumers that live; if there are any, nothing was done.
+"""
+
+SET_POLICY: Final = Script("""
+local kept = redis.call('HGET', KEYS[1], 'policy')
+if kept == ARGV[1] then return 0 end
+if kept then redis.call('HSET', KEYS[1], 'before', kept) end
+redis.call('HSET', KEYS[1], 'policy', ARGV[1])
+return 1
+""")
+"""Keeps another retention policy beside a stream, and the one before it.
+
+Key: the retention of the stream. Argument: the policy. Reply: 0 if it is kept already, else 1.
 """

@@ -16,7 +16,16 @@ from chaos.batteries import BATTERIES
 from silbo import Budget, Consumer, Outbox, Plugins, Quota, Relay, _host_code, bridge
 from silbo.brokers import _sender
 from silbo.brokers.memory import MemoryBroker
-from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams, in_hand, read_size, sharded_group, streams
+from silbo.brokers.redis import (
+    RedisInbox,
+    RedisPubSub,
+    RedisStreams,
+    in_hand,
+    read_size,
+    retention,
+    sharded_group,
+    streams,
+)
 from silbo.cli.main import make_parser
 from silbo.consumer import consumer
 from silbo.dispatch import extension_points, in_thread
@@ -84,6 +93,9 @@ CONSTANTS = {
     "`claim_after` of a group": streams.CLAIM_AFTER,
     "`claim_after` at an address with shards": sharded_group.LEASE,
     "unacknowledged deliveries": consumer.UNACKED,
+    "the time between two trims by a publisher, under a policy that trims": retention.TRIM_EVERY,
+    "the bytes of a publisher between two trims": retention.TRIM_BYTES,
+    'the silence of a group\'s consumers, under `trim="acknowledged"`': retention.DESERTED_AFTER,
     "the messages of one read of a Streams consumer, or one page of dead letters": read_size.READ_BYTES,
     "listeners that a stop has cancelled": _host_code.ENDS_WITHIN,
     "a message": encode.MAX_SIZE,

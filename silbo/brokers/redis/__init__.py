@@ -27,6 +27,7 @@ format ``&python_diator_channel:*``). Redis 6.2 or later, Valkey; on Redis Clust
 from silbo.brokers.redis.dead_letters import DeadLetter, DeadLetters, Retried
 from silbo.brokers.redis.inbox import RedisInbox
 from silbo.brokers.redis.pubsub import RedisPubSub
+from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.brokers.redis.streams import RedisStreams
 
-__all__ = ["DeadLetter", "DeadLetters", "RedisInbox", "RedisPubSub", "RedisStreams", "Retried"]
+__all__ = ["DeadLetter", "DeadLetters", "RedisInbox", "RedisPubSub", "RedisStreams", "RetentionPolicy", "Retried"]
