@@ -212,9 +212,8 @@ class Retention:
             if key not in self._kept:
                 return conflict
             # It was changed twice, or put there by another program after FLUSHALL: this program is not stopped in the middle.
-            self._log.write(
-                "the policy beside %s is another one now, and is followed", conflict, address, address=address
-            )
+            told = "the policy beside %s is another one now (%s), and it is followed; this program states (%s)"
+            self._log.write(told, None, address, policy, self.stated, address=address)
         self._keep(key, policy, at_once=bool(more))
         if deserted:
             groups = [group.decode(errors="replace") for group in deserted[::2]]
@@ -222,8 +221,11 @@ class Retention:
         return None
 
     def _note_refusal(self, key: bytes, why: Refused | ValueError) -> None:
-        text = "the retention of %s can't be looked after; it is tried again every 10 seconds"
-        self._log.write(text, why, key.decode(), address=key.decode())
+        text = (
+            "the retention of %s can't be looked after, and is tried again every 10 seconds; it needs the rights of silbo's manual,"
+            " +xtrim and +memory|usage among them: %s"
+        )
+        self._log.write(text, None, key.decode(), why, address=key.decode())
         self._keep(key, self.stated, at_once=False, every=ASK_EVERY)
 
     def _keep(self, key: bytes, policy: RetentionPolicy, *, at_once: bool, every: float | None = None) -> None:

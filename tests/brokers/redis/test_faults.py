@@ -340,7 +340,7 @@ async def _has_failed(admin: Redis) -> bool:
 @pytest.mark.every_redis
 async def test_script_that_can_not_go_on_adds_nothing(own_redis: RedisServer, admin: Redis) -> None:
     """An error in the middle of the script must not leave behind what was told to be not sent."""
-    rules = ["on", ">password", "~silbo:*", "+ping", "+eval", "+evalsha", "+xadd"]
+    rules = ["on", ">password", "~silbo:*", "+ping", "+eval", "+evalsha", "+xadd", "+xlen", "+hget"]
     await admin.execute_command("ACL", "SETUSER", "poor", *rules)
     async with Redis.from_url(own_redis.url, username="poor", password="password") as client:
         async with RedisStreams(client, app="web") as streams:

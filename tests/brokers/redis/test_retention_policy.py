@@ -14,6 +14,7 @@ from silbo.errors import BrokerUnavailable, Gap, RetentionConflict
 from silbo.message import Delivery
 from silbo.protocols import Receiver
 from tests.support.redis_streams import eventually, message, number, opened, receive, stored
+from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
 KEY = "silbo:{events}"
@@ -349,3 +350,66 @@ async def test_policy_may_be_changed_while_programs_run(admin: Redis, streams_cl
             with pytest.raises(RetentionConflict):
                 await third.publish(message(9))
         assert await stored(admin) == [0, 1, 2, 3]
+
+
+async def test_running_program_follows_a_policy_that_another_has_put_there(
+    admin: Redis, streams_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not stopped in the middle: it logs the difference once a minute, and goes by what is kept."""
+    async with RedisStreams(streams_client, app="web", max_messages=100) as streams:
+        await streams.publish(*map(message, range(10)))
+        await admin.hset(POLICY, "policy", "retain=604800000 trim=age keep_at_least=0 max_messages=3")
+        await admin.hdel(POLICY, "before")
+        with caplog.at_level(logging.WARNING):
+            await streams.publish(message(10))
+            await streams.publish(message(11))
+        (record,) = caplog.records
+        assert (
+            "max_messages=3), and it is followed; this program states (retain=604800, trim='age', max_messages=100)"
+            in record.message
+        )
+        async with RedisStreams(
+            streams_client, app="tool"
+        ) as silent:  # those who trim are those who state it, or nothing
+            await silent.publish(message(12))
+    assert await stored(admin) == [9, 10, 11, 12]
+
+
+async def test_policy_without_the_rights_for_it_is_told_and_stops_no_publish(
+    admin: Redis, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a user that was made for an older silbo."""
+    rules = ["on", ">password", "~silbo:*", "+@all", "-xtrim"]
+    await admin.execute_command("ACL", "SETUSER", "older", *rules)
+    async with Redis.from_url(own_redis.url, username="older", password="password") as client:
+        async with RedisStreams(client, app="web", max_messages=2) as streams:
+            with caplog.at_level(logging.WARNING):
+                for n in range(5):
+                    await streams.publish(message(n))
+    assert await stored(admin) == [0, 1, 2, 3, 4]
+    assert "the retention of silbo:{events} can't be looked after" in caplog.records[0].message
+    assert "xtrim" in caplog.records[0].message
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ({"trim": "always"}, "trim is 'age' or 'acknowledged'"),
+        ({"keep_at_least": 5}, "keep_at_least is for trim='acknowledged'"),
+        ({"trim": "acknowledged", "retain": 5, "keep_at_least": 6}, "keep_at_least is at most retain, 5 s"),
+        ({"max_bytes": 0}, "max_bytes is 1 or more"),
+        ({"max_messages": -1}, "max_messages is 1 or more"),
+    ],
+)
+def test_policy_that_makes_no_sense_is_refused_at_once(policy: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        RedisStreams(Redis(), app="web", **policy)
+
+
+async def test_policy_that_is_none_of_silbos_stops_nothing(admin: Redis, streams_client: Redis) -> None:
+    await admin.hset(POLICY, "policy", "something else")
+    async with RedisStreams(streams_client, app="web") as streams:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(message(0))
+            await read(receiver, 1)
+    assert await stored(admin) == [0]
