@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-memory bench-plots bench-check api release lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long cluster test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-memory bench-plots bench-check api release lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -40,6 +40,9 @@ test-long: $(VENV)/.test ## what runs whole programs for many seconds, and is le
 
 test-every-redis: $(VENV)/.test ## what depends on the Redis version, on 6.2, 8.2, Valkey 9.1 and each server on the PATH
 	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)
+
+cluster: $(VENV)/.test ## the tests of the brokers, the relay, consumers, inbox, dead letters and commands on a Redis Cluster of 3 + 3 nodes
+	$(RUN) -m pytest --cluster tests/brokers/redis tests/outbox tests/consumer tests/stores tests/cli tests/operations $(or $(ARGS),--numprocesses=2)
 
 test-newest: ## the suite with the newest release of everything, no lock; installs them each time
 	@$(PYTHON) tools/make_venv.py $(VENV)-newest newest

@@ -7,6 +7,10 @@
 
 A test marked `@pytest.mark.every_redis` runs once with each Redis version that can be had if pytest got `--every-redis`,
 else with the first.
+
+With `--cluster` pytest runs what needs no server of its own kind: the tests whose clients come from these fixtures, on 3 masters
+with a replica each, `redis_url` being a node's. Left out is what takes a server itself, to kill or to configure it, and what is
+marked `@pytest.mark.one_server`.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from tools.redis_binary import WHEELS, Binary, RedisNotFound, find_binaries, find_binary
-from tools.redis_cluster import ClusterServers
+from tools.redis_cluster import ClusterServers, make_client
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
 pytest_plugins = ["pytester", "silbo_pytest"]  # the second also where silbo was installed before it had an entry point
@@ -41,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-redis", action="store_true", help="run what is marked every_redis with each Redis server found"
     )
+    parser.addoption(
+        "--cluster", action="store_true", help="run what takes its Redis client from a fixture on a cluster"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +57,27 @@ def pytest_configure(config: pytest.Config) -> None:
     except RedisNotFound as error:
         if not external_url():  # with one, only the tests that kill a server fail
             raise pytest.UsageError(str(error)) from error
+
+
+CLIENTS = frozenset({"admin", "pubsub", "pubsub_client", "redis", "redis_url", "streams", "streams_client"})
+"""Fixtures that give a client, or the address for one: of one server, or of a cluster."""
+SERVERS = frozenset({"own_redis", "redis_binary", "redis_server"})
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("cluster"):
+        left_out = [item for item in items if not _runs_on_cluster(item)]
+        items[:] = [item for item in items if _runs_on_cluster(item)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _runs_on_cluster(item: pytest.Item) -> bool:
+    if item.get_closest_marker("one_server") or item.get_closest_marker("cluster"):  # these run with the others
+        return False
+    function: Callable[..., object] | None = getattr(item, "function", None)
+    if function is None or SERVERS & inspect.signature(function).parameters.keys():
+        return False
+    return not CLIENTS.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -94,22 +123,28 @@ def redis_binary(request: pytest.FixtureRequest) -> Binary | None:
 
 
 @pytest.fixture(scope="session")
-def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | ExternalRedis]:
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | ExternalRedis | ClusterServers]:
     """Shared by this worker's tests: keep to `prefix`, and flush, kill or configure only `own_redis`."""
+    if request.config.getoption("cluster"):
+        yield request.getfixturevalue("cluster")
+        return
     binary: Binary | None = getattr(request, "param", None)
     with RedisServer(binary=binary) if binary else open_redis() as server:
         yield server
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer | ExternalRedis) -> str:
+def redis_url(redis_server: RedisServer | ExternalRedis | ClusterServers, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's, or that of a cluster's node, for commands and clients of every kind."""
+    if isinstance(redis_server, ClusterServers):
+        monkeypatch.setenv("SILBO_CLUSTER", "1")
     return redis_server.url
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
+async def redis(redis_server: RedisServer | ExternalRedis | ClusterServers) -> AsyncIterator[Any]:
     """A client with redis-py's defaults, as a user would make it."""
-    async with Redis.from_url(redis_url) as client:
+    async with make_client(redis_server) as client:
         yield client
 
 
@@ -118,14 +153,15 @@ async def prefix(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """For keys and channels, different in every test; what it left in `redis_server` is deleted afterwards."""
     fresh = f"test-{uuid.uuid4().hex[:12]}"
     yield fresh
-    if "redis_server" in request.fixturenames:
+    on_cluster = request.config.getoption("cluster")
+    if "redis_server" in request.fixturenames and not on_cluster:
         async with Redis.from_url(request.getfixturevalue("redis_url")) as client:
             keys = [key async for key in client.scan_iter(match=f"*{fresh}*", count=1000)]
             if keys:
                 await client.unlink(*keys)
-    if "cluster" in request.fixturenames:
+    if "cluster" in request.fixturenames or ("redis_server" in request.fixturenames and on_cluster):
         servers: ClusterServers = request.getfixturevalue("cluster")
-        for node in servers.nodes:
+        for node in servers.find_masters():
             for key in node.run("KEYS", f"*{fresh}*"):
                 node.run("UNLINK", key)
 
@@ -140,7 +176,8 @@ def own_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
     """Shared by this worker's tests: keep to `prefix`, and kill, freeze or reshard only `own_cluster`."""
-    with ClusterServers(binary=getattr(request, "param", None)) as servers:
+    replicas = request.config.getoption("cluster")
+    with ClusterServers(replicas=replicas, binary=getattr(request, "param", None)) as servers:
         yield servers
 
 

@@ -22,15 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from tools.redis_binary import Binary
-from tools.redis_server import RedisServer
+from tools.redis_server import ExternalRedis, RedisServer
 from tools.server import ServerFailed, free_port, in_foreground
 
-__all__ = ["SLOTS", "ClusterNode", "ClusterServers"]
+__all__ = ["SLOTS", "ClusterNode", "ClusterServers", "make_client"]
 
 SLOTS: Final = 16384
 BUS: Final = 10_000
@@ -167,6 +168,10 @@ class ClusterServers:
         ((port, _),) = votes.most_common(1)
         return next(node for node in self.nodes if node.port == port)
 
+    def find_masters(self) -> list[ClusterNode]:
+        """The nodes that are masters now."""
+        return [node for node in self.nodes if node.run("ROLE")[0] == "master"]
+
     def replica_of(self, master: ClusterNode) -> ClusterNode:
         """The replica of a master."""
         for node in self.nodes:
@@ -222,6 +227,13 @@ def wait_for(check: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise ServerFailed("the cluster has not come about") from error
         time.sleep(0.02)
+
+
+def make_client(server: RedisServer | ExternalRedis | ClusterServers, **settings: Any) -> Any:
+    """A client of a server or a cluster, with redis-py's defaults but for the settings."""
+    if isinstance(server, ClusterServers):
+        return server.client(**settings)
+    return AsyncRedis.from_url(server.url, **settings)
 
 
 def main() -> int | str:

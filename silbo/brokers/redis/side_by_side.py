@@ -129,7 +129,6 @@ class SideBySide:
         self.ack_delay = ack_delay
         self._group = group
         self._certain = 2 * keep_every  # seconds for which a delivery that was kept is surely this consumer's
-        self._settle_within = min(SETTLE_WITHIN, keep_every)
         self._readings: list[_Reading] = []  # the next one to be taken from is the first
         self._leaving: list[_Reading] = []  # no more is read from them
         self._by_address: dict[str, _Reading] = {}
@@ -144,7 +143,7 @@ class SideBySide:
 
     def add(self, part: Part) -> None:
         """Read this part from now on. It is closed with the others, unless it is removed and closed before."""
-        reading = _Reading(part, self._group, self._news, self._settle_within)
+        reading = _Reading(part, self._group, self._news)
         self._readings.append(reading)
         self._by_address.update(dict.fromkeys(part.addresses, reading))
         self._news.set()
@@ -347,7 +346,7 @@ class _Reading:
         owed: Deliveries that are done, and that Redis was not told of yet.
     """
 
-    def __init__(self, part: Part, group: str, news: asyncio.Event, settle_within: float) -> None:
+    def __init__(self, part: Part, group: str, news: asyncio.Event) -> None:
         self.part = part
         self.fetching: asyncio.Task[None] | None = None
         self.is_busy = False
@@ -355,7 +354,6 @@ class _Reading:
         self.defect: BaseException | None = None
         self.owed: list[Delivery | Batch] = []
         self._news = news
-        self._settle_within = settle_within
         self._settling = asyncio.Lock()
         self._failures = 0
         self._is_reported = True
@@ -444,7 +442,7 @@ class _Reading:
         """Acknowledge deliveries now, or owe it."""
         self.owed += deliveries
         try:
-            async with asyncio.timeout(self._settle_within):
+            async with asyncio.timeout(SETTLE_WITHIN):
                 await self.run(self._settle())
         except (BrokerUnavailable, TimeoutError) as error:
             if isinstance(error, TimeoutError):
@@ -462,7 +460,7 @@ class _Reading:
     async def keep(self, deliveries: Sequence[Delivery], certain: float) -> Collection[Delivery]:
         """Keep deliveries. Return those that are another consumer's, or may be: not confirmed for ``certain`` seconds."""
         try:
-            async with asyncio.timeout(self._settle_within):
+            async with asyncio.timeout(SETTLE_WITHIN):
                 if self.fetching is None and self.owed:  # nobody reads it: it is leaving, or there is no room
                     await self.run(self._settle())
                 return await self.run(self.part.keep(*deliveries))
@@ -488,9 +486,7 @@ class _Reading:
                 logger.debug("not acknowledged at the end: %s", error)
 
     def _time_out(self, what: str) -> BrokerUnavailable:
-        return BrokerUnavailable(
-            f"can't {what} {', '.join(self.part.addresses)}: no answer within {self._settle_within:g} s"
-        )
+        return BrokerUnavailable(f"can't {what} {', '.join(self.part.addresses)}: no answer within {SETTLE_WITHIN:g} s")
 
 
 async def _run_all(calls: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -118,6 +118,7 @@ async def test_redis_that_comes_back_from_an_older_copy(
         await program.hears(*range(15))
 
 
+@pytest.mark.one_server
 async def test_read_only_redis_is_waited_for(admin: Redis, streams: RedisStreams) -> None:
     """As a demoted master is, until the client leads to the new one."""
     async with Program(streams).running() as program:

@@ -245,6 +245,7 @@ async def test_group_or_stream_that_is_gone_is_told(admin: Redis, dead: DeadLett
     assert await dead.count() == 1
 
 
+@pytest.mark.one_server
 @pytest.mark.every_redis
 @pytest.mark.parametrize("everybody", [False, True])
 async def test_retry_that_redis_refuses_loses_nothing(everybody: bool, admin: Redis, dead: DeadLetters) -> None:

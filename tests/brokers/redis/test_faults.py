@@ -274,6 +274,7 @@ async def test_bytes_in_line_are_bounded_too(admin: Redis, streams: RedisStreams
 # -- Redis refuses ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_server
 @pytest.mark.every_redis
 @pytest.mark.parametrize(
     ("text", "break_it", "mend_it"),
@@ -306,6 +307,7 @@ async def test_whole_server_refuses(
     assert await stored(admin) == [0, 30]
 
 
+@pytest.mark.one_server
 async def test_read_only_server_is_left(admin: Redis, streams: RedisStreams) -> None:
     """Behind a name or a proxy, another connection may lead to the new master."""
     await streams.publish(message(0))
@@ -386,6 +388,7 @@ async def test_publishes_wait_while_redis_has_too_many_clients(admin: Redis, str
 # -- cancellation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_server
 async def test_cancelled_publishes_leave_no_wrong_answers_behind(admin: Redis, streams_client: Redis) -> None:
     """Cancelled in line it is withdrawn, under way its answer is dropped; nobody gets another's answer."""
     chance = random.Random(4)

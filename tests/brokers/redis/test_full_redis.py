@@ -79,6 +79,7 @@ class Program:
             await task
 
 
+@pytest.mark.one_server
 async def test_failing_message_does_not_hold_up_the_others(
     admin: Redis, streams: RedisStreams, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ async def test_failing_message_does_not_hold_up_the_others(
     assert len([text for text in texts if "storing of failed deliveries back" in text]) == 1
 
 
+@pytest.mark.one_server
 async def test_dead_letter_that_is_refused_waits(admin: Redis, streams: RedisStreams) -> None:
     """A malformed message is not counted; its dead letter is written once there is room, and nothing is lost."""
     await admin.xadd(KEY, {"message": "no message"})
@@ -155,6 +157,7 @@ async def test_dead_letters_that_take_no_more_hold_up_nobody(admin: Redis, strea
         assert await pending(admin) == []
 
 
+@pytest.mark.one_server
 async def test_suspect_waits_until_its_start_can_be_counted(admin: Redis, streams: RedisStreams) -> None:
     """It may have killed a process before: uncounted, it could do so for ever."""
     group = streams.group("billing", start="oldest", claim_after=30)
@@ -179,6 +182,7 @@ async def test_suspect_waits_until_its_start_can_be_counted(admin: Redis, stream
         assert program.consumer.stats.handled == 2
 
 
+@pytest.mark.one_server
 async def test_inbox_without_room_is_no_failure(
     admin: Redis, streams: RedisStreams, streams_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

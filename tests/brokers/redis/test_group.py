@@ -145,6 +145,7 @@ async def test_claimed_entry_that_was_deleted_is_a_gap_once(admin: Redis, stream
         assert await admin.exists(ATTEMPTS) == 0
 
 
+@pytest.mark.one_server
 async def test_entry_deleted_while_it_is_in_hand_is_no_gap(admin: Redis, streams: RedisStreams) -> None:
     """After a lost connection it is not there any more, but its consumer has it."""
     async with opened(streams.group("billing", start="new")) as receiver:
@@ -305,6 +306,7 @@ async def test_what_is_anothers_by_now_is_not_buried(admin: Redis, streams: Redi
         assert await other.bury(claimed, error="no", attempts=5)
 
 
+@pytest.mark.one_server
 async def test_burying_is_one_step(admin: Redis, streams: RedisStreams) -> None:
     """Without room for the dead letter nothing is acknowledged; never is one lost, or parked and given again."""
     async with opened(streams.group("billing", start="new")) as receiver:

@@ -215,6 +215,7 @@ async def test_what_can_not_be_remembered_is_logged_and_no_error(
         assert caplog.records[0].__dict__["group"] == "billing"
 
 
+@pytest.mark.one_server
 async def test_groups_handle_side_by_side(admin: Redis, inbox: RedisInbox) -> None:
     """Over one connection, and each gets its own answer."""
 

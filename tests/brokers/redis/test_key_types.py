@@ -177,6 +177,7 @@ async def test_what_is_in_hand_of_a_stream_that_is_gone_holds_up_no_other(admin:
         assert (await admin.xpending(ORDERS, "billing"))["pending"] == 0
 
 
+@pytest.mark.one_server
 async def test_stream_that_is_renamed_back_gives_what_was_in_hand_again(admin: Redis, streams: RedisStreams) -> None:
     """At once, and not only when another consumer would have taken it over."""
     group = streams.group("billing", start="oldest", streams=["events", "orders"], claim_after=600)
@@ -229,6 +230,7 @@ async def test_signs_of_life_that_can_not_be_given_are_told(
     assert SIGNS in line and "WRONGTYPE" in line
 
 
+@pytest.mark.one_server
 async def test_key_of_what_is_offered_does_not_stop_reading(admin: Redis, streams: RedisStreams) -> None:
     """Whoever reads what it has offered offers it again: that may fail."""
     await streams.publish(message(1))
@@ -293,6 +295,7 @@ async def test_attempts_of_another_type_do_not_keep_dead_letters_from_a_retry(
         assert (await admin.xpending(KEY, name))["pending"] == 1
 
 
+@pytest.mark.one_server
 async def test_user_that_may_not_ask_for_the_type_is_told_the_key(admin: Redis, streams: RedisStreams) -> None:
     """The rights of an older silbo are enough."""
     await admin.execute_command("ACL", "SETUSER", "streams", "-type")

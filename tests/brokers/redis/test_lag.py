@@ -25,6 +25,7 @@ async def test_lag_is_what_the_group_was_not_given(redis: Redis, prefix: str) ->
         assert await streams.group("mailing", start="new").read_lag() == 0
 
 
+@pytest.mark.one_server
 async def test_lag_that_cannot_be_read_is_none(redis: Redis, prefix: str) -> None:
     """Not the one of the last look: an alarm on it would be about the past."""
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:

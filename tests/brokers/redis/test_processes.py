@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from silbo.wire.formats import JSON
 
 
+@pytest.mark.one_server
 @pytest.mark.every_redis
 @pytest.mark.parametrize("after", [1, 100])
 async def test_killed_producer_has_sent_what_it_was_answered_for(

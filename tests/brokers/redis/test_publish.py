@@ -22,6 +22,7 @@ from tools.redis_server import RedisServer
 pytestmark = pytest.mark.every_redis
 
 
+@pytest.mark.one_server
 async def test_a_thousand_publishes_at_once_use_one_connection(
     admin: Redis, streams_client: Redis, streams: RedisStreams
 ) -> None:
@@ -33,6 +34,7 @@ async def test_a_thousand_publishes_at_once_use_one_connection(
     await has_connections(admin, "streams", 1)
 
 
+@pytest.mark.one_server
 async def test_a_thousand_pubsub_publishes_at_once_all_arrive(admin: Redis, pubsub: RedisPubSub) -> None:
     async with opened(pubsub.subscribe()) as receiver:
         await asyncio.gather(*[pubsub.publish(message(n)) for n in range(1000)])
@@ -149,6 +151,7 @@ async def test_one_unusable_stream_does_not_harm_the_others(admin: Redis, stream
     assert await stored(admin) == [1, 3]
 
 
+@pytest.mark.one_server
 async def test_rest_of_a_call_does_not_overtake_what_failed(admin: Redis, streams: RedisStreams) -> None:
     """Of a call of several batches; other calls go on."""
     await admin.set("silbo:{orders}", "a string")

@@ -116,6 +116,7 @@ async def test_forbidden_channels_are_told(pubsub_client: Redis) -> None:
             await broker.subscribe().open()
 
 
+@pytest.mark.one_server
 async def test_open_returns_when_redis_has_confirmed(admin: Redis, pubsub: RedisPubSub) -> None:
     """All of it: what is published right after is heard on the last of many channels too."""
     names = [f"name-{n}" for n in range(300)]
@@ -214,6 +215,7 @@ async def test_back_within_two_seconds_of_a_restart(own_redis: RedisServer, pubs
         assert [number(item) for item in await receive(receiver, 1)] == [2]
 
 
+@pytest.mark.one_server
 @BOTH_WAYS
 async def test_back_after_its_connection_was_cut(admin: Redis, pubsub: RedisPubSub) -> None:
     async with opened(pubsub.subscribe()) as receiver:
@@ -226,6 +228,7 @@ async def test_back_after_its_connection_was_cut(admin: Redis, pubsub: RedisPubS
         await has_connections(admin, "pubsub", 1)
 
 
+@pytest.mark.one_server
 @BOTH_WAYS
 async def test_slow_subscriber_that_redis_cut_off_hears_of_it(admin: Redis, pubsub: RedisPubSub) -> None:
     """What had come before is handed out first."""

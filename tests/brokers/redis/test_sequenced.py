@@ -162,6 +162,7 @@ async def test_without_a_message_redis_is_asked_and_takes_the_epoch(
         await streams.publish_sequenced("box/0", 2, [])
 
 
+@pytest.mark.one_server
 async def test_large_calls_go_out_in_parts_and_in_order(admin: Redis, streams: RedisStreams) -> None:
     """500 messages or 1 MiB at a time; a call that is repeated does not send again what is known of it."""
     many = numbered(*range(1, 1201))
@@ -195,6 +196,7 @@ async def test_flushed_redis_takes_what_comes(admin: Redis, streams: RedisStream
     assert await stored(admin) == [2, 3]
 
 
+@pytest.mark.one_server
 async def test_concurrent_sources_share_a_connection(admin: Redis, streams: RedisStreams) -> None:
     """Each gets its own answers; apart from what is published without sequences."""
 

@@ -65,6 +65,7 @@ async def until_sent(streams: RedisStreams, epoch: int, batch: Sequence[tuple[in
 # -- Redis refuses ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_server
 @pytest.mark.every_redis
 @pytest.mark.parametrize(
     ("text", "break_it", "mend_it"),
@@ -97,6 +98,7 @@ async def test_whole_server_refuses(
     assert await stored(admin) == [1, 2, 3]
 
 
+@pytest.mark.one_server
 async def test_server_that_takes_no_writes_any_more_is_left(admin: Redis, streams: RedisStreams) -> None:
     """Behind a name or a proxy, another connection may lead to the new master."""
     await streams.publish_sequenced("box/0", 1, numbered(1))
@@ -289,6 +291,7 @@ async def test_wrong_password_is_told(own_redis: RedisServer) -> None:
                 await streams.publish_sequenced("box/0", 1, numbered(1))
 
 
+@pytest.mark.one_server
 async def test_cancelled_call_leaves_at_once_and_gets_nobody_a_wrong_answer(
     admin: Redis, streams_client: Redis
 ) -> None:

@@ -140,6 +140,7 @@ async def test_route_says_the_number(admin: Redis, streams_client: Redis) -> Non
     assert await admin.hget("silbo:{orders}:shards", "shards") == b"4"
 
 
+@pytest.mark.one_server
 async def test_number_goes_through_the_outbox(admin: Redis, streams_client: Redis, tmp_path: Path) -> None:
     """The relay checks it as a publish does, and its rows keep what it refuses."""
     broker = RedisStreams(streams_client, app="web")

@@ -182,6 +182,7 @@ async def test_a_cancelled_read_loses_nothing(streams: RedisStreams) -> None:
     assert sorted(got) == list(range(40))
 
 
+@pytest.mark.one_server
 async def test_what_waits_to_be_taken_is_kept(streams: RedisStreams) -> None:
     """It was fetched, there was no room for it, and a listener holds things up: no other consumer claims it meanwhile."""
     group = streams.group("billing", start="oldest", streams=["one", "two"], claim_after=SOON)
@@ -318,7 +319,7 @@ async def test_without_a_server_left_the_consumer_is_told(nodes: tuple[Node, Nod
 async def test_what_may_be_anothers_is_given_up_and_comes_again(nodes: tuple[Node, Node]) -> None:
     """A server that was away for nearly claim_after may have given it to another consumer. If it did not, it comes again."""
     first, second = nodes
-    async with side_by_side(first, second, claim_after=SOON) as receiver:
+    async with side_by_side(first, second, claim_after=2.0) as receiver:
         await first.publish(1)
         await second.publish(2)
         one, two = sorted(await take(receiver, 2), key=number)

@@ -98,6 +98,7 @@ def in_order(reads: list[list[int]]) -> list[int]:
     return [number for numbers in reads for number in numbers]
 
 
+@pytest.mark.one_server
 async def test_message_that_takes_longer_than_the_timeout_is_read(
     streams: RedisStreams, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ async def test_message_that_takes_longer_than_the_timeout_is_read(
             assert number(delivery) == 1
 
 
+@pytest.mark.one_server
 async def test_link_that_stops_is_noticed(streams: RedisStreams, link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of an answer: from then on there is no progress."""
     monkeypatch.setattr(reading, "BLOCK", 0.05)
@@ -158,6 +160,7 @@ async def test_small_messages_come_many_at_once(streams: RedisStreams) -> None:
         assert len(reads) <= 6
 
 
+@pytest.mark.one_server
 async def test_what_fits_is_shared_by_the_streams(streams: RedisStreams) -> None:
     """Redis gives the number asked for of each."""
     addresses = ["one", "two", "three", "four"]
@@ -173,6 +176,7 @@ async def test_what_fits_is_shared_by_the_streams(streams: RedisStreams) -> None
         assert max(sizes) <= 4
 
 
+@pytest.mark.one_server
 async def test_dead_letters_are_listed_over_a_slow_link(admin: Redis, streams: RedisStreams, link: Link) -> None:
     """Pages are bounded in bytes, and large ones take their time."""
     large = {"message": b"x" * LARGE, "group": "billing", "stream": KEY, "id": "1-1"}
@@ -191,6 +195,7 @@ async def test_pages_of_dead_letters_are_bounded_in_bytes(admin: Redis, streams_
         assert max(pages) <= 4
 
 
+@pytest.mark.one_server
 async def test_large_message_over_pubsub_is_no_silence(pubsub_client: Redis, link: Link) -> None:
     """It takes longer than the time after which a silent connection is given up."""
     async with client_over(link) as client, RedisPubSub(pubsub_client, app="web") as pubsub:

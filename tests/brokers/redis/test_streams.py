@@ -119,6 +119,7 @@ async def test_consumers_of_no_name_do_not_get_each_others_entries(streams: Redi
             assert await other.receive(10) == []
 
 
+@pytest.mark.one_server
 async def test_cancelled_receive_loses_nothing(admin: Redis, streams: RedisStreams) -> None:
     """What the server gave out while nobody listened any more comes with the next call."""
     async with opened(streams.group("billing", start="new")) as receiver:
@@ -155,6 +156,7 @@ async def test_answer_of_a_cancelled_receive_is_not_taken_for_anothers(admin: Re
         assert await receiver.receive(1) == []
 
 
+@pytest.mark.one_server
 async def test_connection_cut_is_an_error_and_the_next_call_goes_on(admin: Redis, streams: RedisStreams) -> None:
     async with opened(streams.group("billing", start="new")) as receiver:
         await streams.publish(message(1), message(2))
@@ -365,6 +367,7 @@ def test_names_are_checked_when_described() -> None:
         streams.group("a", start="new", streams=[])
 
 
+@pytest.mark.one_server
 async def test_closed_receiver_says_so(admin: Redis, streams: RedisStreams) -> None:
     async with opened(streams.group("billing", start="new")) as receiver:
         await has_connections(admin, "streams", 1)
