@@ -43,6 +43,7 @@ test-every-redis: $(VENV)/.test ## what depends on the Redis version, on 6.2, 8.
 
 cluster: $(VENV)/.test ## the tests of the brokers, the relay, consumers, inbox, dead letters and commands on a Redis Cluster of 3 + 3 nodes
 	$(RUN) -m pytest --cluster tests/brokers/redis tests/outbox tests/consumer tests/stores tests/cli tests/operations $(or $(ARGS),--numprocesses=2)
+	$(RUN) -m pytest -m cluster $(or $(ARGS),--numprocesses=2)
 
 test-newest: ## the suite with the newest release of everything, no lock; installs them each time
 	@$(PYTHON) tools/make_venv.py $(VENV)-newest newest

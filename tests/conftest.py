@@ -152,18 +152,19 @@ async def redis(redis_server: RedisServer | ExternalRedis | ClusterServers) -> A
 async def prefix(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """For keys and channels, different in every test; what it left in `redis_server` is deleted afterwards."""
     fresh = f"test-{uuid.uuid4().hex[:12]}"
+    names = {"redis_server", "cluster"} & set(request.fixturenames)
+    servers: list[Any] = [request.getfixturevalue(name) for name in names]
     yield fresh
-    on_cluster = request.config.getoption("cluster")
-    if "redis_server" in request.fixturenames and not on_cluster:
-        async with Redis.from_url(request.getfixturevalue("redis_url")) as client:
-            keys = [key async for key in client.scan_iter(match=f"*{fresh}*", count=1000)]
-            if keys:
-                await client.unlink(*keys)
-    if "cluster" in request.fixturenames or ("redis_server" in request.fixturenames and on_cluster):
-        servers: ClusterServers = request.getfixturevalue("cluster")
-        for node in servers.find_masters():
-            for key in node.run("KEYS", f"*{fresh}*"):
-                node.run("UNLINK", key)
+    for server in servers:
+        if isinstance(server, ClusterServers):
+            for node in server.find_masters():
+                for key in node.run("KEYS", f"*{fresh}*"):
+                    node.run("UNLINK", key)
+        else:
+            async with Redis.from_url(server.url) as client:
+                keys = [key async for key in client.scan_iter(match=f"*{fresh}*", count=1000)]
+                if keys:
+                    await client.unlink(*keys)
 
 
 @pytest.fixture

@@ -25,12 +25,13 @@ import logging
 import os
 from contextlib import asynccontextmanager
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from silbo import AsyncEventDispatcher, Bridge, Consumer, _host_code
 from silbo.brokers.redis import RedisStreams
 
 dispatcher = AsyncEventDispatcher()
-streams = RedisStreams(Redis.from_url(os.environ["SILBO_REDIS_URL"]), app="worker", prefix=os.environ["SILBO_PREFIX"])
+client = (RedisCluster if os.environ.get("SILBO_CLUSTER") else Redis).from_url(os.environ["SILBO_REDIS_URL"])
+streams = RedisStreams(client, app="worker", prefix=os.environ["SILBO_PREFIX"])
 consumer = Consumer(dispatcher, streams.group("billing", start="oldest"))
 
 

@@ -30,12 +30,13 @@ import os
 import time
 from pathlib import Path
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from silbo import AsyncEventDispatcher, Consumer
 from silbo.brokers.redis import RedisStreams
 
 dispatcher = AsyncEventDispatcher()
-streams = RedisStreams(Redis.from_url(os.environ["SILBO_REDIS_URL"]), app="worker", prefix=os.environ["SILBO_PREFIX"])
+client = (RedisCluster if os.environ.get("SILBO_CLUSTER") else Redis).from_url(os.environ["SILBO_REDIS_URL"])
+streams = RedisStreams(client, app="worker", prefix=os.environ["SILBO_PREFIX"])
 consumer = Consumer(dispatcher, streams.group("billing", start="oldest"))
 
 

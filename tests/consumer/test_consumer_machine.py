@@ -18,7 +18,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
 from silbo._retry import Backoff
@@ -28,6 +27,7 @@ from silbo.brokers.redis.group import StreamReceiver
 from silbo.message import Batch, Delivery, Message
 from silbo.protocols import Receiver, Subscription
 from silbo.wire.encode import to_message
+from tests.support.redis_at import redis_at
 
 EXAMPLES = int(os.environ.get("SILBO_MACHINE_EXAMPLES", "6"))
 CLAIM_AFTER = 0.1
@@ -88,7 +88,7 @@ class Streams:
 
     def __init__(self, url: str) -> None:
         self._prefix = f"machine-{uuid4().hex[:8]}"
-        self._redis = Redis.from_url(url)
+        self._redis = redis_at(url)
         self._streams = RedisStreams(self._redis, app="app", prefix=self._prefix)
         self._letters = DeadLetters(self._redis, prefix=self._prefix)
         self._key = f"{self._prefix}:{{events}}"

@@ -19,7 +19,6 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, DomainEvent, ECSTEvent, EventName
 from silbo._retry import Backoff
@@ -33,6 +32,7 @@ from silbo.wire.encode import to_message
 from silbo.wire.formats import JSON
 from tests.support.consumer import USER_JOINED, Heard, Running, Scripted, delivery
 from tests.support.consumer import Consumer as QuickConsumer
+from tests.support.redis_at import redis_at
 
 EXAMPLES = int(os.environ.get("SILBO_LANE_EXAMPLES", "25"))
 EVERYTHING = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -284,7 +284,7 @@ async def test_both_ways_have_the_same_effect_at_redis(redis_url: str, monkeypat
     ]
     raws = [sent.encode() for sent in history]
     found = []
-    async with Redis.from_url(redis_url) as client:
+    async with redis_at(redis_url) as client:
         for closed in (False, True):
             if closed:
                 close_lane(monkeypatch)

@@ -449,6 +449,7 @@ def test_nothing_is_lost_doubled_or_out_of_order(world: Callable[[], Any]) -> No
     histories(world, MemoryStream)
 
 
+@pytest.mark.one_server
 @pytest.mark.every_redis
 @pytest.mark.parametrize("world", [InMemory, InFile], ids=["memory", "sqlite"])
 def test_nothing_is_lost_doubled_or_out_of_order_in_a_stream(world: Callable[[], Any], redis_url: str) -> None:

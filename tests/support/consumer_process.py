@@ -14,11 +14,10 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
 from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
 from silbo._retry import Backoff
 from silbo.brokers.redis import RedisStreams
+from tests.support.redis_at import redis_at
 
 
 @dataclass
@@ -34,7 +33,7 @@ TASK = EventName("task", Task, key="number")
 
 async def main(url: str, prefix: str, name: str, claim_after: float, concurrency: int) -> None:
     dispatcher = AsyncEventDispatcher()
-    async with Redis.from_url(url) as client, RedisStreams(client, app="billing", prefix=prefix) as streams:
+    async with redis_at(url) as client, RedisStreams(client, app="billing", prefix=prefix) as streams:
 
         @dispatcher.listen(TASK)
         async def work(task: Task) -> None:

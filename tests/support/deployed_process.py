@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-
 from silbo import AsyncEventDispatcher, Consumer, EventName, NotificationEvent
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import Gap
 from silbo.message import Batch, Delivery
 from silbo.protocols import BatchReceiver, Receiver, Subscription
+from tests.support.redis_at import redis_at
 
 CLAIM_AFTER = 0.6
 
@@ -77,7 +76,7 @@ class _Noting:
 async def replicate(url: str, prefix: str, name: str, version: int, ready: Callable[[Consumer], object]) -> None:
     """Consume at this version of the program until the consumer that `ready` gets is stopped."""
     dispatcher = AsyncEventDispatcher()
-    async with Redis.from_url(url) as client, RedisStreams(client, app="billing", prefix=prefix) as streams:
+    async with redis_at(url) as client, RedisStreams(client, app="billing", prefix=prefix) as streams:
 
         async def log(lines: list[str]) -> None:
             await client.rpush(f"{prefix}:log:{name}", *lines)

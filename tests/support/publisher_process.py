@@ -9,15 +9,14 @@ import asyncio
 import sys
 from itertools import count
 
-from redis.asyncio import Redis
-
 from silbo.brokers.redis import RedisStreams
 from silbo.message import Message
+from tests.support.redis_at import redis_at
 
 
 async def main(url: str, prefix: str) -> None:
     numbers = count()
-    async with Redis.from_url(url) as client, RedisStreams(client, app="web", prefix=prefix) as streams:
+    async with redis_at(url) as client, RedisStreams(client, app="web", prefix=prefix) as streams:
 
         async def publish() -> None:
             for number in numbers:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from redis.asyncio import Redis
-
 from silbo.brokers.redis import RedisStreams
 from silbo.outbox.relay import Relay
 from silbo.stores.sqlite import SQLiteStore
+from tests.support.redis_at import redis_at
 
 
 async def main(store: str, url: str, prefix: str, lease: str) -> None:
-    async with Redis.from_url(url) as client:
+    async with redis_at(url) as client:
         streams = RedisStreams(client, app="relay", prefix=prefix)
         async with Relay(SQLiteStore(store, create=False), streams, lease=float(lease)) as relay:
             running = asyncio.create_task(relay.run())

@@ -13,10 +13,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-
 from silbo import AsyncEventDispatcher, Bridge, Consumer, EventName, NotificationEvent
 from silbo.brokers.redis import RedisStreams
+from tests.support.redis_at import redis_at
 
 
 @dataclass
@@ -29,7 +28,7 @@ ORDERED = EventName("order.placed", Ordered)
 
 async def main(url: str, prefix: str, number: str, own: Any, events: int) -> None:
     dispatcher = AsyncEventDispatcher()
-    async with Redis.from_url(url) as client, RedisStreams(client, app="shop", prefix=prefix) as streams:
+    async with redis_at(url) as client, RedisStreams(client, app="shop", prefix=prefix) as streams:
 
         @dispatcher.listen(ORDERED)
         async def effect(event: Ordered) -> None:

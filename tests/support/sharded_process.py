@@ -14,10 +14,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-
 from silbo import AsyncEventDispatcher, Consumer, ECSTEvent, EventName
 from silbo.brokers.redis import RedisStreams
+from tests.support.redis_at import redis_at
 
 
 @dataclass
@@ -32,7 +31,7 @@ STEP = EventName("step", Step, key="key")
 
 async def main(url: str, prefix: str, name: str, lease: float) -> None:
     dispatcher = AsyncEventDispatcher()
-    async with Redis.from_url(url) as client, RedisStreams(client, app="billing", prefix=prefix, shards=4) as streams:
+    async with redis_at(url) as client, RedisStreams(client, app="billing", prefix=prefix, shards=4) as streams:
 
         @dispatcher.listen(STEP)
         async def work(step: Step) -> None:
