@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import BrokerUnavailable, Gap, RetentionConflict
@@ -413,3 +413,26 @@ async def test_policy_that_is_none_of_silbos_stops_nothing(admin: Redis, streams
             await streams.publish(message(0))
             await read(receiver, 1)
     assert await stored(admin) == [0]
+
+
+@pytest.mark.cluster
+async def test_policy_is_beside_each_stream_of_a_cluster(cluster_client: RedisCluster, prefix: str) -> None:
+    """On whatever node it is: by a publisher and by a relay."""
+    addresses = ["a", "b", "c", "d"]
+    blob = "x" * 5_000  # a node of a stream holds one
+    async with RedisStreams(cluster_client, app="web", prefix=prefix, trim="acknowledged") as streams:
+        async with opened(streams.group("billing", start="new", streams=addresses)) as receiver:
+            await streams.publish(*[message(n, to=to, blob=blob) for n in range(5) for to in addresses])
+            await read(receiver, 20)
+            await streams.publish_sequenced(
+                "box/0", 1, [(n, message(n, to=to, blob=blob)) for n, to in enumerate(addresses, 1)]
+            )
+            for to in addresses:  # the last one that was acknowledged, and the new one
+                assert await cluster_client.xlen(f"{prefix}:{{{to}}}") == 2
+            await read(receiver, 4)
+            await streams.publish(*[message(9, to=to, blob=blob) for to in addresses])
+            for to in addresses:
+                assert await cluster_client.xlen(f"{prefix}:{{{to}}}") == 2
+        async with RedisStreams(cluster_client, app="api", prefix=prefix, retain=60) as other:
+            with pytest.raises(RetentionConflict):
+                await other.publish(message(0, to="c"))
