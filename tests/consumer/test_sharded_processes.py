@@ -6,9 +6,10 @@ import asyncio
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -24,7 +25,7 @@ LEASE = 1.0
 
 
 @asynccontextmanager
-async def member(url: str, prefix: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def member(url: str, prefix: str, name: str) -> AsyncGenerator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "tests.support.sharded_process", url, prefix, name, str(LEASE)],
         stdout=asyncio.subprocess.PIPE,
@@ -51,7 +52,8 @@ class Ledger:
 
     async def find(self, *words: str) -> bool:
         """True if an entry has all these words."""
-        self.entries = [entry.decode().split() for entry in await self._redis.lrange(self._key, 0, -1)]
+        entries: Any = await self._redis.lrange(self._key, 0, -1)
+        self.entries = [entry.decode().split() for entry in entries]
         return any(set(words) <= set(entry) for entry in self.entries)
 
     def fenced(self) -> dict[str, list[int]]:
