@@ -253,6 +253,7 @@ async def member(
     work: Callable[[Paid], Awaitable[object]] | None = None,
     inbox: RedisInbox | None = None,
     backoff: Backoff = LISTENER_RETRY,
+    newer_version_wait: float = 300.0,
     **options: Any,
 ) -> AsyncGenerator[Member]:
     dispatcher = AsyncEventDispatcher()
@@ -266,7 +267,15 @@ async def member(
             await work(event)
 
     group = broker.group("billing", start="oldest", **options)
-    consumer = Consumer(dispatcher, group, events=[PAID], concurrency=4, inbox=inbox, backoff=backoff)
+    consumer = Consumer(
+        dispatcher,
+        group,
+        events=[PAID],
+        concurrency=4,
+        inbox=inbox,
+        backoff=backoff,
+        newer_version_wait=newer_version_wait,
+    )
     async with consumer, asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run())
         try:
@@ -356,6 +365,18 @@ async def test_shard_is_not_kept_by_a_delivery_that_waits_for_its_next_attempt(
             assert (one.leads, two.leads) == (1, 1)
             one.consumer.stop()
             await eventually(lambda: _is(len(two.got) == 4))
+
+
+async def test_newer_message_waits_for_another_reader_of_its_shard_then_is_a_dead_letter(
+    admin: Redis, sharded: RedisStreams
+) -> None:
+    """It is offered, as at a stream without shards, but nobody else reads the shard; other keys go on."""
+    newer = keyed(find_key(0))
+    async with member(sharded, newer_version_wait=0.3) as one:
+        await sharded.publish(replace(newer, headers={**newer.headers, "version": "2"}), keyed(find_key(1)))
+        await eventually(lambda: _is(one.consumer.stats.dead == 1))
+        assert [order for order, _, _ in one.got] == [find_key(1)]
+        assert await admin.xlen(f"{SHARD}:dead") == 1
 
 
 async def test_addresses_with_and_without_shards(sharded: RedisStreams) -> None:
