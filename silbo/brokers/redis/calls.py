@@ -323,7 +323,7 @@ class CallConnection:
         try:
             async with asyncio.timeout_at(until):
                 if (idle := self._idle) is not None:
-                    is_usable = not await idle.has_unread()
+                    is_usable = await idle.is_usable()
                     self._idle = None
                     if is_usable:
                         return idle

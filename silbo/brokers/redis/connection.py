@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from silbo._loops import describe_lookup
+from silbo.brokers.redis.credentials import ShownCredentials
 from silbo.brokers.redis.failures import Lost, Refused
 from silbo.brokers.redis.incoming import Progress, ReplyStream, wait_for_news
 
@@ -72,6 +73,7 @@ _DROPPED: Final = frozenset(
 )
 # Answers of a cluster's node that lead to another node, or that a single server never gives.
 _OF_CLUSTER: Final = frozenset({"ASK", "CLUSTERDOWN", "CROSSSLOT", "MOVED", "TRYAGAIN"})
+_LAST: Final = b"silbo: the last"
 # Errors of a server that is not ready yet.
 _NOT_YET: Final = ("LOADING", "MASTERDOWN", "ERR max number of clients")
 
@@ -140,7 +142,10 @@ async def open_connection(connection_class: Any, settings: Mapping[str, Any], *,
     """
     kept = {name: value for name, value in settings.items() if name not in _DROPPED}
     kept |= _OVERRIDDEN | {"retry": Retry(NoBackoff(), 0)}
-    connection = Connection(connection_class(**kept), is_node=is_node)
+    credentials = None
+    if (provider := kept.get("credential_provider")) is not None:
+        credentials = kept["credential_provider"] = ShownCredentials(provider)
+    connection = Connection(connection_class(**kept), is_node=is_node, credentials=credentials)
     try:
         await connection.open()
     except BaseException:
@@ -155,9 +160,12 @@ class Connection:
     Drop it after :class:`Lost`, and after a command whose reply was not read: the next command would get that reply.
     """
 
-    def __init__(self, connection: AbstractConnection, *, is_node: bool = False) -> None:
+    def __init__(
+        self, connection: AbstractConnection, *, is_node: bool = False, credentials: ShownCredentials | None = None
+    ) -> None:
         self._connection = connection
         self._is_node = is_node
+        self._credentials = credentials
         self._transport: asyncio.WriteTransport | None = None
         self._progress: Progress | None = None
         self._replies: ReplyStream | None = None
@@ -261,6 +269,19 @@ class Connection:
         self._unreturned = []
         return replies
 
+    async def read_out(self, take: Callable[[Sequence[Any]], None]) -> None:
+        """Give all that Redis has published until now to ``take``, for a connection with subscriptions that will be replaced.
+
+        Raises:
+            Lost: the connection broke; not all was read.
+        """
+        await self.send(b"PING", _LAST)
+        is_last = False
+        while not is_last:
+            for reply in await self.read_all(1, float("inf")):
+                take([reply])
+                is_last = reply == [b"pong", _LAST]
+
     def stream_replies(self) -> None:
         """Read from now on all replies that have come at once, and note when bytes come. Not while a reply is under way.
 
@@ -314,6 +335,45 @@ class Connection:
             return await self._connection.can_read()
         except (RedisError, OSError):
             return True
+
+    async def is_usable(self) -> bool:
+        """Return True if an idle connection may be used again. It has shown the credentials that are valid now."""
+        if await self.has_unread():
+            return False
+        if self.may_have_to_renew:
+            try:
+                await self.renew()
+            except Lost:
+                return False
+        return True
+
+    @property
+    def may_have_to_renew(self) -> bool:
+        """True if it is time to ask the program's credential provider if it has renewed them."""
+        return self._credentials is not None and self._credentials.is_due
+
+    async def needs_successor(self) -> bool:
+        """Return True if the credentials were renewed, for a connection with subscriptions: it can't show them any more."""
+        return self._credentials is not None and await self._credentials.find_renewed() is not None
+
+    async def renew(self) -> None:
+        """Show the credentials to Redis if they were renewed: between two commands. If it refuses, the former ones stay valid.
+
+        Raises:
+            Lost: the connection broke; nothing else was sent.
+        """
+        credentials = self._credentials
+        if credentials is None or (renewed := await credentials.find_renewed()) is None:
+            return
+        try:
+            await self.execute(b"AUTH", *[word.encode() for word in renewed])
+        except Refused as refusal:
+            credentials.note_refused(refusal)
+        except BaseException:
+            await self.drop()  # the answer to AUTH would be taken for another's
+            raise
+        else:
+            credentials.note_shown(renewed)
 
     async def aclose(self) -> None:
         """Close the connection in good order; :meth:`drop` it if that takes longer than a second."""

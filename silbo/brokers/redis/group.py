@@ -443,6 +443,8 @@ class StreamReceiver:
                 if self._connection is None:
                     await self._connect()
                 assert self._connection is not None
+                if self._connection.may_have_to_renew:
+                    await self._connection.renew()
                 with self._connection.extending(limit, BLOCK + self._timeout):
                     yield self._connection
         except (Lost, Refused, TimeoutError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
 __all__ = ["RedisPubSub"]
+
+logger = logging.getLogger(__name__)
 
 WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
@@ -233,6 +236,8 @@ class _PubSubReceiver:
         if self._connection is None:
             await self._resubscribe()
         assert self._connection is not None
+        if self._connection.may_have_to_renew:
+            await self._renew(self._connection)
         try:
             if not self._ready:
                 await self._read(self._connection, limit)
@@ -282,20 +287,49 @@ class _PubSubReceiver:
         """
         self._binding.enter("open")
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                self._connection = await connect_to(self._client, None)
-                self._connection.stream_replies()
-                with self._connection.extending(limit, self._timeout):
-                    await self._subscribe(self._connection)
+            self._connection = await self._open()
         except (Lost, Refused, TimeoutError) as error:
-            await self._drop()
             why = str(error) or find_trouble(self._client) or f"no answer within {self._timeout:g} s"
             raise BrokerUnavailable(f"can't subscribe at {self._server}: {why}") from error
-        except BaseException:
-            await self._drop()
-            raise
         self._heard_at = asyncio.get_running_loop().time()
         self._pinged_at = None
+
+    async def _open(self) -> Connection:
+        """Return a new connection that is subscribed."""
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                connection = await connect_to(self._client, None)
+                connection.stream_replies()
+                with connection.extending(limit, self._timeout):
+                    await self._subscribe(connection)
+        except BaseException:
+            if connection is not None:
+                await connection.drop()
+            raise
+        return connection
+
+    async def _renew(self, former: Connection) -> None:
+        """Go on over a new connection if the credentials were renewed. What is published meanwhile comes over both."""
+        if not await former.needs_successor():
+            return
+        try:
+            connection = await self._open()
+        except (Lost, Refused, TimeoutError) as error:  # the former one goes on, and a minute later it is tried again
+            logger.debug("renewed credentials: no second connection yet: %s", error)
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await former.read_out(self._add_ready)
+        except (Lost, Refused, TimeoutError) as error:
+            reason = f"the connection was cut before all of it was read ({str(error) or 'no answer'})"
+            self._ready.append(Gap(str(self._filter), reason))
+        except BaseException:  # cancelled: the former one goes on
+            await connection.drop()
+            raise
+        self._connection = connection
+        self._filter.reset()  # the subscriptions of this one may be others
+        await former.drop()
 
     async def _subscribe(self, connection: Connection) -> None:
         self._filter.reset()

@@ -161,7 +161,7 @@ class RedisSender(Sender):
             ConnectionError: wrong credentials, or no such database; waiting does not help.
         """
         if self._connection is not None:
-            if not await self._connection.has_unread():
+            if await self._connection.is_usable():
                 return
             await self._disconnect()
         attempt = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Batch, Delivery, Format
 
 __all__ = ["ShardedReceiver", "ShardedSender"]
+
+logger = logging.getLogger(__name__)
 
 WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
@@ -157,6 +160,8 @@ class ShardedReceiver:
         """Take what has come; return True if there was something."""
         for link in list(self._links):
             try:
+                if link.connection.may_have_to_renew:
+                    link = await self._renew(link)  # it goes on over another connection
                 if replies := await link.connection.read_all(limit, 0):
                     self._sort(link, replies)
                     if not link.channels:
@@ -233,6 +238,21 @@ class ShardedReceiver:
 
     async def _subscribe_at(self, node: Address | None, channels: Sequence[str]) -> None:
         """Open a connection, and subscribe to the channels that are at this node; a MOVED tells where another one is."""
+        link, held, refusals = await self._open_link(node, channels)
+        if link.channels:
+            self._add(link, held)
+        else:
+            await link.connection.drop()
+        for refused in refusals:
+            if refused.code not in ("MOVED", "ASK") or node is None:
+                raise refused
+            assert isinstance(self._client, RedisCluster)
+            nodes_of(self._client).follow(refused, node)
+
+    async def _open_link(
+        self, node: Address | None, channels: Collection[str]
+    ) -> tuple[_Link, Sequence[Any], Sequence[Refused]]:
+        """Return a new connection with those channels that are at the node, what came over it, and the refusals."""
         link = _Link(await self._connect(node), node)
         refusals: list[Refused] = []
         held: list[Any] = []
@@ -253,18 +273,38 @@ class ShardedReceiver:
                     link.channels.add(reply[1].decode())
                 else:
                     held.append(reply)
-            if not link.channels:
-                await link.connection.drop()
         except BaseException:
             await link.connection.drop()
             raise
-        if link.channels:
-            self._add(link, held)
-        for refused in refusals:
-            if refused.code not in ("MOVED", "ASK") or node is None:
-                raise refused
-            assert isinstance(self._client, RedisCluster)
-            nodes_of(self._client).follow(refused, node)
+        return link, held, refusals
+
+    async def _renew(self, former: _Link) -> _Link:
+        """Return the connection that goes on: a new one if the credentials were renewed. What is published meanwhile comes twice.
+
+        Raises:
+            Lost: the former one broke.
+        """
+        if not await former.connection.needs_successor():
+            return former
+        try:
+            async with asyncio.timeout(self._timeout):
+                link, held, _ = await self._open_link(former.node, former.channels)
+        except (Lost, Refused, TimeoutError) as error:  # the former one goes on, and a minute later it is tried again
+            logger.debug("renewed credentials: no second connection yet: %s", error)
+            return former
+        replaced = link
+        try:
+            if link.channels == former.channels:  # else a slot has moved, which the former one is told
+                async with asyncio.timeout(self._timeout):
+                    await former.connection.read_out(lambda replies: self._sort(former, replies))
+                self._sort(link, held)
+                self._links[self._links.index(former)] = link
+                replaced = former
+        except TimeoutError:
+            raise Lost(f"no answer to a PING within {self._timeout:g} s") from None
+        finally:
+            await replaced.connection.drop()
+        return former if replaced is link else link
 
     async def _connect(self, node: Address | None) -> Connection:
         if node is None:
