@@ -177,7 +177,7 @@ def own_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
     """Shared by this worker's tests: keep to `prefix`, and kill, freeze or reshard only `own_cluster`."""
-    replicas = request.config.getoption("cluster")
+    replicas = bool(request.config.getoption("cluster"))
     with ClusterServers(replicas=replicas, binary=getattr(request, "param", None)) as servers:
         yield servers
 

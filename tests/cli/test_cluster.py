@@ -40,10 +40,11 @@ async def test_every_command_answers(
     """What is on any node is found: all masters are asked for streams, and each node for its own."""
     where = ("--redis", cluster.url, "--cluster", "--prefix", prefix)
     keys = [build_stream_key(address, prefix) for address in addresses]
+    ids: list[str] = []
     for each, address in enumerate(addresses):
         sent = await silbo("send", f"order.{each}", '{"order": 7}', "--to", address, *where, "--json")
         assert sent.code == 0, sent
-        event_id = sent.objects[0]["event_id"]
+        ids.append(sent.objects[0]["event_id"])
     async with RedisStreams(cluster_client, app="shop", prefix=prefix) as streams:
         async with opened(streams.group("billing", start="oldest", streams=addresses)) as receiver:
             items = [item for item in await receive(receiver, 3) if isinstance(item, Delivery)]
@@ -53,7 +54,7 @@ async def test_every_command_answers(
         assert [(row["stream"], row["lag"], row["dead"]) for row in groups.objects] == [
             (key, 0, 1) for key in sorted(keys)
         ]
-        why = await silbo("why", event_id, *where, "--json")
+        why = await silbo("why", ids[2], *where, "--json")
         assert why.code == 0 and keys[2] in why.out
         doctor = await silbo("doctor", *where, "--json")
         checks = {row["check"]: row["level"] for row in doctor.objects}

@@ -501,4 +501,4 @@ async def _run_all(calls: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    return results  # type: ignore[return-value]  # no error is left among them
+    return [result for result in results if not isinstance(result, BaseException)]

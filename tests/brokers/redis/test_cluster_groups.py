@@ -157,3 +157,31 @@ def await_replica(master: ClusterNode) -> None:
     """Wait until the replica has everything."""
     with_replica = master.run("WAIT", 1, 30_000)
     assert with_replica == 1
+
+
+async def test_a_replica_that_is_promoted_by_hand_is_followed(
+    own_cluster: ClusterServers, own_streams: RedisStreams, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The read that waits at the former master ends; nothing is lost, nothing comes twice, and it is no outage."""
+    addresses = spread(own_cluster, "silbo")
+    key = build_stream_key(addresses[0], "silbo")
+    master = own_cluster.node_of(key)
+    replica = own_cluster.replica_of(master)
+    async with opened(own_streams.group("billing", start="oldest", streams=addresses)) as receiver:
+        await publish(own_streams, message(1, to=addresses[0]))
+        (first,) = await take(receiver, 1)
+        await receiver.ack(first)
+        reading = asyncio.create_task(take(receiver, 1))
+        await asyncio.to_thread(await_replica, master)
+        replica.run("CLUSTER", "FAILOVER")
+
+        async def is_promoted() -> bool:
+            return bool(replica.run("ROLE")[0] == "master" and master.run("ROLE")[0] == "slave")
+
+        await eventually(is_promoted)
+        await publish(own_streams, message(2, to=addresses[0]))
+        (second,) = await reading
+        assert number(second) == 2
+        await receiver.ack(second)
+        assert replica.run("XPENDING", key, "billing")["pending"] == 0
+    assert not [record.getMessage() for record in caplog.records if "can't be read" in record.getMessage()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -52,7 +52,7 @@ class Node:
 
 
 @asynccontextmanager
-async def node(server: RedisServer, name: str) -> AsyncIterator[Node]:
+async def node(server: RedisServer, name: str) -> AsyncGenerator[Node]:
     async with Redis.from_url(server.url, protocol=2) as admin, RedisStreams(admin, app="web", timeout=60.0) as streams:
         yield Node(server, admin, streams, name)
 
@@ -74,7 +74,7 @@ _names = count(1)
 
 
 @asynccontextmanager
-async def side_by_side(*nodes: Node, claim_after: float = 30.0) -> AsyncIterator[SideBySide]:
+async def side_by_side(*nodes: Node, claim_after: float = 30.0) -> AsyncGenerator[SideBySide]:
     parts = [StreamReceiver(each.group(claim_after=claim_after)) for each in nodes]
     receiver = SideBySide(parts, group="billing", keep_every=claim_after / 3, ack_delay=0.005)
     try:
@@ -207,7 +207,7 @@ async def test_a_part_comes_and_goes_while_it_is_read(nodes: tuple[Node, Node]) 
     first, second = nodes
     async with side_by_side() as receiver:
         assert await receiver.receive(10) == []
-        parts = [await each.group().open() for each in nodes]
+        parts = [StreamReceiver(each.group()) for each in nodes]
         await first.publish(1, 2, 3)
         reading = asyncio.create_task(take(receiver, 1))
         await asyncio.sleep(0)
@@ -228,7 +228,7 @@ async def test_a_part_comes_and_goes_while_it_is_read(nodes: tuple[Node, Node]) 
         assert await receiver.bury(one, error="none", attempts=1) is False
         with pytest.raises(BrokerRefused, match="no longer"):
             await receiver.count(one)
-        receiver.add(await first.group().open())  # the same stream again
+        receiver.add(StreamReceiver(first.group()))  # the same stream again
         assert sorted(number(item) for item in await take(receiver, 3)) == [2, 3, 4]
 
 
