@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from silbo.brokers.memory import MemoryBroker
 from silbo.outbox import division
+from silbo.outbox import relay as relaying
 from silbo.outbox.division import Division, choose_partitions, share_of
-from silbo.outbox.rows import Lead, Roster, SharedStore
+from silbo.outbox.relay import Relay
+from silbo.outbox.rows import Lead, Roster, SharedStore, View
 from silbo.stores.memory import MemoryStore
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 
@@ -172,6 +175,39 @@ async def test_idle_partition_is_renewed_and_woken(store: SQLAlchemyStore, monke
     assert await one.division.look() == {3}
     woken.set()
     await resting
+
+
+@pytest.mark.parametrize("leads", [True, False])
+async def test_one_relay_cleans_up(store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch, leads: bool) -> None:
+    """The one that leads the first partition; the others leave the sent rows alone."""
+    monkeypatch.setattr(relaying, "FORGET_EVERY", 0.01)
+    if not leads:
+        await store.join("other", lease=60.0)
+        for number in range(8):
+            await store.lead(number, "other", lease=60.0)
+    looks = forgets = 0
+    look, forget = store.look, store.forget
+
+    async def count_look(leads: Collection[Lead]) -> View:
+        nonlocal looks
+        looks += 1
+        return await look(leads)
+
+    async def count_forget(*, keep_sent: float, limit: int = 1000) -> int:
+        nonlocal forgets
+        forgets += 1
+        return await forget(keep_sent=keep_sent, limit=limit)
+
+    monkeypatch.setattr(store, "look", count_look)
+    monkeypatch.setattr(store, "forget", count_forget)
+    async with Relay(store, MemoryBroker(app="shop")) as relay:
+        running = asyncio.create_task(relay.run())
+        async with asyncio.timeout(30):
+            while looks < 10 or (leads and not forgets):
+                await asyncio.sleep(0.01)
+        relay.stop()
+        await running
+    assert (forgets > 0) is leads
 
 
 def test_store_without_hosts_is_not_shared() -> None:

@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from silbo.errors import StoreUnavailable
 from silbo.outbox import division
 from silbo.outbox.division import Division
 from silbo.outbox.rows import Lead, partition_of
-from silbo.stores.sqlalchemy import SQLAlchemyStore
+from silbo.stores.sqlalchemy import SQLAlchemyStore, dialect
 from tests.services.test_postgres_processes import Process, end, in_order, program, stream, table
 from tests.support.postgres_process import TABLES
 from tools.postgres import PostgresServer
@@ -134,6 +135,36 @@ async def check_stream(engine: AsyncEngine, hosts: Hosts, told: Collection[tuple
     assert sorted(found) == sorted(orders)
     assert in_order(found)
     assert len({partition_of(name, PARTITIONS) for name, _ in orders}) > 1
+
+
+async def test_relay_that_is_frozen_in_a_transaction_holds_up_nobody(
+    engine: AsyncEngine, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database ends its transaction, and with it the lock of the partition."""
+    monkeypatch.setattr(dialect, "FROZEN_AFTER_MS", 200)
+    frozen = SQLAlchemyStore(engine)
+    await frozen.open()
+    lead = await frozen.lead(0, "frozen", lease=0.1)
+    assert lead is not None
+    asleep, awake = asyncio.Event(), asyncio.Event()
+
+    async def sleep(*_: object) -> None:
+        asleep.set()
+        await awake.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("silbo.stores.sqlalchemy.statements._settle", sleep)
+        taking = asyncio.create_task(frozen.take(lead, 10, sent=[1]))
+        await asleep.wait()
+        while (
+            taken_over := await store.lead(0, "other", lease=60.0)
+        ) is None:  # waits for the lock, 10 seconds at most
+            pass
+        awake.set()
+        with pytest.raises(StoreUnavailable):
+            await taking
+    assert taken_over.epoch == lead.epoch + 1
+    await frozen.aclose()
 
 
 async def test_quiet_outbox_is_asked_a_few_times_a_minute(
