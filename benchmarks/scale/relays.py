@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +25,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.outbox import message
+from benchmarks.scale.processor import cpu_of
 from silbo.outbox.rows import Packed, Quota, pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tools.postgres import PostgresServer
@@ -40,7 +40,6 @@ QUOTA: Final = Quota(rows=10_000_000, size=1 << 40)
 PREFIX: Final = "silbo-scale"
 STREAM: Final = f"{PREFIX}:{{events}}"
 ROOT: Final = Path(__file__).resolve().parents[2]
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def a_message(number: int) -> Packed:
@@ -57,19 +56,6 @@ def a_message(number: int) -> Packed:
         ),
         PARTITIONS,
     )
-
-
-def cpu_of(pids: Collection[int]) -> float:
-    """Return the seconds of processor time that these processes and their children have taken."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(stat.parent.name) in pids or int(fields[1]) in pids:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS
 
 
 class Scene:

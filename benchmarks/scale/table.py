@@ -18,6 +18,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from benchmarks.outbox import message
+from benchmarks.scale.processor import cpu_of
 from silbo.outbox.rows import Packed, Quota, pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore
 from tools.postgres import PostgresServer
@@ -61,8 +62,8 @@ async def fill(engine: AsyncEngine, rows: int, waiting: int) -> None:
         await connection.execute(text("VACUUM ANALYZE silbo_message"))
 
 
-async def print_plans(engine: AsyncEngine, what: str, call: Callable[[], Awaitable[object]]) -> None:
-    """Print the time of a call, and what its statements read."""
+async def print_plans(engine: AsyncEngine, server: int, what: str, call: Callable[[], Awaitable[object]]) -> None:
+    """Print the time of a call, the server's processor time for it, and what its statements read."""
     asked: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -70,9 +71,10 @@ async def print_plans(engine: AsyncEngine, what: str, call: Callable[[], Awaitab
             asked.append((statement, parameters))
 
     event.listen(engine.sync_engine, "before_cursor_execute", note)
-    began = perf_counter()
+    before, began = cpu_of([server]), perf_counter()
     await call()
     seconds = perf_counter() - began
+    used = cpu_of([server]) - before
     event.remove(engine.sync_engine, "before_cursor_execute", note)
     reads: list[str] = []
     async with engine.connect() as connection:
@@ -80,7 +82,10 @@ async def print_plans(engine: AsyncEngine, what: str, call: Callable[[], Awaitab
         for statement, parameters in asked:
             explained = [line[0] for line in await raw.fetch(f"EXPLAIN {statement}", *parameters)]
             reads += [line.split("(cost")[0].strip(" ->") for line in explained if "Scan" in line and "silbo_m" in line]
-    print(f"{what}: {1000 * seconds:.1f} ms; {'; '.join(dict.fromkeys(reads))}", flush=True)
+    print(
+        f"{what}: {1000 * seconds:.1f} ms, {1000 * used:.0f} of processor time; {'; '.join(dict.fromkeys(reads))}",
+        flush=True,
+    )
 
 
 async def probe(store: SQLAlchemyStore, stop: asyncio.Event) -> list[float]:
@@ -109,7 +114,7 @@ def spread(values: list[float]) -> str:
     return f"p50 {statistics.median(ordered):.1f}, p99 {ordered[int(0.99 * (len(ordered) - 1))]:.1f}, most {ordered[-1]:.1f} ms"
 
 
-async def measure_cleaning(store: SQLAlchemyStore, size: int) -> None:
+async def measure_cleaning(store: SQLAlchemyStore, server: int, size: int) -> None:
     """Delete sent rows in batches beside publishes, and compare with publishes alone."""
 
     async def idle() -> list[float]:
@@ -125,9 +130,14 @@ async def measure_cleaning(store: SQLAlchemyStore, size: int) -> None:
         return taken
 
     _, alone = await beside(store, idle)
+    before = cpu_of([server])
     steps, disturbed = await beside(store, clean)
+    used = 1e6 * (cpu_of([server]) - before) / CLEANED
     rate = 1000 * CLEANED / sum(steps)
-    print(f"batches of {size}: {spread(steps)}; {rate:,.0f} rows a second", flush=True)
+    print(
+        f"batches of {size}: {spread(steps)}; {rate:,.0f} rows a second, {used:.0f} us of processor time each",
+        flush=True,
+    )
     print(f"  publishes alone: {spread(alone)}; beside it: {spread(disturbed)}", flush=True)
 
 
@@ -152,21 +162,21 @@ async def run(rows: int, waiting: int) -> None:
         async def take() -> None:
             ids[:] = [row.id for row in await store.take(lead, 2000)]
 
-        await print_plans(engine, "look", lambda: store.look([lead]))
-        await print_plans(engine, "take 2000 (a look first)", take)
-        await print_plans(engine, "settle 2000", lambda: store.settle(lead, ids, {}))
-        await print_plans(engine, "status", store.status)
-        await print_plans(engine, "status again", store.status)
-        await print_plans(engine, "dead rows", lambda: store.rows("dead"))
-        await print_plans(engine, "clean 1000", lambda: store.forget(keep_sent=3600.0))
+        await print_plans(engine, server.pid, "look", lambda: store.look([lead]))
+        await print_plans(engine, server.pid, "take 2000 (a look first)", take)
+        await print_plans(engine, server.pid, "settle 2000", lambda: store.settle(lead, ids, {}))
+        await print_plans(engine, server.pid, "status", store.status)
+        await print_plans(engine, server.pid, "status again", store.status)
+        await print_plans(engine, server.pid, "dead rows", lambda: store.rows("dead"))
+        await print_plans(engine, server.pid, "clean 1000", lambda: store.forget(keep_sent=3600.0))
         for size in BATCHES:
-            await measure_cleaning(store, size)
+            await measure_cleaning(store, server.pid, size)
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             began = perf_counter()
             await connection.execute(text("VACUUM silbo_message"))
             print(f"VACUUM after {len(BATCHES) * CLEANED:,} deletions: {perf_counter() - began:.1f} s", flush=True)
-        await print_plans(engine, "clean 1000 after VACUUM", lambda: store.forget(keep_sent=3600.0))
+        await print_plans(engine, server.pid, "clean 1000 after VACUUM", lambda: store.forget(keep_sent=3600.0))
         await store.aclose()
         await engine.dispose()
 
