@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -45,17 +46,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 def a_message(number: int) -> Packed:
     """A message of 430 bytes, with one of a thousand keys."""
     made = message(number)
-    return pack(
-        type(made)(
-            made.message_type,
-            made.message_name,
-            made.message_id,
-            made.payload,
-            {**made.headers, "app": "scale", "instance": "a"},
-            key=str(number % KEYS),
-        ),
-        PARTITIONS,
-    )
+    headers = {**made.headers, "app": "scale", "instance": "a", "key": str(number % KEYS)}
+    return pack(replace(made, headers=headers), PARTITIONS)
 
 
 class Scene:

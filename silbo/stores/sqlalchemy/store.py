@@ -76,6 +76,7 @@ class SQLAlchemyStore:
         self._binding = LoopBinding(
             "SQLAlchemyStore", is_busy=lambda: self._group_commit.is_busy, forget=self._group_commit.forget
         )
+        self._due: set[int] = set()  # partitions in which a look has found rows, until they are taken
         self._is_open = False
 
     async def create(self) -> None:
@@ -226,14 +227,19 @@ class SQLAlchemyStore:
 
     async def look(self, leads: Collection[Lead]) -> View:
         """See :class:`~silbo.outbox.rows.SharedStore`."""
-        return await self._transact(sql.look, leads, self.partitions)
+        view = await self._transact(sql.look, leads, self.partitions)
+        self._due.update(view.due)
+        return view
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
     ) -> Sequence[Row]:
         """See :class:`~silbo.outbox.rows.OutboxStore`."""
-        if not sent and not dead and not (await self.look([lead])).due:
-            return ()
+        if not sent and not dead and lead.partition not in self._due:
+            await self.look([lead])
+            if lead.partition not in self._due:
+                return ()
+        self._due.discard(lead.partition)
         begun_at = time.monotonic()
         try:
             return await self._with_texts(
