@@ -141,6 +141,20 @@ MUTANTS: Final = [
         "if given and given ~= read then\n",
         "if false then\n",
     ),
+    Mutant(  # the others of shards: tests/simulation
+        "the lease of a shard",
+        "shards",
+        "silbo/brokers/redis/scripts.py",
+        "if lease[1] ~= ARGV[1] and ends > now then\n",
+        "if false then\n",
+    ),
+    Mutant(
+        "the reading of what a shard's last leader had in hand",
+        "shards",
+        "silbo/brokers/redis/shard_receiver.py",
+        "                self._given = given\n            return reply\n",
+        "                self._given = given\n            return None\n",
+    ),
 ]
 
 

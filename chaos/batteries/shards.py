@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from chaos.check import check_effects, entries, given, unfinished
+from chaos.check import Given, check_effects, entries, given, unfinished
 from chaos.events import CHARGED
 from chaos.keeper import Effect, Keeper
 from chaos.stage import Stage, Worker
@@ -84,7 +84,7 @@ async def shards(
         stage.note(name, many)
     stage.note("effects of old epochs refused", keeper.refused)
     stage.zero("stuck", stuck)
-    _check_ledger(stage, safe, keeper.effects)
+    _check_ledger(stage, safe, keeper.effects, group.struck)
     charged = {entry.event for stream in streams for entry in stream if entry.name == str(CHARGED)}
     check_effects(stage, charged, effects)
     check_standstill(stage, keeper.effects, group.struck, begins, stalls.longest)
@@ -184,19 +184,21 @@ class Group:
 # -- what must be there afterwards --------------------------------------------------------------------------
 
 
-def _check_ledger(stage: Stage, safe: dict[str, tuple[str, int]], effects: Sequence[Effect]) -> None:
-    """Each event had its effect, and those of a lane in their order; a second effect of one counts as redelivered."""
-    seen: set[str] = set()
+def _check_ledger(stage: Stage, safe: Given, effects: Sequence[Effect], struck: Sequence[tuple[float, str]]) -> None:
+    """Each event had its effect, and those of a lane in their order. A second effect of one is due to a kill or freeze alone."""
+    first: dict[str, Effect] = {}
     last: dict[str, int] = {}
-    inversions = 0
+    inversions = by_move = 0
     for effect in effects:
-        if effect.event not in seen:
-            seen.add(effect.event)
+        if (before := first.setdefault(effect.event, effect)) is effect:
             inversions += effect.number < last.get(effect.lane, -1)
             last[effect.lane] = effect.number
+        else:
+            by_move += not any(before.at - FREEZE < at < effect.at for at, _ in struck)
     stage.note("given", len(safe))
-    stage.note("redelivered", len(effects) - len(seen))
-    stage.zero("lost", len(safe.keys() - seen))
+    stage.note("redelivered", len(effects) - len(first))
+    stage.zero("redelivered though nobody was killed or frozen", by_move)
+    stage.zero("lost", len(safe.keys() - first.keys()))
     stage.zero("inversions", inversions)
 
 
