@@ -172,6 +172,7 @@ async def test_small_redis_takes_more_than_it_holds_as_long_as_all_is_acknowledg
     assert await admin.xlen(KEY) < 1000
 
 
+@pytest.mark.one_server
 async def test_full_redis_is_trimmed_before_it_is_asked_for_room(admin: Redis, streams_client: Redis) -> None:
     """What was acknowledged while it was full makes room for the next publish."""
     async with by_need(streams_client) as streams:
