@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long cluster test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards soak docs bench bench-quick bench-all bench-million bench-memory bench-plots bench-check api release lock venv format lint types imports wheel clean
+.PHONY: help demo test test-long cluster test-every-redis test-newest test-oldest test-services test-harp check chaos chaos-mutants chaos-shards chaos-cluster soak docs bench bench-quick bench-all bench-million bench-memory bench-plots bench-check api release lock venv format lint types imports wheel clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,9 @@ chaos-mutants: $(VENV)/.test ## take each safeguard out of a copy, and see that 
 
 chaos-shards: $(VENV)/.test ## 4, 12, then 3 members of a group over 16 shards, joined, stopped, killed and frozen; 5 minutes (SEED=1 repeats one)
 	$(RUN) -m chaos shards $(if $(SEED),--seed $(SEED))
+
+chaos-cluster: $(VENV)/.test ## a Redis Cluster of 3 + 3 nodes: slots moved, replicas promoted, masters killed and frozen under load (SEED=1 repeats one)
+	$(RUN) -m chaos cluster $(if $(SEED),--seed $(SEED))
 
 soak: $(VENV)/.test ## ten minutes without Redis at 1,000 events a second
 	$(RUN) -m chaos soak $(if $(SEED),--seed $(SEED))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
+from chaos.client import make_client
 from chaos.events import STREAM
 from chaos.ledger import read
 from chaos.stage import Stage
@@ -51,7 +52,7 @@ def given(ledgers: Iterable[Path]) -> Given:
 
 async def entries(url: str, stream: str = STREAM, *, foreign: Container[bytes] = ()) -> list[Entry]:
     """All that is in the stream, in its order, but for `foreign` entries, by their ids."""
-    async with Redis.from_url(url) as client:
+    async with make_client(url) as client:
         return [_entry(id_, fields) async for id_, fields in _pages(client, stream) if id_ not in foreign]
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from random import random
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
+from chaos.client import make_client
 from chaos.events import APP, CHARGED, COUNTED, Counted
 from chaos.ledger import Ledger
 from chaos.worker import ready, serve
@@ -32,6 +31,7 @@ class Settings:
         slow: Seconds that a slow listener takes.
         slow_one_in: How many of them are.
         effects: A database in which a second group with an inbox has its effects; empty for no such group.
+        charges: The address that the second group reads; empty for the same stream.
         flaky: One event in so many fails at its first attempt.
         strays: One event in so many has its listener do to its task what no listener should.
     """
@@ -48,6 +48,7 @@ class Settings:
     flaky: int = 0
     strays: int = 0
     effects: str = ""
+    charges: str = ""
 
 
 def _cancel_own_task() -> None:
@@ -129,15 +130,22 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
         errors[type(error).__name__] += 1
 
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(Redis.from_url(settings.url))
+        client = make_client(settings.url)
+        stack.push_async_callback(client.aclose)
         streams = await stack.enter_async_context(RedisStreams(client, app=f"{APP}-reader"))
 
-        async def consume(group: str, events: list[EventName[Counted]], heard: Any, **more: Any) -> Consumer:
+        async def consume(
+            group: str, events: list[EventName[Counted]], heard: Any, address: str = "", **more: Any
+        ) -> Consumer:
             dispatcher = AsyncEventDispatcher()
             for name in events:
                 dispatcher.add_listener(name, heard)
             subscription = streams.group(
-                group, start="oldest", consumer=settings.name or None, claim_after=settings.claim_after
+                group,
+                start="oldest",
+                consumer=settings.name or None,
+                streams=[address] if address else None,
+                claim_after=settings.claim_after,
             )
             while True:  # a Redis that is away at the start is for a supervisor: here is one
                 consumer = Consumer(
@@ -159,7 +167,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
             from chaos.effects import Effects  # not every Python that plays here has SQLAlchemy
 
             effects = await stack.enter_async_context(Effects(settings.effects))
-            consumers.append(await consume("effects", [CHARGED], effects.have, inbox=effects.inbox))
+            consumers.append(await consume("effects", [CHARGED], effects.have, settings.charges, inbox=effects.inbox))
         ready()
         running = [asyncio.create_task(consumer.run()) for consumer in consumers]
         await asyncio.wait([*running, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)

@@ -51,6 +51,20 @@ class Mutant:
 
 MUTANTS: Final = [
     Mutant(
+        "the sequence check, in a cluster",
+        "cluster",
+        "silbo/brokers/redis/scripts.py",
+        "while first <= #ARGV and tonumber(ARGV[first]) <= last do first = first + 2 end\n",
+        "",
+    ),
+    Mutant(
+        "following slots that have moved",
+        "cluster",
+        "silbo/brokers/redis/calls.py",
+        'if reply.code in ("MOVED", "ASK"):',
+        'if reply.code == "ASK":',
+    ),
+    Mutant(
         "the sequence check",
         "replies",
         "silbo/brokers/redis/scripts.py",

@@ -17,12 +17,11 @@ from pathlib import Path
 from random import random
 from typing import Any
 
-from redis.asyncio import Redis
-
+from chaos.client import make_client
 from chaos.events import APP, CHARGED, COUNTED, Counted, fate_of
 from chaos.ledger import Ledger, read
 from chaos.worker import ready, serve, show
-from silbo import AsyncEventDispatcher, Bridge, EventName, Outbox, Publisher, Quota
+from silbo import AsyncEventDispatcher, Bridge, EventName, Outbox, Publisher, Quota, Route
 from silbo.brokers.redis import RedisStreams
 from silbo.errors import PublishError
 from silbo.stores.sqlite import SQLiteStore
@@ -48,6 +47,7 @@ class Settings:
         kills: One event in so many kills the consumer.
         shards: How many streams the events are spread over; 0 is one stream without shards.
         charges: One lane in so many has events of the other name.
+        charges_to: The address of those events; empty for the same stream.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Settings:
     fails: int = 0
     kills: int = 0
     charges: int = 0
+    charges_to: str = ""
     shards: int = 0
 
 
@@ -119,7 +120,7 @@ class Producer:
 
 @asynccontextmanager
 async def publisher(settings: Settings) -> AsyncGenerator[Publisher]:
-    async with Redis.from_url(settings.url) as client:
+    async with make_client(settings.url) as client:
         streams = RedisStreams(client, app=APP, timeout=settings.timeout, shards=settings.shards)
         if not settings.store:
             async with streams:
@@ -133,7 +134,8 @@ async def publisher(settings: Settings) -> AsyncGenerator[Publisher]:
 async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
     dispatcher = AsyncEventDispatcher()
     async with publisher(settings) as outlet:
-        dispatcher.add_subscriber(Bridge(outlet))
+        routes = [Route(CHARGED, to=settings.charges_to)] if settings.charges_to else []
+        dispatcher.add_subscriber(Bridge(outlet, routes=routes))
         producer = Producer(settings, dispatcher, stopping)
         ready()
         await producer.run()

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
-
+from chaos.client import make_client
 from chaos.events import APP
 from chaos.ledger import Ledger
 from chaos.worker import ready, serve
@@ -38,7 +37,7 @@ async def main(settings: Settings, stopping: asyncio.Event) -> dict[str, Any]:
         if settings.strays and (task := asyncio.current_task()):
             task.cancel()  # and not one await afterwards
 
-    async with Redis.from_url(settings.url) as client:
+    async with make_client(settings.url) as client:
         streams = RedisStreams(client, app=APP, timeout=settings.timeout)
         async with Relay(SQLiteStore(settings.store), streams, lease=settings.lease, on_error=report) as relay:
             running = asyncio.create_task(relay.run())

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, Self
 
 from chaos.proxy import Proxy, Rule
 from tools.redis_binary import Binary
+from tools.redis_cluster import ClusterServers
 from tools.redis_server import RedisServer
 
 __all__ = ["NotInTime", "Stage", "Worker", "phrase"]
@@ -174,6 +175,13 @@ class Stage:
         server: RedisServer = self._ends.enter_context(RedisServer(appendonly=appendonly, port=port, binary=binary))
         self.done.setdefault("server", f"{server.binary.product} {server.binary.version}")
         return server
+
+    def cluster(self) -> ClusterServers:
+        """Three masters, and a replica of each."""
+        servers = self._ends.enter_context(ClusterServers(replicas=True, node_timeout=2.0))
+        binary = servers.nodes[0].binary
+        self.done.setdefault("server", f"{binary.product} {binary.version}")
+        return servers
 
     async def proxy(self, server: RedisServer, rule: Rule | None = None) -> Proxy:
         """A way to a server that can be disturbed."""

@@ -147,8 +147,7 @@ class ClusterServers:
         for node in self.nodes:
             if "cluster_state:ok" not in node.run("CLUSTER", "INFO"):
                 return False
-            served = {number for begin, end, *_ in node.run("CLUSTER", "SLOTS") for number in (begin, end)}
-            if len(served) != 2 * self._masters:
+            if sum(end + 1 - begin for begin, end, *_ in node.run("CLUSTER", "SLOTS")) != SLOTS:
                 return False
         roles = [node.run("ROLE") for node in self.nodes]
         replicas = [role for role in roles if role[0] == "slave"]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from chaos.batteries.cancel import cancel
 from chaos.batteries.clocks import clocks
+from chaos.batteries.cluster import cluster
 from chaos.batteries.data import data
 from chaos.batteries.fence import fence
 from chaos.batteries.flush import flush
@@ -105,6 +106,13 @@ BATTERIES: Final[dict[str, Battery]] = {
         "members of a group over shards joined, stopped, killed and frozen",
         cores=4.0,
         short={"shards": 4, "members": (2, 4, 2), "seconds": 14.0, "rate": 200.0, "lanes": 20},
+        of_all=False,
+    ),
+    "cluster": Battery(
+        cluster,
+        "a Redis Cluster whose slots move, and whose masters are replaced, killed and frozen",
+        cores=4.0,
+        short={"rounds": 1, "rate": 200.0, "flow": 200},
         of_all=False,
     ),
     "soak": Battery(soak, "Redis away for ten minutes", of_all=False),

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(120)  # programs start one after another on a b
         pytest.param("patience", marks=pytest.mark.long),
         pytest.param("freeze", marks=pytest.mark.long),
         pytest.param("shards", marks=pytest.mark.long),
+        pytest.param("cluster", marks=pytest.mark.long),
     ],
 )
 async def test_promises_hold_under(battery: str) -> None:

@@ -410,7 +410,7 @@ class CallConnection:
                 ) from refusal
             waiting = [each for each in waiting if not each.is_settled]
             # Not inside of the time limit: each node keeps to it, and knows what was sent.
-            await self._run_at_nodes([each for each in waiting if not each.is_held_up], until)
+            await self._run_at_nodes(nodes, [each for each in waiting if not each.is_held_up], until)
             waiting = [each for each in waiting if not each.settle(nodes)]
         replies = [Unreached(self._no_answer) if each.reply is UNANSWERED else each.reply for each in work]
         if replies and all(isinstance(reply, Unreached) for reply in replies):
@@ -419,17 +419,26 @@ class CallConnection:
             call.reply = UNANSWERED if isinstance(reply, Lost) else reply
         return replies
 
-    async def _run_at_nodes(self, work: Sequence[_Routed], until: float) -> None:
+    async def _run_at_nodes(self, nodes: ClusterNodes, work: Sequence[_Routed], until: float) -> None:
         by_node: dict[Address, list[_Routed]] = {}
         for each in work:
             assert each.node is not None
             by_node.setdefault(each.node, []).append(each)
+        if not by_node.keys() <= self._by_node.keys():
+            await self._drop_gone(nodes)
         if len(by_node) == 1:
             await self._run_at_node(*by_node.popitem(), until)
             return
         async with asyncio.TaskGroup() as tasks:
             for node, its_work in by_node.items():
                 tasks.create_task(self._run_at_node(node, its_work, until))
+
+    async def _drop_gone(self, nodes: ClusterNodes) -> None:
+        """Drop the connections to nodes that have left the cluster: others come in their place."""
+        for node, connection in list(self._by_node.items()):
+            if not nodes.is_known(node) and not connection.is_busy:
+                del self._by_node[node]
+                await connection.aclose()
 
     async def _run_at_node(self, node: Address, work: Sequence[_Routed], until: float) -> None:
         calls = [call for each in work for call in each.calls()]

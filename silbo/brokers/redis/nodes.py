@@ -45,6 +45,10 @@ class ClusterNodes:
         self._doubted: set[Address] = set()  # were in trouble since the slots were asked for
         self._silent: set[Address] = set()  # were in trouble since they were last connected to
 
+    def is_known(self, address: Address) -> bool:
+        """Return True if the node was one of the cluster when the slots were asked for last."""
+        return address in self._known
+
     @property
     def masters(self) -> list[Address]:
         """The nodes that serve slots, as far as they are known."""

@@ -212,6 +212,24 @@ async def test_connection_to_a_key_is_one_to_its_node(
         await connection.aclose()
 
 
+async def test_connections_to_nodes_that_have_left_are_closed(cluster: ClusterServers, prefix: str) -> None:
+    """As where nodes come back under other addresses, day after day."""
+    host = "127.0.0.1"
+    client = cluster.client(address_remap=lambda at: (host, at[1]), client_name=prefix)
+    keys = keys_of_each_node(cluster, prefix)
+
+    async def has_one_each() -> bool:
+        return all(node.run("CLIENT", "LIST").count(f" name={prefix} ") == 1 for node in cluster.nodes)
+
+    async with calls_at(client) as calls:
+        await calls.run_all(*[add(key, b"1") for key in keys])
+        assert await has_one_each()
+        host = "localhost"
+        await nodes_of(client).refresh()
+        await calls.run_all(*[add(key, b"2") for key in keys])
+        await eventually(has_one_each)
+
+
 async def test_settings_of_the_client_are_kept(cluster: ClusterServers, prefix: str) -> None:
     """Credentials too; a wrong password is told at once."""
     for node in cluster.nodes:
