@@ -124,16 +124,15 @@ class Acknowledgements:
             self._run.has_room.set()
 
     def drop(self, address: str) -> None:
-        """Remove what is in hand of an address and not done: another consumer reads it. What is in work goes on."""
+        """Remove what is in hand of an address: another consumer reads it. What is in work goes on.
+
+        Also what is done, and can't be acknowledged any more: if it comes again, it is no repetition.
+        """
         at_address = self.list_at(address)
-        lost = [
-            entry_id
-            for entry_id, held in at_address.items()
-            if not isinstance(held, _Done) and (address, entry_id) not in self._finished
-        ]
-        for entry_id in lost:
-            del at_address[entry_id]
-        self._run.stats.lost += len(lost)
+        finished = {place for place in self._finished if place[0] == address}
+        self._finished -= finished
+        self._run.stats.lost += sum(not isinstance(held, _Done) for held in at_address.values()) - len(finished)
+        at_address.clear()
         self._run.has_room.set()
 
     # -- offer ----------------------------------------------------------------------------------------------
@@ -256,8 +255,10 @@ class Acknowledgements:
     # -- acknowledge ----------------------------------------------------------------------------------------
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge a delivery with one of the next calls."""
+        """Acknowledge a delivery with one of the next calls; not one of an epoch that is over: it comes again, or has come."""
         if delivery.id:
+            if delivery.epoch is not None and not self.holds(delivery):
+                return
             # Also if it was lost, and perhaps has come back since.
             self.list_at(delivery.address)[delivery.id] = delivery
             self._finished.add((delivery.address, delivery.id))

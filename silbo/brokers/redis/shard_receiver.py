@@ -75,7 +75,8 @@ class ShardReceiver(StreamReceiver):
             await self._connection.drop()
 
     async def ack(self, *deliveries: Delivery | Batch) -> None:
-        """See :class:`~silbo.protocols.BatchReceiver`."""
+        """See :class:`~silbo.protocols.BatchReceiver`. What was received in another epoch is not acknowledged: it comes again."""
+        deliveries = tuple(each for each in deliveries if each.epoch == self._epoch)
         try:
             await super().ack(*deliveries)
         except BrokerUnavailable as error:

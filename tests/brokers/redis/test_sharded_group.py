@@ -379,6 +379,36 @@ async def test_newer_message_waits_for_another_reader_of_its_shard_then_is_a_dea
         assert await admin.xlen(f"{SHARD}:dead") == 1
 
 
+@pytest.mark.parametrize("is_read_first", [True, False])
+async def test_what_a_former_epoch_has_done_is_not_acknowledged_in_the_next(
+    admin: Redis, sharded: RedisStreams, is_read_first: bool
+) -> None:
+    """A process that lost its shard and has it again: its database may have refused the first run, without an error."""
+    go = asyncio.Event()
+
+    async def work(event: Paid) -> None:
+        if len(one.got) == 1:
+            await go.wait()
+
+    async with member(sharded, work) as one:
+        await eventually(lambda: _is(one.leads == 2))
+        await sharded.publish(keyed(find_key(0)))
+        await eventually(lambda: _is(len(one.got) == 1))
+        lease = f"{SHARD}:lease:billing"
+        await admin.hset(lease, mapping={"owner": "another", "until": 0})
+        await eventually(lambda: _is(one.consumer.stats.lost == 1))
+        if is_read_first:
+            await eventually(lambda: _is(one.consumer.in_hand == 2))  # it was read again, and waits behind itself
+        go.set()
+        await eventually(lambda: _is(len(one.got) == 2))
+        assert (one.got[0][2] or 0) < (one.got[1][2] or 0)
+
+        async def is_acknowledged() -> bool:
+            return bool((await admin.xpending(SHARD, "billing"))["pending"] == 0)
+
+        await eventually(is_acknowledged)
+
+
 async def test_addresses_with_and_without_shards(sharded: RedisStreams) -> None:
     async with member(sharded, streams=["events", "audit"]) as one:
         await sharded.publish(keyed("a"), keyed("b", to="audit"))
