@@ -490,7 +490,9 @@ async def _check_trimming(connection: CallConnection, key: str, policy: Retentio
     check, trim = f"{key} retention", [b"XTRIM", key.encode(), b"MINID", b"~", b"1"]
     wanted = [trim, [b"MEMORY", b"USAGE", key.encode()]] if policy.max_bytes is not None else [trim]
     (who,) = await _ask_or_none(connection, Command(b"ACL", b"WHOAMI"))
-    for words in wanted if who is not None else ():
+    if who is None:
+        return Finding(check, "ok", str(policy))
+    for words in wanted:
         (reply,) = await _ask_or_none(connection, Command(b"ACL", b"DRYRUN", who, *words))
         if reply not in (b"OK", None):
             name, right = who.decode(errors="replace"), "xtrim" if words is trim else "memory|usage"
