@@ -72,6 +72,7 @@ class Division:
         self._owner = owner
         self._lease = lease
         self._roster = Roster(relays=(), leads={})
+        self._told: frozenset[int] = frozenset()  # the wanted partitions that a look has returned
         self._join_at = 0.0  # monotonic(), as the next
         self._renewed_at: dict[int, float] = {}  # by partition
         self._idle: dict[int, Lead] = {}  # by partition
@@ -98,7 +99,6 @@ class Division:
             StoreUnavailable: the store does not answer.
         """
         self.look_now.clear()
-        before = self.wanted
         joins = monotonic() >= self._join_at
         if joins:
             await self._join()
@@ -106,7 +106,8 @@ class Division:
         led = sum(lead.owner == self._owner for lead in self._roster.leads.values())
         if not joins and (view.relays != len(self._roster.relays) or (view.free and led < self._share())):
             await self._join()
-        changed = before ^ self.wanted
+        changed = self._told ^ self.wanted  # also of an earlier look that failed after it had joined
+        self._told = self.wanted
         if view.due or changed:
             self.interval = SHORTEST_LOOK
         else:

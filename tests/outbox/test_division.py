@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from silbo.brokers.memory import MemoryBroker
+from silbo.errors import StoreUnavailable
 from silbo.outbox import division
 from silbo.outbox import relay as relaying
 from silbo.outbox.division import Division, choose_partitions, share_of
@@ -175,6 +176,21 @@ async def test_idle_partition_is_renewed_and_woken(store: SQLAlchemyStore, monke
     assert await one.division.look() == {3}
     woken.set()
     await resting
+
+
+async def test_partitions_are_told_of_after_a_look_that_failed(
+    store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that has joined, and was not answered then, leads its partitions all the same."""
+    one = Division(store, "one", lease=60.0)
+
+    async def fail(_: object) -> View:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
+        patched.setattr(store, "look", fail)
+        await one.look()
+    assert await one.look() == one.wanted == set(range(8))
 
 
 @pytest.mark.parametrize("leads", [True, False])

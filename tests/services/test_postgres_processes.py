@@ -49,7 +49,7 @@ async def program(*arguments: str) -> AsyncIterator[Process]:
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await process.stdout.readline() == b"open\n"
         yield process
     finally:

@@ -225,6 +225,7 @@ async def lead(connection: AsyncConnection, number: int, owner: str, lease: floa
 
 async def resign(connection: AsyncConnection, lead: Lead) -> None:
     """End a lease, if it is still this lead's. See ``OutboxStore.resign``."""
+    await _lock_partition(connection, lead.partition)  # as every change, so that a frozen relay does not keep the lock
     led = (partition.c.number == lead.partition) & (partition.c.epoch == lead.epoch)
     await connection.execute(update(partition).where(led).values(owner=None))
 
