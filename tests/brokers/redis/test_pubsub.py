@@ -127,6 +127,7 @@ async def test_open_returns_when_redis_has_confirmed(admin: Redis, pubsub: Redis
             assert [number(item) for item in await receive(receiver, 1)] == [1]
 
 
+@pytest.mark.one_server
 @BOTH_WAYS
 async def test_messages_during_the_confirmation_are_not_taken_for_one(admin: Redis) -> None:
     """Between the patterns and the exact channels; from its opening on the receiver hears every message."""
