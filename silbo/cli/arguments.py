@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from silbo._checks import LONGEST, check_address
@@ -30,6 +31,7 @@ __all__ = [
     "find_moment",
     "make_count_parser",
     "parse_address",
+    "parse_file",
     "parse_positive_seconds",
     "parse_retention",
     "parse_seconds",
@@ -102,7 +104,7 @@ def add_store_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_redis_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--redis``, the server's URL, ``--cluster``, and ``--prefix``, the first part of its keys."""
+    """Add ``--redis``, the server's URL, and how to reach it, and ``--prefix``, the first part of its keys."""
     parser.add_argument(
         "--redis",
         metavar="URL",
@@ -114,6 +116,18 @@ def add_redis_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=os.environ.get("SILBO_CLUSTER", "0") not in ("", "0"),
         help="the server of --redis is a node of a Redis Cluster; or SILBO_CLUSTER=1",
+    )
+    parser.add_argument(
+        "--cacert",
+        type=parse_file,
+        metavar="FILE",
+        help="with rediss://, the certificates of the authorities that are trusted (the system's)",
+    )
+    parser.add_argument(
+        "--cert",
+        type=parse_file,
+        metavar="FILE",
+        help="with rediss://, this client's certificate, and behind it its key (none)",
     )
     parser.add_argument(
         "--prefix",
@@ -199,6 +213,13 @@ def parse_time(text: str) -> Time:
 def find_moment(time: Time, now: datetime) -> datetime:
     """Return the moment that a time means, by a clock that shows ``now``: the clock of the store, or of Redis."""
     return now - time if isinstance(time, timedelta) else time
+
+
+def parse_file(text: str) -> str:
+    """Return the path of a file that exists."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return text
 
 
 def parse_address(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -75,12 +76,16 @@ async def open_store(url: str | None) -> AsyncGenerator[OutboxStore]:
 
 
 @asynccontextmanager
-async def make_redis(url: str | None, *, cluster: bool) -> AsyncGenerator[Client]:
+async def make_redis(options: argparse.Namespace) -> AsyncGenerator[Client]:
     """Make a client, whose settings silbo's own connections have; close it at the end of the block.
 
+    Args:
+        options: Those of ``add_redis_options``.
+
     Raises:
-        UsageError: there is no URL, or it is not a URL of Redis, or not one of a cluster's node.
+        UsageError: there is no URL, or it is not a URL of Redis, or not one of a cluster's node, or not one with TLS.
     """
+    url: str | None = options.redis
     if not url:
         raise UsageError("where is Redis? Give --redis, or SILBO_REDIS_URL in the environment")
     from redis.asyncio import Redis, RedisCluster  # here: the commands of an outbox don't need it
@@ -89,11 +94,15 @@ async def make_redis(url: str | None, *, cluster: bool) -> AsyncGenerator[Client
         parts = urlsplit(url)
         if parts.scheme != "unix" and "@" in url and "@" not in parts.netloc:
             raise ValueError("its password ends the address")
-        plain = Redis.from_url(url)
+        tls = {"ssl_ca_certs": options.cacert, "ssl_certfile": options.cert}
+        tls = {name: path for name, path in tls.items() if path is not None}
+        if tls and parts.scheme != "rediss":
+            raise UsageError("--cacert and --cert are for a server with TLS: write rediss://user:password@host:6379/0")
+        plain = Redis.from_url(url, **tls)
         plain.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # refuses unknown options
-        if cluster and parts.scheme == "unix":
+        if options.cluster and parts.scheme == "unix":
             raise UsageError("--cluster needs the host and port of a node: " + REDIS_FORM)
-        client = RedisCluster.from_url(url) if cluster else plain
+        client = RedisCluster.from_url(url, **tls) if options.cluster else plain
     except (ValueError, TypeError):  # whose text may have a part of the password
         raise UsageError(f"--redis is no URL of Redis, or has an unknown option: {REDIS_FORM}; {ESCAPES}") from None
     try:

@@ -44,7 +44,7 @@ PAGE: Final = 100
 async def _open_dead_letters(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
     """Open the dead letters of the stream that the options name."""
     async with (
-        make_redis(options.redis, cluster=options.cluster) as client,
+        make_redis(options) as client,
         DeadLetters(client, prefix=options.prefix, stream=options.stream, format=FORMATS[options.format]) as dead,
     ):
         yield dead

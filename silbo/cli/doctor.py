@@ -70,7 +70,7 @@ async def show_findings(options: argparse.Namespace) -> int:
     """Print the findings as they come; 1 if one of them is a danger."""
     dangers = 0
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(make_redis(options.redis, cluster=options.cluster))
+        client = await stack.enter_async_context(make_redis(options))
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         async for finding in examine(
             client,

@@ -71,7 +71,7 @@ def add_silent_option(parser: argparse.ArgumentParser) -> None:
 
 async def show_groups(options: argparse.Namespace) -> int:
     """Print the groups of a stream, or of all."""
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         groups = await read_groups(
             client, prefix=options.prefix, stream=options.stream, silent_after=options.silent_after
         )

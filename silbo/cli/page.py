@@ -69,11 +69,7 @@ async def write_page(options: argparse.Namespace) -> int:
     if options.output is None and sys.stdout.isatty():
         raise UsageError("a page is for a browser: write it into a file, silbo page APP --output page.html")
     async with AsyncExitStack() as stack:
-        client = (
-            await stack.enter_async_context(make_redis(options.redis, cluster=options.cluster))
-            if options.redis
-            else None
-        )
+        client = await stack.enter_async_context(make_redis(options)) if options.redis else None
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         app = await stack.enter_async_context(open_app_of(options))
         overview = await read_overview(

@@ -96,7 +96,7 @@ async def run_relay(options: argparse.Namespace) -> int:
     """Send what is in the outbox until SIGTERM or SIGINT."""
     check_health_options(options)
     log_to_stderr()
-    async with make_store(options.store) as store, make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_store(options.store) as store, make_redis(options) as client:
         streams = RedisStreams(
             client,
             app=options.app,

@@ -88,7 +88,7 @@ def add_to(silbo: Commands) -> None:
 
 async def show_policies(options: argparse.Namespace) -> int:
     """Print the policy of each stream."""
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         found = await read_retentions(client, prefix=options.prefix, stream=options.stream)
     if options.json:
         for each in found:
@@ -114,7 +114,7 @@ async def set_policy(options: argparse.Namespace) -> int:
     question = f"Keep the messages of {address} by {policy}? What it does not keep is deleted."
     if not confirm(question, yes=options.yes):
         return 1
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         found = await set_retention(client, policy, prefix=options.prefix, stream=options.stream)
     for each in found:
         fields = {"stream": each.stream, "policy": _policy_to_fields(policy), "before": _policy_to_fields(each.policy)}

@@ -53,7 +53,7 @@ def add_to(commands: Commands) -> None:
 async def rewind(options: argparse.Namespace) -> int:
     """Give a group its messages again, if the user agrees."""
     group: str = options.group
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         since = await find_redis_moment(client, options.since)
         found = await find_rewinds(
             client,

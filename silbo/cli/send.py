@@ -88,7 +88,7 @@ async def send(options: argparse.Namespace) -> int:
 
     message = await _make_message(options)
     format_ = FORMATS[options.format]
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         given: dict[str, Any] = {"app": options.app, "prefix": options.prefix, "format": format_}
         broker = RedisPubSub(client, **given) if options.pubsub else RedisStreams(client, **given)
         async with broker:

@@ -110,7 +110,7 @@ async def show_messages(options: argparse.Namespace) -> int:
         raise UsageError("Pub/Sub keeps nothing and has no streams: leave out --since and --stream")
     wanted, left = dict(options.where), options.limit
     format = FORMATS[options.format]  # noqa: A001  # the word of every broker
-    async with make_redis(options.redis, cluster=options.cluster) as client:
+    async with make_redis(options) as client:
         if options.pubsub:
             following = follow_pubsub(
                 client, options.pattern, prefix=options.prefix, format=format, on_outage=_tell, on_gap=_tell

@@ -102,7 +102,7 @@ async def show_figures(options: argparse.Namespace) -> int:
     if not (options.json or sys.stdout.isatty()):
         raise UsageError("a live screen needs a terminal; --json does not")
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(make_redis(options.redis, cluster=options.cluster))
+        client = await stack.enter_async_context(make_redis(options))
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         snapshots = await stack.enter_async_context(
             aclosing(

@@ -80,7 +80,7 @@ def _parse_event_id(text: str) -> str:
 async def show_whereabouts(options: argparse.Namespace) -> int:
     """Print where an event is."""
     async with (
-        make_redis(options.redis, cluster=options.cluster) as client,
+        make_redis(options) as client,
         _open_store_or_none(options.store) as store,
     ):
         with show_progress("search") as update:

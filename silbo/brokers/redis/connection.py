@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias
@@ -129,7 +130,7 @@ async def connect(client: Redis) -> Connection:
 
     Raises:
         Lost: Redis can't be reached, or is not ready yet; safe to repeat.
-        Refused: wrong credentials, or no such database; repeating does not help.
+        Refused: wrong credentials, no such database, or a certificate that is not trusted; repeating does not help.
     """
     pool = client.connection_pool
     return await open_connection(pool.connection_class, pool.connection_kwargs)
@@ -405,10 +406,12 @@ async def wait_for_any(connections: Sequence[Connection], seconds: float) -> Non
 
 
 def _find_refusal(error: BaseException) -> Refused | None:
-    """Return Redis's error reply if the error was made of one; redis-py turns some replies into connection errors."""
+    """Return Redis's error reply if the error was made of one, or the refusal of its certificate; redis-py turns some into connection errors."""
     code: str | None = getattr(error, "status_code", None)
     if code or isinstance(error, ResponseError):
         return Refused(f"{code} {error}" if code else str(error))
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):  # ours, not Redis's: no retry would change it
+        return Refused(f"TLS {error}")
     cause = error.__cause__  # a failed AUTH over a unix socket
     if cause is None and isinstance(error.__context__, ReadOnlyError):
         cause = error.__context__  # of a demoted master, behind Sentinel
