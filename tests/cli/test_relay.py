@@ -156,6 +156,8 @@ async def test_options_are_the_brokers(redis: Redis, redis_url: str, prefix: str
         await stopped(process)
     newest: Any = await redis.xrevrange(stream, count=1)
     assert json.loads(newest[0][1][b"message"])["specversion"] == "1.0"
+    changed = await silbo("retention", "set", "--retain", "1h", "--redis", redis_url, "--prefix", prefix, "--yes")
+    assert changed.code == 0, changed.err
     await fill(store, 1)
     async with relay(*arguments, "--retain", "1h") as process:
         await eventually(lambda: _was_trimmed(redis, stream))
