@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
-from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import DeadLetters, RedisStreams
 from silbo.errors import BrokerUnavailable, Gap, RetentionConflict
 from silbo.message import Delivery
 from silbo.protocols import Receiver
@@ -157,6 +157,23 @@ async def test_relay_trims(admin: Redis, streams_client: Redis) -> None:
             await read(receiver, 5)
             await streams.publish_sequenced("box/0", 1, [(6, message(6))])
             assert await stored(admin) == [5, 6]
+
+
+async def test_dead_letter_keeps_its_message_though_the_entry_is_gone(admin: Redis, streams_client: Redis) -> None:
+    """It holds back nothing; without its entry it can be given back to everybody alone."""
+    async with by_need(streams_client) as streams, DeadLetters(streams_client) as dead:
+        async with opened(streams.group("billing", start="new")) as receiver:
+            await streams.publish(message(0), message(1))
+            first, second = await read(receiver, 2, ack=False)
+            assert await receiver.bury(first, error="it always fails", attempts=3)
+            await receiver.ack(second)
+            await streams.publish(message(2))
+            assert await stored(admin) == [1, 2]
+            (letter,) = await dead.list()
+            assert letter.message().payload["n"] == 0
+            assert (await dead.retry([letter.id])).returned == 0
+            assert (await dead.retry([letter.id], everybody=True)).returned == 1
+            assert [number(item) for item in await read(receiver, 2)] == [2, 0]
 
 
 async def test_small_redis_takes_more_than_it_holds_as_long_as_all_is_acknowledged(
