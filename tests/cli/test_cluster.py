@@ -91,6 +91,7 @@ async def test_messages_of_all_nodes_are_followed(
     assert last.address == build_stream_key(addresses[0], prefix)
 
 
+@pytest.mark.long
 async def test_a_node_that_is_down_is_a_danger_and_the_others_are_examined(
     own_cluster: ClusterServers, prefix: str
 ) -> None:

@@ -126,6 +126,7 @@ async def test_a_slot_that_moves_under_a_read_loses_nothing(
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.long
 async def test_a_killed_node_holds_up_no_other_and_its_replica_goes_on(
     own_cluster: ClusterServers, own_streams: RedisStreams
 ) -> None:
@@ -159,6 +160,7 @@ def await_replica(master: ClusterNode) -> None:
     assert with_replica == 1
 
 
+@pytest.mark.long
 async def test_a_replica_that_is_promoted_by_hand_is_followed(
     own_cluster: ClusterServers, own_streams: RedisStreams, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -297,6 +297,7 @@ async def test_a_failed_delivery_of_a_server_that_is_away_waits(nodes: tuple[Nod
         assert await receiver.count(item) == 1
 
 
+@pytest.mark.long
 async def test_without_a_server_left_the_consumer_is_told(nodes: tuple[Node, Node]) -> None:
     """By each call, also while a frozen server lets no read end."""
     first, _ = nodes
@@ -316,6 +317,7 @@ async def test_without_a_server_left_the_consumer_is_told(nodes: tuple[Node, Nod
         assert await first.pending() == 0
 
 
+@pytest.mark.long
 async def test_what_may_be_anothers_is_given_up_and_comes_again(nodes: tuple[Node, Node]) -> None:
     """A server that was away for nearly claim_after may have given it to another consumer. If it did not, it comes again."""
     first, second = nodes
