@@ -190,6 +190,11 @@ class Membership:
         """True if the member has left and has given everything away."""
         return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._sent_at)
 
+    def is_certain(self, shard: int, epoch: int, now: float) -> bool:
+        """Return True if the lease of this epoch was renewed so lately that nobody else can have taken it."""
+        lease = self._find(shard, epoch)
+        return lease is not None and now < lease.renewed_at + self._lease
+
     def leave(self) -> None:
         """Give all shards away, and take none any more."""
         if not self._leaves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -34,12 +34,16 @@ class ShardReceiver(StreamReceiver):
     Args:
         group: The description of the group, with the shard as its only key.
         lease: The lease.
-        on_fenced: Called once.
+        is_led: Returns True if the lease was renewed so lately that nobody else can have it.
+        on_fenced: Called once, when the lease is another's, or may be.
     """
 
     _claim_script = ADOPT
 
-    def __init__(self, group: StreamGroup, lease: Lease, *, on_fenced: Callable[[], object]) -> None:
+    def __init__(
+        self, group: StreamGroup, lease: Lease, *, is_led: Callable[[], bool], on_fenced: Callable[[], object]
+    ) -> None:
+        self._is_led = is_led
         self._lease = lease
         self._epoch = lease.epoch
         self._on_fenced = on_fenced
@@ -93,6 +97,13 @@ class ShardReceiver(StreamReceiver):
             self._note_fenced()
         self.forget(deliveries)
         return deliveries
+
+    def find_unconfirmed(self, deliveries: Iterable[Delivery], since: float) -> list[Delivery]:
+        """Return all, or none if the lease is certain: a part that was given up alone would be read by nobody in this epoch."""
+        if self._is_led() and not self._is_fenced:
+            return []
+        self._note_fenced()
+        return list(deliveries)
 
     async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
         """See :class:`~silbo.protocols.Receiver`. Nobody else reads the shard, so nobody takes them meanwhile."""

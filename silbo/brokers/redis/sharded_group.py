@@ -387,7 +387,12 @@ class Leadership:
             case Read(shard, epoch):
                 description = replace(self._group, keys=(self._shard_key(shard).decode(),))
                 lease = self._make_lease(shard, epoch)
-                part = ShardReceiver(description, lease, on_fenced=lambda: self._note_fenced(shard, epoch))
+                part = ShardReceiver(
+                    description,
+                    lease,
+                    is_led=lambda: self._membership.is_certain(shard, epoch, asyncio.get_running_loop().time()),
+                    on_fenced=lambda: self._note_fenced(shard, epoch),
+                )
                 self._parts[shard, epoch] = part
                 self._side_by_side.add(part)
             case Stop(shard, epoch):
@@ -445,8 +450,8 @@ class Leadership:
         key = self._shard_key(shard).decode()
         part = self._parts.get((shard, epoch))
         self._log.write(
-            "another process of group %s has taken over %s: this one was silent for longer than %.3g s; %d messages in hand are "
-            "dropped, and what their listeners did is not settled",
+            "group %s: this process has lost %s, as its lease was not renewed for %.3g s; %d messages in hand are dropped, and what "
+            "their listeners did is not settled",
             None,
             self._group.name,
             key,

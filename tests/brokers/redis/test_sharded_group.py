@@ -19,6 +19,7 @@ from silbo.brokers.redis.calls import CallConnection
 from silbo.brokers.redis.group import StreamGroup
 from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
 from silbo.brokers.redis.shard_receiver import ShardReceiver
+from silbo.brokers.redis.side_by_side import SideBySide
 from silbo.consumer.consumer import LISTENER_RETRY
 from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
 from silbo.message import Delivery, LedPublication, Message, new_publication
@@ -75,6 +76,7 @@ class Leaders:
         self._group = replace(group, keys=(SHARD,), claim_after=LONG)
         self._stack = stack
         self.fenced: list[str] = []
+        self.is_led = True  # as far as the leader knows
 
     async def take(self, member: str) -> ShardReceiver:
         """Take the lease, though it runs: as if it were over."""
@@ -84,7 +86,9 @@ class Leaders:
         is_taken, epoch = await self._connection.run(make_take_call(key, b"billing", member.encode(), LONG))
         assert is_taken
         lease = Lease(lease_key, member.encode(), epoch)
-        receiver = ShardReceiver(self._group, lease, on_fenced=lambda: self.fenced.append(member))
+        receiver = ShardReceiver(
+            self._group, lease, is_led=lambda: self.is_led, on_fenced=lambda: self.fenced.append(member)
+        )
         self._stack.push_async_callback(receiver.aclose)
         return receiver
 
@@ -215,6 +219,28 @@ async def test_entries_of_other_consumers_are_taken_over_at_once(
     (delivery,) = await receive(receiver, 1)
     await receiver.ack(delivery)
     assert (await admin.xpending(SHARD, "billing"))["pending"] == 0
+
+
+async def test_keeping_that_fails_gives_up_all_or_nothing(
+    sharded: RedisStreams, leaders: Leaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given up alone would stay in the leader's hand, read by nobody, while later entries of its key go on."""
+    await sharded.publish(*[keyed(find_key(0), n) for n in range(2)])
+    receiver = await leaders.take("one")
+    side_by_side = SideBySide([receiver], group="billing", keep_every=0.01, ack_delay=0.0)
+    found = await receive(side_by_side, 2)
+
+    async def fail(*_: object) -> bool:
+        raise BrokerUnavailable("as told")
+
+    monkeypatch.setattr(receiver._in_hand, "keep_by", fail)
+    await asyncio.sleep(0.05)  # longer than a delivery is certain without a lease
+    assert list(await side_by_side.keep(*found)) == []
+    assert leaders.fenced == []
+    leaders.is_led = False
+    assert list(await side_by_side.keep(*found)) == found
+    assert leaders.fenced == ["one"]
+    await side_by_side.aclose()
 
 
 async def test_epoch_grows_also_after_redis_has_lost_its_data(admin: Redis, leaders: Leaders) -> None:
