@@ -357,6 +357,11 @@ class Connection:
         """Return True if the credentials were renewed, for a connection with subscriptions: it can't show them any more."""
         return self._credentials is not None and await self._credentials.find_renewed() is not None
 
+    def note_not_renewed(self, error: Exception) -> None:
+        """Note that there is no successor: this connection goes on with its former credentials, and it is tried again later."""
+        if self._credentials is not None:
+            self._credentials.note_not_renewed(error)
+
     async def renew(self) -> None:
         """Show the credentials to Redis if they were renewed: between two commands. If it refuses, the former ones stay valid.
 
@@ -369,7 +374,7 @@ class Connection:
         try:
             await self.execute(b"AUTH", *[word.encode() for word in renewed])
         except Refused as refusal:
-            credentials.note_refused(refusal)
+            credentials.note_not_renewed(refusal)
         except BaseException:
             await self.drop()  # the answer to AUTH would be taken for another's
             raise

@@ -67,11 +67,10 @@ class ShownCredentials(CredentialProvider):
         """Note that the connection has shown these."""
         self._shown = credentials
 
-    def note_refused(self, error: Exception) -> None:
+    def note_not_renewed(self, error: Exception) -> None:
         """Note that the server does not take the renewed credentials yet: they are shown again a minute later."""
-        self._log.write(
-            "renewed credentials were refused, and a connection goes on with its former ones: %s", None, error
-        )
+        text = "renewed credentials were refused, and a connection goes on with its former ones: %s"
+        self._log.write(text, None, str(error) or "no answer")
 
     async def _ask(self) -> Credentials:
         self._asked_at = asyncio.get_running_loop().time()

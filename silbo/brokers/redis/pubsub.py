@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ from silbo.protocols import Promises
 from silbo.wire.formats import JSON
 
 __all__ = ["RedisPubSub"]
-
-logger = logging.getLogger(__name__)
 
 WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
@@ -316,7 +313,7 @@ class _PubSubReceiver:
         try:
             connection = await self._open()
         except (Lost, Refused, TimeoutError) as error:  # the former one goes on, and a minute later it is tried again
-            logger.debug("renewed credentials: no second connection yet: %s", error)
+            former.note_not_renewed(error)
             return
         try:
             async with asyncio.timeout(self._timeout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -22,8 +21,6 @@ from silbo.errors import BrokerUnavailable, Gap
 from silbo.message import Batch, Delivery, Format
 
 __all__ = ["ShardedReceiver", "ShardedSender"]
-
-logger = logging.getLogger(__name__)
 
 WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
@@ -290,7 +287,7 @@ class ShardedReceiver:
             async with asyncio.timeout(self._timeout):
                 link, held, _ = await self._open_link(former.node, former.channels)
         except (Lost, Refused, TimeoutError) as error:  # the former one goes on, and a minute later it is tried again
-            logger.debug("renewed credentials: no second connection yet: %s", error)
+            former.connection.note_not_renewed(error)
             return former
         replaced = link
         try:
