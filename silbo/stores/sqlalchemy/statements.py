@@ -22,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     or_,
     select,
     text,
@@ -348,11 +349,16 @@ async def take(
     Raises:
         LeadLost: another relay leads the partition.
     """
-    last, now = await _lock_lead(connection, lead)
-    await _settle(connection, lead, sent, dead, now)
+    # The rows are read before the partition is locked: PostgreSQL never ends a transaction that waits to hand a large result to a
+    # frozen relay, and others would wait for its lock. Nobody but this lead changes these rows, or _lock_lead raises.
+    await begin_writing(connection)
     waiting = is_in_state(*UNSENT) & (message.c.partition == lead.partition)
+    if sent or dead:
+        waiting &= not_(is_among([*sent, *dead], connection))
     chosen = _select_up_to(connection, waiting, [message.c.sequence, message.c.id], limit, size)
     rows = [_to_row(each) for each in await connection.execute(chosen)]
+    last, now = await _lock_lead(connection, lead)
+    await _settle(connection, lead, sent, dead, now)
     if not rows or has_to_wait(rows[0].state_at, rows[0].next_attempt_at, now):
         # A relay that has just sent something asks again soon, with nothing to settle.
         rows = [] if sent or dead else await _select_strays(connection, lead.partition, limit, size)
