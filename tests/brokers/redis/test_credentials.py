@@ -184,6 +184,33 @@ async def test_a_subscription_goes_on_over_a_new_connection(
     assert len(numbers) < len(set(numbers)) + 500  # only what came in the moment of the change comes twice
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+async def test_a_subscription_whose_renewed_credentials_are_refused_goes_on(
+    sharded: bool,
+    admin: Redis,
+    own_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if sharded and own_redis.binary.version.startswith("6."):
+        return  # sharded channels came with Redis 7
+    monkeypatch.setattr(credentials, "LOOK_EVERY", 0.0)
+    tokens = Tokens()
+    await tokens.allow(admin, 0)
+    async with make_client(own_redis, tokens) as client, Redis.from_url(own_redis.url) as others:
+        async with (
+            RedisPubSub(client, app="web", sharded=sharded) as pubsub,
+            RedisPubSub(others, app="others", sharded=sharded) as publisher,
+            opened(pubsub.subscribe("user.joined")) as receiver,
+        ):
+            tokens.generation = 1
+            await publisher.publish(message(1))
+            got: list[Delivery | Gap] = []
+            await read_until(receiver, 1, got)
+            assert len(got) == 1
+            assert "renewed credentials were refused" in caplog.text
+
+
 async def read_until(receiver: Receiver, last: int, got: list[Delivery | Gap]) -> None:
     async with asyncio.timeout(30):
         while not got or isinstance(got[-1], Gap) or number(got[-1]) != last:
