@@ -103,7 +103,7 @@ async def count_for_quota(connection: AsyncConnection, most: int) -> tuple[int, 
 
 async def _tally_all(connection: AsyncConnection) -> dict[str, _Tally]:
     """Read all rows."""
-    found = await connection.execute(
+    found: Any = await connection.execute(
         select(
             *readable(connection, message.c.state),
             func.count().label("rows"),
@@ -151,7 +151,7 @@ async def _tally_first(
     """Read the first rows that fulfil a condition, in the order of an index, so that PostgreSQL reads nothing else."""
     some = select(message).where(condition).order_by(*order).limit(SUMMED).subquery()
     times = (earliest(connection, some.c[name]) for name in ("stored_at", "state_at", "next_attempt_at"))
-    found = await connection.execute(
+    found: Any = await connection.execute(
         select(some.c.state, func.count(), func.sum(some.c.size), *times).group_by(some.c.state)
     )
     return {state: _Tally(rows, int(size), *times) for state, rows, size, *times in found}
