@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
-from time import monotonic
 from typing import Final
 
 from silbo.outbox.rows import Lead, Roster, SharedStore
@@ -73,13 +72,13 @@ class Division:
         self._lease = lease
         self._roster = Roster(relays=(), leads={})
         self._told: frozenset[int] = frozenset()  # the wanted partitions that a look has returned
-        self._join_at = 0.0  # monotonic(), as the next
+        self._join_at = float("-inf")  # the loop's time, as the next
         self._renewed_at: dict[int, float] = {}  # by partition
         self._idle: dict[int, Lead] = {}  # by partition
 
     def renewed_at(self, partition: int) -> float:
-        """Return the time, by ``monotonic()``, when the lease of a partition was renewed last while it was idle; 0.0 if never."""
-        return self._renewed_at.get(partition, 0.0)
+        """Return the loop's time when the lease of a partition was renewed last while it was idle; minus infinity if never."""
+        return self._renewed_at.get(partition, float("-inf"))
 
     async def rest(self, lead: Lead, woken: asyncio.Event, *, has_sent: bool) -> None:
         """Wait until a partition without rows has some, or is no longer wanted. Meanwhile its lease is renewed."""
@@ -99,7 +98,7 @@ class Division:
             StoreUnavailable: the store does not answer.
         """
         self.look_now.clear()
-        joins = monotonic() >= self._join_at
+        joins = _now() >= self._join_at
         if joins:
             await self._join()
         view = await self._store.look(tuple(self._idle.values()))
@@ -126,7 +125,7 @@ class Division:
         return share_of(relays.index(self._owner), len(relays), self._store.partitions)
 
     async def _join(self) -> None:
-        now = monotonic()
+        now = _now()
         idle = tuple(self._idle)
         self._roster = await self._store.join(self._owner, lease=self._lease, idle=idle)
         self._renewed_at.update(dict.fromkeys(idle, now))
@@ -136,3 +135,7 @@ class Division:
             self.wanted = wanted
             extra = {"partitions": sorted(wanted), "relays": len(self._roster.relays)}
             logger.info("share of the partitions has changed", extra=extra)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

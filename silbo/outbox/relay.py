@@ -419,7 +419,7 @@ class Relay(AsyncCloseable):
 
     async def _send_while_leading(self, lead: Lead, woken: asyncio.Event) -> None:
         """Send until the stop, or until another relay leads or should lead."""
-        now = monotonic
+        now = asyncio.get_running_loop().time
         renew_at = now() + self._lease / 3
         failures = 0
         outcome = Outcome()
@@ -640,15 +640,16 @@ class Relay(AsyncCloseable):
                 await self._store.resign(lead)
 
     async def _forget_sent_rows(self) -> None:
+        now = asyncio.get_running_loop().time
         while not self._stopping.is_set():
             self._tasks.check_cancelled()
             try:
-                begun_at = monotonic()
+                begun_at = now()
                 # One relay cleans for all, and leaves the store to the others for half of the time.
                 while self._is_wanted(0) and await self._store.forget(keep_sent=self._keep_sent):
                     self._tasks.check_cancelled()
-                    await pause(monotonic() - begun_at, self._stopping)
-                    begun_at = monotonic()
+                    await pause(now() - begun_at, self._stopping)
+                    begun_at = now()
                 self._store_outage.answered("forget")
             except Exception as error:  # noqa: BLE001  # as in _serve_partition
                 await self._report.report_outage(self._store_outage, "forget", error)

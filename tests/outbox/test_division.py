@@ -161,7 +161,7 @@ async def test_lease_of_a_clock_that_was_ahead_is_cut(store: SQLAlchemyStore) ->
 async def test_idle_partition_is_renewed_and_woken(store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look serves all partitions that have no rows."""
     clock = 1000.0
-    monkeypatch.setattr(division, "monotonic", lambda: clock)
+    monkeypatch.setattr(division, "_now", lambda: clock)
     one = Host(store, "one")
     await one.look()
     lead = one.leads[3]
