@@ -174,6 +174,9 @@ def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
     if place.state == "in hand":
         if place.consumer == RETRY_CONSUMER.decode():
             return where, "given back", None, "the next consumer", place.attempts, place.error
+        if place.hanging_since:
+            age = f"in work for {format_age(place.hanging_since, now)}: a listener may hang"
+            return where, "in hand", age, _describe(place.consumer or ""), place.attempts, place.error
         sign = f"last sign {format_age(place.kept_at, now)} ago" if place.kept_at else ""
         return where, "in hand", sign, _describe(place.consumer or ""), place.attempts, place.error
     if place.state == "newer" and place.left_at:
@@ -181,7 +184,9 @@ def _place_to_cells(place: PlaceInGroup, now: datetime) -> Sequence[object]:
         return where, "waits for a newer version", since, "a newer consumer", None, None
     if place.state == "dead":
         return where, f"dead letter {place.letter}", None, _describe(place.consumer or ""), place.attempts, place.error
-    return where, "waiting" if place.state == "waiting" else "acknowledged", None, None, None, None
+    if place.state == "waiting":
+        return where, f"waiting behind {place.behind:,}" if place.behind else "waiting", None, None, None, None
+    return where, "acknowledged", None, None, None, None
 
 
 def _describe(name: str) -> str:
@@ -244,6 +249,8 @@ def _entry_to_fields(entry: FoundEntry) -> dict[str, Any]:
                 "error": place.error,
                 "letter": place.letter,
                 "left_at": place.left_at,
+                "hanging_since": place.hanging_since,
+                "behind": place.behind,
             }
             for place in entry.groups
         ],

@@ -30,6 +30,7 @@ __all__ = [
     "Hanging",
     "LeftToNewer",
     "OldestInHand",
+    "find_hang",
     "read_fields",
     "read_groups",
     "read_offered",
@@ -386,11 +387,16 @@ def _describe_kept(
 ) -> Hanging | None:
     """Return what hangs, if a consumer that lives has kept it for long."""
     many, name, entry = kept
-    seconds = many * silent_after / SIGNS
-    if seconds < STUCK_AFTER:
+    if (since := find_hang(many, now, silent_after)) is None:
         return None
     process = next((consumer.process for consumer in consumers if consumer.name == _text(name)), None)
-    return Hanging(entry=entry.decode(), consumer=_text(name), process=process, since=now - timedelta(seconds=seconds))
+    return Hanging(entry=entry.decode(), consumer=_text(name), process=process, since=since)
+
+
+def find_hang(kept: int, now: datetime, silent_after: float) -> datetime | None:
+    """Return since when a message that was kept so many times is in work; None if for less than a minute."""
+    seconds = kept * silent_after / SIGNS
+    return None if seconds < STUCK_AFTER else now - timedelta(seconds=seconds)
 
 
 async def _describe_left(connection: CallConnection, key: bytes, left: Sequence[tuple[datetime, bytes]]) -> LeftToNewer:

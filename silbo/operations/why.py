@@ -12,9 +12,10 @@ from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, 
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.dead_letters import RETRY_CONSUMER, DeadLetter, parse_letter
 from silbo.brokers.redis.in_hand import build_attempts_key
+from silbo.brokers.redis.scripts import COUNT_AFTER
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Format
-from silbo.operations.groups import read_offered, split_attempts
+from silbo.operations.groups import SILENT_AFTER, find_hang, read_offered, split_attempts
 from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
 from silbo.operations.scripts import FIND
 from silbo.outbox.rows import OutboxStore, Row
@@ -51,6 +52,9 @@ class PlaceInGroup:
         error: The error of the last one.
         letter: The id of the dead letter.
         left_at: The time since which the consumers leave it to newer ones.
+        hanging_since: The time since which its first attempt runs, if for more than a minute by the default ``claim_after``: a listener
+            may hang. None otherwise.
+        behind: For one that waits: the number of messages before it that the group was not given either; 5,000 at most are counted.
     """
 
     group: str
@@ -61,6 +65,8 @@ class PlaceInGroup:
     error: str | None = None
     letter: str | None = None
     left_at: datetime | None = None
+    hanging_since: datetime | None = None
+    behind: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,9 +312,10 @@ async def _place_in_group(
         Command(b"HGET", build_attempts_key(key, name), entry),
     )
     if pending:
-        _, consumer, idle, _ = pending[0]
+        _, consumer, idle, given = pending[0]
         attempts, error = split_attempts(noted)
         left_at = None if attempts else (await read_offered(connection, key, name, [entry])).get(entry)
+        is_kept = not attempts and not left_at and idle <= SILENT_AFTER * 1000 and consumer != RETRY_CONSUMER
         return PlaceInGroup(
             group=text,
             state="newer" if left_at else "in hand",
@@ -317,6 +324,7 @@ async def _place_in_group(
             attempts=attempts,
             error=error,
             left_at=left_at,
+            hanging_since=find_hang(given - 1, now, SILENT_AFTER) if is_kept else None,
         )
     for letter in letters:
         if letter.group == text and letter.entry == entry.decode() and letter.stream == key.decode():
@@ -328,8 +336,22 @@ async def _place_in_group(
                 error=letter.error,
                 letter=letter.id,
             )
-    is_waiting = _parse_id(group["last-delivered-id"]) < _parse_id(entry)
-    return PlaceInGroup(group=text, state="waiting" if is_waiting else "done")
+    last: bytes = group["last-delivered-id"]
+    if _parse_id(last) < _parse_id(entry):
+        return PlaceInGroup(group=text, state="waiting", behind=await _count_before(connection, key, last, entry))
+    return PlaceInGroup(group=text, state="done")
+
+
+async def _count_before(connection: CallConnection, key: bytes, last: bytes, entry: bytes) -> int:
+    """Return the number of entries behind ``last`` and before ``entry``, as far as it is counted."""
+    counted: int = 0
+    limit = PAGE * NEAR_PAGES
+    while counted <= limit:
+        ((many, last),) = await ask(connection, ScriptCall.of(COUNT_AFTER, [key], last, b"%d" % PAGE, entry))
+        counted += many
+        if many < PAGE:
+            return max(0, counted - 1)  # the entry itself is the last one
+    return limit
 
 
 def _field(row: Any, name: bytes) -> bytes:

@@ -126,6 +126,26 @@ async def test_event_that_is_nowhere_says_where_it_was_looked_for(redis: Redis, 
     assert malformed.code == 2 and "'17' is no id of an event" in malformed.err
 
 
+async def test_hanging_message_and_those_behind_it_are_told(redis: Redis, redis_url: str, prefix: str) -> None:
+    """One whose consumer has kept it for more than a minute is in work; the others wait behind it."""
+    where = ("--redis", redis_url, "--prefix", prefix)
+    events = [told() for _ in range(4)]
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("mail", start="new")) as mail:
+            await streams.publish(*events)
+            (delivery,) = await deliveries(mail, 1)
+            (row,) = await redis.xpending_range(f"{prefix}:{{events}}", "mail", "-", "+", 1)
+            kept = {"name": f"{prefix}:{{events}}", "groupname": "mail", "consumername": row["consumer"]}
+            await redis.xclaim(**kept, min_idle_time=0, message_ids=[delivery.id], retrycount=10)
+            hangs, last, first = await asyncio.gather(
+                silbo("why", events[0].message_id, *where),
+                silbo("why", events[3].message_id, *where),
+                silbo("why", events[1].message_id, *where),
+            )
+    assert "in work for 90 s: a listener may hang" in hangs.out, hangs.out
+    assert "waiting behind 2" in last.out and "waiting behind" not in first.out
+
+
 @pytest.mark.every_redis
 @pytest.mark.parametrize("identity", [None, str(uuid4())], ids=["with its time", "without a time"])
 async def test_event_is_found_before_and_long_after_its_time(
