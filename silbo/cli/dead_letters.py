@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from uuid import UUID
 
 from silbo.brokers.redis import DeadLetter, DeadLetters
 from silbo.brokers.redis.dead_letters import is_letter_id
@@ -261,7 +262,13 @@ def _add_stream_options(parser: argparse.ArgumentParser) -> None:
 def _parse_id(text: str) -> str:
     if is_letter_id(text):
         return text
-    raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter, as 1700000000000-0")
+    try:
+        UUID(text)
+    except ValueError:
+        hint = "as 1700000000000-0"
+    else:
+        hint = f"it is an event's; silbo why {text} tells its dead letters"
+    raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter: {hint}")
 
 
 # -- to mend ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from silbo._process import find_process
-from silbo.brokers.redis.dead_letters import RETRY_CONSUMER
+from silbo.brokers.redis.dead_letters import RETRY_CONSUMER, is_letter_id
 from silbo.cli.arguments import (
     FORMATS,
     Commands,
@@ -26,7 +26,7 @@ from silbo.cli.connect import find_redis_moment, make_redis, open_store
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.operations.formatting import format_age, format_count, format_time, process_to_fields
-from silbo.operations.why import FoundEntry, PlaceInGroup, Whereabouts, find_event, time_of_event
+from silbo.operations.why import FoundEntry, PlaceInGroup, Whereabouts, find_event, find_event_id, time_of_event
 from silbo.outbox.rows import OutboxStore, Row
 
 __all__ = ["add_to"]
@@ -36,7 +36,8 @@ COLUMNS: Final = ("where", "is", "since", "with", "attempts", "error")
 EPILOG = """\
 Looks into the outbox (with --store), the streams, their groups and their dead letters. An id that
 silbo made begins with its time, and so is found at once; for another one the stream is searched
-from its end, some seconds for a million messages: --since shortens that.
+from its end, some seconds for a million messages: --since shortens that. The id of an entry or of
+a dead letter, as `silbo doctor`, `silbo groups`, `silbo dead list` and the log show it, does as well.
 
 waiting       the group was not given it yet
 in hand       a consumer of the group has it: it waits its turn, its listeners run, or an attempt
@@ -50,6 +51,7 @@ waits for a newer version
 examples:
   silbo why 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3 --store outbox.db --redis redis://localhost
   silbo why 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3 --prefix shop --json
+  silbo why 1772875562588-0
 """
 
 
@@ -58,7 +60,12 @@ def add_to(commands: Commands) -> None:
     parser = add_command(
         commands, "why", "where an event is, or what became of it, by its id", epilog=EPILOG, run=show_whereabouts
     )
-    parser.add_argument("event_id", metavar="EVENT_ID", type=_parse_event_id, help="the event's event_id, a UUID")
+    parser.add_argument(
+        "event_id",
+        metavar="ID",
+        type=_parse_id,
+        help="the event's event_id, a UUID; or an entry's id, as 1700000000000-0",
+    )
     add_store_option(parser)
     add_redis_options(parser)
     add_stream_option(parser)
@@ -69,11 +76,13 @@ def add_to(commands: Commands) -> None:
     add_json_option(parser)
 
 
-def _parse_event_id(text: str) -> str:
+def _parse_id(text: str) -> str:
+    if is_letter_id(text):
+        return text
     try:
         return str(UUID(text))
     except ValueError:
-        problem = f"{text!r} is no id of an event: a UUID, as 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3"
+        problem = f"{text!r} is no id of an event: a UUID, as 01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3; or of an entry: 1700000000000-0"
         raise argparse.ArgumentTypeError(problem) from None
 
 
@@ -83,10 +92,22 @@ async def show_whereabouts(options: argparse.Namespace) -> int:
         make_redis(options) as client,
         _open_store_or_none(options.store) as store,
     ):
+        event_id: str | None = options.event_id
+        if is_letter_id(options.event_id):
+            event_id = await find_event_id(
+                client,
+                options.event_id,
+                prefix=options.prefix,
+                stream=options.stream,
+                format=FORMATS[options.format],
+            )
+        if event_id is None:
+            print_note(f"silbo: no stream and no dead letters have an entry {options.event_id} that can be read")
+            return 1
         with show_progress("search") as update:
             found = await find_event(
                 client,
-                options.event_id,
+                event_id,
                 store=store,
                 prefix=options.prefix,
                 stream=options.stream,

@@ -21,7 +21,7 @@ from silbo.operations.scripts import FIND
 from silbo.outbox.rows import OutboxStore, Row
 from silbo.wire.formats import JSON
 
-__all__ = ["FoundEntry", "PlaceInGroup", "Whereabouts", "find_event", "time_of_event"]
+__all__ = ["FoundEntry", "PlaceInGroup", "Whereabouts", "find_event", "find_event_id", "time_of_event"]
 
 PAGE: Final = 500
 """A call searches 500 entries: Redis does nothing else meanwhile, for about 2 milliseconds."""
@@ -194,6 +194,41 @@ async def find_event(
         read_at=read_at,
         searched_since=entries_since and entries_since - timedelta(seconds=CLOCKS),
     )
+
+
+async def find_event_id(
+    client: Client,
+    entry: str,
+    *,
+    prefix: str = "silbo",
+    stream: str | None = None,
+    format: Format = JSON,  # noqa: A002  # the word of every broker
+    timeout: float = 5.0,
+) -> str | None:
+    """Return the id of the event in an entry of a stream, or in a dead letter; None if no stream has one that can be read.
+
+    Args:
+        client: The program's client.
+        entry: The id of the entry or of the dead letter, as ``1700000000000-0``.
+        prefix: The broker's prefix.
+        stream: The stream's address; None looks into all streams under the prefix.
+        format: The format of the broker that sent the message.
+        timeout: Seconds in which each step is answered.
+
+    Raises:
+        StreamMissing: there is no such stream.
+        BrokerUnavailable: Redis can't be reached, or refuses.
+    """
+    async with opened(client, timeout) as connection:
+        for key in map(str.encode, await choose_streams(connection, prefix, stream)):
+            for place in (key, key + b":dead"):
+                (rows,) = await ask(connection, Command(b"XRANGE", place, entry.encode(), entry.encode()))
+                try:
+                    if rows:
+                        return format.decode(_field(rows[0], b"message")).message_id
+                except MessageInvalid:
+                    continue
+    return None
 
 
 @dataclass(slots=True)

@@ -77,6 +77,26 @@ async def test_event_is_placed_with_each_group(redis: Redis, redis_url: str, pre
         assert text in table.out, table.out
 
 
+async def test_event_is_found_by_its_entry_and_by_its_dead_letter(redis: Redis, redis_url: str, prefix: str) -> None:
+    """The ids that the log, `silbo groups` and `silbo dead list` show."""
+    event, where = told(), ("--redis", redis_url, "--prefix", prefix)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        async with opened(streams.group("billing", start="new")) as billing:
+            await streams.publish(told(), event)
+            _, delivery = await deliveries(billing, 2)
+            assert await billing.bury(delivery, error="ValueError: never", attempts=5)
+    ((letter, _),) = await redis.xrange(f"{prefix}:{{events}}:dead")
+    by_entry, by_letter, by_none, shown = await asyncio.gather(
+        silbo("why", delivery.id, *where, "--json"),
+        silbo("why", letter.decode(), *where, "--json"),
+        silbo("why", "17-0", *where),
+        silbo("dead", "show", event.message_id, *where),
+    )
+    assert by_entry.object["event_id"] == by_letter.object["event_id"] == event.message_id
+    assert (by_none.code, by_none.out) == (1, "") and "an entry 17-0" in by_none.err
+    assert shown.code == 2 and f"silbo why {event.message_id}" in shown.err
+
+
 async def test_event_that_was_given_back_waits_for_the_next_consumer(redis: Redis, redis_url: str, prefix: str) -> None:
     event, where = told(), ("--redis", redis_url, "--prefix", prefix)
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
