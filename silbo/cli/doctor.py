@@ -96,8 +96,9 @@ def _print_finding(finding: Finding) -> None:
     if _has_colours():
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
     print_as_it_is(f"{level}  {escape_controls(f'{finding.check}: {finding.text}')}")
-    if finding.mend:
-        print_line(f"        {finding.mend}")
+    for line in (finding.mend or "").split("\n"):
+        if line:
+            print_line(f"        {line}")
 
 
 def _has_colours() -> bool:

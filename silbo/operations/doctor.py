@@ -61,6 +61,10 @@ HANGS: Final = 300.0
 """A listener that runs for 300 seconds holds up what is behind it."""
 FED_WITHIN: Final = 60.0
 """A stream whose newest message is less than 60 seconds old gets messages now."""
+NOTED_WITHIN: Final = timedelta(seconds=1)
+"""A relay notes a message as sent within 1 second after its entry was added."""
+NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""The time of the entries of an empty stream."""
 DEAD_LOOKED_AT: Final = 1_000
 """The errors of the newest 1,000 dead letters of a stream are counted."""
 LOOKED_AT: Final = 100
@@ -85,7 +89,8 @@ class Finding:
         check: The matter, in a word or two.
         level: See :data:`Level`.
         text: What was found.
-        mend: The line that mends it, to be run or to be written into the program; None where nothing is wrong.
+        mend: The line that mends it, to be run or to be written into the program; several lines are steps, or another way.
+            None where nothing is wrong.
     """
 
     check: str
@@ -392,12 +397,19 @@ async def _check_rights(connection: CallConnection, prefix: str, stream: str | N
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """A stream, by its key: its number of groups, and if it gets messages now; the first of those that it has."""
+    """A stream, by its key: its number of groups, if it gets messages now, how many it has, and the times of the first and the last."""
 
     key: str
     groups: int
     is_fed: bool
-    first_at: datetime | None
+    length: int
+    first_at: datetime
+    last_at: datetime
+
+    @property
+    def prefix(self) -> str:
+        """The first part of its key."""
+        return self.key.rpartition(":{")[0]
 
 
 async def _check_prefixes(connection: CallConnection, prefix: str, keys: Sequence[str]) -> Sequence[Finding]:
@@ -413,17 +425,13 @@ async def _check_prefixes(connection: CallConnection, prefix: str, keys: Sequenc
         return []
     now = await read_clock(connection)
     own, elsewhere = await _look_at(connection, keys, now), await _look_at(connection, others[:LOOKED_AT], now)
-    found = []
+    found: list[Finding] = []
     starves = any(stream.groups for stream in own) and not any(stream.is_fed for stream in own)
-    for stream in elsewhere:
-        if stream.is_fed and not stream.groups:
-            text = f"{stream.key} gets messages now, and no group reads it" + (
-                f"; the groups under {prefix} get none" if starves else ""
-            )
-            mend = f"give the relay or the program that sends there --prefix {prefix}"
-            if stream.first_at is not None:
-                mend += f"; then: silbo outbox replay --since {stream.first_at:%Y-%m-%dT%H:%M:%SZ} --before {now:%Y-%m-%dT%H:%M:%SZ}"
-            found.append(Finding("prefixes", "danger", text, mend))
+    unread = [stream for stream in elsewhere if stream.length and not stream.groups]
+    found += [
+        _describe_astray([stream for stream in unread if stream.prefix == astray], prefix, starves)
+        for astray in sorted({stream.prefix for stream in unread})
+    ]
     idle = [stream.key for stream in elsewhere if stream.groups and not stream.is_fed]
     for stream in own:
         if idle and stream.is_fed and not stream.groups:
@@ -435,6 +443,41 @@ async def _check_prefixes(connection: CallConnection, prefix: str, keys: Sequenc
     return found
 
 
+def _describe_astray(streams: Sequence[_Stream], prefix: str, starves: bool) -> Finding:
+    """Return the danger that messages went to another prefix, where no group reads them.
+
+    Args:
+        streams: The streams under one other prefix that have messages and no group. A replay knows no stream, so all have one line:
+            several would send the messages again several times.
+        prefix: The prefix that was asked for.
+        starves: The groups under that prefix get no messages.
+    """
+    keys = ", ".join(stream.key for stream in streams)
+    if any(stream.is_fed for stream in streams):  # a replay of now would not end with the last of them
+        text = f"{keys} {'gets' if len(streams) == 1 else 'get'} messages now, and no group reads {'it' if len(streams) == 1 else 'them'}"
+        text += f"; the groups under {prefix} get none" if starves else ""
+        mend = (
+            f"1. restart the relay or the program that sends there, with --prefix {prefix}\n"
+            f"2. a minute later, run the doctor again: it gives the line that sends the messages again"
+        )
+        return Finding("prefixes", "danger", text, mend)
+    since = min(stream.first_at for stream in streams)
+    before = max(stream.last_at for stream in streams) + NOTED_WITHIN
+    count = format_count(sum(stream.length for stream in streams), "message")
+    text = f"{keys} got {count} from {_to_text(since)} to {_to_text(before - NOTED_WITHIN)}, and no group read them"
+    mend = (
+        f"are they of another program? Then let them be. If they were meant for {prefix}, and nothing sends there any more:\n"
+        f"silbo outbox replay --since {_to_text(since)} --before {_to_text(before)}\n"
+        f"then, so that nobody does it twice: redis-cli DEL {' '.join(quote(stream.key) for stream in streams)}"
+    )
+    return Finding("prefixes", "danger", text, mend)
+
+
+def _to_text(time: datetime) -> str:
+    """Return a time as ``--since`` takes it, to the millisecond: whole seconds would take in messages that went right."""
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z"
+
+
 async def _look_at(connection: CallConnection, keys: Sequence[str], now: datetime) -> list[_Stream]:
     """Return the streams among the keys that the user may read."""
     found = []
@@ -444,9 +487,17 @@ async def _look_at(connection: CallConnection, keys: Sequence[str], now: datetim
             continue
         stream = to_mapping(reply)
         first, last = stream["first-entry"], stream["last-entry"]
-        is_fed = bool(last) and (now - time_of_entry(last[0].decode())).total_seconds() < FED_WITHIN
-        first_at = time_of_entry(first[0].decode()) if first else None
-        found.append(_Stream(key=key, groups=stream["groups"], is_fed=is_fed, first_at=first_at))
+        first_at, last_at = (time_of_entry(entry[0].decode()) if entry else NEVER for entry in (first, last))
+        found.append(
+            _Stream(
+                key=key,
+                groups=stream["groups"],
+                is_fed=(now - last_at).total_seconds() < FED_WITHIN,
+                length=stream["length"],
+                first_at=first_at,
+                last_at=last_at,
+            )
+        )
     return found
 
 
