@@ -47,6 +47,7 @@ def scenario(**contenders: Any) -> Scenario:
     return Scenario(name="toy", group="toys", open=opened, reference="by_hand", times=1)
 
 
+@pytest.mark.long
 async def test_ratio_is_taken_round_by_round() -> None:
     """The machine became ten times slower in the second round, for both: the ratio is the same."""
     contenders = {"by hand": figures(0.0, 1.0, 10.0, 1.0), "silbo": figures(0.0, 2.0, 20.0, 2.0)}

@@ -167,6 +167,7 @@ async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
         await eventually(is_touched)
 
 
+@pytest.mark.long
 async def test_outage_of_redis_ends_readiness_and_not_liveness(own_redis: RedisServer, tmp_path: Path) -> None:
     folder = write(tmp_path, {"worker.py": WORKER})
     async with watched(folder, own_redis.url, "shop", "consume", "worker:consumer") as command:

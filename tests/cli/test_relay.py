@@ -69,6 +69,7 @@ async def _has(redis: Redis, prefix: str, many: int) -> bool:
     return int(await redis.xlen(f"{prefix}:{{events}}")) >= many
 
 
+@pytest.mark.long
 async def test_sigterm_in_the_middle_of_work(redis: Redis, redis_url: str, prefix: str, store: Path) -> None:
     """What it has no time for stays in the store, and the next relay goes on there: each once, in order."""
     many, keys = 20_000, 7

@@ -129,6 +129,7 @@ async def test_message_that_kills_its_process_becomes_a_dead_letter_and_no_other
     assert {number for _, number in await workers.effects()} == set(range(20)) - {3, 11}
 
 
+@pytest.mark.long
 async def test_healthy_work_is_not_taken_over_however_long_it_takes(workers: Workers) -> None:
     """Three times as long as a silent consumer is waited for, with another consumer that looks out for such."""
     await workers.start("one")
@@ -158,6 +159,7 @@ async def test_frozen_consumer_that_wakes_up_begins_nothing_that_another_has_tak
     assert times[3] == 2
 
 
+@pytest.mark.long
 async def test_sigterm_finishes_what_it_can_and_leaves_the_rest_to_others_at_once(workers: Workers) -> None:
     """Within its drain; the others don't wait for what it leaves."""
     one = await workers.start("one", claim_after=60)

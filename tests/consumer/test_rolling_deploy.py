@@ -209,6 +209,7 @@ async def deploy(redis: Redis, url: str, prefix: str, start: Any, first: str, *,
     await deploy.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["consumers", "producers"])
 async def test_rolling_deploy_loses_nothing_and_kills_nothing(
     redis: Redis, redis_url: str, prefix: str, first: str

@@ -252,6 +252,7 @@ async def leader(outbox: Outbox, among: Sequence[Any]) -> Any:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.long
 @pytest.mark.every_redis
 async def test_relays_killed_in_the_middle_leave_each_message_once(
     redis: Redis, redis_url: str, prefix: str, path: Path

@@ -973,6 +973,7 @@ async def test_a_dispatch_that_waits_for_longer_goes_on_without_the_plugin() -> 
 RELOADS = 150
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overlap", [False, True])
 async def test_reloads_leave_nothing(overlap: bool) -> None:
     """No listener, task, thread or instance of an older generation is left, and memory does not grow."""

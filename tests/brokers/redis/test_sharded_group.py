@@ -371,6 +371,7 @@ async def test_consumer_that_leaves_gives_its_shards_away_at_once(sharded: Redis
             assert len(two.got) == 1
 
 
+@pytest.mark.long
 async def test_shard_is_not_kept_by_a_delivery_that_waits_for_its_next_attempt(
     admin: Redis, sharded: RedisStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +483,7 @@ async def test_groups_show_who_leads_each_shard(admin: Redis, sharded: RedisStre
     assert all(group.is_deserted for group in await read_groups(admin, stream="events"))
 
 
+@pytest.mark.long
 async def test_number_is_changed_while_all_goes_on(admin: Redis, streams_client: Redis) -> None:
     """Publishers of the old number wait outside, what is there is handled, then consumers and new publishers go on with the new number."""
     gate = asyncio.Event()
@@ -534,6 +536,7 @@ async def test_inbox_answers_no_former_leader(streams_client: Redis) -> None:
         assert await inbox.find_handled("billing", [new]) == ["a"]
 
 
+@pytest.mark.long
 async def test_leader_that_an_inbox_does_not_answer_takes_its_shard_anew(
     admin: Redis, sharded: RedisStreams, streams_client: Redis
 ) -> None:

@@ -182,6 +182,7 @@ async def test_a_cancelled_read_loses_nothing(streams: RedisStreams) -> None:
     assert sorted(got) == list(range(40))
 
 
+@pytest.mark.long
 @pytest.mark.one_server
 async def test_what_waits_to_be_taken_is_kept(streams: RedisStreams) -> None:
     """It was fetched, there was no room for it, and a listener holds things up: no other consumer claims it meanwhile."""
@@ -235,6 +236,7 @@ async def test_a_part_comes_and_goes_while_it_is_read(nodes: tuple[Node, Node]) 
 # -- a server that is away ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_frozen_server_holds_up_no_other(nodes: tuple[Node, Node], caplog: pytest.LogCaptureFixture) -> None:
     """Nor do the acknowledgements for it, which are made up for before it is read again: nothing comes twice."""
     first, second = nodes
@@ -264,6 +266,7 @@ async def test_a_frozen_server_holds_up_no_other(nodes: tuple[Node, Node], caplo
     assert [" back after" in text for text in told] == [False, True], told
 
 
+@pytest.mark.long
 async def test_what_was_done_before_a_kill_does_not_come_again(nodes: tuple[Node, Node]) -> None:
     """Its acknowledgement had no answer. What was not done comes again."""
     first, second = nodes
