@@ -32,7 +32,8 @@ retrying      those of them for which an attempt has failed
 dead letters  messages that it gave up: `silbo dead list --group GROUP` says why
 
 A consumer gives a sign at least every 10 seconds (a third of its claim_after); after 30 seconds
-of silence (claim_after) the group's other consumers take over what it has in hand. A stream that does not exist is an error.
+of silence (claim_after) the group's other consumers take over what it has in hand. A stream that
+does not exist is an error.
 
 examples:
   silbo groups --redis redis://localhost
@@ -137,6 +138,7 @@ def _consumer_to_fields(consumer: ConsumerStatus) -> dict[str, Any]:
         "seen_at": consumer.seen_at,
         "silent": consumer.is_silent,
         "epoch": consumer.epoch,
+        "name_taken_twice": [{"host": host, "pid": pid} for host, pid in consumer.name_taken_twice],
     }
 
 
@@ -147,8 +149,19 @@ def _print_groups(groups: Sequence[GroupStatus]) -> None:
     if consumers:
         print_line("")
         print_table(CONSUMERS, [_to_consumer_cells(*each) for each in consumers], numbers=numbers)
+    for group, consumer in consumers:
+        if consumer.name_taken_twice:
+            print_line(_warn_of_twins(group, consumer))
     for remark in filter(None, map(_remark, groups)):
         print_line(remark)
+
+
+def _warn_of_twins(group: GroupStatus, consumer: ConsumerStatus) -> str:
+    who = " and ".join(f"{host}, pid {pid}" for host, pid in consumer.name_taken_twice)
+    return (
+        f"{group.group} at {group.stream}: two live consumers have the name {consumer.name}, at {who}: messages are handled "
+        "twice; give each process a name of its own in group(consumer=), or no name"
+    )
 
 
 def _to_cells(group: GroupStatus) -> Sequence[object]:

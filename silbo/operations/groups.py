@@ -42,6 +42,8 @@ SILENT_AFTER: Final = 30.0
 """A consumer without a sign for 30 seconds counts as silent: the default ``claim_after``, after which others take over."""
 STUCK_AFTER: Final = 60.0
 """A message whose first attempt runs for more than 60 seconds may have a listener that hangs."""
+NOTICED_WITHIN: Final = 10.0
+"""Two live consumers of one name notice each other each second; after 10 seconds without that one is gone."""
 SIGNS: Final = 3
 """A consumer keeps what it has in hand three times in its ``claim_after``."""
 LOOKED_AT: Final = 10_000
@@ -63,6 +65,8 @@ class ConsumerStatus:
         is_silent: True if that was more than ``silent_after`` seconds ago: it was killed, or it can't reach Redis. The leader of a shard
             is silent if its lease is over.
         epoch: The epoch in which it leads the stream, which is a shard; None if it is none.
+        name_taken_twice: The processes of two live consumers that both have this name: each gets what the other has in hand, and
+            handles it twice. Empty if the name is one consumer's own.
     """
 
     name: str
@@ -71,6 +75,7 @@ class ConsumerStatus:
     seen_at: datetime
     is_silent: bool
     epoch: int | None = None
+    name_taken_twice: Sequence[Process] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,7 @@ async def _read_group(
     lease = await read_fields(connection, build_lease_key(key, name), (b"owner", b"epoch", b"until"))
     consumers = [each for each in map(to_mapping, rows) if each["name"] != RETRY_CONSUMER]  # nobody runs under it
     names = [consumer["name"] for consumer in consumers]
-    signs = await read_fields(connection, build_signs_key(key, name), names)
+    signs = await read_fields(connection, build_signs_key(key, name), [*names, *(b"! " + each for each in names)])
     lag, is_at_least = await count_lag(connection, key, stream, group, given)
     hand = await _look_at_hand(connection, key, name, silent_after)
     statuses = [
@@ -297,7 +302,16 @@ def _to_consumer(row: dict[str, Any], signs: dict[bytes, bytes], now: datetime, 
         in_hand=row["pending"],
         seen_at=now - timedelta(milliseconds=row["idle"]),
         is_silent=row["idle"] > silent_after * 1000,
+        name_taken_twice=_find_twins(signs.get(b"! " + name, b""), now),
     )
+
+
+def _find_twins(noticed: bytes, now: datetime) -> Sequence[Process]:
+    """Return the two processes that are noted under one name, if that was lately; empty for none."""
+    at, *both = _text(noticed).split() or [""]
+    if not at.isdigit() or int(at) / 1000 < now.timestamp() - NOTICED_WITHIN:
+        return ()
+    return sorted(process for process in map(find_process, both) if process is not None)
 
 
 def _to_leader(row: dict[str, Any], lease: Mapping[bytes, bytes], now: datetime) -> ConsumerStatus:

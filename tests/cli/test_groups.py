@@ -67,6 +67,38 @@ async def test_group_with_lag_messages_in_hand_a_failure_and_a_dead_letter(
     assert "2 attempts, the last failed: KeyError: 'order'" in table.out
 
 
+async def test_two_live_consumers_of_one_name_are_told_with_their_processes(
+    redis: Redis, redis_url: str, prefix: str
+) -> None:
+    """As long as they notice each other; one that has left is forgotten after some seconds."""
+    signs = f"{prefix}:{{events}}:live:billing"
+    where = ("--redis", redis_url, "--prefix", prefix)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        group = streams.group("billing", start="new", consumer="billing-0")
+        async with opened(group) as one, opened(group) as other:
+            reading = [asyncio.create_task(_read(receiver)) for receiver in (one, other)]
+            try:
+                await eventually(lambda: redis.hexists(signs, "! billing-0"))
+                table, program = await asyncio.gather(silbo("groups", *where), silbo("groups", *where, "--json"))
+            finally:
+                for task in reading:
+                    task.cancel()
+                await asyncio.gather(*reading, return_exceptions=True)
+    at, *both = (await redis.hget(signs, "! billing-0")).decode().split()
+    await redis.hset(signs, "! billing-0", " ".join([str(int(at) - 20_000), *both]))
+    (later,) = await read_groups(redis, prefix=prefix)
+    (consumer,) = program.object["consumers"]
+    assert consumer["name_taken_twice"] == [{"host": HOST, "pid": os.getpid()}] * 2
+    who = f"{HOST}, pid {os.getpid()}"
+    assert f"two live consumers have the name billing-0, at {who} and {who}" in table.out
+    assert [each.name_taken_twice for each in later.consumers] == [()]
+
+
+async def _read(receiver: Receiver) -> None:
+    while True:
+        await receive(receiver, 1)
+
+
 @pytest.mark.every_redis
 async def test_lag_is_right_after_a_restart(own_redis: RedisServer, prefix: str) -> None:
     """Redis 7.0 reports none, or a wrong one, from then on."""

@@ -797,18 +797,21 @@ a consumer that holds the stream back.
 SIGN: Final = Script("""
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-local found, another = redis.pcall('HGET', KEYS[1], ARGV[1]), 0
+local found, another, other = redis.pcall('HGET', KEYS[1], ARGV[1]), 0, ''
 if type(found) == 'string' and ARGV[3] ~= '' then
   local who, at = string.match(found, '^(%S+) (%d+)$')
-  if who and who ~= ARGV[2] and tonumber(at) >= tonumber(ARGV[3]) then another = 1 end
+  if who and who ~= ARGV[2] and tonumber(at) >= tonumber(ARGV[3]) then another, other = 1, who end
 end
-if another == 1 then redis.pcall('HSET', KEYS[1], '!' .. ARGV[1], now) end
+if another == 1 then
+  redis.pcall('HSET', KEYS[1], '!' .. ARGV[1], now, '! ' .. ARGV[1], now .. ' ' .. ARGV[2] .. ' ' .. other)
+end
 local signed = redis.pcall('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
 if type(signed) == 'table' then return {another, ARGV[3], plain(signed.err)} end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {another, now}
 """)
-"""Puts a consumer's sign of life under its name; under ``!`` and the name, the time at which a second consumer was last noticed.
+"""Puts a consumer's sign of life under its name; under ``!`` and the name, the time at which a second consumer was last noticed;
+under ``!``, a space and the name, that time and both of them.
 
 Key: the signs of the group. Arguments: consumer, who this one is, the time of its last sign or nothing, milliseconds to keep all
 signs. Reply: 1 if another consumer has put its own sign there since, and the time of the sign; the error if it could not be
