@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from shlex import quote
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
@@ -19,7 +20,7 @@ from silbo.brokers.redis.connection import Client, Refused
 from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS
-from silbo.errors import BrokerUnavailable, StreamMissing
+from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
 from silbo.operations.formatting import format_age, format_count, format_seconds
 from silbo.operations.groups import (
     NEWER_VERSION_WAIT,
@@ -45,6 +46,12 @@ OLDEST_REDIS: Final = (6, 2)
 """silbo needs Redis 6.2."""
 FULL: Final = 0.9
 """From this share of ``maxmemory`` on, publishers will soon be refused."""
+FILLING: Final = 0.8
+"""From this share of ``maxmemory`` on, it is noted, and a ``maxmemory`` is found of which less is used."""
+RATE_SPAN: Final = 60.0
+"""A rate of less than 60 seconds tells nothing of a week."""
+SMALLEST_MEMORY: Final = 256 << 20
+"""A ``maxmemory`` of less than 256 MiB is not advised."""
 NEAR: Final = 0.8
 """A group whose next message has this share of the retention behind it will soon lose messages."""
 PINGS: Final = 20
@@ -129,7 +136,9 @@ async def examine(
         check_seconds("retain", retain)
     away: BrokerUnavailable | None = None
     try:
-        async for finding in _examine_redis(client, prefix, stream, retain, silent_after, timeout):
+        async for finding in _examine_redis(
+            client, prefix, stream, retain, silent_after, timeout, await _weigh_unsent(store)
+        ):
             yield finding
     except BrokerUnavailable as error:
         away = error
@@ -141,7 +150,13 @@ async def examine(
 
 
 async def _examine_redis(
-    client: Client, prefix: str, stream: str | None, retain: float | None, silent_after: float, timeout: float
+    client: Client,
+    prefix: str,
+    stream: str | None,
+    retain: float | None,
+    silent_after: float,
+    timeout: float,
+    unsent: int,
 ) -> AsyncIterator[Finding]:
     async with opened(client, timeout) as connection:
         infos: dict[str, dict[str, str]] = {}
@@ -149,6 +164,7 @@ async def _examine_redis(
             info = infos[connection.server] = await _read_info(connection)
             async for finding in _check_server(connection, info):
                 yield finding
+            yield await _check_memory(connection, info, prefix, stream, retain, unsent)
         else:
             info = {}
             yield await _check_slots(connection)
@@ -183,7 +199,6 @@ async def _check_server(connection: CallConnection, info: dict[str, str]) -> Asy
     yield _check_version(info)
     yield await _check_persistence(connection, info)
     yield _check_eviction(info)
-    yield _check_memory(info)
     yield _check_replication(info)
     yield await _check_latency(connection)
     yield await _check_clock(connection)
@@ -195,6 +210,7 @@ async def _check_node(node: CallConnection, infos: dict[str, dict[str, str]]) ->
         info = infos[node.server] = await _read_info(node)
         async for finding in _check_server(node, info):
             yield replace(finding, check=f"{node.server} {finding.check}")
+        yield replace(_describe_memory(info, 0.0), check=f"{node.server} memory")
     except BrokerUnavailable as error:
         yield Finding(
             node.server, "danger", str(error), "bring the node back, or promote its replica: CLUSTER FAILOVER FORCE"
@@ -297,19 +313,64 @@ def _read_memory(info: dict[str, str]) -> tuple[int, int]:
     return int(info.get("used_memory", "0")) - uncounted, int(info.get("maxmemory", "0"))
 
 
-def _check_memory(info: dict[str, str]) -> Finding:
+async def _check_memory(
+    connection: CallConnection, info: dict[str, str], prefix: str, stream: str | None, retain: float | None, unsent: int
+) -> Finding:
+    """Return if the server's memory is nearly full, and the ``maxmemory`` that is enough for what is kept and what waits."""
+    used, most = _read_memory(info)
+    if not most or used < FILLING * most:
+        return _describe_memory(info, 0.0)
+    wanted = float(used + unsent)
+    try:
+        for key in await choose_streams(connection, prefix, stream):
+            policy, _ = await read_policy(connection, key.encode())
+            size, in_the_end = await _weigh_stream(connection, key, policy.retain if policy else retain, policy)
+            wanted += max(0.0, in_the_end - size)
+    except StreamMissing:
+        pass
+    except BrokerUnavailable as error:
+        if not isinstance(error.__cause__, Refused):
+            raise
+    return _describe_memory(info, wanted)
+
+
+async def _weigh_stream(
+    connection: CallConnection, key: str, retain: float | None, policy: RetentionPolicy | None
+) -> tuple[int, float]:
+    """Return the bytes of a stream, and those that it will have when its retention removes something, at the rate so far."""
+    (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
+    (size,) = await _ask_or_none(connection, Command(b"MEMORY", b"USAGE", key.encode()))
+    stream, size = to_mapping(reply), size or 0
+    if policy is not None and policy.max_bytes is not None:
+        return size, float(policy.max_bytes)
+    if retain is None or not stream["first-entry"] or (policy is not None and policy.trim == "acknowledged"):
+        return size, float(size)
+    first, last = (time_of_entry(stream[end][0].decode()) for end in ("first-entry", "last-entry"))
+    span = (last - first).total_seconds()
+    return size, size * max(1.0, retain / span) if span >= RATE_SPAN else float(size)
+
+
+def _describe_memory(info: dict[str, str], wanted: float) -> Finding:
+    """Return if a server's memory is nearly full; ``wanted`` are the bytes that it will need, as far as they are known."""
     used, most = _read_memory(info)
     if not used:
         return Finding("memory", "note", "unknown: the user may not run INFO")
     if not most:
         return Finding("memory", "ok", f"{_megabytes(used)} used; no maxmemory, so the machine's memory is the limit")
     text = f"{_megabytes(used)} of {_megabytes(most)} used"
-    if used >= FULL * most:
-        refused = "publishers and counts of attempts are refused"
-        text += f": it is full, and {refused} now" if _is_full(info) else f": {refused} when it is full"
-        mend = f"redis-cli CONFIG SET maxmemory {most * 2}, or a shorter RedisStreams(retain=...)"
-        return Finding("memory", "danger", text, mend)
-    return Finding("memory", "ok", text)
+    if used < FILLING * most:
+        return Finding("memory", "ok", text)
+    refused = "publishers and counts of attempts are refused"
+    text += f": it is full, and {refused} now" if _is_full(info) else f": {refused} when it is full"
+    enough = max(2.0 * most, wanted / FILLING, SMALLEST_MEMORY)
+    size = f"{ceil(enough / SMALLEST_MEMORY) * SMALLEST_MEMORY >> 20}mb"
+    other = 'RedisStreams(retain=...), shorter, or RedisStreams(trim="acknowledged")'
+    machine = int(info.get("total_system_memory", "0"))
+    if machine and enough > machine * FILLING:
+        mend = f"{other}: this machine's {_megabytes(machine)} have no room for the {size} that are needed"
+    else:
+        mend = f"redis-cli CONFIG SET maxmemory {size} && redis-cli CONFIG REWRITE\nor: {other}"
+    return Finding("memory", "danger" if used >= FULL * most else "note", text, mend)
 
 
 def _is_full(info: dict[str, str]) -> bool:
@@ -580,7 +641,7 @@ async def _check_room(
     if retain is None:
         mend = "RedisStreams(retain=7 * 86400)"
         return Finding(key, "note", f"{text}; nothing is ever removed, so the memory will be full one day", mend)
-    if span >= 60 and most and size:  # a rate of less than a minute tells nothing of a week
+    if span >= RATE_SPAN and most and size:
         wanted = size * retain / span if span < retain else size
         if span < retain:
             text += (
@@ -684,6 +745,17 @@ async def _find_shared_names(
 
 
 # -- the outbox ---------------------------------------------------------------------------------------------
+
+
+async def _weigh_unsent(store: OutboxStore | None) -> int:
+    """Return the bytes that wait in an outbox for Redis; 0 without one, or while it can't be read."""
+    if store is None:
+        return 0
+    try:
+        status = await store.status()
+    except StoreUnavailable:  # the examination of the outbox raises it
+        return 0
+    return status.size * status.unsent // max(1, sum(status.counts.values()))
 
 
 async def _check_outbox(store: OutboxStore) -> AsyncIterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from silbo import AsyncEventDispatcher, Consumer
+from silbo import AsyncEventDispatcher, Consumer, Outbox
 from silbo.brokers.redis import RedisStreams
 from silbo.event import new_id
 from silbo.message import Delivery, Message
@@ -112,6 +112,37 @@ async def test_full_server_and_a_retention_that_has_no_room(own_redis: RedisServ
         r"; at this rate it will hold [\d,.]+ MiB after its 7 days \(retain\), of [\d.]+ MiB \(", room.text
     )
     assert day["silbo:{events}"].level == "ok" and forever["silbo:{events}"].level == "note"
+
+
+async def test_memory_that_is_advised_is_enough(
+    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rate of the streams and their retention, with what waits in the outbox; run as it stands, nothing is to mend."""
+    store = SQLiteStore(tmp_path / "outbox.db")
+    await store.open()
+    async with Redis.from_url(own_redis.url) as client:
+        for number in range(100):
+            await client.xadd("silbo:{events}", {"message": "x" * 10_000}, id=f"{1_000_000 + number * 1000}-0")
+        await client.config_set("maxmemory", int((await client.info())["used_memory"] * 1.05))
+        full = (await findings(client, retain=60.0, store=store))["memory"]
+        by_rate = (await findings(client, retain=100 * 1000.0, store=store))["memory"]
+        await client.config_set("maxmemory", int((await client.info())["used_memory"] * 1.2))
+        noted = (await findings(client, retain=60.0, store=store))["memory"]
+        line, _, other = (full.mend or "").partition("\n")
+        assert line == "redis-cli CONFIG SET maxmemory 256mb && redis-cli CONFIG REWRITE"
+        assert other.startswith("or: RedisStreams(")
+        await client.execute_command(*line.partition(" && ")[0].split()[1:])
+        mended = (await findings(client, retain=60.0, store=store))["memory"]
+        await client.config_set("maxmemory", int((await client.info())["used_memory"] * 1.05))
+        monkeypatch.setattr(module, "SMALLEST_MEMORY", 1 << 20)
+        async with Outbox(SQLiteStore(store.path), RedisStreams(client, app="shop"), relay=False) as outbox:
+            for _ in range(20):
+                await outbox.publish(Message("notification_event", "order.paid", new_id(), {"text": "x" * 500_000}))
+            waiting = (await findings(client, retain=60.0, store=store))["memory"]
+    assert (full.level, noted.level, mended.level) == ("danger", "note", "ok") and noted.mend == full.mend
+    (needed,), (more,) = (re.findall(r"(\d+)mb", each.mend or "") for each in (by_rate, waiting))
+    assert int(more) >= 12, "10 MB wait in the outbox"
+    assert 1000 <= int(needed) <= 2048, "a megabyte in 99 s, for 100,000 s"
 
 
 async def test_abandoned_group_and_one_that_falls_behind(redis: Redis, prefix: str) -> None:
