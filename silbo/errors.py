@@ -764,7 +764,7 @@ class StreamMissing(SilboError, LookupError):
 
     def __str__(self) -> str:
         if not self.found:
-            return f"there is no stream {self.stream}: nothing was sent there yet, or the prefix is another one"
+            return f"there is no stream {self.stream}: nothing was sent there yet, or the prefix is another one; or Redis refuses writes: silbo doctor tells"
         shown = ", ".join([*self.found[:10], *(["..."] if self.found[10:] else [])])
         return f"there is no stream {self.stream}; there are {shown}: give that prefix and stream"
 

@@ -30,7 +30,7 @@ from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_as_it_is, print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
-from silbo.errors import MessageInvalid
+from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Message
 from silbo.operations.formatting import explain_missing, format_count, format_time, message_to_fields
 
@@ -59,7 +59,7 @@ async def _report_unknown_name(dead: DeadLetters, options: argparse.Namespace, g
     groups = await dead.groups()
     stream = build_stream_key(options.stream, options.prefix)
     if groups is None:
-        print_note(f"silbo: there is no stream {stream}")
+        print_note(f"silbo: {StreamMissing(stream)}")
     elif group is not None and group not in groups:
         print_note(f"silbo: there is no group {group} at the stream {stream}")
     else:
@@ -279,8 +279,8 @@ async def retry_letters(options: argparse.Namespace) -> int:
     if [bool(options.ids), bool(options.group), options.all].count(True) != 1:
         raise UsageError("which dead letters? Give their ids, --group or --all")
     async with _open_dead_letters(options) as dead:
-        total = len(options.ids) or (await dead.count() if options.all else None)
-        what = f"the dead letters of {options.group}" if total is None else format_count(total, "dead letter")
+        total = len(options.ids) or await dead.count(group=options.group)
+        what = format_count(total, "dead letter") + (f" of {options.group}" if options.group else "")
         to = (
             "to their groups, or, where their entries are gone, to every group" if options.everybody else "to the group"
         )

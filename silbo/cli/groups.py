@@ -18,7 +18,7 @@ from silbo.cli.connect import make_redis
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
 from silbo.operations.formatting import format_age, format_count
-from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, read_groups
+from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, describe_desertion, read_groups
 
 __all__ = ["add_silent_option", "add_to", "format_consumers", "group_to_fields"]
 
@@ -193,7 +193,7 @@ def _remark(group: GroupStatus) -> str | None:
     """Return a line about a group that stands still, or whose oldest message fails; None for one that is well."""
     if group.is_deserted and (group.lag or group.in_hand):
         waits = format_count(group.lag + group.in_hand, "message")
-        return f"{group.group} at {group.stream}: no consumer is alive, and {waits} {'waits' if waits[:2] == '1 ' else 'wait'}"
+        return f"{group.group} at {group.stream}: {describe_desertion(group)}, and {waits} {'waits' if waits[:2] == '1 ' else 'wait'}"
     if group.newer:
         waits = format_count(group.newer.count, "message")
         age = format_age(group.newer.since, group.read_at)

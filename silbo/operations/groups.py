@@ -18,6 +18,7 @@ from silbo.brokers.redis.leases import build_lease_key
 from silbo.brokers.redis.shard_receiver import LEADER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import MessageInvalid
+from silbo.operations.formatting import format_age
 from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
 from silbo.operations.scripts import COUNT_DEAD, READ_OFFERED
 from silbo.wire.formats import CLOUDEVENTS, JSON
@@ -30,6 +31,7 @@ __all__ = [
     "Hanging",
     "LeftToNewer",
     "OldestInHand",
+    "describe_desertion",
     "find_hang",
     "read_fields",
     "read_groups",
@@ -191,6 +193,15 @@ class GroupStatus:
     def is_deserted(self) -> bool:
         """True if no consumer of the group gives a sign of life."""
         return all(consumer.is_silent for consumer in self.consumers)
+
+
+def describe_desertion(group: GroupStatus) -> str:
+    """Return how a group without a live consumer came to it: it has no consumer, or its consumers are silent."""
+    if not group.consumers:
+        return "it has no consumer"
+    silent = "its consumer is" if len(group.consumers) == 1 else f"its {len(group.consumers)} consumers are"
+    last = max(consumer.seen_at for consumer in group.consumers)
+    return f"{silent} silent, the last sign {format_age(last, group.read_at)} ago"
 
 
 async def read_groups(

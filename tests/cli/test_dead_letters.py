@@ -97,7 +97,8 @@ async def test_mistaken_name_does_not_look_as_if_nothing_were_wrong(dead: Dead) 
     )
     done = await asyncio.gather(*(dead(*command, "--stream", "nosuch") for command in commands))
     for each in done:
-        assert each.code == 1 and f"silbo: there is no stream {dead.prefix}:{{nosuch}}\n" in each.err
+        assert each.code == 1 and f"silbo: there is no stream {dead.prefix}:{{nosuch}}: " in each.err
+        assert "or Redis refuses writes: silbo doctor tells" in each.err
     assert (done[0].out, done[1].out, done[2].out) == ("", "", "")
     of_nobody = (("list", "--json"), ("count",), ("retry", "--yes"), ("purge", "--yes"))
     for each in await asyncio.gather(*(dead(*command, "--group", "nosuch") for command in of_nobody)):
@@ -188,9 +189,11 @@ async def test_dead_letters_are_purged(dead: Dead) -> None:
 
 async def test_it_asks_and_shows_progress_at_a_terminal(dead: Dead) -> None:
     await dead.bury("billing", 3)
-    for typed, code, left in (("n\n", 1, 3), ("y\n", 0, 0)):
-        async with terminal("dead", "retry", "--all", *dead.where) as screen:
-            await screen.until("Give 3 dead letters back to the group? [y/N]")
+    await dead.bury("mail", 1)
+    for typed, code, left, *which in (("n\n", 1, 4, "--all"), ("y\n", 0, 1, "--group", "billing")):
+        async with terminal("dead", "retry", *which, *dead.where) as screen:
+            of = "4 dead letters" if which == ["--all"] else "3 dead letters of billing"
+            await screen.until(f"Give {of} back to the group? [y/N]")
             screen.type(typed)
             assert await screen.end() == code, screen.shown
         assert len(await dead.ids()) == left

@@ -154,6 +154,8 @@ async def test_killed_consumer_is_silent_and_its_group_deserted(redis: Redis, re
     where = ("groups", "--redis", redis_url, "--prefix", prefix, "--json")
     live, impatient = await silbo(*where), await silbo(*where, "--silent-after", "0.000001s")
     assert impatient.object["consumers"][0]["silent"] and impatient.object["deserted"]
+    table = await silbo(*where[:-1], "--silent-after", "0.000001s")
+    assert f"{stream}: its consumer is silent, the last sign 0 s ago, and 1 message waits" in table.out
     (consumer,) = live.object["consumers"]
     assert (consumer["host"], consumer["pid"], consumer["silent"]) == ("web-2", 12, False)
     status = (await read_groups(redis, prefix=prefix))[0]
@@ -165,7 +167,7 @@ async def test_group_without_consumers_is_told(redis: Redis, redis_url: str, pre
     await redis.xgroup_create(f"{prefix}:{{orders}}", "billing", "0", mkstream=True)
     await redis.xadd(f"{prefix}:{{orders}}", {"message": "{}"})
     done = await silbo("groups", "--redis", redis_url, "--prefix", prefix)
-    assert f"billing at {prefix}:{{orders}}: no consumer is alive, and 1 message waits" in done.out
+    assert f"billing at {prefix}:{{orders}}: it has no consumer, and 1 message waits" in done.out
 
 
 async def test_wrong_prefix_names_the_streams_that_exist(redis: Redis, redis_url: str, prefix: str) -> None:

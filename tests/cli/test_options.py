@@ -16,7 +16,7 @@ async def test_prefix_may_stand_in_the_environment(redis: Redis, redis_url: str,
     """The option comes before the environment."""
     env = {"SILBO_REDIS_URL": redis_url, "SILBO_PREFIX": prefix}
     found = await silbo("dead", "count", env=env)
-    assert (found.code, found.err) == (1, f"silbo: there is no stream {prefix}:{{events}}\n")
+    assert found.code == 1 and f"silbo: there is no stream {prefix}:{{events}}: " in found.err
     found = await silbo("dead", "count", "--prefix", f"{prefix}.other", env=env)
     assert f"{prefix}.other:{{events}}" in found.err
 
