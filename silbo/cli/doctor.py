@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 from contextlib import AsyncExitStack
+from shlex import quote
 from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from silbo._control_characters import escape_controls
 from silbo.cli.arguments import (
@@ -24,7 +26,7 @@ from silbo.cli.output import print_as_it_is, print_json, print_line, print_note
 from silbo.operations.doctor import Finding, examine
 from silbo.operations.formatting import format_count
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "build_redis_cli"]
 
 COLOURS: Final = {"ok": "32", "note": "33", "danger": "31"}
 """The colours of the levels, as terminals number them."""
@@ -79,6 +81,7 @@ async def show_findings(options: argparse.Namespace) -> int:
             stream=options.stream,
             retain=options.retain,
             silent_after=options.silent_after,
+            redis_cli=build_redis_cli(options.redis, options),
         ):
             dangers += finding.level == "danger"
             if options.json:
@@ -89,6 +92,37 @@ async def show_findings(options: argparse.Namespace) -> int:
         print_note("")
         print_note(format_count(dangers, "danger") if dangers else "no danger")
     return 1 if dangers else 0
+
+
+def build_redis_cli(url: str, options: argparse.Namespace) -> str:
+    """Return ``redis-cli`` with the server's address, for a shell; without the password, which is asked for, or in the environment.
+
+    Args:
+        url: The URL of ``--redis``, which is a valid one.
+        options: The others of ``add_redis_options``.
+    """
+    parts = urlsplit(url)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    words = ["redis-cli", *(["-c"] if options.cluster else [])]
+    if parts.scheme != "unix" and not query and url == os.environ.get("SILBO_REDIS_URL"):
+        words += ["-u", '"$SILBO_REDIS_URL"']
+    else:
+        if parts.scheme == "unix":  # redis-cli -u takes no such URL
+            words += ["-s", quote(unquote(parts.path))]
+        else:
+            words += ["-u", quote(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")]
+        if "db" in query:
+            words += ["-n", quote(query["db"])]
+        user, password = query.get("username", parts.username), query.get("password", parts.password)
+        if user and password:
+            words += ["--user", quote(unquote(user))]
+        if password:
+            words.append("--askpass")
+    if options.cacert:
+        words += ["--cacert", quote(options.cacert)]
+    if options.cert:
+        words += ["--cert", quote(options.cert), "--key", quote(options.cert)]
+    return " ".join(words)
 
 
 def _print_finding(finding: Finding) -> None:

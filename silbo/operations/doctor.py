@@ -76,6 +76,8 @@ DEAD_LOOKED_AT: Final = 1_000
 """The errors of the newest 1,000 dead letters of a stream are counted."""
 LOOKED_AT: Final = 100
 """The first 100 streams under other prefixes are looked at."""
+REDIS_CLI: Final = "\0redis-cli"
+"""Stands in the lines that mend for ``redis-cli`` with the server's address, until they are yielded."""
 WRITES: Final = (
     ("XADD", "{key}", "*", "message", "x"),
     ("EVALSHA", "0" * 40, "1", "{key}"),
@@ -115,6 +117,7 @@ async def examine(
     retain: float | None = 7 * 86400.0,
     silent_after: float = SILENT_AFTER,
     timeout: float = 5.0,  # of each step
+    redis_cli: str = "redis-cli",
 ) -> AsyncIterator[Finding]:
     """Examine Redis, the streams with their groups, and an outbox. Nothing is written.
 
@@ -127,6 +130,7 @@ async def examine(
             None for ever.
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
+        redis_cli: The beginning of the lines that are to be run with ``redis-cli``, with the server's address.
 
     Raises:
         BrokerUnavailable: Redis can't be reached; the outbox has been examined all the same.
@@ -139,7 +143,7 @@ async def examine(
         async for finding in _examine_redis(
             client, prefix, stream, retain, silent_after, timeout, await _weigh_unsent(store)
         ):
-            yield finding
+            yield replace(finding, mend=finding.mend and finding.mend.replace(REDIS_CLI, redis_cli))
     except BrokerUnavailable as error:
         away = error
     if store is not None:
@@ -206,11 +210,18 @@ async def _check_server(connection: CallConnection, info: dict[str, str]) -> Asy
 
 async def _check_node(node: CallConnection, infos: dict[str, dict[str, str]]) -> AsyncIterator[Finding]:
     """Yield what is found of a node that serves slots; note its INFO."""
+    host, _, port = node.server.removeprefix("Redis at ").rpartition(":")
+    of_node = f"{REDIS_CLI} -h {quote(host)} -p {port}"
+
+    def name(finding: Finding) -> Finding:
+        mend = finding.mend and finding.mend.replace(REDIS_CLI, of_node)
+        return replace(finding, check=f"{node.server} {finding.check}", mend=mend)
+
     try:
         info = infos[node.server] = await _read_info(node)
         async for finding in _check_server(node, info):
-            yield replace(finding, check=f"{node.server} {finding.check}")
-        yield replace(_describe_memory(info, 0.0), check=f"{node.server} memory")
+            yield name(finding)
+        yield name(_describe_memory(info, 0.0))
     except BrokerUnavailable as error:
         yield Finding(
             node.server, "danger", str(error), "bring the node back, or promote its replica: CLUSTER FAILOVER FORCE"
@@ -225,7 +236,7 @@ async def _check_slots(connection: CallConnection) -> Finding:
     fields = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
     if missing := SLOTS - int(fields.get("cluster_slots_ok", "0")):
         text = f"{missing:,} of {SLOTS:,} slots have no node that answers: their streams stand still"
-        return Finding("cluster", "danger", text, "redis-cli --cluster check <host>:<port>")
+        return Finding("cluster", "danger", text, f"{REDIS_CLI} --cluster check <host>:<port>")
     return Finding("cluster", "ok", f"{fields['cluster_size']} nodes serve all slots")
 
 
@@ -284,7 +295,7 @@ async def _check_persistence(connection: CallConnection, info: dict[str, str]) -
             return Finding("persistence", "ok", "every write is on disk before it is answered")
         text = f"append-only file, appendfsync {how}: a power loss loses the last seconds of what was acknowledged"
         return Finding("persistence", "note", text, "an outbox sends it again: silbo outbox replay --since 1m")
-    mend = "redis-cli CONFIG SET appendonly yes && redis-cli CONFIG REWRITE"
+    mend = f"{REDIS_CLI} CONFIG SET appendonly yes && {REDIS_CLI} CONFIG REWRITE"
     if save is not None and save[1] == b"":
         text = "nothing is written to disk: a restart of Redis loses all messages, groups, and what is in hand"
         return Finding("persistence", "danger", text, mend)
@@ -295,7 +306,7 @@ async def _check_persistence(connection: CallConnection, info: dict[str, str]) -
 
 def _check_eviction(info: dict[str, str]) -> Finding:
     policy = info.get("maxmemory_policy", "")
-    mend = "redis-cli CONFIG SET maxmemory-policy noeviction && redis-cli CONFIG REWRITE"
+    mend = f"{REDIS_CLI} CONFIG SET maxmemory-policy noeviction && {REDIS_CLI} CONFIG REWRITE"
     if not policy:
         return Finding("eviction", "note", "unknown: the user may not run INFO")
     if policy.startswith("allkeys"):
@@ -369,7 +380,7 @@ def _describe_memory(info: dict[str, str], wanted: float) -> Finding:
     if machine and enough > machine * FILLING:
         mend = f"{other}: this machine's {_megabytes(machine)} have no room for the {size} that are needed"
     else:
-        mend = f"redis-cli CONFIG SET maxmemory {size} && redis-cli CONFIG REWRITE\nor: {other}"
+        mend = f"{REDIS_CLI} CONFIG SET maxmemory {size} && {REDIS_CLI} CONFIG REWRITE\nor: {other}"
     return Finding("memory", "danger" if used >= FULL * most else "note", text, mend)
 
 
@@ -448,7 +459,7 @@ async def _check_rights(connection: CallConnection, prefix: str, stream: str | N
             refused.append(" ".join(words[:2]) if words[0] == "XGROUP" else words[0])
     name = who.decode(errors="replace")
     if refused:
-        mend = f"redis-cli ACL SETUSER {quote(name)} '~{prefix}:*' {' '.join('+' + word.lower().split()[0] for word in refused)}"
+        mend = f"{REDIS_CLI} ACL SETUSER {quote(name)} '~{prefix}:*' {' '.join('+' + word.lower().split()[0] for word in refused)}"
         return Finding("rights", "danger", f"user {name} may not run {', '.join(refused)} on {key}", mend)
     return Finding("rights", "ok", f"user {name} may publish and consume on {key}")
 
@@ -529,7 +540,7 @@ def _describe_astray(streams: Sequence[_Stream], prefix: str, starves: bool) -> 
     mend = (
         f"are they of another program? Then let them be. If they were meant for {prefix}, and nothing sends there any more:\n"
         f"silbo outbox replay --since {_to_text(since)} --before {_to_text(before)}\n"
-        f"then, so that nobody does it twice: redis-cli DEL {' '.join(quote(stream.key) for stream in streams)}"
+        f"then, so that nobody does it twice: {REDIS_CLI} DEL {' '.join(quote(stream.key) for stream in streams)}"
     )
     return Finding("prefixes", "danger", text, mend)
 
@@ -576,7 +587,7 @@ async def _check_stream(
     except BrokerUnavailable as error:
         if not isinstance(error.__cause__, Refused):
             raise
-        yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"redis-cli RENAME {quote(key)} elsewhere")
+        yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"{REDIS_CLI} RENAME {quote(key)} elsewhere")
         return
     if not groups:
         mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
@@ -609,7 +620,7 @@ async def _check_trimming(connection: CallConnection, key: str, policy: Retentio
         if reply not in (b"OK", None):
             name, right = who.decode(errors="replace"), "xtrim" if words is trim else "memory|usage"
             text = f"{policy}; user {name} may not run {words[0].decode()}, so nothing is removed by it"
-            return Finding(check, "danger", text, f"redis-cli ACL SETUSER {quote(name)} +{right}")
+            return Finding(check, "danger", text, f"{REDIS_CLI} ACL SETUSER {quote(name)} +{right}")
     return Finding(check, "ok", str(policy))
 
 
@@ -667,7 +678,7 @@ def _check_group(group: GroupStatus, retain: float | None, policy: RetentionPoli
             until = "for ever" if retain is None else f"until it is {format_seconds(retain)} old"
             text += f"; what is behind them stays in the stream, {until}"
         mend = (
-            f"start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY {quote(group.stream)} {quote(group.group)} "
+            f"start its consumers. Only if nobody needs the group: {REDIS_CLI} XGROUP DESTROY {quote(group.stream)} {quote(group.group)} "
             f"(its {format_count(waits, 'unread message')} will never be handled, and the stream stays as large as it is)"
         )
         found.append(Finding(check, "danger", text, mend))

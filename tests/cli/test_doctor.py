@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import re
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, Outbox
 from silbo.brokers.redis import RedisStreams
+from silbo.cli.doctor import build_redis_cli
 from silbo.event import new_id
 from silbo.message import Delivery, Message
 from silbo.operations import doctor as module
@@ -411,6 +413,53 @@ async def test_lines_that_mend_can_be_run_as_they_are(redis: Redis, prefix: str)
     mends = [each.mend or "" for each in await all_findings(redis, prefix=prefix) if each.check == f"{key} {name}"]
     assert f"redis-cli XGROUP DESTROY '{key}' 'a; reboot' (" in mends[0]
     assert mends[1] == f"silbo dead list --prefix {prefix} --stream orders --group 'a; reboot'"
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "expected"),
+    [
+        ("redis://shop:s3cret@redis.example:6380/2", "same", 'redis-cli -u "$SILBO_REDIS_URL"'),
+        (
+            "redis://shop:s3cret@redis.example:6380/2",
+            "",
+            "redis-cli -u redis://redis.example:6380/2 --user shop --askpass",
+        ),
+        ("redis://redis.example", "redis://other", "redis-cli -u redis://redis.example"),
+        ("rediss://:s3cret@redis.example?db=3", "same", "redis-cli -u rediss://redis.example -n 3 --askpass"),
+        ("unix:///run/my%20redis.sock?db=1", "same", "redis-cli -s '/run/my redis.sock' -n 1"),
+        ("unix:///run/redis.sock?password=s3cret", "same", "redis-cli -s /run/redis.sock --askpass"),
+    ],
+    ids=["set", "given", "given, another is set", "options", "socket", "socket with a password"],
+)
+def test_redis_cli_gets_the_address_and_never_the_password(
+    url: str, environment: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password in a line that is pasted stands in the shell's history, and in the logs of whoever keeps the doctor's text."""
+    monkeypatch.setenv("SILBO_REDIS_URL", url if environment == "same" else environment)
+    options = argparse.Namespace(cluster=False, cacert=None, cert=None)
+    assert build_redis_cli(url, options) == expected
+    options = argparse.Namespace(cluster=True, cacert="ca.pem", cert="my cert.pem")
+    with_files = build_redis_cli(url, options)
+    assert with_files.startswith("redis-cli -c ") and "s3cret" not in with_files
+    assert with_files.endswith(" --cacert ca.pem --cert 'my cert.pem' --key 'my cert.pem'")
+
+
+async def test_lines_for_redis_cli_name_the_server(own_redis: RedisServer) -> None:
+    """All of them: pasted, a line without an address goes to whatever Redis listens at localhost:6379."""
+    async with Redis.from_url(own_redis.url) as client:
+        await client.config_set("save", "")
+        await client.config_set("appendonly", "no")
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        await client.config_set("maxmemory", "4mb")
+        await client.xadd("shopp:{events}", {"message": "{}"}, id="1-1")
+        await client.xgroup_create("silbo:{events}", "mail", "0", mkstream=True)
+        await client.xadd("silbo:{events}", {"message": "{}"})
+        await client.set("silbo:{other}", "text")
+        done = await silbo("doctor", "--redis", own_redis.url, "--json")
+    lines = [row["mend"] for row in done.objects if row["mend"] and "redis-cli" in row["mend"]]
+    address = f"redis-cli {'-s' if own_redis.url.startswith('unix') else '-u'} "
+    assert len(lines) >= 4 and "\0" not in done.out
+    assert all(line.count("redis-cli") == line.count(address) for line in lines), lines
 
 
 async def test_rights_that_a_program_lacks(own_redis: RedisServer) -> None:
