@@ -7,7 +7,9 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
+from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -138,10 +140,17 @@ async def check_stream(engine: AsyncEngine, hosts: Hosts, told: Collection[tuple
     assert len({partition_of(name, PARTITIONS) for name, _ in orders}) > 1
 
 
+async def take_over(store: SQLAlchemyStore) -> Lead:
+    """Lead the first partition, as soon as nobody else does. Fails if its row stays locked for 10 seconds."""
+    while (lead := await store.lead(0, "other", lease=60.0)) is None:
+        pass
+    return lead
+
+
 async def test_relay_that_is_frozen_in_a_transaction_holds_up_nobody(
     engine: AsyncEngine, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database ends its transaction, and with it the lock of the partition."""
+    """Frozen between two statements: the database ends its transaction, and with it the lock of the partition."""
     monkeypatch.setattr(dialect, "FROZEN_AFTER_MS", 200)
     frozen = SQLAlchemyStore(engine)
     await frozen.open()
@@ -155,16 +164,49 @@ async def test_relay_that_is_frozen_in_a_transaction_holds_up_nobody(
 
     with monkeypatch.context() as patched:
         patched.setattr("silbo.stores.sqlalchemy.statements._settle", sleep)
+        patched.setattr("silbo.stores.sqlalchemy.store.TIMEOUT", 600.0)  # a frozen process has no clock
         taking = asyncio.create_task(frozen.take(lead, 10, sent=[1]))
         await asleep.wait()
-        while (
-            taken_over := await store.lead(0, "other", lease=60.0)
-        ) is None:  # waits for the lock, 10 seconds at most
-            pass
-        awake.set()
-        with pytest.raises(StoreUnavailable):
-            await taking
+    taken_over = await take_over(store)
+    awake.set()
+    with pytest.raises(StoreUnavailable):
+        await taking
     assert taken_over.epoch == lead.epoch + 1
+    await frozen.aclose()
+
+
+async def test_relay_that_is_frozen_while_it_prepares_a_statement_holds_up_nobody(
+    engine: AsyncEngine, store: SQLAlchemyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's own limit does not count then, so a relay that joins ends the transaction."""
+    monkeypatch.setattr(dialect, "FROZEN_AFTER_MS", 200)
+    frozen = SQLAlchemyStore(engine)
+    await frozen.open()
+    lead = await frozen.lead(0, "frozen", lease=0.1)
+    assert lead is not None
+    asleep, awake = asyncio.Event(), asyncio.Event()
+    prepare = asyncpg.Connection.prepare
+
+    async def sleep_after(self: Any, query: str, **options: Any) -> Any:
+        prepared = await prepare(self, query, **options)
+        if query.startswith("UPDATE silbo_message"):
+            asleep.set()
+            await awake.wait()
+        return prepared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "prepare", sleep_after)
+        patched.setattr("silbo.stores.sqlalchemy.store.TIMEOUT", 600.0)  # a frozen process has no clock
+        taking = asyncio.create_task(frozen.take(lead, 10, sent=[1]))
+        await asleep.wait()
+    leading = asyncio.create_task(take_over(store))
+    while not leading.done():
+        await store.join("other", lease=60.0)
+        await asyncio.sleep(0.05)
+    awake.set()
+    with pytest.raises(StoreUnavailable):
+        await taking
+    assert (await leading).epoch == lead.epoch + 1
     await frozen.aclose()
 
 

@@ -884,13 +884,13 @@ class Conformance:
         await store.aclose()
         other = make()
         with pytest.raises(StoreInvalid, match="relay"):
-            await other.open(3, lease=SHORT)
+            await other.open(3, lease=LONG)
         await other.aclose()
         async with asyncio.timeout(30):
             while True:
                 last = make()
                 with suppress(StoreInvalid):
-                    await last.open(3, lease=LONG)
+                    await last.open(3, lease=SHORT)
                     break
                 await last.aclose()
         assert last.partitions == 3

@@ -40,6 +40,7 @@ __all__ = [
     "begin_writing",
     "check_constraints",
     "earliest",
+    "end_frozen_sessions",
     "insert_missing",
     "is_among",
     "is_in_no_state",
@@ -57,7 +58,19 @@ __all__ = [
 
 ZONED: Final[DateTime] = DateTime(timezone=True)
 FROZEN_AFTER_MS: Final = 5000
-"""Milliseconds after which PostgreSQL ends a relay's transaction that gets no further statement, and frees what it has locked."""
+"""Milliseconds after which a relay's transaction that gets no further statement is ended, which frees what it has locked."""
+_END_FROZEN: Final = text(
+    """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE wait_event_type = 'Client' AND state <> 'idle' AND usename = current_user
+      AND state_change < clock_timestamp() - make_interval(secs => :seconds)
+      AND pid IN (
+        SELECT pid FROM pg_locks
+        WHERE relation = CAST('silbo_partition' AS regclass) AND mode IN ('RowShareLock', 'RowExclusiveLock') AND granted
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      )
+    """
+)
 FIRST_TIME: Final = datetime(2, 1, 1, tzinfo=UTC)
 LAST_TIME: Final = datetime(9998, 12, 31, tzinfo=UTC)
 NO_TIME: Final = datetime(1, 1, 2, tzinfo=UTC)
@@ -80,6 +93,16 @@ def limit_idling(dialect: Dialect) -> list[ColumnElement[Any]]:
     if dialect.name != "postgresql":
         return []
     return [func.set_config("idle_in_transaction_session_timeout", str(FROZEN_AFTER_MS), True).label("idle_limit")]
+
+
+async def end_frozen_sessions(connection: AsyncConnection) -> None:
+    """End sessions of the same user on PostgreSQL that may have locked a partition, and wait for their client for too long.
+
+    :func:`limit_idling` does not count while a driver prepares a statement (asyncpg then waits without a Sync), nor while
+    PostgreSQL waits to hand over a result; no other limit does before PostgreSQL 17.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(_END_FROZEN, {"seconds": FROZEN_AFTER_MS / 1000})
 
 
 async def check_constraints(connection: AsyncConnection) -> None:

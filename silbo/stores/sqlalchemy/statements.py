@@ -51,6 +51,7 @@ from silbo.outbox.rows import (
 )
 from silbo.stores.sqlalchemy.dialect import (
     begin_writing,
+    end_frozen_sessions,
     insert_missing,
     is_among,
     is_in_no_state,
@@ -249,10 +250,10 @@ async def join(connection: AsyncConnection, owner: str, lease: float, idle: Coll
     if any(end <= now for end in ends):
         gone = without_locked_rows(select(relay.c.owner).where(relay.c.until <= now), connection)
         await connection.execute(delete(relay).where(relay.c.owner.in_(gone)))
-    return Roster(
-        relays=[row.owner for row, end in zip(rows, ends, strict=True) if end > now],
-        leads=await select_leads(connection, partitions, now),
-    )
+    leads = await select_leads(connection, partitions, now)
+    if len(leads) < partitions:  # perhaps because a frozen relay has locked one, for which others wait
+        await end_frozen_sessions(connection)
+    return Roster(relays=[row.owner for row, end in zip(rows, ends, strict=True) if end > now], leads=leads)
 
 
 async def leave(connection: AsyncConnection, owner: str) -> None:
