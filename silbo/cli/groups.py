@@ -20,7 +20,7 @@ from silbo.cli.rich_output import print_table
 from silbo.operations.formatting import format_age, format_count
 from silbo.operations.groups import SILENT_AFTER, ConsumerStatus, GroupStatus, describe_desertion, read_groups
 
-__all__ = ["add_silent_option", "add_to", "format_consumers", "group_to_fields"]
+__all__ = ["add_silent_option", "add_to", "describe_trouble", "format_consumers", "group_to_fields"]
 
 GROUPS: Final = ("stream", "group", "lag", "in hand", "retrying", "dead letters", "consumers", "oldest in hand")
 CONSUMERS: Final = ("stream", "group", "host", "pid", "consumer", "in hand", "last sign")
@@ -152,7 +152,7 @@ def _print_groups(groups: Sequence[GroupStatus]) -> None:
     for group, consumer in consumers:
         if consumer.name_taken_twice:
             print_line(_warn_of_twins(group, consumer))
-    for remark in filter(None, map(_remark, groups)):
+    for remark in filter(None, map(describe_trouble, groups)):
         print_line(remark)
 
 
@@ -189,7 +189,7 @@ def _to_consumer_cells(group: GroupStatus, consumer: ConsumerStatus) -> Sequence
     return group.stream, group.group, host, pid, consumer.name, f"{consumer.in_hand:,}", sign
 
 
-def _remark(group: GroupStatus) -> str | None:
+def describe_trouble(group: GroupStatus) -> str | None:
     """Return a line about a group that stands still, or whose oldest message fails; None for one that is well."""
     if group.is_deserted and (group.lag or group.in_hand):
         waits = format_count(group.lag + group.in_hand, "message")

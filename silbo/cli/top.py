@@ -22,9 +22,10 @@ from silbo.cli.arguments import (
     parse_positive_seconds,
 )
 from silbo.cli.connect import make_redis, open_store
-from silbo.cli.groups import add_silent_option, format_consumers, group_to_fields
+from silbo.cli.groups import add_silent_option, describe_trouble, format_consumers, group_to_fields
 from silbo.cli.output import print_json
 from silbo.operations.formatting import format_age, format_count, format_time
+from silbo.operations.groups import GroupStatus
 from silbo.operations.top import GroupFigures, Snapshot, watch
 from silbo.outbox.rows import STATES
 
@@ -42,19 +43,19 @@ COLUMNS: Final = (
     "lag",
     "for",
     "in hand",
-    "retrying",
-    "dead letters",
-    "consumers",
+    "retry",
+    "dead",
+    "cons.",
 )
 """The titles of the columns."""
 DROPPED: Final = (
-    "added/s",
     "stream",
-    "retrying",
-    "done/s",
+    "retry",
     "for",
-    "consumers",
-    "dead letters",
+    "added/s",
+    "done/s",
+    "cons.",
+    "dead",
     "in hand",
 )
 """The columns that a narrow terminal does without, the least needed first."""
@@ -69,6 +70,12 @@ EPILOG = """\
 added/s  messages that were added to the stream
 done/s   messages that the group has acknowledged or given up
 for      the age of the oldest message that the group was not given yet
+retry    messages in hand for which an attempt has failed
+dead     the group's dead letters
+cons.    its consumers that live, "1 of 2" if one is silent
+
+Red is a group that stands still: no consumer lives, or a listener hangs. Yellow: it has dead letters
+or retries. The last line has the worst.
 
 A narrow terminal leaves out columns, a low one groups: those without a live consumer come first then.
 
@@ -149,9 +156,11 @@ def _draw(snapshot: Snapshot, console: Console) -> RenderableType:
     from rich.text import Text
 
     head = Text(f"silbo top  {format_time(snapshot.at)}", style="bold")
-    foot = [Text(escape_controls(line)) for line in _describe_outbox(snapshot)]
+    foot = [Text(escape_controls(line), style=_style_outbox(snapshot)) for line in _describe_outbox(snapshot)]
     if snapshot.error:
         foot.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
+    if worst := _find_worst(snapshot):
+        foot.append(Text(escape_controls(worst), style="red"))
     room = console.height - TABLE_HEAD - sum(len(text.wrap(console, console.width)) for text in (head, *foot))
     groups = list(snapshot.groups)
     if len(groups) > room:
@@ -187,8 +196,29 @@ def _make_table(groups: Sequence[GroupFigures], console: Console) -> Table:
     for title in left:
         table.add_column(title, justify="left" if title in ("stream", "group") else "right", no_wrap=True)
     for figures, row in zip(groups, rows, strict=True):
-        table.add_row(*(Text(row[title]) for title in left), style="red" if figures.status.is_deserted else None)
+        table.add_row(*(Text(row[title]) for title in left), style=_style_group(figures.status))
     return table
+
+
+def _style_group(status: GroupStatus) -> str | None:
+    """Return red for a group that stands still, yellow for one whose messages fail."""
+    if status.is_deserted or status.is_stuck:
+        return "red"
+    return "yellow" if status.dead or status.retrying else None
+
+
+def _style_outbox(snapshot: Snapshot) -> str:
+    """Return red for an outbox with dead rows, or with messages that wait and no relay."""
+    outbox = snapshot.outbox
+    is_bad = outbox is not None and (outbox.counts["dead"] or (outbox.unsent and not outbox.leads))
+    return "red" if is_bad else ""
+
+
+def _find_worst(snapshot: Snapshot) -> str | None:
+    """Return a line about the group that stands still with most messages; None if all go on."""
+    groups = [each.status for each in snapshot.groups if _style_group(each.status) == "red"]
+    waiting = [group for group in groups if group.lag or group.in_hand]
+    return describe_trouble(max(waiting, key=lambda group: group.lag + group.in_hand)) if waiting else None
 
 
 def _to_cells(figures: GroupFigures) -> Sequence[object]:
@@ -212,11 +242,11 @@ def _describe_outbox(snapshot: Snapshot) -> Sequence[str]:
     """Return the lines about the outbox; none without one."""
     if snapshot.outbox is None or snapshot.outbox_at is None:
         return []
-    counts = ", ".join(f"{snapshot.outbox.counts[state]:,} {state}" for state in STATES)
+    counts = ", ".join(f"{snapshot.outbox.counts[state]:,} {state}" for state in STATES) + " rows"
     oldest = snapshot.outbox.oldest_at
     age = f"; the oldest waits for {format_age(oldest, snapshot.outbox_at)}" if oldest else ""
-    relays = "" if snapshot.outbox.leads else "; no relay is at work"
-    return [f"outbox: {counts}{age}{relays}"]
+    relays = "" if snapshot.outbox.leads else "NO RELAY; "
+    return [f"outbox: {relays}{counts}{age}"]
 
 
 def _to_fields(snapshot: Snapshot) -> Mapping[str, Any]:
