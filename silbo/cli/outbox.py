@@ -23,6 +23,7 @@ from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import open_store
 from silbo.cli.output import print_json, print_line, print_note, print_outcome
 from silbo.cli.rich_output import print_table, show_progress
+from silbo.operations.failing import count_failed, find_failing
 from silbo.operations.formatting import (
     explain_missing,
     format_age,
@@ -134,29 +135,12 @@ async def show_status(options: argparse.Namespace) -> int:
             await _print_rows(store, options)
             return 0
         now = await store.status()
-        failing = await _find_failing(store)
+        failing = await find_failing(store)
         if options.json:
             print_json(_status_to_fields(store, now) | {"failing": failing and _failing_to_fields(failing)})
         else:
             _print_status(store, now, failing, await store.read_clock())
     return 0
-
-
-async def _find_failing(store: OutboxStore) -> Row | None:
-    """Return the row whose last attempt failed and which holds back the rows behind it; None if there is none.
-
-    Also while the row is tried again.
-    """
-    for state in ("sending", "pending"):
-        for row in await store.rows(state, limit=1):
-            if row.error and _count_failed(row):
-                return row
-    return None
-
-
-def _count_failed(row: Row) -> int:
-    """Return the number of attempts that are known to have failed."""
-    return row.attempts - (row.state == "sending")
 
 
 def _status_to_fields(store: OutboxStore, now: OutboxStatus) -> dict[str, Any]:
@@ -204,7 +188,7 @@ def _print_status(store: OutboxStore, now: OutboxStatus, failing: Row | None, cl
             f"a replay reaches back {format_age(now.oldest_sent_at, clock)}, to {format_time(now.oldest_sent_at)}"
         )
     if failing:
-        what = f"row {failing.id}, {failing.message.message_name}, attempt {_count_failed(failing)} failed"
+        what = f"row {failing.id}, {failing.message.message_name}, attempt {count_failed(failing)} failed"
         print_line(f"{what}: {failing.error}")
     if now.counts["dead"]:
         print_line("dead rows were refused for good: `silbo outbox status --rows dead` says why")

@@ -21,6 +21,7 @@ from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS
 from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
+from silbo.operations.failing import count_failed, find_failing
 from silbo.operations.formatting import format_age, format_count, format_seconds
 from silbo.operations.groups import (
     NEWER_VERSION_WAIT,
@@ -774,22 +775,21 @@ async def _check_outbox(store: OutboxStore) -> AsyncIterator[Finding]:
     now = await store.read_clock()
     waits = status.counts["pending"] + status.counts["sending"]
     age = (now - status.oldest_at).total_seconds() if status.oldest_at else 0.0
+    text = format_count(waits, "row") + (" waits" if waits == 1 else " wait")
     if waits and not status.leads:
-        yield Finding(
-            "outbox", "danger", f"no relay is at work, and {waits:,} rows wait", "silbo relay --store ... --redis ..."
-        )
-    elif waits and age > WAITING:
-        yield Finding(
-            "outbox",
-            "danger",
-            f"{waits:,} rows wait, the oldest for {age:,.0f} s",
-            "silbo outbox status: it names the error",
-        )
+        text = f"no relay is at work, and {text}"
+        yield Finding("outbox", "danger", text, "silbo relay --store ... --redis ...")
+    elif waits and ((failing := await find_failing(store)) or age > WAITING):
+        text += f", the oldest for {format_seconds(age)}"
+        if failing:
+            text += f"; attempt {count_failed(failing)} failed: {failing.error}"
+        yield Finding("outbox", "danger", text, "silbo outbox status")
     else:
-        yield Finding(
-            "outbox", "ok", f"{waits:,} rows wait, {len(status.leads)} of {store.partitions} partitions are led"
-        )
+        leads = f"{len(status.leads)} of {format_count(store.partitions, 'partition')} {'is' if store.partitions == 1 else 'are'} led"
+        yield Finding("outbox", "ok", f"{text}, {leads}")
     if dead := status.counts["dead"]:
-        yield Finding("outbox", "note", f"{dead:,} dead rows: refused for good", "silbo outbox status --rows dead")
+        yield Finding(
+            "outbox", "note", f"{format_count(dead, 'dead row')}: refused for good", "silbo outbox status --rows dead"
+        )
     if (apart := abs((now - datetime.now(UTC)).total_seconds())) > CLOCKS:
         yield Finding("outbox", "note", f"its clock and this machine's differ by {apart:.3g} s", "let both follow NTP")

@@ -521,6 +521,30 @@ async def test_outbox_without_a_relay_is_a_danger(redis: Redis, redis_url: str, 
     assert led["outbox"].level == "ok"
 
 
+async def test_outbox_whose_last_attempt_failed_is_a_danger(own_redis: RedisServer, tmp_path: Path) -> None:
+    """At once, with the error: so long as Redis refuses, no row gets out, and the rows become more."""
+    await fill(tmp_path / "outbox.db", 1)
+    async with Redis.from_url(own_redis.url) as client:
+        await client.config_set("maxmemory", 1)
+        async with Outbox(SQLiteStore(tmp_path / "outbox.db"), RedisStreams(client, app="shop")) as outbox:
+
+            async def failed() -> bool:
+                return any(row.error for row in await store.rows("pending"))
+
+            store = SQLiteStore(tmp_path / "outbox.db")
+            await store.open()
+            try:
+                await eventually(failed)
+                found = (await findings(client, store=store))["outbox"]
+            finally:
+                await client.config_set("maxmemory", 0)
+                await store.aclose()
+            assert outbox.stats.sent == 0
+    assert found.level == "danger" and re.match(
+        r"1 row waits, the oldest for \d+ s; attempt \d+ failed: .*OOM", found.text
+    )
+
+
 async def test_redis_that_is_away_is_an_error(tmp_path: Path) -> None:
     """The outbox is examined all the same: it waits meanwhile."""
     await fill(tmp_path / "outbox.db", 2)
