@@ -159,6 +159,8 @@ def _draw(snapshot: Snapshot, console: Console) -> RenderableType:
     foot = [Text(escape_controls(line), style=_style_outbox(snapshot)) for line in _describe_outbox(snapshot)]
     if snapshot.error:
         foot.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
+    if snapshot.missing:
+        foot.append(Text(escape_controls(snapshot.missing), style="red"))
     if worst := _find_worst(snapshot):
         foot.append(Text(escape_controls(worst), style="red"))
     room = console.height - TABLE_HEAD - sum(len(text.wrap(console, console.width)) for text in (head, *foot))
@@ -208,9 +210,11 @@ def _style_group(status: GroupStatus) -> str | None:
 
 
 def _style_outbox(snapshot: Snapshot) -> str:
-    """Return red for an outbox with dead rows, or with messages that wait and no relay."""
+    """Return red for an outbox with dead rows, whose last attempt failed, or with messages that wait and no relay."""
     outbox = snapshot.outbox
-    is_bad = outbox is not None and (outbox.counts["dead"] or (outbox.unsent and not outbox.leads))
+    is_bad = outbox is not None and (
+        outbox.counts["dead"] or (outbox.unsent and not outbox.leads) or snapshot.outbox_error
+    )
     return "red" if is_bad else ""
 
 
@@ -246,7 +250,8 @@ def _describe_outbox(snapshot: Snapshot) -> Sequence[str]:
     oldest = snapshot.outbox.oldest_at
     age = f"; the oldest waits for {format_age(oldest, snapshot.outbox_at)}" if oldest else ""
     relays = "" if snapshot.outbox.leads else "NO RELAY; "
-    return [f"outbox: {relays}{counts}{age}"]
+    error = f"; the last attempt failed: {snapshot.outbox_error}" if snapshot.outbox_error else ""
+    return [f"outbox: {relays}{counts}{age}{error}"]
 
 
 def _to_fields(snapshot: Snapshot) -> Mapping[str, Any]:
@@ -262,6 +267,8 @@ def _to_fields(snapshot: Snapshot) -> Mapping[str, Any]:
             "rows": {state: outbox.counts[state] for state in STATES},
             "oldest_at": outbox.oldest_at,
             "partitions_led": len(outbox.leads),
+            "last_error": snapshot.outbox_error,
         },
         "error": snapshot.error,
+        "missing": snapshot.missing,
     }

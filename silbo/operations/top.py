@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.connection import Client
-from silbo.errors import BrokerUnavailable, StoreUnavailable
+from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
 from silbo.operations.redis import choose_streams, opened, read_clock
 from silbo.outbox.rows import OutboxStatus, OutboxStore
@@ -43,6 +43,8 @@ class Snapshot:
         outbox: The outbox; None without one.
         outbox_at: The time by the store's clock, which the times of the outbox are by.
         error: The reason why the other figures are those of the moment before; None while all is well.
+        missing: The reason why there are no groups: no such stream exists yet. None if there is one.
+        outbox_error: The error of the last attempt of the outbox's oldest row, which waits; None for none.
     """
 
     at: datetime
@@ -50,6 +52,8 @@ class Snapshot:
     outbox: OutboxStatus | None = None
     outbox_at: datetime | None = None
     error: str | None = None
+    missing: str | None = None
+    outbox_error: str | None = None
 
 
 async def watch(
@@ -71,29 +75,51 @@ async def watch(
         client: The program's client.
         store: The outbox's store, open; None for none.
         prefix: The broker's prefix.
-        stream: The stream's address; None takes all streams that are under the prefix when it begins.
+        stream: The stream's address; None takes all streams that are under the prefix when it begins. Where there is none,
+            snapshots have no groups until there is one.
         every: Seconds between two snapshots.
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
 
     Raises:
-        StreamMissing: there is no such stream, or none under the prefix.
         BrokerUnavailable: Redis can't be reached at the beginning; later the snapshot tells.
         StoreUnavailable: likewise the store.
     """
     check_seconds("every", every, zero=True)
     async with opened(client, timeout) as connection:
-        keys = await choose_streams(connection, prefix, stream)
-        before, counts = await _read(connection, keys, store, None, {}, silent_after)
-        yield before
+        keys: Sequence[str] = ()
+        before: Snapshot | None = None
+        counts: Mapping[str, int] = {}
         while True:
-            await asyncio.sleep(every)
             try:
-                before, counts = await _read(connection, keys, store, before, counts, silent_after)
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                yield Snapshot(before.at, before.groups, before.outbox, before.outbox_at, str(error))
-            else:
+                keys, missing = (keys, None) if keys else await _choose_or_none(connection, prefix, stream)
+                snapshot, counts = await _read(connection, keys, store, before, counts, silent_after)
+                before = replace(snapshot, missing=missing)
                 yield before
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                if before is None:
+                    raise
+                yield replace(before, error=str(error))
+            await asyncio.sleep(every)
+
+
+async def _choose_or_none(
+    connection: CallConnection, prefix: str, stream: str | None
+) -> tuple[Sequence[str], str | None]:
+    """Return the keys of the streams; where there is none, no keys, and the reason."""
+    try:
+        return await choose_streams(connection, prefix, stream), None
+    except StreamMissing as error:
+        return (), str(error)
+
+
+async def _find_error(store: OutboxStore) -> str | None:
+    """Return the error of the last attempt of the first row that is being sent, or waits."""
+    for state in ("sending", "pending"):
+        for row in await store.rows(state, limit=1):
+            if row.error:
+                return row.error
+    return None
 
 
 async def _read(
@@ -122,7 +148,8 @@ async def _read(
             groups.append(GroupFigures(status, *rates))
     outbox = await store.status() if store is not None else None
     outbox_at = await store.read_clock() if store is not None else None
-    return Snapshot(now, groups, outbox, outbox_at), added
+    outbox_error = await _find_error(store) if store is not None else None
+    return Snapshot(now, groups, outbox, outbox_at, outbox_error=outbox_error), added
 
 
 def _name(status: GroupStatus) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from silbo.brokers.redis import RedisStreams
 from silbo.operations.top import watch
+from silbo.stores.sqlite import SQLiteStore
 from tests.support.command_line import fill, message, silbo, terminal
 from tests.support.redis_streams import eventually, opened, receive
 from tools.redis_server import RedisServer
@@ -65,6 +66,28 @@ async def test_programs_get_each_look(redis: Redis, redis_url: str, prefix: str,
     assert first["groups"][0]["added_rate"] is None and second["groups"][0]["added_rate"] == 0
     assert second["outbox"]["rows"]["pending"] == 3 and second["groups"][0]["group"] == "billing"
     assert text.code == 2 and "needs a terminal" in text.err
+
+
+async def test_stream_that_is_missing_is_waited_for(redis: Redis, prefix: str, tmp_path: Path) -> None:
+    """Meanwhile the outbox is shown, with the error that keeps its messages from the stream."""
+    await fill(tmp_path / "outbox.db", 3)
+    store = SQLiteStore(tmp_path / "outbox.db")
+    await store.open()
+    try:
+        lead = await store.lead(0, "web-1:12:0f", lease=30.0)
+        assert lead is not None
+        (row, *_) = await store.take(lead, limit=1)
+        await store.postpone(lead, [row.id], error="OOM command not allowed", delay=60.0)
+        snapshots = watch(redis, prefix=prefix, store=store, every=0.01)
+        nothing = await anext(snapshots)
+        await redis.xgroup_create(f"{prefix}:{{events}}", "billing", "0", mkstream=True)
+        there = await anext(snapshots)
+        await snapshots.aclose()
+    finally:
+        await store.aclose()
+    assert nothing.missing is not None and f"there is no stream {prefix}:{{events}}" in nothing.missing
+    assert nothing.outbox is not None and nothing.outbox_error == "OOM command not allowed"
+    assert (there.missing, [each.status.group for each in there.groups]) == (None, ["billing"])
 
 
 async def test_outage_is_told_and_ends(own_redis: RedisServer, prefix: str) -> None:
