@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -65,6 +66,10 @@ NOTICED_WITHIN: Final = 10 * SIGN_EVERY
 """Two consumers of one name that live notice each other each second; after 10 seconds without that one is gone."""
 WAITING: Final = 60.0
 """A row of an outbox, or a message of a group, that waits for more than 60 seconds is no longer on its way."""
+STANDS: Final = 15.0
+"""A group whose oldest message in hand is more than 15 seconds old is looked at twice: perhaps it stands still."""
+LOOKS_APART: Final = 1.0
+"""The two looks are 1 second apart."""
 HANGS: Final = 300.0
 """A listener that runs for 300 seconds holds up what is behind it."""
 FED_WITHIN: Final = 60.0
@@ -593,8 +598,9 @@ async def _check_stream(
     if not groups:
         mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
         yield Finding(f"{key} groups", "note", "no group reads it", mend)
+    standing = await _find_standing(connection, key, groups)
     for group in groups:
-        for finding in _check_group(group, retain, policy):
+        for finding in _check_group(group, retain, policy, stands=group.group in standing):
             yield finding
         if group.dead:
             yield await _check_dead(connection, key, group)
@@ -607,6 +613,35 @@ async def _check_stream(
             )
             mend = "give each process a name of its own in group(consumer=), or no name"
             yield Finding(f"{key} {group.group}", "danger", text, mend)
+
+
+async def _find_standing(connection: CallConnection, key: str, groups: Sequence[GroupStatus]) -> set[str]:
+    """Return the groups that were given nothing and have done nothing for a second, with old messages in hand.
+
+    Those of which more is known are left out: that nobody reads them, that attempts failed, or that a listener hangs.
+    """
+    doubtful = {
+        group.group
+        for group in groups
+        if group.oldest
+        and (group.read_at - group.oldest.added_at).total_seconds() > STANDS
+        and not (group.is_deserted or group.retrying or group.newer or group.hanging)
+    }
+    if not doubtful:
+        return doubtful
+    before = await _read_places(connection, key)
+    await asyncio.sleep(LOOKS_APART)
+    after = await _read_places(connection, key)
+    return {name for name in doubtful if name in after and before.get(name) == after[name]}
+
+
+async def _read_places(connection: CallConnection, key: str) -> dict[str, tuple[bytes, int]]:
+    """Return how far each group is: what it was given last, and how many it has in hand. Any progress changes one of them."""
+    (rows,) = await ask(connection, Command(b"XINFO", b"GROUPS", key.encode()))
+    return {
+        group["name"].decode(errors="backslashreplace"): (group["last-delivered-id"], group["pending"])
+        for group in map(to_mapping, rows)
+    }
 
 
 async def _check_trimming(connection: CallConnection, key: str, policy: RetentionPolicy) -> Finding:
@@ -668,7 +703,9 @@ async def _check_room(
     return Finding(key, "ok", text)
 
 
-def _check_group(group: GroupStatus, retain: float | None, policy: RetentionPolicy | None) -> Sequence[Finding]:
+def _check_group(
+    group: GroupStatus, retain: float | None, policy: RetentionPolicy | None, *, stands: bool
+) -> Sequence[Finding]:
     check = f"{group.stream} {group.group}"
     found: list[Finding] = []
     age = (group.read_at - group.waiting_since).total_seconds() if group.waiting_since else 0.0
@@ -702,6 +739,10 @@ def _check_group(group: GroupStatus, retain: float | None, policy: RetentionPoli
         if group.waiting_since and age > WAITING:
             text += f"; its next message has waited for {format_age(group.waiting_since, group.read_at)}"
             mend = "if that grows (silbo top): more consumers, or a greater concurrency="
+            found.insert(0, Finding(check, "note", text, mend))
+        elif stands and group.oldest:
+            text += f"; none was done in the last second, and the oldest is {format_age(group.oldest.added_at, group.read_at)} old"
+            mend = "look again, or silbo top: if none is done, a listener hangs, or its database does"
             found.insert(0, Finding(check, "note", text, mend))
         else:
             found.insert(0, Finding(check, "ok", text))

@@ -219,6 +219,36 @@ async def test_listener_that_hangs_is_a_note_and_then_a_danger(redis: Redis, red
     assert not any("hang" in each.text for each in silent + failing)
 
 
+async def test_group_that_stands_still_is_a_note(redis: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the minute after which a listener counts as hanging; and not a group that gets on, slowly."""
+    key, added = f"{prefix}:{{events}}", int(time.time() * 1000) - 31_000
+    for group in ("slow", "stuck"):
+        await redis.xgroup_create(key, group, "0", mkstream=True)
+    entries = [await redis.xadd(key, {"message": "{}"}, id=f"{added}-{number}") for number in range(3)]
+    for group in ("slow", "stuck"):
+        await redis.xreadgroup(group, "web-1:4711:0123456789ab-1", {key: ">"})
+    read_places, looks = module._read_places, []
+
+    async def look_and_go_on(connection: Any, of_stream: str) -> Any:
+        looks.append(await read_places(connection, of_stream))
+        await redis.xack(key, "slow", entries[1])
+        return looks[-1]
+
+    monkeypatch.setattr(module, "_read_places", look_and_go_on)
+    monkeypatch.setattr(module, "LOOKS_APART", 0)
+    found = await findings(redis, prefix=prefix)
+    await redis.xack(key, "stuck", *entries)
+    await redis.xack(key, "slow", *entries)
+    await findings(redis, prefix=prefix)
+    assert len(looks) == 2, "a second is taken only for a group in doubt"
+    assert found[f"{key} slow"].level == "ok"
+    stuck = found[f"{key} stuck"]
+    assert (
+        stuck.level == "note" and "lag 0, 3 in hand, 1 consumer alive; none was done in the last second" in stuck.text
+    )
+    assert re.search(r"the oldest is 3\d s old$", stuck.text)
+
+
 async def test_consumer_shows_the_message_whose_listener_hangs(redis: Redis, prefix: str) -> None:
     """And none of those that wait behind it. Here three signs, not six, are a minute."""
     go_on, dispatcher = asyncio.Event(), AsyncEventDispatcher()
