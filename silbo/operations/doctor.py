@@ -300,7 +300,9 @@ async def _check_persistence(connection: CallConnection, info: dict[str, str]) -
         if how == "always":
             return Finding("persistence", "ok", "every write is on disk before it is answered")
         text = f"append-only file, appendfsync {how}: a power loss loses the last seconds of what was acknowledged"
-        return Finding("persistence", "note", text, "an outbox sends it again: silbo outbox replay --since 1m")
+        return Finding(
+            "persistence", "note", text, "only after a power loss: silbo outbox replay --since <a minute before it>"
+        )
     mend = f"{REDIS_CLI} CONFIG SET appendonly yes && {REDIS_CLI} CONFIG REWRITE"
     if save is not None and save[1] == b"":
         text = "nothing is written to disk: a restart of Redis loses all messages, groups, and what is in hand"
@@ -423,7 +425,7 @@ def _check_replication(info: dict[str, str]) -> Finding:
     if not replicas:
         return Finding("replicas", "note", "no replica: while this server is away, publishers wait or store")
     text = f"{replicas} connected; a fail-over may lose the last messages, for replicas follow without being waited for"
-    return Finding("replicas", "note", text, "after a fail-over: silbo outbox replay --since 5m")
+    return Finding("replicas", "note", text, "only after a fail-over: silbo outbox replay --since <a minute before it>")
 
 
 async def _check_latency(connection: CallConnection) -> Finding:
@@ -759,7 +761,9 @@ async def _check_dead(connection: CallConnection, key: str, group: GroupStatus) 
         commonest, many = Counter(kinds).most_common(1)[0]
         newest = errors[kinds.index(commonest)].decode(errors="replace").partition("\n")[0]
         of_which = "" if len(errors) == group.dead else f" of the newest {len(errors):,}"
-        text += f", {many:,}{of_which} with {newest}" if group.dead > 1 else f": {newest}"
+        kind, _, reason = newest.partition(": ")
+        latest = f", the latest: {reason}" if reason else ""  # the texts of the others differ
+        text += f", {many:,}{of_which} with {kind}{latest}" if group.dead > 1 else f": {newest}"
     return Finding(f"{group.stream} {group.group}", "note", text, _of_letters("list", group))
 
 

@@ -79,6 +79,11 @@ async def test_server_that_forgets_or_evicts_is_a_danger(redis_binary: Binary | 
             for check in ("persistence", "eviction"):
                 mend = (found[check].mend or "").partition(" && ")[0].removeprefix("redis-cli ").split()
                 await client.execute_command(*mend)
+            loses_seconds = (await findings(client))["persistence"]
+            assert (loses_seconds.level, (loses_seconds.mend or "").partition(":")[0]) == (
+                "note",
+                "only after a power loss",
+            )
             await client.config_set("appendfsync", "always")
             mended = await findings(client)
             assert (mended["persistence"].level, mended["eviction"].level) == ("ok", "ok")
@@ -419,12 +424,12 @@ async def test_dead_letters_are_a_note_with_their_commonest_error(
     assert letters == Finding(
         f"{key} billing",
         "note",
-        "5 dead letters, 3 with ValueError: no such order: 3",
+        "5 dead letters, 3 with ValueError, the latest: no such order: 3",
         f"silbo dead list --prefix {prefix} --group billing",
     )
     monkeypatch.setattr(module, "DEAD_LOOKED_AT", 6)
     texts = [each.text for each in await all_findings(redis, prefix=prefix)]
-    assert "5 dead letters, 1 of the newest 2 with ValueError: no such order: 3" in texts
+    assert "5 dead letters, 1 of the newest 2 with ValueError, the latest: no such order: 3" in texts
 
 
 async def test_key_of_another_type_is_a_danger(redis: Redis, prefix: str) -> None:
