@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from shlex import quote
 from typing import Final, NamedTuple
 
+from silbo.brokers.redis.streams import DEFAULT_ADDRESS
 from silbo.dispatch.source import find_source
 from silbo.dispatch.traced import Traced, TracedListener
 from silbo.dispatch.waterfall import (
@@ -83,6 +85,16 @@ class _Column(NamedTuple):
     class_: str | None = None
 
 
+DEAD_COLUMNS: Final = (
+    _Column("event"),
+    _Column("id"),
+    _Column("error"),
+    _Column("attempts", "number"),
+    _Column("died"),
+)
+"""The columns of dead letters and dead rows."""
+
+
 def render_page(overview: Overview) -> str:
     """Return the page of an overview: HTML in ASCII, so that every file can hold it. Other characters are references."""
     sections = _make_sections(overview)
@@ -148,7 +160,7 @@ def _make_figures(overview: Overview) -> Iterable[Markup]:
         yield _render_figure(off, f"plugin {of_all}", f"plugins {of_all}", should_be_none=True)
     if overview.streams is not None:
         groups = [group for stream in overview.streams for group in stream.groups]
-        yield _render_figure(sum(group.lag for group in groups), "waiting for groups")
+        yield _render_figure(sum(group.lag for group in groups), "not yet given to a group")
         yield _render_figure(sum(group.in_hand for group in groups), "in hand")
         yield _render_figure(sum(group.retrying for group in groups), "waiting for a retry")
         if newer := sum(group.newer.count for group in groups if group.newer is not None):
@@ -157,7 +169,9 @@ def _make_figures(overview: Overview) -> Iterable[Markup]:
         yield _render_figure(dead, "dead letter", "dead letters", should_be_none=True)
     if overview.outbox is not None:
         counts = overview.outbox.status.counts
-        yield _render_figure(counts["pending"] + counts["sending"], "waiting in the outbox")
+        is_deserted = not overview.outbox.status.leads
+        label = "waiting in the outbox, without a relay" if is_deserted else "waiting in the outbox"
+        yield _render_figure(counts["pending"] + counts["sending"], label, should_be_none=is_deserted)
         yield _render_figure(counts["dead"], "dead row in the outbox", "dead rows in the outbox", should_be_none=True)
 
 
@@ -264,8 +278,13 @@ def _render_dispatches(dispatcher: DispatcherOverview, many: bool) -> Markup:
         found.append(
             element(
                 "p",
-                "No trace observes this dispatcher: ",
+                "To see dispatches here, make the dispatcher with ",
                 element("code", "AsyncEventDispatcher(observers=[silbo.Trace()])"),
+                " and mount ",
+                element("code", "PageApp"),
+                " in the host. (",
+                element("code", "silbo page"),
+                " never has any: it is another process.)",
             )
         )
     elif not dispatcher.dispatches:
@@ -525,7 +544,7 @@ def _render_last_error(health: Health) -> Markup | None:
 def _render_stream(stream: StreamOverview) -> Markup:
     now = stream.groups[0].read_at if stream.groups else None
     span = (
-        [": from ", _render_time(stream.first_at, now), " to ", _render_time(stream.last_at, now)]
+        [": the oldest ", _render_time(stream.first_at, now), ", the newest ", _render_time(stream.last_at, now)]
         if stream.first_at and stream.last_at
         else []
     )
@@ -610,29 +629,50 @@ def _render_outbox(outbox: OutboxOverview) -> Markup:
         for state in STATES
     ]
     figures = element("ul", counts, class_="figures", aria_label="Rows")
-    dead = _render_dead(
-        "The oldest dead rows; silbo outbox retry makes them pending again", outbox.rows, outbox.read_at
+    dead = _render_table(
+        "The oldest dead rows; silbo outbox retry makes them pending again",
+        DEAD_COLUMNS,
+        [_to_dead_cells(row, outbox.read_at) for row in outbox.rows],
     )
     return join(element("p", oldest, relays), figures, dead if outbox.rows else None)
 
 
 def _render_letters(stream: StreamOverview) -> Markup:
+    """Return the dead letters of a stream; those of one group, event and error, without payloads, are one row."""
     now = stream.groups[0].read_at if stream.groups else None
+    alike: dict[object, list[DeadMessage]] = {}
+    for letter in stream.letters:
+        kind = (letter.group, letter.name, letter.error) if letter.payload is None else letter.id
+        alike.setdefault(kind, []).append(letter)
+    groups = sorted({letter.group for letter in stream.letters if letter.group})
     caption = join(
         element("code", stream.key),
         f": {format_count(stream.dead, 'dead letter')}",
         f", the newest {len(stream.letters)} of them" if stream.dead > len(stream.letters) else None,
-        "; silbo dead retry gives them back",
+        "; to give them back: " if groups else None,
+        (
+            join(", " if at else None, element("code", _write_retry(stream.key, group)))
+            for at, group in enumerate(groups)
+        ),
     )
-    return _render_dead(caption, stream.letters, now)
+    return _render_table(caption, DEAD_COLUMNS, [_to_dead_cells(first, now, more) for first, *more in alike.values()])
 
 
-def _render_dead(caption: object, messages: Sequence[DeadMessage], now: datetime | None) -> Markup:
-    columns = (_Column("event"), _Column("id"), _Column("error"), _Column("attempts", "number"), _Column("died"))
-    return _render_table(caption, columns, [_to_dead_cells(message, now) for message in messages])
+def _write_retry(stream: str, group: str) -> str:
+    """Return the command that gives the dead letters of a group back to it."""
+    prefix, _, address = stream.removesuffix("}").rpartition(":{")
+    of_stream = "" if address == DEFAULT_ADDRESS else f" --stream {quote(address)}"
+    return f"silbo dead retry --prefix {quote(prefix)}{of_stream} --group {quote(group)}"
 
 
-def _to_dead_cells(message: DeadMessage, now: datetime | None) -> tuple[object, ...]:
+def _to_dead_cells(message: DeadMessage, now: datetime | None, more: Sequence[DeadMessage] = ()) -> tuple[object, ...]:
+    """Return the values of DEAD_COLUMNS; the ids of ``more``, which are like the message, can be opened."""
+    ids = join(
+        message.id,
+        element("details", element("summary", f"and {len(more):,} like it"), ", ".join(letter.id for letter in more))
+        if more
+        else None,
+    )
     event = join(
         element("code", message.name) if message.name else element("span", "unreadable", class_="bad"),
         element("div", message.event_id, class_="quiet") if message.event_id else None,
@@ -641,4 +681,4 @@ def _to_dead_cells(message: DeadMessage, now: datetime | None) -> tuple[object, 
         if message.payload is not None
         else None,
     )
-    return event, message.id, _cut(message.error), f"{message.attempts:,}", _render_time(message.died_at, now)
+    return event, ids, _cut(message.error), f"{message.attempts:,}", _render_time(message.died_at, now)

@@ -203,7 +203,9 @@ async def test_name_that_comes_in_and_leaves_again_still_wants_a_listener() -> N
 async def test_empty_host_is_told_what_is_missing() -> None:
     overview = await read_overview(find_app(AsyncEventDispatcher(), "shop"))
     page = Page(render_page(overview))
-    assert "No trace observes this dispatcher: AsyncEventDispatcher(observers=[silbo.Trace()])" in page.text
+    assert (
+        "To see dispatches here, make the dispatcher with AsyncEventDispatcher(observers=[silbo.Trace()])" in page.text
+    )
     assert "No names are declared, and none has a listener." in page.text
     assert "table" not in page.tags
     nothing = Page(render_page(replace(overview, dispatchers=[])))
@@ -226,6 +228,33 @@ async def test_dispatch_with_many_listeners_is_cut() -> None:
     page = Page(render_page(replace(overview, dispatchers=[replace(overview.dispatchers[0], names=[])])))
     assert page.text.count("listener [") == 50 and page.text.count("LookupError: as told") == 1
     assert "1,000 listeners in " in page.text and "and 949 more" in page.text
+
+
+def test_dead_letters_that_are_alike_are_one_row_with_the_command_that_mends() -> None:
+    """Each with its id; with payloads each has a row of its own."""
+    overview, _ = hostile_overview()
+    stream = overview.streams[0] if overview.streams else None
+    assert stream is not None
+    letters = [
+        replace(stream.letters[0], id=f"{number}-0", group="mail", name="order.paid", error=error, payload=None)
+        for number, error in enumerate(("KeyError: 'to'", "OSError: no", "KeyError: 'to'", "KeyError: 'to'"))
+    ]
+    pages = [
+        Page(render_page(replace(overview, streams=[replace(stream, key="shop:{orders}", letters=each)])))
+        for each in (letters, [replace(letter, payload="{}") for letter in letters])
+    ]
+    alone, payloads = (page.text for page in pages)
+    assert "; to give them back: silbo dead retry --prefix shop --stream orders --group mail" in alone
+    assert alone.count("KeyError: 'to'") == 1 and "0-0and 2 like it2-0, 3-0" in alone
+    assert payloads.count("KeyError: 'to'") == 3 and "like it" not in payloads
+
+
+def test_outbox_without_a_relay_is_red_in_the_figures() -> None:
+    overview, _ = hostile_overview()
+    assert overview.outbox is not None
+    status = replace(overview.outbox.status, leads={})
+    html = render_page(replace(overview, outbox=replace(overview.outbox, status=status)))
+    assert '<b class="bad">1</b><span>waiting in the outbox, without a relay</span>' in html
 
 
 def test_long_texts_are_cut() -> None:
