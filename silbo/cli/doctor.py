@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from contextlib import AsyncExitStack
 from shlex import quote
@@ -26,7 +27,7 @@ from silbo.cli.output import print_as_it_is, print_json, print_line, print_note
 from silbo.operations.doctor import Finding, examine
 from silbo.operations.formatting import format_count
 
-__all__ = ["add_to", "build_redis_cli"]
+__all__ = ["add_to", "build_option", "build_redis_cli", "build_redis_options"]
 
 COLOURS: Final = {"ok": "32", "note": "33", "danger": "31"}
 """The colours of the levels, as terminals number them."""
@@ -82,6 +83,8 @@ async def show_findings(options: argparse.Namespace) -> int:
             retain=options.retain,
             silent_after=options.silent_after,
             redis_cli=build_redis_cli(options.redis, options),
+            redis_options=build_redis_options(options.redis, options),
+            store_options=build_option("--store", options.store, "SILBO_STORE"),
         ):
             dangers += finding.level == "danger"
             if options.json:
@@ -123,6 +126,25 @@ def build_redis_cli(url: str, options: argparse.Namespace) -> str:
     if options.cert:
         words += ["--cert", quote(options.cert), "--key", quote(options.cert)]
     return " ".join(words)
+
+
+def build_redis_options(url: str, options: argparse.Namespace) -> str:
+    """Return the options that name the server for another command of silbo, for a shell; a space before each."""
+    words = build_option("--redis", url, "SILBO_REDIS_URL")
+    if options.cluster and os.environ.get("SILBO_CLUSTER", "0") in ("", "0"):
+        words += " --cluster"
+    for name, path in (("--cacert", options.cacert), ("--cert", options.cert)):
+        words += f" {name} {quote(path)}" if path else ""
+    return words
+
+
+def build_option(name: str, url: str | None, variable: str) -> str:
+    """Return an option with its URL or path, ``...`` for the password; nothing where the environment has it."""
+    if not url or url == os.environ.get(variable):
+        return ""
+    hidden = re.sub(r"(://[^/:@]*:).*@", r"\1...@", url)
+    hidden = re.sub(r"(password=)[^&]*", r"\1...", hidden)
+    return f" {name} {quote(hidden)}"
 
 
 def _print_finding(finding: Finding) -> None:

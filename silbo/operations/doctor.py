@@ -84,6 +84,10 @@ LOOKED_AT: Final = 100
 """The first 100 streams under other prefixes are looked at."""
 REDIS_CLI: Final = "\0redis-cli"
 """Stands in the lines that mend for ``redis-cli`` with the server's address, until they are yielded."""
+STORE: Final = "\0store"
+"""Stands in the same way for the options of a command of silbo that name the outbox."""
+REDIS: Final = "\0at redis"
+"""Stands in the same way for the options of a command of silbo that name Redis."""
 WRITES: Final = (
     ("XADD", "{key}", "*", "message", "x"),
     ("EVALSHA", "0" * 40, "1", "{key}"),
@@ -124,6 +128,8 @@ async def examine(
     silent_after: float = SILENT_AFTER,
     timeout: float = 5.0,  # of each step
     redis_cli: str = "redis-cli",
+    redis_options: str = "",
+    store_options: str = "",
 ) -> AsyncIterator[Finding]:
     """Examine Redis, the streams with their groups, and an outbox. Nothing is written.
 
@@ -137,6 +143,8 @@ async def examine(
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
         redis_cli: The beginning of the lines that are to be run with ``redis-cli``, with the server's address.
+        redis_options: Stands in the lines with commands of silbo, to name the server: `` --redis redis://localhost``.
+        store_options: The same for the store.
 
     Raises:
         BrokerUnavailable: Redis can't be reached; the outbox has been examined all the same.
@@ -144,17 +152,24 @@ async def examine(
     """
     if retain is not None:
         check_seconds("retain", retain)
+
+    def put_in(finding: Finding) -> Finding:
+        mend = finding.mend
+        for name, words in ((REDIS_CLI, redis_cli), (REDIS, redis_options), (STORE, store_options)):
+            mend = mend and mend.replace(name, words)
+        return replace(finding, mend=mend)
+
     away: BrokerUnavailable | None = None
     try:
         async for finding in _examine_redis(
             client, prefix, stream, retain, silent_after, timeout, await _weigh_unsent(store)
         ):
-            yield replace(finding, mend=finding.mend and finding.mend.replace(REDIS_CLI, redis_cli))
+            yield put_in(finding)
     except BrokerUnavailable as error:
         away = error
     if store is not None:
-        async for finding in _check_outbox(store):
-            yield finding
+        async for finding in _check_outbox(store, prefix):
+            yield put_in(finding)
     if away is not None:
         raise away
 
@@ -301,7 +316,10 @@ async def _check_persistence(connection: CallConnection, info: dict[str, str]) -
             return Finding("persistence", "ok", "every write is on disk before it is answered")
         text = f"append-only file, appendfsync {how}: a power loss loses the last seconds of what was acknowledged"
         return Finding(
-            "persistence", "note", text, "only after a power loss: silbo outbox replay --since <a minute before it>"
+            "persistence",
+            "note",
+            text,
+            f"only after a power loss: silbo outbox replay{STORE} --since <a minute before it>",
         )
     mend = f"{REDIS_CLI} CONFIG SET appendonly yes && {REDIS_CLI} CONFIG REWRITE"
     if save is not None and save[1] == b"":
@@ -425,7 +443,9 @@ def _check_replication(info: dict[str, str]) -> Finding:
     if not replicas:
         return Finding("replicas", "note", "no replica: while this server is away, publishers wait or store")
     text = f"{replicas} connected; a fail-over may lose the last messages, for replicas follow without being waited for"
-    return Finding("replicas", "note", text, "only after a fail-over: silbo outbox replay --since <a minute before it>")
+    return Finding(
+        "replicas", "note", text, f"only after a fail-over: silbo outbox replay{STORE} --since <a minute before it>"
+    )
 
 
 async def _check_latency(connection: CallConnection) -> Finding:
@@ -547,7 +567,7 @@ def _describe_astray(streams: Sequence[_Stream], prefix: str, starves: bool) -> 
     text = f"{keys} got {count} from {_to_text(since)} to {_to_text(before - NOTED_WITHIN)}, and no group read them"
     mend = (
         f"are they of another program? Then let them be. If they were meant for {prefix}, and nothing sends there any more:\n"
-        f"silbo outbox replay --since {_to_text(since)} --before {_to_text(before)}\n"
+        f"silbo outbox replay{STORE} --since {_to_text(since)} --before {_to_text(before)}\n"
         f"then, so that nobody does it twice: {REDIS_CLI} DEL {' '.join(quote(stream.key) for stream in streams)}"
     )
     return Finding("prefixes", "danger", text, mend)
@@ -767,12 +787,16 @@ async def _check_dead(connection: CallConnection, key: str, group: GroupStatus) 
     return Finding(f"{group.stream} {group.group}", "note", text, _of_letters("list", group))
 
 
+def _of_prefix(prefix: str) -> str:
+    """Return the option that names a prefix; nothing for the default."""
+    return "" if prefix == "silbo" else f" --prefix {quote(prefix)}"
+
+
 def _of_letters(command: str, group: GroupStatus) -> str:
     """Return the line that runs a command of ``silbo dead`` for a group."""
     prefix, _, address = group.stream.removesuffix("}").rpartition(":{")
-    of_prefix = "" if prefix == "silbo" else f" --prefix {quote(prefix)}"
     of_stream = "" if address == DEFAULT_ADDRESS else f" --stream {quote(address)}"
-    return f"silbo dead {command}{of_prefix}{of_stream} --group {quote(group.group)}"
+    return f"silbo dead {command}{REDIS}{_of_prefix(prefix)}{of_stream} --group {quote(group.group)}"
 
 
 def _describe_newer(group: GroupStatus, newer: LeftToNewer) -> Finding:
@@ -815,7 +839,7 @@ async def _weigh_unsent(store: OutboxStore | None) -> int:
     return status.size * status.unsent // max(1, sum(status.counts.values()))
 
 
-async def _check_outbox(store: OutboxStore) -> AsyncIterator[Finding]:
+async def _check_outbox(store: OutboxStore, prefix: str) -> AsyncIterator[Finding]:
     status = await store.status()
     now = await store.read_clock()
     waits = status.counts["pending"] + status.counts["sending"]
@@ -823,18 +847,21 @@ async def _check_outbox(store: OutboxStore) -> AsyncIterator[Finding]:
     text = format_count(waits, "row") + (" waits" if waits == 1 else " wait")
     if waits and not status.leads:
         text = f"no relay is at work, and {text}"
-        yield Finding("outbox", "danger", text, "silbo relay --store ... --redis ...")
+        yield Finding("outbox", "danger", text, f"silbo relay{STORE}{REDIS}{_of_prefix(prefix)}")
     elif waits and ((failing := await find_failing(store)) or age > WAITING):
         text += f", the oldest for {format_seconds(age)}"
         if failing:
             text += f"; attempt {count_failed(failing)} failed: {failing.error}"
-        yield Finding("outbox", "danger", text, "silbo outbox status")
+        yield Finding("outbox", "danger", text, f"silbo outbox status{STORE}")
     else:
         leads = f"{len(status.leads)} of {format_count(store.partitions, 'partition')} {'is' if store.partitions == 1 else 'are'} led"
         yield Finding("outbox", "ok", f"{text}, {leads}")
     if dead := status.counts["dead"]:
         yield Finding(
-            "outbox", "note", f"{format_count(dead, 'dead row')}: refused for good", "silbo outbox status --rows dead"
+            "outbox",
+            "note",
+            f"{format_count(dead, 'dead row')}: refused for good",
+            f"silbo outbox status{STORE} --rows dead",
         )
     if (apart := abs((now - datetime.now(UTC)).total_seconds())) > CLOCKS:
         yield Finding("outbox", "note", f"its clock and this machine's differ by {apart:.3g} s", "let both follow NTP")

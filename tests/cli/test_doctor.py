@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, Outbox
 from silbo.brokers.redis import RedisStreams
-from silbo.cli.doctor import build_redis_cli
+from silbo.cli.doctor import build_redis_cli, build_redis_options
 from silbo.event import new_id
 from silbo.message import Delivery, Message
 from silbo.operations import doctor as module
@@ -479,6 +480,26 @@ def test_redis_cli_gets_the_address_and_never_the_password(
     assert with_files.endswith(" --cacert ca.pem --cert 'my cert.pem' --key 'my cert.pem'")
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://shop:s3cret@redis.example/2", " --redis redis://shop:...@redis.example/2"),
+        ("redis://:s3:c@ret@redis.example", " --redis redis://:...@redis.example"),
+        ("redis://redis.example?password=s3cret&db=1", " --redis 'redis://redis.example?password=...&db=1'"),
+        ("redis://localhost", " --redis redis://localhost"),
+    ],
+)
+def test_other_commands_get_the_address_without_the_password(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment has it, they need none."""
+    monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
+    options = argparse.Namespace(cluster=False, cacert="ca.pem", cert=None)
+    assert build_redis_options(url, options) == f"{expected} --cacert ca.pem"
+    monkeypatch.setenv("SILBO_REDIS_URL", url)
+    assert build_redis_options(url, options) == " --cacert ca.pem"
+
+
 async def test_lines_for_redis_cli_name_the_server(own_redis: RedisServer) -> None:
     """All of them: pasted, a line without an address goes to whatever Redis listens at localhost:6379."""
     async with Redis.from_url(own_redis.url) as client:
@@ -545,6 +566,10 @@ async def test_outbox_without_a_relay_is_a_danger(redis: Redis, redis_url: str, 
     await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
     done = await silbo("doctor", "--redis", redis_url, "--prefix", prefix, "--store", store, "--json")
     (outbox,) = [found for found in done.objects if found["check"] == "outbox"]
+    environment = {"SILBO_REDIS_URL": redis_url, "SILBO_STORE": str(store)}
+    bare = await silbo("doctor", "--prefix", prefix, "--json", env=environment)
+    assert outbox["mend"] == f"silbo relay --store {store} --redis {quote(redis_url)} --prefix {prefix}"
+    assert [each["mend"] for each in bare.objects if each["check"] == "outbox"] == [f"silbo relay --prefix {prefix}"]
     assert (done.code, outbox["level"]) == (1, "danger") and "no relay is at work, and 3 rows wait" in outbox["text"]
     opened_store = SQLiteStore(store)
     await opened_store.open()
