@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
@@ -24,6 +25,9 @@ __all__ = [
 
 WIDTH: Final = 20
 """Characters of a bar that is as long as its dispatch."""
+
+HARD_SPACE: Final = "\N{NO-BREAK SPACE}"
+"""A space at which no line is broken."""
 
 REASONS: Final[Mapping[NotCalled, str]] = {
     "stopped": "the event was stopped before",
@@ -62,8 +66,10 @@ def draw_waterfall(traced: Traced, *, event: str = "", caller: str = "", width: 
 
 
 def _fold(line: str, width: int) -> list[str]:
-    """Return a line in parts of ``width`` characters at most, all but the first indented."""
-    return wrap(line, width, subsequent_indent=" " * 8, break_on_hyphens=False)
+    """Return a line in parts of ``width`` characters at most, all but the first indented. A number keeps its unit."""
+    line = re.sub(r"(?<=\d) (?=(?:ms|waiting)\b)", HARD_SPACE, line)
+    parts = wrap(line, width, subsequent_indent=" " * 8, break_on_hyphens=False)
+    return [part.replace(HARD_SPACE, " ") for part in parts]
 
 
 def describe_outcome(traced: Traced) -> str:
@@ -99,10 +105,10 @@ def find_bar(each: TracedListener, traced: Traced) -> tuple[float, float, float]
 
 
 def draw_listener(each: TracedListener) -> str:
-    """Return the name of a listener, its plugin or module, and its file and line, as far as they are known."""
+    """Return the name of a listener without ``<locals>``, its plugin or module, and its file and line, as far as they are known."""
     source = find_source(each.listener)
     owner = each.plugin or source.module
-    parts = (source.name, f"[{owner}]" if owner else "", _shorten_place(source.place))
+    parts = (source.name.replace("<locals>.", ""), f"[{owner}]" if owner else "", _shorten_place(source.place))
     return " ".join(part for part in parts if part)
 
 

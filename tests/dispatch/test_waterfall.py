@@ -42,7 +42,7 @@ async def test_waterfall_shows_each_listener_and_its_end() -> None:
     d = AsyncEventDispatcher(observers=[trace := Trace()])
     d.add_listener("order.paid", check)
     d.add_listener("order.paid", ship, priority=2)
-    where = "test_waterfall_shows_each_listener_and_its_end.<locals>"
+    where = "test_waterfall_shows_each_listener_and_its_end"
     with d.add_listener("order.paid", veto, priority=1):
         await d.adispatch("order.paid")
     assert lines(trace) == [
@@ -267,6 +267,21 @@ async def test_lines_are_no_wider_than_asked_for() -> None:
         assert all(len(line) <= width for line in drawn.splitlines())
         assert re.search("^    failed     ", drawn, re.MULTILINE) and "\n        " in drawn
         assert re.sub(r"[█░\s]+", "", drawn) == re.sub(r"[█░\s]+", "", wide)
+
+
+async def test_number_and_unit_stay_on_one_line() -> None:
+    """At every width; what is drawn has common spaces, for a search."""
+
+    async def waits(event: Any) -> None:
+        await asyncio.sleep(0.001)
+
+    d = AsyncEventDispatcher(observers=[trace := Trace()])
+    d.add_listener("order.paid", waits)
+    await d.adispatch("order.paid")
+    for width in range(40, 120):
+        drawn = trace.draw(1, width=width)
+        assert not [line for line in drawn.splitlines() if line.strip().startswith(("ms", "waiting"))], drawn
+        assert len(re.findall(r"[\d.]+ ms", drawn)) == len(re.findall(r"[\d.]+ waiting", drawn)) == 2, drawn
 
 
 async def test_lines_are_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
