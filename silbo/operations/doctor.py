@@ -23,7 +23,7 @@ from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS
 from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
 from silbo.operations.failing import count_failed, find_failing
-from silbo.operations.formatting import format_age, format_count, format_seconds
+from silbo.operations.formatting import format_age, format_count, format_seconds, format_size
 from silbo.operations.groups import (
     NEWER_VERSION_WAIT,
     SILENT_AFTER,
@@ -393,8 +393,8 @@ def _describe_memory(info: dict[str, str], wanted: float) -> Finding:
     if not used:
         return Finding("memory", "note", "unknown: the user may not run INFO")
     if not most:
-        return Finding("memory", "ok", f"{_megabytes(used)} used; no maxmemory, so the machine's memory is the limit")
-    text = f"{_megabytes(used)} of {_megabytes(most)} used"
+        return Finding("memory", "ok", f"{format_size(used)} used; no maxmemory, so the machine's memory is the limit")
+    text = f"{format_size(used)} of {format_size(most)} used"
     if used < FILLING * most:
         return Finding("memory", "ok", text)
     refused = "publishers and counts of attempts are refused"
@@ -404,7 +404,7 @@ def _describe_memory(info: dict[str, str], wanted: float) -> Finding:
     other = 'RedisStreams(retain=...), shorter, or RedisStreams(trim="acknowledged")'
     machine = int(info.get("total_system_memory", "0"))
     if machine and enough > machine * FILLING:
-        mend = f"{other}: this machine's {_megabytes(machine)} have no room for the {size} that are needed"
+        mend = f"{other}: this machine's {format_size(machine)} have no room for the {size} that are needed"
     else:
         mend = f"{REDIS_CLI} CONFIG SET maxmemory {size} && {REDIS_CLI} CONFIG REWRITE\nor: {other}"
     return Finding("memory", "danger" if used >= FULL * most else "note", text, mend)
@@ -427,10 +427,6 @@ def _check_missing(error: StreamMissing, info: dict[str, str]) -> Finding:
     if _refuses_writes(info):
         return Finding("streams", "note", f"{error}; while Redis refuses writes, none is made")
     return Finding("streams", "danger", str(error), "give the prefix of the programs: --prefix, or SILBO_PREFIX")
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"
 
 
 def _check_replication(info: dict[str, str]) -> Finding:
@@ -693,13 +689,13 @@ async def _check_room(
     if not first:
         return Finding(key, "ok", "no messages")
     span = (time_of_entry(last[0].decode()) - time_of_entry(first[0].decode())).total_seconds()
-    text = f"{format_count(length, 'message')} of {format_seconds(span)}, {_megabytes(size or 0)}"
+    text = f"{format_count(length, 'message')} of {format_seconds(span)}, {format_size(size or 0)}"
     limit = int(info.get("maxmemory", "0"))
     most = limit or int(info.get("total_system_memory", "0"))
     if policy is not None and policy.max_bytes is not None:
-        text += f"; max_bytes holds it at {_megabytes(policy.max_bytes)}"
+        text += f"; max_bytes holds it at {format_size(policy.max_bytes)}"
         if most and policy.max_bytes > most:
-            text += f", more than the {_megabytes(most)} {'of maxmemory' if limit else 'of this machine'}"
+            text += f", more than the {format_size(most)} {'of maxmemory' if limit else 'of this machine'}"
             return Finding(key, "danger", text, "a smaller --max-bytes: silbo retention set; or more memory")
         return Finding(key, "ok", text)
     if policy is not None and policy.trim == "acknowledged":
@@ -714,8 +710,8 @@ async def _check_room(
         wanted = size * retain / span if span < retain else size
         if span < retain:
             text += (
-                f"; at this rate it will hold {_megabytes(wanted)} after its {format_seconds(retain)} (retain), "
-                f"of {_megabytes(most)} {'(maxmemory)' if limit else 'of this machine'}"
+                f"; at this rate it will hold {format_size(wanted)} after its {format_seconds(retain)} (retain), "
+                f"of {format_size(most)} {'(maxmemory)' if limit else 'of this machine'}"
             )
         if wanted > most:
             days = most * FULL / size * span / 86400
@@ -803,13 +799,19 @@ def _describe_newer(group: GroupStatus, newer: LeftToNewer) -> Finding:
     """Return the danger that messages become dead letters because no consumer knows their version."""
     now = group.read_at
     due_at = newer.since + timedelta(seconds=NEWER_VERSION_WAIT)
-    due = f"in {format_age(due_at, now)}" if due_at > now else "after newer_version_wait"
+    due = f"in {_format_wait((due_at - now).total_seconds())}" if due_at > now else "after newer_version_wait"
     text = (
         f"{newer.count:,} {'waits' if newer.count == 1 else 'wait'} for {newer.wanted}, the first for "
         f"{format_age(newer.since, now)}; it becomes a dead letter {due} (newer_version_wait is 5 min by default)"
     )
     mend = f"deploy the newer consumers; what is a dead letter by then: {_of_letters('retry', group)}"
     return Finding(f"{group.stream} {group.group}", "danger", text, mend)
+
+
+def _format_wait(seconds: float) -> str:
+    """Return a duration of less than an hour to the second: rounded to minutes, 285 s would be the whole 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 async def _find_shared_names(

@@ -76,7 +76,7 @@ async def test_doctor_reads_the_policy(redis: Redis, prefix: str) -> None:
     assert level == "ok" and text.endswith("what every group has acknowledged is removed"), text
     await redis.hset(f"{key}:retention", "policy", "retain=604800000 trim=age keep_at_least=0 max_bytes=200000")
     level, text = await find()
-    assert level == "ok" and text.endswith("max_bytes holds it at 0.2 MiB"), text
+    assert level == "ok" and text.endswith("max_bytes holds it at 195.3 KiB"), text
     await redis.hset(f"{key}:retention", "policy", f"retain=604800000 trim=age keep_at_least=0 max_bytes={1 << 60}")
     assert (await find())[0] == "danger"
 
