@@ -28,6 +28,7 @@ from silbo.operations.shards import Undrained, change_shards
 from silbo.protocols import Receiver
 from silbo.shards import spread
 from tests.support.redis_streams import eventually, number, opened
+from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
 SHARD = "silbo:{events.0}"
@@ -591,3 +592,29 @@ async def test_shards_lie_on_the_nodes_of_a_cluster(cluster_client: RedisCluster
             numbers = [n for of, n, _ in one.got + two.got if of == str(key)]
             assert numbers == sorted(numbers)
         assert one.consumer.stats.failed == one.consumer.stats.duplicates == 0
+
+
+@pytest.mark.long
+async def test_nothing_in_hand_is_forgotten_while_redis_is_silent(
+    own_redis: RedisServer, streams_client: Redis
+) -> None:
+    """Redis is silent for shorter than a lease: then no member has lost anything, and all is handled, in the order of its key."""
+    keys = [find_key(0), find_key(1)]
+    async with RedisStreams(streams_client, app="web", shards=2) as sharded:
+        go = asyncio.Event()
+
+        async def wait(event: Any) -> None:
+            await go.wait()
+
+        async with member(sharded, wait) as one:
+            await sharded.publish(*[keyed(key, number) for number in range(10) for key in keys])
+            await eventually(lambda: asyncio.sleep(0, len(one.got) == 2))
+            await asyncio.sleep(1.5)  # what the silence meets is kept, and read ahead
+            own_redis.pause()
+            await asyncio.sleep(2.6)
+            own_redis.resume()
+            go.set()
+            await eventually(lambda: asyncio.sleep(0, len({(key, number) for key, number, _ in one.got}) == 20), 30.0)
+            for wanted in keys:
+                numbers = [number for key, number, _ in dict.fromkeys(one.got) if key == wanted]
+                assert numbers == sorted(numbers)
