@@ -84,7 +84,8 @@ async def test_two_live_consumers_of_one_name_are_told_with_their_processes(
                 for task in reading:
                     task.cancel()
                 await asyncio.gather(*reading, return_exceptions=True)
-    at, *both = (await redis.hget(signs, "! billing-0")).decode().split()
+    noticed: Any = await redis.hget(signs, "! billing-0")
+    at, *both = noticed.decode().split()
     await redis.hset(signs, "! billing-0", " ".join([str(int(at) - 20_000), *both]))
     (later,) = await read_groups(redis, prefix=prefix)
     (consumer,) = program.object["consumers"]

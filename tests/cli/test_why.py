@@ -85,10 +85,11 @@ async def test_event_is_found_by_its_entry_and_by_its_dead_letter(redis: Redis, 
             await streams.publish(told(), event)
             _, delivery = await deliveries(billing, 2)
             assert await billing.bury(delivery, error="ValueError: never", attempts=5)
-    ((letter, _),) = await redis.xrange(f"{prefix}:{{events}}:dead")
+    rows: Any = await redis.xrange(f"{prefix}:{{events}}:dead")
+    letter: str = rows[0][0].decode()
     by_entry, by_letter, by_none, shown = await asyncio.gather(
         silbo("why", delivery.id, *where, "--json"),
-        silbo("why", letter.decode(), *where, "--json"),
+        silbo("why", letter, *where, "--json"),
         silbo("why", "17-0", *where),
         silbo("dead", "show", event.message_id, *where),
     )

@@ -71,7 +71,7 @@ async def test_stream_that_nobody_reads_is_told(redis: Redis, prefix: str) -> No
     await redis.xadd(f"{prefix}:{{events}}", {"message": "{}"})
     overview = await read_overview(find_app([], "shop"), client=redis, prefix=prefix)
     assert overview.streams is not None and overview.streams[0].groups == []
-    assert "1 message: from " in render_page(overview) and "No consumer group has been here yet." in render_page(
+    assert "1 message: the oldest " in render_page(overview) and "No consumer group has been here yet." in render_page(
         overview
     )
 
