@@ -828,7 +828,7 @@ for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   if one['pending'] == 0 and one['idle'] > tonumber(ARGV[3]) and one['name'] ~= ARGV[2] then
     local gone = redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], one['name'])
     if type(gone) == 'table' then break end
-    redis.pcall('HDEL', KEYS[2], one['name'])
+    redis.pcall('HDEL', KEYS[2], one['name'], '!' .. one['name'], '! ' .. one['name'])
     removed = removed + 1
   end
 end

@@ -149,6 +149,7 @@ async def test_signs_go_with_the_consumers(
     await read(receiver)
     await receiver._drop()
     await receiver._in_hand.aclose()
+    await admin.hset(f"{KEY}:live:billing", mapping={"!old": "1", "! old": "1 web-1:12:0f web-2:13:0f"})
     async with opened(streams.group("billing", start="new", consumer="me", claim_after=0.01)) as living:
         async with asyncio.timeout(30):
             while b"old" in await admin.hkeys(f"{KEY}:live:billing"):
