@@ -105,7 +105,7 @@ BATTERIES: Final[dict[str, Battery]] = {
         shards,
         "members of a group over shards joined, stopped, killed and frozen",
         cores=4.0,
-        short={"shards": 4, "members": (2, 4, 2), "seconds": 14.0, "rate": 200.0, "lanes": 20},
+        short={"shards": 4, "members": (2, 4, 2), "seconds": 14.0, "rate": 200.0, "lanes": 20, "judges_times": False},
         of_all=False,
     ),
     "cluster": Battery(

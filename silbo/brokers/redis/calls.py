@@ -385,6 +385,7 @@ class CallConnection:
             by_node = self._by_node[address] = CallConnection(
                 self._client, self._timeout, owner=self._owner, is_patient=self._is_patient, node=address
             )
+            by_node._closed = self._closed  # a call that was looking for its node meanwhile opens nothing any more
         return by_node
 
     async def _run_in_cluster(self, nodes: ClusterNodes, calls: Sequence[Call], until: float) -> list[Any]:

@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from silbo.brokers.redis import RedisStreams
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
 from silbo.brokers.redis.failures import Lost, Unreached
-from silbo.brokers.redis.nodes import connect_to, nodes_of
+from silbo.brokers.redis.nodes import ClusterNodes, connect_to, nodes_of
 from silbo.brokers.redis.scripts import Script
 from silbo.errors import BrokerUnavailable
 from tests.support.redis_streams import eventually, message, opened
@@ -255,6 +255,28 @@ async def test_cluster_client_at_a_single_server_says_so(prefix: str) -> None:
         async with calls_at(RedisCluster.from_url(server.url)) as calls:
             with pytest.raises(BrokerUnavailable, match="cluster support disabled"):
                 await calls.run(add(prefix.encode(), b"1"))
+
+
+async def test_call_that_looks_for_its_node_while_it_is_closed_opens_nothing(
+    cluster_client: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would close that connection."""
+    looks, go_on = asyncio.Event(), asyncio.Event()
+    find = ClusterNodes.find
+
+    async def find_later(self: ClusterNodes, key: bytes) -> Any:
+        looks.set()
+        await go_on.wait()
+        return await find(self, key)
+
+    monkeypatch.setattr(ClusterNodes, "find", find_later)
+    calls = CallConnection(cluster_client, 30.0)
+    call = asyncio.create_task(calls.run(add(prefix.encode(), b"1")))
+    await looks.wait()
+    await calls.aclose()
+    go_on.set()
+    with pytest.raises(BrokerUnavailable, match="it is closed"):
+        await call
 
 
 async def test_plain_client_at_a_node_says_so(cluster: ClusterServers, prefix: str) -> None:
