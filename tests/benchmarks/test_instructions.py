@@ -136,6 +136,7 @@ async def _run(contender: paths.Contender) -> None:
     await contender(100)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)  # under valgrind all takes fifty times as long
 @pytest.mark.skipif(
     shutil.which("valgrind") is None, reason="no valgrind: make bench-check measures nothing, and says so"

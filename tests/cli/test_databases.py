@@ -32,6 +32,7 @@ async def url(tmp_path: Path) -> str:
     return url
 
 
+@pytest.mark.long
 async def test_what_is_in_a_database_is_seen_sent_and_replayed(
     url: str, redis: Redis, redis_url: str, prefix: str
 ) -> None:

@@ -143,6 +143,7 @@ async def test_first_line_says_where_it_sends_to(redis_url: str, prefix: str, st
         assert f' stream="{prefix}:{{events}}" format="cloudevents"\n' in first
 
 
+@pytest.mark.long
 async def test_options_are_the_brokers(redis: Redis, redis_url: str, prefix: str, store: Path) -> None:
     """Format and retention of the stream are what the program would have said itself."""
     stream = f"{prefix}:{{events}}"

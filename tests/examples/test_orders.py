@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).resolve().parents[1] / "support/killed_shop_process.py"
 
 
+@pytest.mark.long
 def test_the_example_runs() -> None:
     command = [sys.executable, "-W", "error", "-m", "examples.orders"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

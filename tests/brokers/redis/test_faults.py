@@ -353,6 +353,7 @@ async def test_script_that_can_not_go_on_adds_nothing(own_redis: RedisServer, ad
     assert await stored(admin) == [2]
 
 
+@pytest.mark.long
 @pytest.mark.every_redis
 async def test_publishes_wait_while_redis_is_loading(redis_binary: Binary | None) -> None:
     slow = {"key-load-delay": 400, "rdbcompression": "no", "dbfilename": "slow.rdb"}
