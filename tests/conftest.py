@@ -5,8 +5,8 @@
     cluster, cluster_client     three masters shared by the tests of one worker, and a client on them
     own_cluster                 three masters with a replica each that this test alone may kill, freeze and reshard
 
-A test marked `@pytest.mark.every_redis` runs once with each Redis version that can be had if pytest got `--every-redis`,
-else with the first.
+A test marked `@pytest.mark.every_redis` runs with the first Redis that can be had; if pytest got `--every-redis`, once with each of
+the others.
 
 With `--cluster` pytest runs what needs no server of its own kind: the tests whose clients come from these fixtures, on 3 masters
 with a replica each, `redis_url` being a node's. Left out is what takes a server itself, to kill or to configure it, and what is
@@ -44,7 +44,7 @@ SESSION_VARIABLE = "SILBO_TEST_SESSION"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--every-redis", action="store_true", help="run what is marked every_redis with each Redis server found"
+        "--every-redis", action="store_true", help="run what is marked every_redis with each further Redis server found"
     )
     parser.addoption(
         "--cluster", action="store_true", help="run what takes its Redis client from a fixture on a cluster"
@@ -113,7 +113,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def binaries(every: bool) -> Sequence[Binary | None]:
     """The one to use, or all that can be had; or one None, with which a server's start says what is missing."""
     try:
-        return find_binaries() if every else [find_binary()]
+        first = find_binary()
+        if not every:
+            return [first]
+        return [binary for binary in find_binaries() if binary != first] or [
+            first
+        ]  # on the first one all tests run anyway
     except RedisNotFound:
         return [None]
 

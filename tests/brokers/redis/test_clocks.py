@@ -17,7 +17,7 @@ from silbo.errors import Gap
 from silbo.message import Delivery
 from tests.support.faketime import require_faketime
 from tests.support.redis_streams import eventually, message, number, opened, receive
-from tools.redis_binary import Binary, find_binary
+from tools.redis_binary import PACKAGE, Binary, find_binary
 from tools.redis_server import RedisServer
 
 pytestmark = pytest.mark.every_redis
@@ -74,6 +74,8 @@ class WoundRedis:
 def wound_redis(redis_binary: Binary | None, tmp_path: Path) -> Iterator[WoundRedis]:
     library = require_faketime()
     binary = redis_binary or find_binary()
+    if PACKAGE.parts[0] in binary.path.parts:
+        pytest.skip("Debian's redis-server 7.0 hangs at its start under faketime")
     setting, program = tmp_path / "clock", tmp_path / "redis-server"
     setting.write_text("+0")
     settings = {
