@@ -112,19 +112,19 @@ async def test_redis_clock_set_back_delays_a_take_over_by_claim_after_at_most(
     async with AsyncExitStack() as stack:
         streams = await stack.enter_async_context(RedisStreams(wound_client, app="web"))
         silent = await stack.enter_async_context(opened(group("silent", 600.0)))
-        alive = await stack.enter_async_context(opened(group("alive", 0.5)))
+        alive = await stack.enter_async_context(opened(group("alive", 2.0)))
         await streams.publish(*map(message, range(MANY + 1)))
         assert [number(item) for item in await receive(silent, MANY)] == [*range(MANY)]
         held = await receive(alive, 1)
         assert [number(item) for item in held] == [MANY]
         if is_open:
-            heir = await stack.enter_async_context(opened(group("heir", 0.5)))
+            heir = await stack.enter_async_context(opened(group("heir", 2.0)))
             assert await heir.receive(10) == []
             assert await heir.receive(10) == []
         wound_redis.wind("-1h")
         await eventually(lambda: is_behind(wound_client))
         if not is_open:
-            heir = await stack.enter_async_context(opened(group("heir", 0.5)))
+            heir = await stack.enter_async_context(opened(group("heir", 2.0)))
         taken: list[Delivery | Gap] = []
         async with asyncio.timeout(30):
             while len(taken) < MANY:
