@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
 from silbo._checks import check_address
 from silbo._closing import AsyncCloseable
-from silbo._loops import LoopBinding
 from silbo._retry import Backoff
 from silbo.brokers.redis.connection import (
     Client,
@@ -19,15 +17,15 @@ from silbo.brokers.redis.connection import (
     Lost,
     Refused,
     check_client,
-    describe_server,
     find_trouble,
 )
 from silbo.brokers.redis.nodes import connect_to
+from silbo.brokers.redis.pubsub_receiver import PubSubReceiver
 from silbo.brokers.redis.scripts import PUBLISH
 from silbo.brokers.redis.sender import BatchScript, RedisSender
-from silbo.brokers.redis.sharded_channels import ShardedReceiver, ShardedSender
+from silbo.brokers.redis.sharded_channels import ShardedChannelReceiver, ShardedChannelSender
 from silbo.errors import BrokerUnavailable, Gap, NameInvalid
-from silbo.message import Batch, Delivery, Format, Message, own_origin
+from silbo.message import Batch, Format, Message, own_origin
 from silbo.names import compile_pattern
 from silbo.protocols import Promises
 from silbo.wire.formats import JSON
@@ -88,9 +86,9 @@ class RedisPubSub(AsyncCloseable):
         self._prefix = check_address(prefix, "a prefix")
         self.format: Final = format
         self._timeout = timeout
-        self._sender: RedisSender | ShardedSender
+        self._sender: RedisSender | ShardedChannelSender
         if sharded:
-            self._sender = ShardedSender(
+            self._sender = ShardedChannelSender(
                 client, "channel", self._encode, find_key=self._find_key, timeout=timeout, owner="RedisPubSub"
             )
         else:
@@ -183,53 +181,34 @@ class PubSubSubscription:
         """Empty: Pub/Sub has no groups."""
         return ""
 
-    async def open(self) -> _PubSubReceiver | ShardedReceiver:
+    async def open(self) -> _Receiver | ShardedChannelReceiver:
         """Subscribe; return when Redis has confirmed every subscription.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
         """
         if self.sharded:
-            sharded = ShardedReceiver(self.client, _ChannelFilter(self).channels, self.format, self.timeout)
+            sharded = ShardedChannelReceiver(self.client, _ChannelFilter(self).channels, self.format, self.timeout)
             await sharded.open()
             return sharded
-        receiver = _PubSubReceiver(self)
+        receiver = _Receiver(self)
         await receiver.subscribe()
         return receiver
 
 
-class _PubSubReceiver:
+class _Receiver(PubSubReceiver):
     """A subscribed connection. After it is lost, the next receive subscribes again and returns a gap."""
 
-    skips_own_instance = True
-    ack_delay = 0.0  # nothing is acknowledged
-    keep_every: float | None = None
-
     def __init__(self, subscription: PubSubSubscription) -> None:
-        self._client = subscription.client
-        self._server = describe_server(subscription.client)
-        self._format = subscription.format
-        self._timeout = subscription.timeout
+        super().__init__(subscription.client, subscription.format, subscription.timeout)
         self._filter = _ChannelFilter(subscription)
         self._connection: Connection | None = None
-        self._ready: deque[Batch | Gap] = deque()
         self._failures = 0  # to connect, one after another
         self._lost: str | None = None  # the reason, until the connection is back
         self._heard_at = 0.0  # by the loop's clock
         self._pinged_at: float | None = None  # while there is no answer to the PING
-        self._closed = False
-        self._binding = LoopBinding("PubSubSubscription")
 
-    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
-        """See :class:`~silbo.protocols.Receiver`."""
-        items = await self.receive_batches(limit)
-        return [each for item in items for each in ((item,) if isinstance(item, Gap) else item)]
-
-    async def receive_batches(self, limit: int) -> Sequence[Batch | Gap]:
-        """See :class:`~silbo.protocols.BatchReceiver`."""
-        self._binding.check("receive")
-        if self._closed:
-            raise BrokerUnavailable("the subscription is closed")
+    async def _fill(self, limit: int) -> None:
         if self._connection is None:
             await self._resubscribe()
         assert self._connection is not None
@@ -242,31 +221,6 @@ class _PubSubReceiver:
             self._lost = str(error)
             await self._drop()
             raise BrokerUnavailable(f"lost the subscription to {self._server}: {error}") from error
-        items: list[Batch | Gap] = []
-        while self._ready and limit > 0:
-            item = self._ready.popleft()
-            many = 1 if isinstance(item, Gap) else len(item)
-            if not isinstance(item, Gap) and many > limit:
-                self._ready.appendleft(item.cut(limit, many))
-                item = item.cut(0, limit)
-            limit -= many
-            items.append(item)
-        return items
-
-    async def ack(self, *deliveries: Delivery | Batch) -> None:
-        """Do nothing: Redis keeps no message of Pub/Sub, so the methods below have nothing to do either."""
-
-    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
-        return ()
-
-    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
-        return [None] * len(deliveries)
-
-    async def count(self, delivery: Delivery, *, error: str = "") -> int:
-        return delivery.attempt
-
-    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
-        return False
 
     async def aclose(self) -> None:
         self._closed = True

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import RedisCluster
 
-from silbo._loops import LoopBinding
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage
 from silbo.brokers.redis.calls import UNANSWERED
-from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, connect, describe_server, wait_for_any
+from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, connect, wait_for_any
 from silbo.brokers.redis.nodes import Address, nodes_of
+from silbo.brokers.redis.pubsub_receiver import PubSubReceiver
 from silbo.brokers.redis.sender import ClusterSender, MarkedCall
 from silbo.errors import BrokerUnavailable, Gap
-from silbo.message import Batch, Delivery, Format
+from silbo.message import Batch, Format
 
-__all__ = ["ShardedReceiver", "ShardedSender"]
+__all__ = ["ShardedChannelReceiver", "ShardedChannelSender"]
 
 WAIT: Final = 0.5
 """A receive waits at most 0.5 seconds for a message."""
@@ -28,7 +27,7 @@ RESUBSCRIBE: Final = Backoff(initial=0.02, cap=0.25)
 """The delays between two attempts to subscribe again."""
 
 
-class ShardedSender(ClusterSender):
+class ShardedChannelSender(ClusterSender):
     """Sends published messages to sharded channels, each by a command: a script would fail while its slot moves."""
 
     async def build_calls(self, key: bytes, messages: Sequence[OutgoingMessage]) -> Sequence[MarkedCall]:
@@ -62,7 +61,7 @@ class _ShardedPublish:
             self._outgoing.mark_sent()
 
 
-class ShardedReceiver:
+class ShardedChannelReceiver(PubSubReceiver):
     """Subscriptions to sharded channels, over a connection to each node that has one of them.
 
     A channel whose slot moves, or whose node dies, is subscribed to again by a task, while the others are read; then it has
@@ -75,22 +74,12 @@ class ShardedReceiver:
         timeout: Seconds in which a subscription is confirmed, and a PING is answered.
     """
 
-    skips_own_instance = True
-    ack_delay = 0.0  # nothing is acknowledged
-    keep_every: float | None = None
-
     def __init__(self, client: Client, channels: Sequence[str], format: Format, timeout: float) -> None:  # noqa: A002
-        self._client = client
-        self._server = describe_server(client)
-        self._format = format
-        self._timeout = timeout
+        super().__init__(client, format, timeout)
         self._away: dict[str, str] = dict.fromkeys(channels, "")  # not subscribed to, and why
         self._links: list[_Link] = []
-        self._ready: deque[Batch | Gap] = deque()
         self._subscribing: asyncio.Task[None] | None = None
         self._trouble = ""
-        self._closed = False
-        self._binding = LoopBinding("PubSubSubscription")
 
     @property
     def away(self) -> tuple[str, ...]:
@@ -118,28 +107,9 @@ class ShardedReceiver:
 
     # -- receiving ------------------------------------------------------------------------------------------
 
-    async def receive(self, limit: int) -> Sequence[Delivery | Gap]:
-        """See :class:`~silbo.protocols.Receiver`."""
-        items = await self.receive_batches(limit)
-        return [each for item in items for each in ((item,) if isinstance(item, Gap) else item)]
-
-    async def receive_batches(self, limit: int) -> Sequence[Batch | Gap]:
-        """See :class:`~silbo.protocols.BatchReceiver`."""
-        self._binding.check("receive")
-        if self._closed:
-            raise BrokerUnavailable("the subscription is closed")
+    async def _fill(self, limit: int) -> None:
         if not self._ready:
             await self._read(limit)
-        items: list[Batch | Gap] = []
-        while self._ready and limit > 0:
-            item = self._ready.popleft()
-            many = 1 if isinstance(item, Gap) else len(item)
-            if not isinstance(item, Gap) and many > limit:
-                self._ready.appendleft(item.cut(limit, many))
-                item = item.cut(0, limit)
-            limit -= many
-            items.append(item)
-        return items
 
     async def _read(self, limit: int) -> None:
         """Take what has come over any connection; wait for it, and look after connections that are silent."""
@@ -315,27 +285,6 @@ class ShardedReceiver:
         for channel in sorted(link.channels):
             self._ready.append(Gap(channel, self._away.pop(channel)))
         self._sort(link, held)
-
-    # -- nothing is kept ------------------------------------------------------------------------------------
-
-    async def ack(self, *deliveries: Delivery | Batch) -> None:
-        """Do nothing: Redis keeps no message of Pub/Sub, so the methods below have nothing to do either."""
-
-    async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
-        """Return nothing: no delivery is another consumer's."""
-        return ()
-
-    async def offer(self, *deliveries: Delivery) -> Sequence[float | None]:
-        """Return None for each: no other consumer can have it."""
-        return [None] * len(deliveries)
-
-    async def count(self, delivery: Delivery, *, error: str = "") -> int:
-        """Return the attempt: it is the only one."""
-        return delivery.attempt
-
-    async def bury(self, delivery: Delivery, *, error: str, attempts: int) -> bool:
-        """Return False: Pub/Sub has no dead letters."""
-        return False
 
     async def aclose(self) -> None:
         """Close the connections. May be called twice."""

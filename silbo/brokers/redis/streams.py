@@ -121,29 +121,17 @@ class RedisStreams(AsyncCloseable):
         default = self._keys.default
         if self._shards:
             default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()
-        self._sender: RedisSender | StreamsClusterSender
-        if isinstance(client, RedisCluster):
-            self._sender = StreamsClusterSender(
-                client,
-                add,
-                self._encode,
-                find_key=find_key,
-                prepare=self._fix_shards,
-                retention=kept,
-                timeout=timeout,
-                owner="RedisStreams",
-            )
-        else:
-            self._sender = RedisSender(
-                client,
-                add,
-                self._encode,
-                find_key=find_key,
-                prepare=self._fix_shards,
-                retention=kept,
-                timeout=timeout,
-                owner="RedisStreams",
-            )
+        sender = StreamsClusterSender if isinstance(client, RedisCluster) else RedisSender
+        self._sender = sender(
+            client,
+            add,
+            self._encode,
+            find_key=find_key,
+            prepare=self._fix_shards,
+            retention=kept,
+            timeout=timeout,
+            owner="RedisStreams",
+        )
         self._sequenced = SequencedSender(
             client,
             self._encode,
