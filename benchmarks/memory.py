@@ -52,7 +52,7 @@ HAPPENED = EventName("memory.happened", Happened)
 
 @dataclass
 class Look:
-    """What Redis was like at one moment."""
+    """The state of Redis at one moment."""
 
     seconds: float
     memory: int
@@ -61,7 +61,7 @@ class Look:
 
 @dataclass
 class Outcome:
-    """What was found.
+    """The findings of a run.
 
     Attributes:
         sent: Messages that were published.

@@ -21,7 +21,7 @@ from silbo.shards import spread
 
 @dataclass(frozen=True)
 class Settings:
-    """What to hear, and what to be like.
+    """The settings of one member.
 
     Attributes:
         keeper: The socket of the keeper.

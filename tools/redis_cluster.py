@@ -37,7 +37,7 @@ SLOTS: Final = 16384
 BUS: Final = 10_000
 """The nodes talk to one another on a port that is so much higher."""
 SECONDS: Final = 60.0
-"""What has not come about by then does not on a busy machine either."""
+"""Seconds after which a state that has not come about won't on a busy machine either."""
 
 
 class ClusterNode(RedisServer):
@@ -95,7 +95,7 @@ class ClusterServers:
 
     @property
     def name(self) -> str:
-        """What runs."""
+        """The words for it, as `in_foreground` prints them."""
         return f"a cluster of {len(self.nodes)} nodes, {self.nodes[0].name}"
 
     @property

@@ -21,7 +21,7 @@ __all__ = ["fetch_package"]
 
 PACKAGES: Final = ("redis-server=5:7.0.*", "redis-tools=5:7.0.*")
 LIBRARIES: Final = ("liblzf1", "libjemalloc2", "liblua5.1-0", "lua-cjson", "lua-bitop")
-"""What its server loads, and a machine without Redis may lack."""
+"""The libraries that its server loads, and that a machine without Redis may lack."""
 
 
 def fetch_package(cache: Path = CACHE) -> Path:

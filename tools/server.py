@@ -196,7 +196,7 @@ def free_port() -> int:
 
 
 class InForeground(Protocol):
-    """What `in_foreground` runs."""
+    """A server that `in_foreground` runs."""
 
     @property
     def name(self) -> str: ...

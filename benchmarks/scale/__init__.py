@@ -1,1 +1,1 @@
-"""How far silbo goes: measured points beyond one process, and a model that adds them up."""
+"""Measured points beyond one process: one stream, an outbox's relays, its table."""

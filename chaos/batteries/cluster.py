@@ -149,7 +149,7 @@ def _given_at(event: str) -> float:
 
 
 class Faults:
-    """What befalls the nodes, one after another: each ends with a whole cluster."""
+    """The faults of the nodes, one after another: each ends with a whole cluster."""
 
     def __init__(self, stage: Stage, servers: ClusterServers) -> None:
         self._stage, self._servers = stage, servers

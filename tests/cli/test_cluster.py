@@ -37,7 +37,7 @@ def addresses(cluster: ClusterServers, prefix: str) -> list[str]:
 async def test_every_command_answers(
     cluster: ClusterServers, cluster_client: RedisCluster, prefix: str, addresses: list[str], tmp_path: Path
 ) -> None:
-    """What is on any node is found: all masters are asked for streams, and each node for its own."""
+    """Streams are found on any node: all masters are asked for streams, and each node for its own."""
     where = ("--redis", cluster.url, "--cluster", "--prefix", prefix)
     keys = [build_stream_key(address, prefix) for address in addresses]
     ids: list[str] = []

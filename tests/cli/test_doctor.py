@@ -499,7 +499,7 @@ def test_redis_cli_gets_the_address_and_never_the_password(
 def test_other_commands_get_the_address_without_the_password(
     url: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the environment has it, they need none."""
+    """They need none if the environment has it."""
     monkeypatch.delenv("SILBO_REDIS_URL", raising=False)
     options = argparse.Namespace(cluster=False, cacert="ca.pem", cert=None)
     assert build_redis_options(url, options) == f"{expected} --cacert ca.pem"

@@ -43,7 +43,7 @@ async def member(url: str, prefix: str, name: str) -> AsyncGenerator[asyncio.sub
 
 
 class Ledger:
-    """What the listeners did, in order."""
+    """The work of the listeners, in order."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._redis = redis

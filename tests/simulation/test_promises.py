@@ -1,4 +1,4 @@
-"""What members of a sharded group promise, in thousands of simulated histories; and that the simulation notices each safeguard's absence.
+"""The promises of a sharded group's members, in thousands of simulated histories; and that the simulation notices each safeguard's absence.
 
 A history that breaks a promise is printed with its seed, and made as short as it can be. SILBO_SIMULATION_SEED=1 begins the
 long run with that seed.
@@ -206,7 +206,7 @@ def find_first(kind: str, redis: type[ModelRedis], first: int = 0) -> History | 
 
 
 def test_a_broken_history_is_made_short() -> None:
-    """What is reported is a history of which nothing can be left out, and what happened in it."""
+    """The report is a history of which nothing can be left out, with the events in it."""
     redis = without_epoch("read")
     history = find_first("storm", redis)
     assert history is not None

@@ -101,7 +101,7 @@ class World:
         self.ledger_epoch: defaultdict[int, int] = defaultdict(int)
         self.ledger: defaultdict[int, int] = defaultdict(int)  # the next number of each key
         self.doubles = 0
-        # What an onlooker sees.
+        # Seen by an onlooker.
         self.granted: defaultdict[int, list[tuple[float, int, str]]] = defaultdict(list)
         self.waited: list[
             tuple[int, float, float]
@@ -252,7 +252,7 @@ class World:
                 continue
             if affected_at - at > longest:
                 self.fail(f"standstill: an entry of shard {shard} from {at:.3f} took effect at {affected_at:.3f}")
-            # What came while it moved is worked off a moment later.
+            # A backlog of the move is worked off a moment later.
             if affected_at - at > UNMOVED and not any(
                 at - BACKLOG <= each[0] <= affected_at for each in self.granted[shard]
             ):

@@ -129,7 +129,7 @@ class StreamGroup:
 
 
 class Sharding(Protocol):
-    """What a group does with addresses that are spread over shards."""
+    """The part of a group that knows addresses which are spread over shards."""
 
     async def open(self, group: StreamGroup) -> SideBySide | None:
         """Open a receiver that reads the shards that are its own; None if no address of the group has shards."""
@@ -327,7 +327,7 @@ class StreamReceiver:
 
     async def keep(self, *deliveries: Delivery) -> Collection[Delivery]:
         """See :class:`~silbo.protocols.Receiver`."""
-        # What was fetched may wait for long to be taken, and must be nobody else's then.
+        # Fetched deliveries may wait for long to be taken, and must be nobody else's then.
         waiting = [each for each in _flatten(self._ready) if not isinstance(each, Gap)]
         taken_over = await self._in_hand.keep([*deliveries, *waiting])
         if self._signs.is_due():  # nothing is read while there is no room

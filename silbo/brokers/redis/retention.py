@@ -21,7 +21,7 @@ __all__ = ["DEFAULT", "WEEK", "Retention", "RetentionPolicy", "Trim", "build_ret
 logger = logging.getLogger(__name__)
 
 Trim: TypeAlias = Literal["age", "acknowledged"]
-"""What is removed: what is older than ``retain``, or also what every group has acknowledged."""
+"""The rule of removal: entries older than ``retain`` go, or also those that every group has acknowledged."""
 
 WEEK: Final = 7 * 24 * 3600.0
 """By default a stream keeps its entries for 7 days, in seconds."""
@@ -30,7 +30,7 @@ TRIM_EVERY: Final = 1.0
 TRIM_BYTES: Final = 4 << 20
 """A publisher trims a stream at the latest when it has added 4 MiB since."""
 ASK_EVERY: Final = 10.0
-"""Where nothing is trimmed but by age, a publisher asks for the stream's policy every 10 seconds."""
+"""A publisher that trims by age alone asks for the stream's policy every 10 seconds."""
 DESERTED_AFTER: Final = 60.0
 """A group without a call of a consumer for 60 seconds counts as abandoned if something has waited for it for as long."""
 KEPT: Final = 1024

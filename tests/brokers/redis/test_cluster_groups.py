@@ -130,7 +130,7 @@ async def test_a_slot_that_moves_under_a_read_loses_nothing(
 async def test_a_killed_node_holds_up_no_other_and_its_replica_goes_on(
     own_cluster: ClusterServers, own_streams: RedisStreams
 ) -> None:
-    """What was in hand of it comes again, what was acknowledged does not; the other nodes are read all the time."""
+    """Deliveries in hand of it come again, acknowledged ones do not; the other nodes are read all the time."""
     addresses = spread(own_cluster, "silbo")
     keys = [build_stream_key(address, "silbo") for address in addresses]
     victim = own_cluster.node_of(keys[0])

@@ -84,7 +84,7 @@ async def under_way(*publishers: Callable[[asyncio.Event], Coroutine[None, None,
 
 
 class Ledger:
-    """What one publisher to one address was told of each of its messages."""
+    """The outcome of each message that one publisher sent to one address."""
 
     def __init__(self, streams: RedisStreams, address: str | None) -> None:
         self.streams, self.address = streams, address

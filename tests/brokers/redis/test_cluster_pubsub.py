@@ -46,7 +46,7 @@ def channel(prefix: str, name: str) -> str:
 
 
 async def gaps_and_numbers(receiver: Receiver, last: int) -> tuple[list[Gap], list[int]]:
-    """What comes up to the message of this number; errors on the way are passed over, as a consumer does."""
+    """Return the items up to the message of this number; errors on the way are passed over, as a consumer does."""
     gaps: list[Gap] = []
     numbers: list[int] = []
     async with asyncio.timeout(30):
@@ -186,7 +186,7 @@ async def test_sharded_subscription_follows_its_slot(
 async def test_subscription_outlives_its_node(
     request: pytest.FixtureRequest, own_cluster: ClusterServers, prefix: str, how: str, sharded: bool
 ) -> None:
-    """What is published when the subscription is back is heard, and a gap tells of the time between."""
+    """Messages are heard again when the subscription is back, and a gap tells of the time between."""
     if sharded:
         request.getfixturevalue("has_sharded_channels")
     node = own_cluster.node_of(channel(prefix, NAMES[0]))

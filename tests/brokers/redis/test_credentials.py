@@ -150,7 +150,7 @@ async def all_are_in(heard: Counter[int], published: list[int]) -> bool:
 async def test_a_subscription_goes_on_over_a_new_connection(
     tokens: Tokens, sharded: bool, admin: Redis, own_redis: RedisServer
 ) -> None:
-    """What was published up to then is read, and the new connection is subscribed before: nothing is missed."""
+    """The old connection is read to its end, and the new one is subscribed before: nothing is missed."""
     if sharded and own_redis.binary.version.startswith("6."):
         return  # sharded channels came with Redis 7
     async with make_client(own_redis, tokens) as client:

@@ -118,7 +118,7 @@ class Program:
 
 
 async def until_acknowledged(admin: Redis, key: str) -> None:
-    """What is heard and not yet acknowledged comes again, once its stream is back."""
+    """Wait: a message that is heard and not yet acknowledged comes again, once its stream is back."""
 
     async def nothing_is_pending() -> bool:
         return (await admin.xpending(key, "billing"))["pending"] == 0

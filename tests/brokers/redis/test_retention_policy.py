@@ -192,7 +192,7 @@ async def test_small_redis_takes_more_than_it_holds_as_long_as_all_is_acknowledg
 
 @pytest.mark.one_server
 async def test_full_redis_is_trimmed_before_it_is_asked_for_room(admin: Redis, streams_client: Redis) -> None:
-    """What was acknowledged while it was full makes room for the next publish."""
+    """Entries that were acknowledged while it was full make room for the next publish."""
     async with by_need(streams_client) as streams:
         async with opened(streams.group("billing", start="new")) as receiver:
             await streams.publish(*[message(n, blob="x" * 10_000) for n in range(100)])
@@ -282,7 +282,7 @@ async def test_cap_of_messages_holds_and_the_group_that_loses_unread_ones_gets_a
 
 
 async def test_cap_tells_a_group_that_reads_on_before_it_was_looked_at(admin: Redis, streams_client: Redis) -> None:
-    """What it has missed is noted when it is removed, not found out later."""
+    """Its loss is noted when the entries are removed, not found out later."""
     async with RedisStreams(streams_client, app="web", max_messages=2) as streams:
         group = streams.group("billing", start="new", claim_after=6.0)
         async with opened(group) as receiver:

@@ -225,7 +225,7 @@ async def test_entries_of_other_consumers_are_taken_over_at_once(
 async def test_keeping_that_fails_gives_up_all_or_nothing(
     sharded: RedisStreams, leaders: Leaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was given up alone would stay in the leader's hand, read by nobody, while later entries of its key go on."""
+    """A delivery that was given up alone would stay in the leader's hand, read by nobody, while later entries of its key go on."""
     await sharded.publish(*[keyed(find_key(0), n) for n in range(2)])
     receiver = await leaders.take("one")
     side_by_side = SideBySide([receiver], group="billing", keep_every=0.01, ack_delay=0.0)
