@@ -8,7 +8,8 @@ from silbo.outbox.rows import OutboxStore, Row, State
 
 __all__ = ["count_failed", "find_failing"]
 
-UNSENT: Final[tuple[State, ...]] = ("sending", "pending")
+UNSENT: Final[tuple[State, ...]] = ("sending", "pending", "sending")
+"""The states to look for, one after another: an attempt may begin between two looks."""
 
 
 async def find_failing(store: OutboxStore) -> Row | None:

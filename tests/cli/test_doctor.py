@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+from contextlib import aclosing
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -127,9 +128,8 @@ async def test_memory_that_is_advised_is_enough(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the rate of the streams and their retention, with what waits in the outbox; run as it stands, nothing is to mend."""
-    store = SQLiteStore(tmp_path / "outbox.db")
-    await store.open()
-    async with Redis.from_url(own_redis.url) as client:
+    async with aclosing(SQLiteStore(tmp_path / "outbox.db")) as store, Redis.from_url(own_redis.url) as client:
+        await store.open()
         for number in range(100):
             await client.xadd("silbo:{events}", {"message": "x" * 10_000}, id=f"{1_000_000 + number * 1000}-0")
         await client.config_set("maxmemory", int((await client.info())["used_memory"] * 1.05))
@@ -602,7 +602,7 @@ async def test_outbox_whose_last_attempt_failed_is_a_danger(own_redis: RedisServ
             await store.open()
             try:
                 await eventually(failed)
-                async with asyncio.timeout(30):  # while the next attempt is under way, nothing has failed
+                async with asyncio.timeout(30):  # an attempt may begin and end between two looks at the states
                     while (found := (await findings(client, store=store))["outbox"]).level != "danger":
                         await asyncio.sleep(0.05)
             finally:
