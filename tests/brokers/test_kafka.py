@@ -253,6 +253,7 @@ async def test_outbox_sends_through_it_what_was_stored_while_it_was_away(broker:
         assert came == list(range(key, 50, 5))
 
 
+@pytest.mark.long
 async def test_loop_of_the_page_goes_on_after_junk_and_after_a_listener_that_fails(
     broker: Kafka, producer: AIOKafkaProducer, server: KafkaMock, caplog: pytest.LogCaptureFixture
 ) -> None:

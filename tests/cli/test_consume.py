@@ -148,6 +148,7 @@ async def test_stop_finishes_what_is_in_work(redis: Redis, redis_url: str, prefi
     assert pending["pending"] == 0
 
 
+@pytest.mark.long
 async def test_all_consumers_of_a_context_manager_run_within_it(
     redis: Redis, redis_url: str, prefix: str, folder: Path
 ) -> None:

@@ -123,6 +123,7 @@ async def check_endpoint_of_metrics(url: str) -> None:
         assert (await client.post(url)).status_code == 405
 
 
+@pytest.mark.long
 async def test_long_listener_is_no_reason_to_restart_and_a_held_loop_is(
     redis: Redis, redis_url: str, prefix: str, tmp_path: Path
 ) -> None:

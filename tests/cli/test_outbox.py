@@ -244,6 +244,7 @@ MANY = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", MANY, ids=lambda arguments: arguments[1])
 async def test_what_deletes_or_sends_many_asks(store: Path, arguments: list[str]) -> None:
     """Where nobody can be asked it is refused; a no, a Ctrl-C and an Enter leave everything as it was."""

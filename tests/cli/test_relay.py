@@ -188,6 +188,7 @@ async def test_relay_of_a_missing_file_fails_and_makes_none(redis_url: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 async def test_sent_rows_are_kept_as_long_as_it_is_told(redis: Redis, redis_url: str, prefix: str, store: Path) -> None:
     await fill(store, 3)
     async with relay("--store", store, "--redis", redis_url, "--prefix", prefix) as process:

@@ -332,6 +332,7 @@ def test_memory() -> None:
     play(Memory)
 
 
+@pytest.mark.long
 @pytest.mark.every_redis
 @pytest.mark.timeout(60 + EXAMPLES * 5)
 def test_streams(redis_url: str) -> None:

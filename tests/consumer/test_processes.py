@@ -89,6 +89,7 @@ async def workers(redis: Redis, redis_url: str, prefix: str) -> AsyncIterator[Wo
         await workers.end()
 
 
+@pytest.mark.long
 async def test_what_a_killed_consumer_had_in_hand_another_does(workers: Workers) -> None:
     """kill -9 in the middle of a listener, with more received: all of it is done, and what was done is not repeated."""
     one = await workers.start("one")

@@ -63,6 +63,7 @@ async def effects(redis: Redis, redis_url: str, prefix: str, own: str) -> Counte
     return Counter(line.decode().split()[1] for line in await redis.lrange(f"{prefix}:effects", 0, -1))
 
 
+@pytest.mark.long
 async def test_with_own_skip_each_event_has_its_effect_once(redis: Redis, redis_url: str, prefix: str) -> None:
     """Its listeners ran where it was dispatched; another app's event has its effect in one of the replicas."""
     seen = await effects(redis, redis_url, prefix, "skip")

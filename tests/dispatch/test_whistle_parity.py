@@ -248,7 +248,7 @@ class Notification(silbo.NotificationEvent):
     pass
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 @given(programs)
 def test_same_as_whistle_with_a_fresh_event_for_each_dispatch(program: Program) -> None:
     """Add, remove, dispatch, stop, raise, nested dispatch and changes during a dispatch: nothing differs."""
@@ -257,7 +257,7 @@ def test_same_as_whistle_with_a_fresh_event_for_each_dispatch(program: Program) 
         assert found == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 @given(programs)
 def test_same_as_whistle_when_events_are_dispatched_again_but_for_stop_and_name(program: Program) -> None:
     """Shared events, dispatched again and from inside of their own dispatch: only name and stop are mended."""

@@ -283,6 +283,7 @@ def test_a_program_that_dies_is_said_in_one_line(start: Start, program: str) -> 
     assert run.nothing_left(within=0)
 
 
+@pytest.mark.long
 def test_a_program_that_does_not_start_is_said_in_one_line(start: Start) -> None:
     code, _, err = start(FAULTY, FAULTS="start-not").end()
     assert (code, err) == (1, "tests.support.faulty_meetings_host ended too early\n")

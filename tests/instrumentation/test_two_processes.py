@@ -82,6 +82,7 @@ async def run(role: str, *arguments: str) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+@pytest.mark.long
 async def test_one_trace_shows_the_request_and_the_listener_of_the_other_process(
     collector: Collector, redis_url: str, prefix: str, tmp_path: Path
 ) -> None:

@@ -369,6 +369,7 @@ def test_gap_between_two_looks_counts_as_far_as_the_process_ran(gap: float, used
     assert watchdog._held(began, watchdog._alive_at) == pytest.approx(counts, abs=0.1)
 
 
+@pytest.mark.long
 def test_debugger_is_no_fault_of_a_plugin() -> None:
     process = start("is_debugged", stdin=subprocess.PIPE)
     printed = "".join(output(process, "import time; time.sleep(0.4)\ncontinue\n"))

@@ -68,7 +68,7 @@ class Checked:
 
 @pytest.mark.parametrize(
     ("kind", "histories"),
-    [("storm", 15), ("moves", 8), ("replacement", 8), ("crash", 20), ("silence", 6), ("lost", 15)],
+    [("storm", 40), ("moves", 8), ("replacement", 8), ("crash", 20), ("silence", 6), ("lost", 15)],
 )
 def test_promises_hold(kind: str, histories: int) -> None:
     for seed in range(histories):

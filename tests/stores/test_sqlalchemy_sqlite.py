@@ -57,6 +57,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, engines: list[AsyncEngi
     return make
 
 
+@pytest.mark.long
 async def test_those_who_write_at_the_same_time_wait_for_one_another(make: Make) -> None:
     """A transaction that read first, and finds another writer when it wants to write, would fail at once."""
     stores = [SQLAlchemyStore(make()) for _ in range(4)]

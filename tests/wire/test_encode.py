@@ -355,7 +355,7 @@ PLAIN_VALUES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(value=PLAIN_VALUES)
 def test_any_value_comes_back_equal(value: Any) -> None:
     cls = dataclasses.make_dataclass("Holder", [("x", type(value)), ("xs", list[type(value)])], bases=(ECSTEvent,))

@@ -524,7 +524,7 @@ def redis_glob(pattern: str) -> Callable[[str], bool]:
 SEGMENTS = st.lists(st.sampled_from(["a", "b", "", "[x]", "?", "\\"]), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(segments=SEGMENTS, chance=st.randoms(use_true_random=False))
 @example(segments=["user"], chance=["user", "**"])
 @example(segments=["user"], chance=["**", "user"])

@@ -203,7 +203,7 @@ EXAMPLES = int(os.environ.get("SILBO_ROUND_TRIPS", "0"))
 
 
 @settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 120,
     derandomize=not EXAMPLES,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -99,7 +99,7 @@ def test_a_special_value_is_written_and_refused_as_by_the_long_way(cls: Any) -> 
         assert types_of(short_way(cls(1, value))) == types_of(long_way(cls(1, value)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cls=st.sampled_from([Data, Attrs, Struct]), one=VALUES, two=VALUES)
 def test_a_field_is_written_and_refused_as_by_the_long_way(cls: Any, one: Any, two: Any) -> None:
     event = cls(one, two)

@@ -98,6 +98,7 @@ async def wound_client(wound_redis: WoundRedis) -> AsyncIterator[Redis]:
         yield client
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_open", [True, False], ids=["before", "after"])
 async def test_redis_clock_set_back_delays_a_take_over_by_claim_after_at_most(
     wound_redis: WoundRedis, wound_client: Redis, is_open: bool

@@ -170,6 +170,7 @@ async def test_dead_redis_holds_up_the_first_publish_only(own_redis: RedisServer
         await eventually(publishes)
 
 
+@pytest.mark.long
 async def test_dead_redis_is_not_looked_for_for_ever(
     own_redis: RedisServer, streams_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,6 +495,7 @@ async def test_cancelled_aclose_leaves_at_once(own_redis: RedisServer, streams_c
 # -- Pub/Sub ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.every_redis
 async def test_pubsub_outlives_a_kill_and_a_freeze(own_redis: RedisServer, admin: Redis, pubsub_client: Redis) -> None:
     async with RedisPubSub(pubsub_client, app="web", timeout=0.5) as pubsub:

@@ -258,6 +258,7 @@ class Unanswered(RedisInbox):
             await asyncio.Event().wait()
 
 
+@pytest.mark.long
 async def test_consumer_that_died_before_it_acknowledged_has_no_second_effect(
     admin: Redis, streams: RedisStreams, streams_client: Redis
 ) -> None:

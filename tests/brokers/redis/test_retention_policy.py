@@ -281,6 +281,7 @@ async def test_cap_of_messages_holds_and_the_group_that_loses_unread_ones_gets_a
             assert await fast.receive(10) == []
 
 
+@pytest.mark.long
 async def test_cap_tells_a_group_that_reads_on_before_it_was_looked_at(admin: Redis, streams_client: Redis) -> None:
     """Its loss is noted when the entries are removed, not found out later."""
     async with RedisStreams(streams_client, app="web", max_messages=2) as streams:
