@@ -40,7 +40,7 @@ test-long: $(VENV)/.test ## what runs whole programs for many seconds, and is le
 
 test-every-redis: $(VENV)/.test ## what depends on the Redis version, on 6.2, 7.0, 8.2 and each server on the PATH: on all but the one of `make test`
 	-@$(RUN) -m tools.redis_package
-	$(RUN) -m pytest -m "every_redis and not long" --every-redis $(or $(ARGS),--numprocesses=auto)
+	$(RUN) -m pytest -m every_redis --every-redis $(or $(ARGS),--numprocesses=auto)
 
 cluster: $(VENV)/.test ## the tests of the brokers, the relay, consumers, inbox, dead letters and commands on a Redis Cluster of 3 + 3 nodes
 	$(RUN) -m pytest --cluster tests/brokers/redis tests/outbox tests/consumer tests/stores tests/cli tests/operations $(or $(ARGS),--numprocesses=2)
