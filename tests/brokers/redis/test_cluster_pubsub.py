@@ -122,6 +122,28 @@ async def test_sharded_channels_are_heard_by_name(
                 }
 
 
+@pytest.mark.usefixtures("has_sharded_channels")
+async def test_limit_holds_over_all_nodes(cluster: ClusterServers, cluster_client: RedisCluster, prefix: str) -> None:
+    """The rest comes with the next calls, in the order of its channel."""
+    names = list({cluster.node_of(channel(prefix, name)).port: name for name in NAMES}.values())
+    assert len(names) == 3
+    async with (
+        RedisPubSub(cluster_client, app="web", prefix=prefix, sharded=True) as pubsub,
+        opened(pubsub.subscribe(*names)) as receiver,
+    ):
+        for _ in range(5):
+            await pubsub.publish(*[message(n, name) for name in names for n in range(7)])
+            heard: dict[str, list[int]] = {}
+            async with asyncio.timeout(30):
+                while sum(map(len, heard.values())) < 21:
+                    items = await receiver.receive(10)
+                    assert len(items) <= 10
+                    for item in items:
+                        assert isinstance(item, Delivery)
+                        heard.setdefault(item.message().message_name, []).append(number(item))
+            assert heard == {name: [*range(7)] for name in names}
+
+
 def test_sharded_subscription_takes_no_pattern(cluster: ClusterServers) -> None:
     pubsub = RedisPubSub(cluster.client(), app="web", sharded=True)
     for patterns in (("order.*",), ("**",), ()):
