@@ -46,6 +46,8 @@ SLOTS: Final = 16_384
 """The slots of a cluster."""
 OLDEST_REDIS: Final = (6, 2)
 """silbo needs Redis 6.2."""
+TORN_FILE_MENDED: Final = (9, 1, 2)
+"""From this version on Valkey cuts a torn transaction off its append-only file; Redis 8.2 leaves its beginning there."""
 FULL: Final = 0.9
 """From this share of ``maxmemory`` on, publishers will soon be refused."""
 FILLING: Final = 0.8
@@ -223,6 +225,9 @@ async def _check_server(connection: CallConnection, info: dict[str, str]) -> Asy
     """Yield what is found of a server, which in a cluster is a node that serves slots."""
     yield _check_version(info)
     yield await _check_persistence(connection, info)
+    if _is_not_rewritten(info):
+        text = "not rewritten since Redis started: if it was killed before, its next start may double or lose messages"
+        yield Finding("append-only file", "note", text, f"only after a kill or a power loss: {REDIS_CLI} BGREWRITEAOF")
     yield _check_eviction(info)
     yield _check_replication(info)
     yield await _check_latency(connection)
@@ -290,14 +295,17 @@ def _check_version(info: dict[str, str]) -> Finding:
     if not text:
         return Finding("version", "note", "the user may not run INFO, so version and persistence are unknown")
     name = "Valkey" if info.get("valkey_version") else "Redis"
-    compatible = info.get("redis_version", text)
-    numbers = tuple(int(part) for part in compatible.split(".")[:3] if part.isdigit())
+    numbers = _numbers(info.get("redis_version", text))
     if numbers[:2] < OLDEST_REDIS:
         return Finding("version", "danger", f"{name} {text}: silbo needs Redis 6.2 or newer", "upgrade Redis")
     if (7, 2, 0) <= numbers <= (7, 2, 4) and name == "Redis":
         text += ": blocked reads of this version last longer than asked (7.2.5 mends it)"
         return Finding("version", "note", f"{name} {text}", "upgrade Redis to 7.2.5 or newer")
     return Finding("version", "ok", f"{name} {text}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
 async def _check_persistence(connection: CallConnection, info: dict[str, str]) -> Finding:
@@ -328,6 +336,15 @@ async def _check_persistence(connection: CallConnection, info: dict[str, str]) -
     saved = datetime.fromtimestamp(int(info.get("rdb_last_save_time", "0")), UTC)
     text = f"snapshots only, the last one at {saved:%Y-%m-%d %H:%M:%SZ}: a crash loses all messages since then"
     return Finding("persistence", "danger", text, mend)
+
+
+def _is_not_rewritten(info: dict[str, str]) -> bool:
+    """Return True if the append-only file may hold what a kill has torn, of before the start."""
+    if _numbers(info.get("valkey_version", "")) >= TORN_FILE_MENDED:
+        return False
+    if info.get("aof_enabled") != "1" or info.get("aof_rewrite_in_progress") == "1":
+        return False
+    return info.get("aof_last_rewrite_time_sec") == "-1"
 
 
 def _check_eviction(info: dict[str, str]) -> Finding:

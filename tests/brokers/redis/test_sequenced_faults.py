@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -250,7 +251,7 @@ async def test_redis_killed_and_restarted_again_and_again(
         reached = asyncio.Event()
 
         async def relay() -> None:
-            for n in range(1, 30_000, 50):
+            for n in itertools.count(1, 50):
                 errors.extend(await until_sent(streams, 1, numbered(*range(n, n + 50))))
                 reached.set()
                 if len(killed) == 3 and len(errors) >= 3:
@@ -267,6 +268,25 @@ async def test_redis_killed_and_restarted_again_and_again(
         await relaying
         numbers = await stored(admin)
         assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.every_redis
+async def test_redis_killed_within_a_write_and_killed_again(
+    own_redis: RedisServer, admin: Redis, streams: RedisStreams
+) -> None:
+    """What is torn is repeated, and stands in the stream once: as long as the file is rewritten after a kill."""
+    await streams.publish_sequenced("box/0", 1, numbered(*range(1, 11)))
+    await streams.publish_sequenced("box/0", 1, numbered(*range(11, 31)))
+    await asyncio.to_thread(own_redis.kill)
+    file = max(own_redis.folder.rglob("*.aof"), key=lambda path: path.stat().st_size)
+    written = file.read_bytes()
+    file.write_bytes(written[: (written.rindex(b"MULTI") + len(written)) // 2])
+    await asyncio.to_thread(own_redis.restart)
+    assert await stored(admin) == list(range(1, 11))
+    await until_sent(streams, 1, numbered(*range(11, 31)))
+    await asyncio.to_thread(own_redis.kill)
+    await asyncio.to_thread(own_redis.restart)
+    assert await stored(admin) == list(range(1, 31))
 
 
 async def test_idle_connection_that_was_cut_is_replaced_without_an_error(admin: Redis, streams: RedisStreams) -> None:
