@@ -153,6 +153,11 @@ class ClusterServers:
         replicas = [role for role in roles if role[0] == "slave"]
         return len(replicas) == len(self.nodes) - self._masters and all(role[3] == "connected" for role in replicas)
 
+    def count_errors(self, code: str) -> int:
+        """How often the nodes have answered with this error."""
+        found = [node.run("INFO", "errorstats").get(f"errorstat_{code}", {"count": 0}) for node in self.nodes]
+        return sum(int(each["count"]) for each in found)
+
     # -- who serves a key, and changes of that ------------------------------------------------------------------
 
     def node_of(self, key: str | int) -> ClusterNode:

@@ -32,6 +32,7 @@ __all__ = [
     "Call",
     "CallConnection",
     "Command",
+    "DeclaringCall",
     "ScriptCall",
     "MakeCall",
     "ask",
@@ -70,17 +71,34 @@ class Call(Protocol):
         ...
 
 
-class ScriptCall:
+class DeclaringCall:
+    """A call of a script, which may ask for more keys."""
+
+    __slots__ = ("keys", "reply")
+
+    keys: Sequence[bytes]
+    reply: Any
+
+    def declare(self, refusal: Refused) -> bool:
+        """Name the keys that the script asks for. True if so: the call is to be repeated, for nothing was done."""
+        if refusal.code != "DECLARE":
+            return False
+        wanted = [key for key in str(refusal).encode().split()[1:] if key not in self.keys]
+        self.keys = [*self.keys, *dict.fromkeys(wanted)]
+        return bool(wanted)
+
+
+class ScriptCall(DeclaringCall):
     """One call of a script; ``arguments`` are ``count`` packed words."""
 
-    __slots__ = ("_arguments", "_count", "_script", "keys", "reply")
+    __slots__ = ("_arguments", "_count", "_script")
 
     def __init__(self, script: Script, keys: Sequence[bytes], arguments: bytes, count: int) -> None:
         self._script = script
         self.keys = keys
         self._arguments = arguments
         self._count = count
-        self.reply: Any = UNANSWERED
+        self.reply = UNANSWERED
 
     @classmethod
     def of(cls, script: Script, keys: Sequence[bytes], *arguments: bytes) -> ScriptCall:
@@ -120,7 +138,7 @@ class Command:
 class AskedCall:
     """A call at the node to which a slot is moving: right behind ASKING, so that nothing can come between.
 
-    A script goes by its source at once, for the repeat after NOSCRIPT would need an ASKING of its own.
+    A script goes by its source at once, for the repeat after NOSCRIPT would need an ASKING of its own; so does one after DECLARE.
     """
 
     def __init__(self, call: Call) -> None:
@@ -142,30 +160,34 @@ async def run_calls(connection: Connection, calls: Sequence[Call]) -> None:
     """Send the calls in one write, and set the reply of each.
 
     After SCRIPT FLUSH or a restart Redis answers NOSCRIPT and has carried out nothing of that call: it is repeated by its
-    source. Another call must not come between, so the caller keeps the connection until this returns. The error of a key of
-    another type does not name the key: a :class:`WrongType` that does so takes its place.
+    source. So is a script that asks for more keys. Another call must not come between, so the caller keeps the connection until
+    this returns. The error of a key of another type does not name the key: a :class:`WrongType` that does so takes its place.
 
     Raises:
         Lost: the connection broke. Calls that are ``UNANSWERED`` may have been carried out.
     """
-    refused: list[Call] = []
-    for by_source in (False, True):
+    failed: list[Call] = []
+    by_source = False
+    while calls:
         for call in calls:
             call.reply = UNANSWERED
         await connection.write(b"".join([call.pack(by_source=by_source) for call in calls]))
+        refused: list[Call] = []
         for call in calls:
             try:
                 call.reply = await connection.read()
             except Refused as refusal:
                 call.reply = refusal
                 refused.append(call)
-        if not refused:
+        if not (refused or failed):
             return
-        calls = [call for call in refused if call.reply.code == "NOSCRIPT"]
-        if not calls:
-            break
-        refused = [call for call in refused if call.reply.code != "NOSCRIPT"]
-    for call in refused:
+        calls = []
+        for call in refused:
+            is_asked_for = isinstance(call, DeclaringCall) and call.declare(call.reply)
+            is_unknown = call.reply.code == "NOSCRIPT" and not by_source
+            (calls if is_asked_for or is_unknown else failed).append(call)
+        by_source = True
+    for call in failed:
         if call.reply.code == "WRONGTYPE" and (wrong := await find_wrong_types(connection, call.keys)):
             call.reply = next(iter(wrong.values()))
 
@@ -515,6 +537,8 @@ class _Routed:
             if reply.code in ("MOVED", "ASK"):
                 self._redirected = nodes.follow(reply, self.node)
                 self.is_asking = reply.code == "ASK" and self._redirected is not None
+                return False
+            if isinstance(self._call, DeclaringCall) and self._call.declare(reply):  # behind ASKING
                 return False
             if reply.code in _NOT_READY or reply.is_demotion:
                 nodes.doubt(self.node)

@@ -152,12 +152,14 @@ end
 """
 
 
-# The number of shards is fixed in a key beside each shard, which is the last key of the script, and in one beside the stream that
-# the address has without shards. That is looked at only before the first message of a stream, and is no key of the script: while a
-# slot moves, a cluster refuses a script one of whose keys does not exist.
+# The number of shards is fixed in a key beside each shard, and in one beside the stream that the address has without shards: the last
+# key of the script. The latter is looked at only before the first message of a stream, and is asked for then with DECLARE: while a slot
+# moves, a cluster refuses a script one of whose keys does not exist.
 _CHECK_SHARDS: Final = """
 local function check_shards(said)
-  local fixed = redis.pcall('HGET', said == '' and KEYS[1] .. ':shards' or KEYS[#KEYS], 'shards') or ''
+  local key = KEYS[#KEYS]
+  if key ~= KEYS[1] .. ':shards' then return {err = 'DECLARE ' .. KEYS[1] .. ':shards'} end
+  local fixed = redis.pcall('HGET', key, 'shards') or ''
   if type(fixed) == 'table' then
     if said == '' then return end
     return {err = plain(fixed.err)}
@@ -196,7 +198,11 @@ end
 
 
 class Script:
-    """A script, called by its digest, or by its source if Redis does not know the digest."""
+    """A script, called by its digest, or by its source if Redis does not know the digest.
+
+    Every key that it uses is declared. A script that only finds out which keys it needs replies with the error ``DECLARE`` and these
+    keys, and has done nothing: then it is called again with them behind its other keys.
+    """
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -260,7 +266,7 @@ return result(#ARGV - 2)
 )
 """Adds messages to a stream, or to a shard.
 
-Key: the stream; for a shard also the hash with their number. Arguments: milliseconds to keep entries or nothing, the number of shards
+Keys: the stream; for a shard, and if it asks for it, the hash with their number. Arguments: milliseconds to keep entries or nothing, the number of shards
 of its address or nothing, then each message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
 """
 
@@ -315,7 +321,7 @@ return {epoch, last, added, failure}
 )
 """Adds the messages of an outbox's partition to a stream, or to a shard, without those that it has already.
 
-Keys: the stream, its hash of ``epoch:last sequence`` by source; for a shard also the hash with their number. Arguments: milliseconds to keep entries or nothing, source,
+Keys: the stream, its hash of ``epoch:last sequence`` by source; for a shard, and if it asks for it, the hash with their number. Arguments: milliseconds to keep entries or nothing, source,
 epoch, the number of shards of its address or nothing; then sequence and message, again and again. Reply: newest epoch, last
 sequence before the call, number of messages added, and the error where it stopped at one; the error alone if nothing was added,
 as ``SHARDS``: see ADD.
@@ -345,13 +351,29 @@ local function is_id(text)
 end
 -- A key of another type holds no attempts, and does not keep the group from getting its messages.
 local function is_wrong_type(reply) return string.find(plain(reply.err), '^WRONGTYPE') end
+local function is_own(letter)
+  return letter.message and string.find(letter.group or '', '^[%w._-]+$') and is_id(letter.id or '')
+end
+local function attempts_of(letter) return KEYS[1] .. ':attempts:' .. letter.group end
+
+local letters, declared, wanted = {}, {}, {}
+for i = 3, #KEYS do declared[KEYS[i]] = KEYS[i] end
+for i = 3, #ARGV do
+  local found = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])[1]
+  if found then
+    local letter = {}
+    for j = 1, #found[2], 2 do letter[found[2][j]] = found[2][j + 1] end
+    letters[ARGV[i]] = letter
+    if is_own(letter) and not declared[attempts_of(letter)] then wanted[#wanted + 1] = attempts_of(letter) end
+  end
+end
+if #wanted > 0 then return {err = 'DECLARE ' .. table.concat(wanted, ' ')} end
+
 local function retry(id)
-  local found = redis.call('XRANGE', KEYS[2], id, id)[1]
-  if not found then return 'missing' end
-  local letter = {}
-  for i = 1, #found[2], 2 do letter[found[2][i]] = found[2][i + 1] end
-  if not (letter.group and letter.message and is_id(letter.id or '')) then return 'foreign' end
-  local forgotten = redis.pcall('HDEL', KEYS[1] .. ':attempts:' .. letter.group, letter.id)
+  local letter = letters[id]
+  if not letter then return 'missing' end
+  if not is_own(letter) then return 'foreign' end
+  local forgotten = redis.pcall('HDEL', declared[attempts_of(letter)], letter.id)
   if type(forgotten) == 'table' and not is_wrong_type(forgotten) then return {err = plain(forgotten.err)} end
   local claimed = redis.pcall(
     'XCLAIM', KEYS[1], letter.group, ARGV[2], 0, letter.id, 'TIME', 0, 'FORCE', 'JUSTID')
@@ -376,7 +398,7 @@ return outcomes
 """)
 """Gives dead letters back to their groups.
 
-Keys: the stream, its dead letters. Arguments: 1 to add anew what is gone from the stream, or nothing; the consumer that holds
+Keys: the stream, its dead letters, and the attempts of their groups, as it asks for them. Arguments: 1 to add anew what is gone from the stream, or nothing; the consumer that holds
 what is given back; then ids. Reply: the outcome of each: ``returned``, ``missing``, ``foreign``, ``no group`` or ``expired``.
 """
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from silbo._retry import Backoff
 from silbo.brokers._sender import OutgoingMessage, PublishCall, Sender, mark_all_sent
-from silbo.brokers.redis.calls import UNANSWERED, Call, CallConnection, ScriptCall, run_calls
+from silbo.brokers.redis.calls import UNANSWERED, Call, CallConnection, DeclaringCall, ScriptCall, run_calls
 from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
 from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
@@ -51,17 +51,17 @@ class BatchScript(NamedTuple):
     find_last: Callable[[Message], bytes] | None = None
 
 
-class BatchCall:
+class BatchCall(DeclaringCall):
     """One call of the script: all messages of a batch that go to one stream, or all that go to Pub/Sub."""
 
-    __slots__ = ("_is_written", "_messages", "_script", "keys", "reply")
+    __slots__ = ("_is_written", "_messages", "_script")
 
     def __init__(self, script: BatchScript, keys: Sequence[bytes], messages: Sequence[OutgoingMessage]) -> None:
         self._script = script
         self._messages = messages
         self._is_written = False
         self.keys = (*keys, build_shards_key(keys[0])) if messages[0].message.shards else keys
-        self.reply: Any = UNANSWERED
+        self.reply = UNANSWERED
 
     def pack(self, *, by_source: bool) -> bytes:
         """See :class:`~silbo.brokers.redis.calls.Call`."""

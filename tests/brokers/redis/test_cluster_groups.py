@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
-from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import DeadLetters, RedisStreams
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.message import Delivery, Message
 from silbo.protocols import Receiver
@@ -86,6 +86,35 @@ async def test_one_stream_needs_one_connection(cluster_client: RedisCluster, pre
             await publish(streams, message(1))
             (item,) = await take(receiver, 1)
             await receiver.ack(item)
+
+
+async def test_dead_letters_are_given_back_while_their_slot_moves(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    """The call waits for the rest of its keys; it is not refused, whatever has moved and whatever does not exist."""
+    key = build_stream_key("events", prefix)
+    slot, target = key_slot(key.encode()), next(node for node in cluster.nodes if node is not cluster.node_of(key))
+    async with (
+        RedisStreams(cluster_client, app="web", prefix=prefix) as streams,
+        DeadLetters(cluster_client, prefix=prefix, timeout=30.0) as dead,
+        opened(streams.group("billing", start="oldest")) as receiver,
+    ):
+        await publish(streams, message(1))
+        (item,) = await take(receiver, 1)
+        assert await receiver.bury(item, error="broken", attempts=1)
+        (letter,) = await dead.list()
+        source = cluster.begin_move(slot, target)
+        before = cluster.count_errors("TRYAGAIN")
+        retrying = asyncio.create_task(dead.retry([letter.id]))
+
+        async def waits() -> bool:  # its attempts are in no key
+            return retrying.done() or cluster.count_errors("TRYAGAIN") > before
+
+        await eventually(waits)
+        cluster.move_keys(slot, source, target)
+        cluster.end_move(slot, target)
+        assert (await retrying).returned == 1
+        assert await dead.list() == []
 
 
 async def test_a_slot_that_moves_under_a_read_loses_nothing(

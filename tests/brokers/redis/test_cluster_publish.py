@@ -14,7 +14,7 @@ from redis.crc import key_slot
 
 from chaos.proxy import Link, Proxy, Rule
 from silbo.brokers.redis import RedisStreams
-from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused
+from silbo.errors import BrokerUnavailable, DeliveryUnknown, MessageRefused, ShardsMismatch
 from silbo.wire.formats import JSON
 from tests.support.redis_streams import ACL, eventually, message
 from tools.redis_cluster import ClusterServers
@@ -68,6 +68,33 @@ async def test_sequenced_messages_go_to_the_nodes_of_their_streams(
         assert (await streams.publish_sequenced("box/0", 1, [])).last == 0
     for part, address in enumerate(addresses):
         assert await stored(cluster_client, prefix, address) == [n for n in range(1, 31) if n % 3 == part]
+
+
+async def test_first_message_of_a_stream_waits_while_its_slot_moves(
+    cluster: ClusterServers, cluster_client: RedisCluster, prefix: str
+) -> None:
+    """And then finds that others spread the address over shards: that is asked for where the message would go."""
+    address, _, _ = addresses_of_each_node(cluster, prefix)
+    key, target = key_of(prefix, address), cluster.nodes[1]
+    async with RedisStreams(cluster_client, app="web", prefix=prefix, timeout=30.0) as streams:
+        await streams.publish(message(0, to=address))
+        cluster.nodes[0].run("DEL", key)
+        cluster.nodes[0].run("HSET", f"{key}:shards", "shards", 4)
+        source = cluster.begin_move(key_slot(key.encode()), target)
+        before = cluster.count_errors("TRYAGAIN")
+        publishing = asyncio.create_task(streams.publish(message(1, to=address)))
+
+        async def waits() -> bool:
+            return publishing.done() or cluster.count_errors("TRYAGAIN") > before
+
+        await eventually(waits)
+        cluster.move_keys(key_slot(key.encode()), source, target)
+        cluster.end_move(key_slot(key.encode()), target)
+        with pytest.raises(ShardsMismatch):
+            await publishing
+        target.run("DEL", f"{key}:shards")
+        await streams.publish(message(2, to=address))
+    assert await stored(cluster_client, prefix, address) == [2]
 
 
 @asynccontextmanager
