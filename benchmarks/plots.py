@@ -129,7 +129,11 @@ def draw_all(run: Mapping[str, Any], folder: Path) -> list[Path]:
         }
         if len(points) > 1:
             figures[f"{axis}-{group}"] = draw_curve(axis, points, f"{group} over {axis}: {title}")
-    latencies = {name: record for name, record in records.items() if record["results"][0]["percentiles"]}
+    latencies = {
+        name: record
+        for name, record in records.items()
+        if record["measures"] == "latency" and record["results"][0]["percentiles"]
+    }
     if latencies:
         figures["latencies"] = draw_latencies(latencies, title)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import at_redis, dispatch, in_process, more, pubsub, stored
+from benchmarks import at_redis, dispatch, in_process, more, over_shards, pubsub, stored
 from benchmarks.scenario import Scenario
 
 __all__ = ["SCENARIOS"]
@@ -15,6 +15,7 @@ SCENARIOS: dict[str, Scenario] = {
         *at_redis.SCENARIOS,
         *pubsub.SCENARIOS,
         *stored.SCENARIOS,
+        *over_shards.SCENARIOS,
         *more.SCENARIOS,
     )
 }

@@ -193,6 +193,13 @@ def show_figure(record: Mapping[str, Any], each: float) -> str:
     return f"{each * 1e9:,.0f} ns" if each < 1e-4 else f"{each * 1e3:,.2f} ms"
 
 
+def head_figures(record: Mapping[str, Any]) -> str:
+    """Return the head of the column of figures."""
+    if not record["more_is_better"]:
+        return "each"
+    return "per CPU second" if record["measures"] == "cpu seconds" else "speed"
+
+
 def show(name: str, record: Mapping[str, Any]) -> None:
     """Print one scenario's table."""
     if "failed" in record:
@@ -201,7 +208,7 @@ def show(name: str, record: Mapping[str, Any]) -> None:
     against = [record["reference"], *(other for other in record["targets"] if other != record["reference"])]
     table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(record["unit"])
-    table.add_column("each" if not record["more_is_better"] else "speed", justify="right")
+    table.add_column(head_figures(record), justify="right")
     ratios = {other: find_ratios(record, other) for other in against}
     word = "times as fast as" if record["more_is_better"] else "times"
     for other in against:
