@@ -729,6 +729,25 @@ class ShardsMismatch(BrokerUnavailable, ValueError):
 
 
 @dataclass(eq=False)
+class ShardAddressed(SilboError, ValueError):
+    """A group names a shard as its address. The shards of an address are shared out among the processes of a group, never named.
+
+    Attributes:
+        address: The shard, as ``orders.3``.
+        whole: The address that it is a shard of, as ``orders``.
+        shards: The number of shards of that address.
+    """
+
+    address: str
+    _: KW_ONLY
+    whole: str
+    shards: int
+
+    def __str__(self) -> str:
+        return f"{self.address!r} is one of the {self.shards} shards of {self.whole!r}: write streams=[{self.whole!r}]"
+
+
+@dataclass(eq=False)
 class RetentionConflict(BrokerUnavailable):
     """The program states another retention than the one that is kept beside the stream; nothing was sent. Safe to repeat.
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from silbo._checks import check_seconds
-from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client
+from silbo.brokers.redis.in_hand import build_given_key
+from silbo.brokers.redis.scripts import CREATE
 from silbo.brokers.redis.shards import build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.errors import StreamMissing
@@ -82,11 +84,24 @@ async def change_shards(
                 on_wait(undrained)
             await asyncio.sleep(LOOK_EVERY)
         new = [build_shard_key(root, shard) for shard in range(shards)]
+        await _create_groups(connection, keys, new)
         gone = [Command(b"DEL", build_shards_key(key)) for key in keys[shards:]]
         number = b"%d" % shards
         await ask(connection, *gone, *[Command(b"HSET", build_shards_key(key), b"shards", number) for key in new])
         # The last one: programs that say the new number look at this one first.
         await ask(connection, Command(b"HSET", build_shards_key(root), b"shards", number))
+
+
+async def _create_groups(connection: CallConnection, old: Sequence[bytes], new: Sequence[bytes]) -> None:
+    """Make the groups of the old shards on the new ones: one whose consumers come later misses nothing of what is published until then."""
+    kinds = await ask(connection, *[Command(b"TYPE", key) for key in old])
+    streams = [key for key, kind in zip(old, kinds, strict=True) if kind != b"none"]
+    replies = await ask(connection, *[Command(b"XINFO", b"GROUPS", key) for key in streams])
+    groups = {to_mapping(row)["name"] for rows in replies for row in rows}
+    await ask(
+        connection,
+        *[ScriptCall.of(CREATE, [key, build_given_key(key)], group, b"$") for key in new for group in sorted(groups)],
+    )
 
 
 async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:

@@ -87,7 +87,7 @@ class ModelRedis:
         return self.shards[shard].lease.epoch, 0
 
     def renew(self, now: int, shard: int, member: str, epoch: int) -> bool:
-        if not self.is_led(shard, member, epoch, "renew"):
+        if not self.is_led(shard, member, epoch, "renew") or self.shards[shard].lease.until == 0:
             return False
         self.shards[shard].lease.until = now + self.lease
         return True

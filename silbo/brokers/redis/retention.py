@@ -33,8 +33,8 @@ ASK_EVERY: Final = 10.0
 """A publisher that trims by age alone asks for the stream's policy every 10 seconds."""
 DESERTED_AFTER: Final = 60.0
 """A group without a call of a consumer for 60 seconds counts as abandoned if something has waited for it for as long."""
-KEPT: Final = 1024
-"""The policies of at most 1,024 streams are remembered; then they are asked for anew."""
+KEPT: Final = 16 * 1024
+"""The policies of at most 16,384 streams are remembered; then they are asked for anew. One address may have 1,024 shards."""
 
 
 def build_retention_key(key: bytes) -> bytes:

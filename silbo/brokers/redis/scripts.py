@@ -964,16 +964,17 @@ Key: the lease. Arguments: member, milliseconds of the lease. Reply: 1 and the e
 lease ends.
 """
 
+# A renewal may be carried out late, after the release, over another connection: then nobody could take the shard for a whole lease.
 RENEW: Final = Script("""
-local lease = redis.call('HMGET', KEYS[1], 'owner', 'epoch')
-if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] then return 0 end
+local lease = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'until')
+if lease[1] ~= ARGV[1] or lease[2] ~= ARGV[2] or lease[3] == '0' then return 0 end
 local time = redis.call('TIME')
 redis.call('HSET', KEYS[1], 'until', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]))
 return 1
 """)
-"""Renews the lease of a shard, also one that is over if nobody has taken it.
+"""Renews the lease of a shard, also one that is over if nobody has taken it, but none that was released.
 
-Key: the lease. Arguments: member, epoch, milliseconds of the lease. Reply: 0 if it has another owner or epoch by now, else 1.
+Key: the lease. Arguments: member, epoch, milliseconds of the lease. Reply: 0 if it was released or has another owner or epoch by now, else 1.
 """
 
 RELEASE: Final = Script("""

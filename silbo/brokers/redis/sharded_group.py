@@ -96,6 +96,7 @@ class GroupSharding:
             fixed = FixedShards(connection, lambda address: self.find_key(address).encode())
             numbers: dict[bytes, int] = {}
             for address, said in self.said.items():
+                await fixed.refuse_shard(address)
                 if said and fixes:
                     await fixed.fix(address, said)
                 numbers[self.find_key(address).encode()] = said or await fixed.read(address)
@@ -291,17 +292,18 @@ class Leadership:
                         await self._news.wait()
 
     async def _begin_anew(self) -> None:
-        """Take part in the new number of shards: all of the old ones were given away."""
-        while True:
+        """Take part in the new number of shards, unless it leaves meanwhile: all of the old ones were given away."""
+        while not self._is_leaving:
             try:
                 await self._create_groups()
             except BrokerUnavailable as error:
                 self._outage.failed("create", error)
                 await asyncio.sleep(LONGEST_SLEEP)
-            else:
-                self._outage.answered("create")
+                continue
+            self._outage.answered("create")
+            if not self._is_leaving:
                 self._membership = self._make_membership()
-                return
+            return
 
     async def _carry_out(self, commands: Iterable[MemberCommand]) -> None:
         """Carry out commands; the calls among them in one write."""

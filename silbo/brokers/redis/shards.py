@@ -8,7 +8,7 @@ from typing import TypeAlias
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
 from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.scripts import FIX_SHARDS
-from silbo.errors import BrokerUnavailable, ShardsMismatch
+from silbo.errors import BrokerUnavailable, ShardAddressed, ShardsMismatch
 from silbo.message import Message
 
 __all__ = ["FixedShards", "build_shard_key", "build_shards_key", "find_shards", "to_mismatch"]
@@ -99,13 +99,25 @@ class FixedShards:
         self._fixed.add((address, shards))
 
     async def read(self, address: str) -> int:
-        """Return the number that is fixed for an address; 0 if there is none.
+        """Return the number of an address's shards: the number of before while it is being changed; 0 if there is none.
 
         Raises:
             BrokerUnavailable: Redis did not answer, or refused.
         """
         key = build_shards_key(self._build_key(address))
-        return int(await self._connection.run(Command(b"HGET", key, b"shards")) or 0)
+        fixed, before = await self._connection.run(Command(b"HMGET", key, b"shards", b"was"))
+        return int(fixed or 0) or int(before or 0)
+
+    async def refuse_shard(self, address: str) -> None:
+        """Refuse an address that is one of another address's shards.
+
+        Raises:
+            ShardAddressed: it is.
+            BrokerUnavailable: Redis did not answer, or refused.
+        """
+        whole, _, shard = address.rpartition(".")
+        if whole and shard.isdecimal() and int(shard) < (shards := await self.read(whole)):
+            raise ShardAddressed(address, whole=whole, shards=shards)
 
     async def find_unfixed(self, wanted: Collection[_Shards]) -> dict[_Shards, BrokerUnavailable]:
         """Fix numbers; return the errors of those that can't be."""

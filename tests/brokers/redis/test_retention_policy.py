@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from silbo.brokers.redis import DeadLetters, RedisStreams
+from silbo.brokers.redis.retention import Retention, RetentionPolicy
 from silbo.errors import BrokerUnavailable, Gap, RetentionConflict
 from silbo.message import Delivery
 from silbo.protocols import Receiver
@@ -412,6 +413,15 @@ async def test_policy_without_the_rights_for_it_is_told_and_stops_no_publish(
     assert await stored(admin) == [0, 1, 2, 3, 4]
     assert "the retention of silbo:{events} can't be looked after" in caplog.records[0].message
     assert "xtrim" in caplog.records[0].message
+
+
+async def test_policies_of_all_shards_are_remembered() -> None:
+    """Of some addresses with 1,024 shards: else each publish would ask for a policy first."""
+    retention = Retention(RetentionPolicy())
+    keys = [b"silbo:{events.%d}" % shard for shard in range(2048)]
+    calls = retention.first_calls(keys)
+    retention.note(calls, [[0, b""]] * len(calls))
+    assert retention.first_calls(keys) == []
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from silbo.brokers.redis.calls import CallConnection
 from silbo.brokers.redis.group import StreamGroup
 from silbo.brokers.redis.leases import Lease, build_lease_key, make_take_call
 from silbo.brokers.redis.shard_receiver import ShardReceiver
+from silbo.brokers.redis.sharded_group import Leadership, ShardedReceiver
 from silbo.brokers.redis.side_by_side import SideBySide
 from silbo.consumer.consumer import LISTENER_RETRY
-from silbo.errors import BrokerRefused, BrokerUnavailable, ShardLost, ShardsMismatch
+from silbo.errors import BrokerRefused, BrokerUnavailable, Gap, ShardAddressed, ShardLost, ShardsMismatch
 from silbo.message import Delivery, LedPublication, Message, new_publication
 from silbo.operations.groups import read_groups
 from silbo.operations.shards import Undrained, change_shards
@@ -74,7 +75,7 @@ class Leaders:
 
     def __init__(self, client: Redis, group: StreamGroup, stack: AsyncExitStack) -> None:
         self._connection = CallConnection(client, 5.0)
-        self._group = replace(group, keys=(SHARD,), claim_after=LONG)
+        self.group = group
         self._stack = stack
         self.fenced: list[str] = []
         self.is_led = True  # as far as the leader knows
@@ -88,7 +89,10 @@ class Leaders:
         assert is_taken
         lease = Lease(lease_key, member.encode(), epoch)
         receiver = ShardReceiver(
-            self._group, lease, is_led=lambda: self.is_led, on_fenced=lambda: self.fenced.append(member)
+            replace(self.group, keys=(SHARD,), claim_after=LONG),
+            lease,
+            is_led=lambda: self.is_led,
+            on_fenced=lambda: self.fenced.append(member),
         )
         self._stack.push_async_callback(receiver.aclose)
         return receiver
@@ -261,6 +265,21 @@ async def test_lease_that_runs_is_not_taken(streams_client: Redis, sharded: Redi
     await connection.aclose()
 
 
+async def test_late_renewal_does_not_keep_a_released_shard(
+    streams_client: Redis, leaders: Leaders, sharded: RedisStreams
+) -> None:
+    """Renewals and releases go over two connections; the next leader would have to wait for a whole lease."""
+    old = await leaders.take("old")
+    key = SHARD.encode()
+    connection = CallConnection(streams_client, 5.0)
+    lease = Lease(build_lease_key(key, b"billing"), b"old", old.epoch)
+    assert await connection.run(lease.make_release_call())
+    await old.keep()
+    is_taken, _ = await connection.run(make_take_call(key, b"billing", b"new", LONG))
+    assert is_taken
+    await connection.aclose()
+
+
 # -- many members -------------------------------------------------------------------------------------------
 
 
@@ -281,6 +300,7 @@ async def member(
     inbox: RedisInbox | None = None,
     backoff: Backoff = LISTENER_RETRY,
     newer_version_wait: float = 300.0,
+    start: str = "oldest",
     **options: Any,
 ) -> AsyncGenerator[Member]:
     dispatcher = AsyncEventDispatcher()
@@ -293,7 +313,7 @@ async def member(
         if work is not None:
             await work(event)
 
-    group = broker.group("billing", start="oldest", **options)
+    group = broker.group("billing", start=start, **options)
     consumer = Consumer(
         dispatcher,
         group,
@@ -453,6 +473,17 @@ async def test_group_learns_the_number_from_redis(streams: RedisStreams, sharded
         assert one.leads == 2
 
 
+async def test_shard_is_no_address_of_a_group(streams: RedisStreams, sharded: RedisStreams) -> None:
+    """It would take the number beside the shard for that of its own shards, and read nothing."""
+    await sharded.publish(keyed("a"))
+    with pytest.raises(
+        ShardAddressed, match=r"'events.1' is one of the 2 shards of 'events': write streams=\['events'\]"
+    ):
+        await streams.group("audit", start="oldest", streams=["events.1"]).open()
+    async with opened(streams.group("audit", start="oldest", streams=["events.2"])):
+        """An address like any other."""
+
+
 async def test_group_that_is_first_says_the_number(streams: RedisStreams, sharded: RedisStreams) -> None:
     async with member(streams, shards=2) as one:
         await sharded.publish(keyed("a"))
@@ -519,6 +550,74 @@ async def test_number_is_changed_while_all_goes_on(admin: Redis, streams_client:
         await eventually(lambda: _is(one.leads == 2 and len(one.got) == 60))
 
 
+async def test_number_is_changed_and_no_new_group_misses_anything(
+    admin: Redis, streams: RedisStreams, streams_client: Redis
+) -> None:
+    """What is published before its consumers know the number, or while there are none, is before the end of a new stream."""
+    async with (
+        RedisStreams(streams_client, app="web", shards=2) as before,
+        RedisStreams(streams_client, app="web", shards=4) as after,
+    ):
+        await before.publish(keyed("a"))
+        async with member(streams, start="new") as one:
+            await eventually(lambda: _is(one.leads == 2))
+        await change_shards(admin, "events", 4)
+        await after.publish(*[keyed(str(key)) for key in range(20)])
+        async with member(streams, start="new") as two:
+            await eventually(lambda: _is(len(two.got) == 20))
+
+
+async def test_consumer_that_opens_while_the_number_is_changed(
+    admin: Redis, streams: RedisStreams, streams_client: Redis
+) -> None:
+    """It takes part in the old shards, then in the new ones; a stream without shards is read by nobody."""
+    async with (
+        RedisStreams(streams_client, app="web", shards=2) as before,
+        RedisStreams(streams_client, app="web", shards=4) as after,
+    ):
+        async with opened(before.group("billing", start="oldest")):
+            await before.publish(keyed("a"))
+        changing = asyncio.create_task(change_shards(admin, "events", 4))
+        await eventually(lambda: _is_changing(admin))
+        async with member(streams) as one:
+            await changing
+            assert [order for order, _, _ in one.got] == ["a"]
+            await after.publish(*[keyed(str(key)) for key in range(20)])
+            await eventually(lambda: _is(one.leads == 4 and len(one.got) == 21))
+        assert not await admin.exists("silbo:{events}")
+
+
+async def _is_changing(admin: Redis) -> bool:
+    return await admin.hget("silbo:{events}:shards", "shards") == b"0"
+
+
+async def test_member_that_leaves_while_the_number_is_changed_takes_nothing(
+    admin: Redis, sharded: RedisStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has given away the old shards, and makes the groups of the new ones at that moment."""
+    made, may_go_on = asyncio.Event(), asyncio.Event()
+    create = Leadership._create_groups
+
+    async def create_slowly(self: Leadership) -> None:
+        await create(self)
+        made.set()
+        await may_go_on.wait()
+
+    async with opened(sharded.group("billing", start="oldest")) as receiver:
+        assert isinstance(receiver, ShardedReceiver)
+        (leadership,) = receiver._leaderships
+        await eventually(lambda: _is(len(receiver.leads) == 2))
+        monkeypatch.setattr(Leadership, "_create_groups", create_slowly)
+        await admin.hset("silbo:{events}:shards", "shards", 4)
+        await made.wait()
+        receiver.leave()
+        may_go_on.set()
+        assert leadership._task is not None
+        async with asyncio.timeout(30):
+            await leadership._task
+        assert receiver.leads == ()
+
+
 # -- the inbox ----------------------------------------------------------------------------------------------
 
 
@@ -566,6 +665,32 @@ async def test_all_is_given_back_after_redis_was_flushed(admin: Redis, sharded: 
             return bool(one.got)
 
         await eventually(arrives)
+
+
+@pytest.mark.parametrize("lost", ["FLUSHALL", "DEL"])
+async def test_group_that_began_with_what_is_new_misses_nothing_of_a_shard_that_was_deleted(
+    admin: Redis, leaders: Leaders, sharded: RedisStreams, lost: str
+) -> None:
+    """The next leader finds no group: one that it made at the end of the stream would skip what came since. It tells of the loss."""
+    await sharded.publish(keyed(find_key(0)))
+    group = sharded.group("billing", start="new")
+    async with opened(group):
+        pass
+    await admin.execute_command(*([lost, SHARD] if lost == "DEL" else [lost]))
+    async with RedisStreams(sharded._client, app="web", shards=2) as another:
+        await another.publish(keyed(find_key(0), 1))
+    leaders.group = group
+    items = await _receive_all(await leaders.take("new"), 2)
+    assert isinstance(items[0], Gap)
+    assert number(items[1]) == 1
+
+
+async def _receive_all(receiver: Receiver, many: int) -> list[Delivery | Gap]:
+    items: list[Delivery | Gap] = []
+    async with asyncio.timeout(30):
+        while len(items) < many:
+            items += await receiver.receive(many)
+    return items
 
 
 # -- a cluster ----------------------------------------------------------------------------------------------
