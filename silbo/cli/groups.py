@@ -14,6 +14,7 @@ from silbo.cli.arguments import (
     parse_address,
     parse_positive_seconds,
 )
+from silbo.cli.away import AwayNodes
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table
@@ -72,9 +73,14 @@ def add_silent_option(parser: argparse.ArgumentParser) -> None:
 
 async def show_groups(options: argparse.Namespace) -> int:
     """Print the groups of a stream, or of all."""
+    away = AwayNodes()
     async with make_redis(options) as client:
         groups = await read_groups(
-            client, prefix=options.prefix, stream=options.stream, silent_after=options.silent_after
+            client,
+            prefix=options.prefix,
+            stream=options.stream,
+            silent_after=options.silent_after,
+            on_away=away,
         )
     if options.json:
         for group in groups:
@@ -83,7 +89,7 @@ async def show_groups(options: argparse.Namespace) -> int:
         _print_groups(groups)
     if not groups:
         print_note("no groups: no consumer has been there yet")
-    return 0
+    return away.show(as_json=options.json)
 
 
 def group_to_fields(group: GroupStatus) -> dict[str, Any]:

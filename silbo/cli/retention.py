@@ -20,6 +20,7 @@ from silbo.cli.arguments import (
     parse_seconds,
     parse_size,
 )
+from silbo.cli.away import AwayNodes
 from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_json, print_outcome
@@ -88,14 +89,15 @@ def add_to(silbo: Commands) -> None:
 
 async def show_policies(options: argparse.Namespace) -> int:
     """Print the policy of each stream."""
+    away = AwayNodes()
     async with make_redis(options) as client:
-        found = await read_retentions(client, prefix=options.prefix, stream=options.stream)
+        found = await read_retentions(client, prefix=options.prefix, stream=options.stream, on_away=away)
     if options.json:
         for each in found:
             print_json(_to_fields(each))
     else:
         print_table(COLUMNS, map(_to_cells, found), numbers=["messages", "memory"])
-    return 0
+    return away.show(as_json=options.json)
 
 
 async def set_policy(options: argparse.Namespace) -> int:

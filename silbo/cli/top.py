@@ -21,6 +21,7 @@ from silbo.cli.arguments import (
     make_count_parser,
     parse_positive_seconds,
 )
+from silbo.cli.away import away_to_fields
 from silbo.cli.connect import make_redis, open_store
 from silbo.cli.groups import add_silent_option, describe_trouble, format_consumers, group_to_fields
 from silbo.cli.output import print_json
@@ -159,6 +160,7 @@ def _draw(snapshot: Snapshot, console: Console) -> RenderableType:
     foot = [Text(escape_controls(line), style=_style_outbox(snapshot)) for line in _describe_outbox(snapshot)]
     if snapshot.error:
         foot.append(Text(escape_controls(f"the figures are old: {snapshot.error}"), style="red"))
+    foot += [Text(escape_controls(str(node)), style="red") for node in snapshot.away]
     if snapshot.missing:
         foot.append(Text(escape_controls(snapshot.missing), style="red"))
     if worst := _find_worst(snapshot):
@@ -271,4 +273,5 @@ def _to_fields(snapshot: Snapshot) -> Mapping[str, Any]:
         },
         "error": snapshot.error,
         "missing": snapshot.missing,
+        "away": away_to_fields(snapshot.away),
     }

@@ -22,6 +22,7 @@ from silbo.cli.arguments import (
     add_stream_option,
     parse_time,
 )
+from silbo.cli.away import AwayNodes, away_to_fields, show_away
 from silbo.cli.connect import find_redis_moment, make_redis, open_store
 from silbo.cli.output import print_json, print_line, print_note
 from silbo.cli.rich_output import print_table, show_progress
@@ -88,6 +89,7 @@ def _parse_id(text: str) -> str:
 
 async def show_whereabouts(options: argparse.Namespace) -> int:
     """Print where an event is."""
+    away = AwayNodes()
     async with (
         make_redis(options) as client,
         _open_store_or_none(options.store) as store,
@@ -100,9 +102,11 @@ async def show_whereabouts(options: argparse.Namespace) -> int:
                 prefix=options.prefix,
                 stream=options.stream,
                 format=FORMATS[options.format],
+                on_away=away,
             )
         if event_id is None:
             print_note(f"silbo: no stream and no dead letters have an entry {options.event_id} that can be read")
+            _ = away.show(as_json=options.json)
             return 1
         with show_progress("search") as update:
             found = await find_event(
@@ -121,8 +125,8 @@ async def show_whereabouts(options: argparse.Namespace) -> int:
         _print_whereabouts(found)
     if not found.is_found:
         print_note(_explain_nothing(found, asked_outbox=bool(options.store)))
-        return 1
-    return 0
+    code = show_away(found.away)
+    return code if found.is_found else 1
 
 
 @asynccontextmanager
@@ -250,6 +254,7 @@ def _to_fields(found: Whereabouts) -> dict[str, Any]:
             for letter in found.letters
         ],
         "searched": {"streams": found.streams, "entries": found.searched, "since": found.searched_since},
+        "away": away_to_fields(found.away),
     }
 
 

@@ -32,7 +32,7 @@ from silbo.operations.groups import (
     read_fields,
     read_stream_groups,
 )
-from silbo.operations.redis import choose_streams, find_streams, opened, read_clock, time_of_entry
+from silbo.operations.redis import choose_streams, find_streams, is_away, opened, read_clock, time_of_entry
 from silbo.operations.retention import read_policy
 from silbo.operations.scripts import READ_DEAD_ERRORS
 from silbo.outbox.rows import OutboxStore
@@ -90,6 +90,8 @@ STORE: Final = "\0store"
 """Stands in the same way for the options of a command of silbo that name the outbox."""
 REDIS: Final = "\0at redis"
 """Stands in the same way for the options of a command of silbo that name Redis."""
+BRING_BACK: Final = "bring the node back, or promote its replica: CLUSTER FAILOVER FORCE"
+"""Mends that a node of a cluster is away."""
 WRITES: Final = (
     ("XADD", "{key}", "*", "message", "x"),
     ("EVALSHA", "0" * 40, "1", "{key}"),
@@ -187,6 +189,7 @@ async def _examine_redis(
 ) -> AsyncIterator[Finding]:
     async with opened(client, timeout) as connection:
         infos: dict[str, dict[str, str]] = {}
+        away: set[str] = set()  # nodes, each a danger already
         if not isinstance(client, RedisCluster):
             info = infos[connection.server] = await _read_info(connection)
             async for finding in _check_server(connection, info):
@@ -195,24 +198,34 @@ async def _examine_redis(
         else:
             info = {}
             yield await _check_slots(connection)
-            for node in await connection.each_node():
+            nodes = await connection.each_node()
+            for node in nodes:
                 async for finding in _check_node(node, infos):
                     yield finding
+            away = {node.server for node in nodes} - infos.keys()
         yield await _check_rights(connection, prefix, stream)
         try:
-            keys = await choose_streams(connection, prefix, stream)
+            keys = await choose_streams(connection, prefix, stream, lambda node: away.add(node.node))
         except StreamMissing as error:
             yield _check_missing(error, info)
             keys = []
         except BrokerUnavailable as error:
             if not isinstance(client, RedisCluster):
                 raise
-            yield Finding("streams", "danger", f"not all can be looked for: {error}", "look at one: --stream orders")
+            yield Finding("streams", "danger", str(error), BRING_BACK)
             keys = []
         for key in keys:
-            info = infos.get((await connection.node_of(key.encode())).server, info)
-            async for finding in _check_stream(connection, key, info, retain, silent_after):
-                yield finding
+            try:
+                server = (await connection.node_of(key.encode())).server
+                if server in away:
+                    continue
+                info = infos.get(server, info)
+                async for finding in _check_stream(connection, key, info, retain, silent_after):
+                    yield finding
+            except BrokerUnavailable as error:
+                if not (isinstance(client, RedisCluster) and is_away(error)):
+                    raise
+                yield Finding(key, "danger", f"can't be examined: {error}", BRING_BACK)
         if keys:
             for finding in await _check_prefixes(connection, prefix, keys):
                 yield finding
@@ -249,9 +262,7 @@ async def _check_node(node: CallConnection, infos: dict[str, dict[str, str]]) ->
             yield name(finding)
         yield name(_describe_memory(info, 0.0))
     except BrokerUnavailable as error:
-        yield Finding(
-            node.server, "danger", str(error), "bring the node back, or promote its replica: CLUSTER FAILOVER FORCE"
-        )
+        yield Finding(node.server, "danger", f"{error}; its streams are not examined", BRING_BACK)
 
 
 async def _check_slots(connection: CallConnection) -> Finding:
@@ -284,7 +295,7 @@ async def _ask_or_none(connection: CallConnection, *calls: Command) -> list[Any]
         try:
             replies += await ask(connection, call)
         except BrokerUnavailable as error:
-            if not isinstance(error.__cause__, Refused):
+            if is_away(error):
                 raise
             replies.append(None)
     return replies
@@ -528,9 +539,9 @@ class _Stream:
 async def _check_prefixes(connection: CallConnection, prefix: str, keys: Sequence[str]) -> Sequence[Finding]:
     """Return if senders and consumers have different prefixes; nothing where the user may not look."""
     try:
-        names = await find_streams(connection)
+        names = await find_streams(connection, on_away=lambda _: None)
     except BrokerUnavailable as error:
-        if not isinstance(error.__cause__, Refused):
+        if is_away(error):
             raise
         return []
     others = [key for key in names if key.rpartition(":{")[0] != prefix]
@@ -626,7 +637,7 @@ async def _check_stream(
             yield await _check_trimming(connection, key, policy)
         groups = await read_stream_groups(connection, key.encode(), silent_after)
     except BrokerUnavailable as error:
-        if not isinstance(error.__cause__, Refused):
+        if is_away(error):
             raise
         yield Finding(key, "danger", f"can't be read: {error.__cause__}", f"{REDIS_CLI} RENAME {quote(key)} elsewhere")
         return

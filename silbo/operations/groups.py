@@ -19,7 +19,7 @@ from silbo.brokers.redis.shard_receiver import LEADER
 from silbo.brokers.redis.signs_of_life import build_signs_key
 from silbo.errors import MessageInvalid
 from silbo.operations.formatting import format_age
-from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
+from silbo.operations.redis import AwayHook, choose_streams, opened, read_clock, read_each, time_of_entry
 from silbo.operations.scripts import COUNT_DEAD, READ_OFFERED
 from silbo.wire.formats import CLOUDEVENTS, JSON
 
@@ -211,6 +211,7 @@ async def read_groups(
     stream: str | None = None,
     silent_after: float = SILENT_AFTER,
     timeout: float = 5.0,
+    on_away: AwayHook | None = None,
 ) -> Sequence[GroupStatus]:
     """Return the groups of a stream, or of all streams under a prefix.
 
@@ -222,14 +223,20 @@ async def read_groups(
         stream: The stream's address; None looks for all, which reads the names of all keys of the database.
         silent_after: Seconds without a sign after which a consumer counts as silent: the groups' ``claim_after``.
         timeout: Seconds in which each step is answered.
+        on_away: Called with each node of a cluster that can't be reached; the other nodes' groups are returned. None raises the
+            error.
 
     Raises:
         StreamMissing: there is no such stream, or none under the prefix.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
     async with opened(client, timeout) as connection:
-        keys = await choose_streams(connection, prefix, stream)
-        return [group for key in keys for group in await read_stream_groups(connection, key.encode(), silent_after)]
+        keys = await choose_streams(connection, prefix, stream, on_away)
+
+        async def read(key: bytes) -> Sequence[GroupStatus]:
+            return await read_stream_groups(connection, key, silent_after)
+
+        return [group for groups in await read_each(connection, keys, read, on_away) for group in groups]
 
 
 async def read_stream_groups(connection: CallConnection, key: bytes, silent_after: float) -> list[GroupStatus]:

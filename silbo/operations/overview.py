@@ -29,7 +29,7 @@ from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_group
 from silbo.operations.listeners import ListenerInfo, list_listeners
 from silbo.operations.names import NameInfo, find_names
 from silbo.operations.plugins import PluginInfo, list_plugins
-from silbo.operations.redis import choose_streams, opened, time_of_entry
+from silbo.operations.redis import AwayNode, choose_streams, opened, read_each, time_of_entry
 from silbo.outbox.rows import OutboxStatus, OutboxStore, Row
 from silbo.wire.formats import JSON
 
@@ -212,8 +212,17 @@ async def read_overview(
     if client is not None:
         try:
             async with opened(client, timeout) as connection:
-                keys = await choose_streams(connection, prefix, None)
-                streams = [await _read_stream(connection, key, silent_after, format, payloads) for key in keys]
+                away: dict[str, str] = {}
+
+                def on_away(node: AwayNode) -> None:
+                    away.setdefault(node.node, str(node))
+
+                async def read(key: bytes) -> StreamOverview:
+                    return await _read_stream(connection, key.decode(), silent_after, format, payloads)
+
+                keys = await choose_streams(connection, prefix, None, on_away)
+                streams = await read_each(connection, keys, read, on_away)
+                problems += away.values()
         except SilboError as error:
             problems.append(str(error))
     if store is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from silbo._checks import check_address
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask
@@ -11,7 +12,7 @@ from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key
 from silbo.brokers.redis.shards import build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
-from silbo.operations.redis import choose_streams, opened
+from silbo.operations.redis import AwayHook, choose_streams, opened, read_each
 from silbo.operations.scripts import SET_POLICY
 
 __all__ = ["StreamRetention", "read_policy", "read_retentions", "set_retention"]
@@ -37,7 +38,12 @@ class StreamRetention:
 
 
 async def read_retentions(
-    client: Client, *, prefix: str = "silbo", stream: str | None = None, timeout: float = 5.0
+    client: Client,
+    *,
+    prefix: str = "silbo",
+    stream: str | None = None,
+    timeout: float = 5.0,
+    on_away: AwayHook | None = None,
 ) -> Sequence[StreamRetention]:
     """Return the retention of a stream, or of all streams under a prefix. Nothing is written.
 
@@ -46,14 +52,16 @@ async def read_retentions(
         prefix: The broker's prefix.
         stream: The stream's address; None looks for all.
         timeout: Seconds in which each step is answered.
+        on_away: Called with each node of a cluster that can't be reached; the other nodes' streams are returned. None raises the
+            error.
 
     Raises:
         StreamMissing: there is no such stream, or none under the prefix.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
     async with opened(client, timeout) as connection:
-        keys = await choose_streams(connection, prefix, stream)
-        return [await _read(connection, key.encode()) for key in keys]
+        keys = await choose_streams(connection, prefix, stream, on_away)
+        return await read_each(connection, keys, partial(_read, connection), on_away)
 
 
 async def set_retention(

@@ -12,7 +12,7 @@ from silbo.brokers.redis.calls import CallConnection, Command, ask, to_mapping
 from silbo.brokers.redis.connection import Client
 from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
 from silbo.operations.groups import SILENT_AFTER, GroupStatus, read_stream_groups
-from silbo.operations.redis import choose_streams, opened, read_clock
+from silbo.operations.redis import AwayHook, AwayNode, choose_streams, opened, read_clock, read_each
 from silbo.outbox.rows import OutboxStatus, OutboxStore
 
 __all__ = ["GroupFigures", "Snapshot", "watch"]
@@ -45,6 +45,7 @@ class Snapshot:
         error: The reason why the other figures are those of the moment before; None while all is well.
         missing: The reason why there are no groups: no such stream exists yet. None if there is one.
         outbox_error: The error of the last attempt of the outbox's oldest row, which waits; None for none.
+        away: The nodes of a cluster that can't be reached: there are no groups of theirs.
     """
 
     at: datetime
@@ -54,6 +55,7 @@ class Snapshot:
     error: str | None = None
     missing: str | None = None
     outbox_error: str | None = None
+    away: Sequence[AwayNode] = ()
 
 
 async def watch(
@@ -91,10 +93,17 @@ async def watch(
         before: Snapshot | None = None
         counts: Mapping[str, int] = {}
         while True:
+            away: dict[str, AwayNode] = {}
+
+            def on_away(node: AwayNode, away: dict[str, AwayNode] = away) -> None:
+                away.setdefault(node.node, node)
+
             try:
-                keys, missing = (keys, None) if keys else await _choose_or_none(connection, prefix, stream)
-                snapshot, counts = await _read(connection, keys, store, before, counts, silent_after)
-                before = replace(snapshot, missing=missing)
+                missing = None
+                if not keys or (before and before.away):
+                    keys, missing = await _choose_or_none(connection, prefix, stream, on_away)
+                snapshot, counts = await _read(connection, keys, store, before, counts, silent_after, on_away)
+                before = replace(snapshot, missing=missing, away=tuple(away.values()))
                 yield before
             except (BrokerUnavailable, StoreUnavailable) as error:
                 if before is None:
@@ -104,11 +113,11 @@ async def watch(
 
 
 async def _choose_or_none(
-    connection: CallConnection, prefix: str, stream: str | None
+    connection: CallConnection, prefix: str, stream: str | None, on_away: AwayHook
 ) -> tuple[Sequence[str], str | None]:
     """Return the keys of the streams; where there is none, no keys, and the reason."""
     try:
-        return await choose_streams(connection, prefix, stream), None
+        return await choose_streams(connection, prefix, stream, on_away), None
     except StreamMissing as error:
         return (), str(error)
 
@@ -129,6 +138,7 @@ async def _read(
     before: Snapshot | None,
     counts: Mapping[str, int],
     silent_after: float,
+    on_away: AwayHook,
 ) -> tuple[Snapshot, dict[str, int]]:
     """Return the figures now, and the number of messages that were ever added to each stream."""
     now = await read_clock(connection)
@@ -136,16 +146,19 @@ async def _read(
     done = {_name(each.status): _count_done(each.status, counts) for each in before.groups} if before else {}
     added: dict[str, int] = {}
     groups: list[GroupFigures] = []
-    for key in keys:
-        (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key.encode()))
+
+    async def read(key: bytes) -> None:
+        (reply,) = await ask(connection, Command(b"XINFO", b"STREAM", key))
         info = to_mapping(reply)
-        added[key] = int(info["entries-added"] if "entries-added" in info else info["length"])
-        for status in await read_stream_groups(connection, key.encode(), silent_after):
+        added[key.decode()] = many = int(info["entries-added"] if "entries-added" in info else info["length"])
+        for status in await read_stream_groups(connection, key, silent_after):
             rates: tuple[float | None, float | None] = None, None
             if seconds > 0 and _name(status) in done:
                 handled = _count_done(status, added) - done[_name(status)]
-                rates = max(0.0, (added[key] - counts[key]) / seconds), max(0.0, handled / seconds)
+                rates = max(0.0, (many - counts[key.decode()]) / seconds), max(0.0, handled / seconds)
             groups.append(GroupFigures(status, *rates))
+
+    await read_each(connection, keys, read, on_away)
     outbox = await store.status() if store is not None else None
     outbox_at = await store.read_clock() if store is not None else None
     outbox_error = await _find_error(store) if store is not None else None

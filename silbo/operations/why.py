@@ -16,7 +16,15 @@ from silbo.brokers.redis.scripts import COUNT_AFTER
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Format
 from silbo.operations.groups import SILENT_AFTER, find_hang, read_offered, split_attempts
-from silbo.operations.redis import choose_streams, opened, read_clock, time_of_entry
+from silbo.operations.redis import (
+    AwayHook,
+    AwayNode,
+    choose_streams,
+    opened,
+    read_clock,
+    read_each,
+    time_of_entry,
+)
 from silbo.operations.scripts import FIND
 from silbo.outbox.rows import OutboxStore, Row
 from silbo.wire.formats import JSON
@@ -100,6 +108,7 @@ class Whereabouts:
         streams: The streams that were searched.
         searched: The number of entries that were looked at.
         searched_since: The time from which on entries were looked at, by Redis's clock; None if all were, from the newest back.
+        away: The nodes of a cluster that can't be reached: their streams were not searched.
         read_at: The time at which this was read, by Redis's clock; None if Redis has no such stream.
     """
 
@@ -111,6 +120,7 @@ class Whereabouts:
     searched: int = 0
     read_at: datetime | None = None
     searched_since: datetime | None = None
+    away: Sequence[AwayNode] = ()
 
     @property
     def is_found(self) -> bool:
@@ -170,8 +180,13 @@ async def find_event(
     sent_at = min((row.state_at for row in rows if row.state == "sent"), default=None)
     entries_since = since or sent_at or began_at
     async with opened(client, timeout) as connection:
+        away: dict[str, AwayNode] = {}
+
+        def on_away(node: AwayNode) -> None:
+            away.setdefault(node.node, node)
+
         try:
-            keys = await choose_streams(connection, prefix, stream)
+            keys = await choose_streams(connection, prefix, stream, on_away)
         except StreamMissing:
             if rows:  # it was never sent anywhere
                 return Whereabouts(event_id, rows)
@@ -180,10 +195,14 @@ async def find_event(
         search = _Search(connection, event_id, format, progress)
         letters: list[DeadLetter] = []
         entries: list[FoundEntry] = []
-        for key in map(str.encode, keys):
-            letters += await search.find_letters(key, began_at)
+
+        async def look_at(key: bytes) -> str:
+            letters.extend(await search.find_letters(key, began_at))
             if found := await search.find_entry(key, entries_since):
                 entries.append(await _place_entry(connection, key, found, letters, format))
+            return key.decode()
+
+        keys = await read_each(connection, keys, look_at, on_away)
     return Whereabouts(
         event_id=event_id,
         rows=rows,
@@ -193,6 +212,7 @@ async def find_event(
         searched=search.searched,
         read_at=read_at,
         searched_since=entries_since and entries_since - timedelta(seconds=CLOCKS),
+        away=tuple(away.values()),
     )
 
 
@@ -204,6 +224,7 @@ async def find_event_id(
     stream: str | None = None,
     format: Format = JSON,  # noqa: A002  # the word of every broker
     timeout: float = 5.0,
+    on_away: AwayHook | None = None,
 ) -> str | None:
     """Return the id of the event in an entry of a stream, or in a dead letter; None if no stream has one that can be read.
 
@@ -214,13 +235,16 @@ async def find_event_id(
         stream: The stream's address; None looks into all streams under the prefix.
         format: The format of the broker that sent the message.
         timeout: Seconds in which each step is answered.
+        on_away: Called with each node of a cluster that can't be reached; the other nodes' streams are looked into. None raises
+            the error.
 
     Raises:
         StreamMissing: there is no such stream.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
     async with opened(client, timeout) as connection:
-        for key in map(str.encode, await choose_streams(connection, prefix, stream)):
+
+        async def look_at(key: bytes) -> str | None:
             for place in (key, key + b":dead"):
                 (rows,) = await ask(connection, Command(b"XRANGE", place, entry.encode(), entry.encode()))
                 try:
@@ -228,7 +252,10 @@ async def find_event_id(
                         return format.decode(_field(rows[0], b"message")).message_id
                 except MessageInvalid:
                     continue
-    return None
+            return None
+
+        keys = await choose_streams(connection, prefix, stream, on_away)
+        return next(filter(None, await read_each(connection, keys, look_at, on_away)), None)
 
 
 @dataclass(slots=True)

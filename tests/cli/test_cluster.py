@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import RedisCluster
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def addresses(cluster: ClusterServers, prefix: str) -> list[str]:
     """Of streams on different nodes, one for each."""
+    return find_addresses(cluster, prefix)
+
+
+def find_addresses(cluster: ClusterServers, prefix: str) -> list[str]:
     found: dict[int, str] = {}
     for each in count():
         if len(found) == len(cluster.nodes):
@@ -92,16 +98,54 @@ async def test_messages_of_all_nodes_are_followed(
 
 
 @pytest.mark.long
-async def test_a_node_that_is_down_is_a_danger_and_the_others_are_examined(
-    own_cluster: ClusterServers, prefix: str
-) -> None:
-    """An operator asks most when something is broken."""
-    down = own_cluster.nodes[0]
-    down.kill()
-    doctor = await silbo("doctor", "--redis", own_cluster.nodes[1].url, "--cluster", "--prefix", prefix, "--json")
-    checks = {row["check"]: row["level"] for row in doctor.objects}
-    assert doctor.code == 1
-    assert f"Redis at 127.0.0.1:{own_cluster.nodes[1].port} persistence" in checks, doctor
+async def test_what_can_be_reached_is_shown_while_a_node_is_down(prefix: str) -> None:
+    """An operator asks most when something is broken. The node is named in one line, and the exit code tells of it."""
+    with ClusterServers() as cluster:
+        addresses = find_addresses(cluster, prefix)
+        keys = [build_stream_key(address, prefix) for address in addresses]
+        down, left = cluster.node_of(keys[0]), sorted(keys[1:])
+        where = ("--redis", cluster.node_of(keys[1]).url, "--cluster", "--prefix", prefix)
+        entries: list[str] = []
+        async with cluster.client() as client, RedisStreams(client, app="shop", prefix=prefix) as streams:
+            for address in addresses:
+                await streams.publish(replace(message(1), to=address, message_id=str(uuid4())))
+            async with opened(streams.group("billing", start="new", streams=addresses)):
+                pass
+            for key in keys:
+                ((entry, _),) = await client.xrange(key)
+                entries.append(entry.decode())
+        down.kill()
+        name = f"Redis at 127.0.0.1:{down.port}"
+
+        async def ask(*words: str, code: int = 1) -> list[dict[str, Any]]:
+            done = await silbo(*words, *where, "--json")
+            assert done.code == code, done
+            if words[0] != "doctor" and code:
+                assert done.err.count(f"silbo: {name} can't be reached, so its streams are not shown") == 1, done
+            return done.objects
+
+        *groups, away = await ask("groups")
+        assert [row["stream"] for row in groups] == left
+        assert away["away"] == name and away["error"]
+        *retentions, away = await ask("retention", "show")
+        assert [row["stream"] for row in retentions] == left
+        assert away["away"] == name
+        (found,) = await ask("why", entries[1])
+        assert [entry["stream"] for entry in found["entries"]] == [keys[1]]
+        assert [node["away"] for node in found["away"]] == [name]
+        assert [row["away"] for row in await ask("why", entries[0])] == [name]
+        (look,) = await ask("top", "--limit", "1", code=0)
+        assert [row["stream"] for row in look["groups"]] == left
+        assert [node["away"] for node in look["away"]] == [name]
+        findings = await ask("doctor")
+        levels = {row["check"]: row["level"] for row in findings}
+        assert levels[name] == "danger"
+        assert all(f"{key} billing" in levels for key in left), levels
+        assert not any(row["check"].startswith(keys[0]) for row in findings)
+        letters = await silbo("dead", "list", "--stream", addresses[0], *where)
+        assert letters.code == 1 and str(down.port) in letters.err, letters
+        one = await silbo("groups", addresses[0], *where)
+        assert one.code == 1 and str(down.port) in one.err, one
 
 
 @pytest.mark.parametrize("url", ["unix:///tmp/redis.sock", "http://x"])

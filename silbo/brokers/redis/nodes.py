@@ -83,7 +83,7 @@ class ClusterNodes:
         masters = self.masters
         if not masters:
             raise Refused("CLUSTERDOWN no node serves a slot")
-        return random.choice([address for address in masters if address not in self._doubted] or masters)
+        return random.choice([address for address in masters if address not in self._silent] or masters)
 
     async def connect(self, address: Address) -> Connection:
         """Return a new connection to a node: see :func:`~silbo.brokers.redis.connection.connect`."""

@@ -212,6 +212,16 @@ async def test_connection_to_a_key_is_one_to_its_node(
         await connection.aclose()
 
 
+async def test_node_that_was_in_trouble_is_not_chosen_by_chance(cluster_client: RedisCluster) -> None:
+    """Also when the others have said again that it has slots: a call without a key would be lost one time in three."""
+    nodes = nodes_of(cluster_client)
+    away = await nodes.find_any()
+    nodes.doubt(away)
+    assert away not in [await nodes.find_any() for _ in range(50)]
+    await (await nodes.connect(away)).aclose()
+    assert away in [await nodes.find_any() for _ in range(200)]
+
+
 async def test_connections_to_nodes_that_have_left_are_closed(cluster: ClusterServers, prefix: str) -> None:
     """As where nodes come back under other addresses, day after day."""
     host = "127.0.0.1"
