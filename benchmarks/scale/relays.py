@@ -57,9 +57,10 @@ class Scene:
         self.postgres, self.redis, self.client, self.store = postgres, redis, client, store
 
     @asynccontextmanager
-    async def relays(self, number: int) -> AsyncIterator[list[int]]:
+    async def relays(self, number: int, *options: str) -> AsyncIterator[list[int]]:
         """Start so many relays, and wait until they have divided the partitions. Yields their pids."""
         command = [sys.executable, "-m", "silbo", "relay", "--store", self.postgres.url, "--redis", self.redis.url]
+        command += options
         processes = [
             await asyncio.create_subprocess_exec(
                 *command, "--prefix", PREFIX, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
@@ -103,15 +104,15 @@ class Scene:
             while await self.client.xlen(STREAM) < messages:  # noqa: ASYNC110  # Redis tells nobody
                 await asyncio.sleep(0.01)
 
-    async def latencies(self, rate: float, seconds: float) -> list[float]:
-        """Commit messages at random moments. Return the milliseconds from each commit to its entry in the stream."""
+    async def latencies(self, store: SQLAlchemyStore, rate: float, seconds: float) -> list[float]:
+        """Commit messages to a store at random moments. Return the milliseconds from each commit to its entry in the stream."""
         await self.client.delete(STREAM)
         committed: list[float] = []
         dice = random.Random(1)
         until = perf_counter() + seconds
         while perf_counter() < until:
             await asyncio.sleep(dice.expovariate(rate))
-            await self.store.add([a_message(len(committed))], QUOTA)
+            await store.add([a_message(len(committed))], QUOTA)
             committed.append(1000 * time.time())
         await self._until_sent(len(committed))
         entries: Any = await self.client.xrange(STREAM)
@@ -134,9 +135,14 @@ async def run(rounds: int, messages: int) -> None:
         await store.open(PARTITIONS)
         async with Redis.from_url(redis.url) as client:
             scene = Scene(postgres, redis, client, store)
-            async with scene.relays(1):
-                for rate in RATES:
-                    print(f"{rate} commits a second: {describe(await scene.latencies(rate, 10.0))}", flush=True)
+            for notify in (False, True):
+                other = SQLAlchemyStore(engine, notify=notify)
+                await other.open()
+                async with scene.relays(1, *(["--notify"] if notify else [])):
+                    for rate in RATES:
+                        taken = describe(await scene.latencies(other, rate, 10.0))
+                        print(f"{rate} commits a second{', NOTIFY' if notify else ''}: {taken}", flush=True)
+                await other.aclose()
             figures: dict[int, list[float]] = {relays: [] for relays in RELAYS}
             costs: dict[int, list[dict[str, float]]] = {relays: [] for relays in RELAYS}
             for round_ in range(rounds):

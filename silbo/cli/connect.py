@@ -30,19 +30,25 @@ DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+as
 
 
 @asynccontextmanager
-async def make_store(url: str | None) -> AsyncGenerator[OutboxStore]:
+async def make_store(url: str | None, *, notify: bool = False) -> AsyncGenerator[OutboxStore]:
     """Make the store object of a path or URL, without opening it.
 
     The store has to exist: a mistaken path must not become a new, empty store.
 
+    Args:
+        url: The path or URL.
+        notify: As in ``SQLAlchemyStore``.
+
     Raises:
-        UsageError: there is no URL, or its scheme or driver is unknown.
+        UsageError: there is no URL, its scheme or driver is unknown, or it can't notify.
         MissingExtra: the URL needs SQLAlchemy.
         StoreInvalid: the URL is of an SQLite file that does not exist.
     """
     if not url:
         raise UsageError("where is the outbox? Give --store, or SILBO_STORE in the environment")
     scheme, has_scheme, _ = url.partition("://")
+    if notify and scheme != "postgresql+asyncpg":
+        raise UsageError("--notify needs an outbox in PostgreSQL: --store postgresql+asyncpg://user@host/database")
     if not has_scheme:
         if _is_torn_url(url):
             raise UsageError(f"--store is neither a file nor a URL: {STORE_FORM}, or the path of a file")
@@ -50,7 +56,7 @@ async def make_store(url: str | None) -> AsyncGenerator[OutboxStore]:
     elif url.startswith(FILE) and url != FILE:
         yield SQLiteStore(url.removeprefix(FILE), create=False)
     elif "+" in scheme:
-        async with _make_database_store(url) as store:
+        async with _make_database_store(url, notify) as store:
             yield store
     else:
         hint = f"{DRIVERS.get(scheme, 'postgresql+asyncpg')}://... for a database, outbox.db or sqlite:///outbox.db"
@@ -124,7 +130,7 @@ async def find_redis_moment(client: Client, time: Time) -> datetime:
 
 
 @asynccontextmanager
-async def _make_database_store(url: str) -> AsyncGenerator[OutboxStore]:
+async def _make_database_store(url: str, notify: bool) -> AsyncGenerator[OutboxStore]:
     from silbo.stores.sqlalchemy import SQLAlchemyStore  # first: its MissingExtra says what to install
 
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError  # isort: skip
@@ -143,7 +149,7 @@ async def _make_database_store(url: str) -> AsyncGenerator[OutboxStore]:
     try:
         if engine.url.get_backend_name() == "sqlite":
             _check_exists(engine.url.database or ":memory:")
-        yield SQLAlchemyStore(engine)
+        yield SQLAlchemyStore(engine, notify=notify)
     finally:
         await engine.dispose()
 

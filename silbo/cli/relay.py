@@ -87,6 +87,11 @@ def add_to(commands: Commands) -> None:
         default=5.0,
         help="after a stop, how long it still sends what waits (5s)",
     )
+    parser.add_argument(
+        "--notify",
+        action="store_true",
+        help="hear of each commit at once, if the programs store with notify=True (PostgreSQL)",
+    )
     add_figures_option(parser)
     add_health_options(parser)
     add_metrics_option(parser)
@@ -96,7 +101,7 @@ async def run_relay(options: argparse.Namespace) -> int:
     """Send what is in the outbox until SIGTERM or SIGINT."""
     check_health_options(options)
     log_to_stderr()
-    async with make_store(options.store) as store, make_redis(options) as client:
+    async with make_store(options.store, notify=options.notify) as store, make_redis(options) as client:
         streams = RedisStreams(
             client,
             app=options.app,

@@ -75,6 +75,8 @@ class Division:
         self._join_at = float("-inf")  # the loop's time, as the next
         self._renewed_at: dict[int, float] = {}  # by partition
         self._idle: dict[int, Lead] = {}  # by partition
+        self._looked_at = float("-inf")
+        self._soon: asyncio.TimerHandle | None = None  # the look that look_soon has asked for
 
     def renewed_at(self, partition: int) -> float:
         """Return the loop's time when the lease of a partition was renewed last while it was idle; minus infinity if never."""
@@ -91,6 +93,15 @@ class Division:
         finally:
             del self._idle[lead.partition]
 
+    def look_soon(self) -> None:
+        """Let the next look come at once, but not before the shortest pause since the last one is over."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_at(self._looked_at + SHORTEST_LOOK, self._look_at_once)
+
+    def _look_at_once(self) -> None:
+        self._soon = None
+        self.look_now.set()
+
     async def look(self) -> Collection[int]:
         """Look at the store. Return the partitions to wake: those with rows, and those that are wanted or no longer wanted.
 
@@ -98,7 +109,8 @@ class Division:
             StoreUnavailable: the store does not answer.
         """
         self.look_now.clear()
-        joins = _now() >= self._join_at
+        self._looked_at = _now()
+        joins = self._looked_at >= self._join_at
         if joins:
             await self._join()
         view = await self._store.look(tuple(self._idle.values()))

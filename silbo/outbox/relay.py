@@ -186,6 +186,7 @@ class Relay(AsyncCloseable):
         self._broker_outage = Outage(logger, "broker")
         self._store_outage = Outage(logger, "outbox store")
         self._relay_outage = Outage(logger, "relay", "failed")
+        self._notify_outage = Outage(logger, "notifications of commits")  # no part of the health: it looks as well
         self._wake_events: list[asyncio.Event] = []  # by partition; its task clears it
         self._division: Division | None = None
         self._taken_at: float | None = None  # monotonic()
@@ -310,6 +311,8 @@ class Relay(AsyncCloseable):
         try:
             if isinstance(self._store, SharedStore):
                 self._division = Division(self._store, self._owner, self._lease)
+                if self._store.notifies:
+                    _ = tasks.start(self._hear_of_commits(self._store, self._division))
             partitions = [
                 tasks.start(self._serve_partition(number, woken)) for number, woken in enumerate(self._wake_events)
             ]
@@ -364,6 +367,25 @@ class Relay(AsyncCloseable):
             with suppress(StoreUnavailable, TimeoutError):  # then the lease ends by itself
                 async with asyncio.timeout(1.0):
                     await division.leave()
+
+    async def _hear_of_commits(self, store: SharedStore, division: Division) -> None:
+        """Look whenever something was committed. Without it the relay looks at its intervals."""
+        failures = 0
+
+        def heard() -> None:
+            nonlocal failures
+            failures = 0
+            self._notify_outage.answered("listen")
+            division.look_soon()
+
+        while not self._stopping.is_set():
+            self._tasks.check_cancelled()
+            try:
+                await store.listen(heard)
+            except Exception as error:  # noqa: BLE001  # as in _serve_partition
+                failures += 1
+                await self._report.report_outage(self._notify_outage, "listen", error)
+            await pause(OUTAGE_RETRY.delay(failures), self._stopping)
 
     # -- one partition --------------------------------------------------------------------------------------
 

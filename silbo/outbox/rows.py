@@ -408,7 +408,13 @@ class SessionStore(OutboxStore, Protocol):
 
 @runtime_checkable
 class SharedStore(OutboxStore, Protocol):
-    """A store whose partitions the relays of several hosts divide evenly. On another store one relay may lead them all."""
+    """A store whose partitions the relays of several hosts divide evenly. On another store one relay may lead them all.
+
+    Attributes:
+        notifies: True if a relay should :meth:`listen`.
+    """
+
+    notifies: bool
 
     async def join(self, owner: str, *, lease: float, idle: Collection[int] = ()) -> Roster:
         """Count a relay among those that divide the partitions, for ``lease`` seconds. Return all of them.
@@ -428,6 +434,14 @@ class SharedStore(OutboxStore, Protocol):
 
     async def look(self, leads: Collection[Lead]) -> View:
         """Return the state of the partitions, and which of these leads have rows to take. Changes and locks nothing."""
+        ...
+
+    async def listen(self, heard: Callable[[], object]) -> None:
+        """Call ``heard`` now and after each commit of messages, without an end. For a store that ``notifies``.
+
+        Raises:
+            StoreUnavailable: commits are not heard of any more.
+        """
         ...
 
 

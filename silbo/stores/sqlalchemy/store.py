@@ -22,6 +22,7 @@ from silbo.stores._group_commit import Addition, GroupCommit
 from silbo.stores.sqlalchemy import statements as sql
 from silbo.stores.sqlalchemy.commit_order import key_locks_of, lock_keys, order_at_commit
 from silbo.stores.sqlalchemy.dialect import begin_writing, check_constraints, is_refusal_of_data, read_clock
+from silbo.stores.sqlalchemy.notifications import check_driver, listen, notify
 from silbo.stores.sqlalchemy.quota import QuotaEstimate
 from silbo.stores.sqlalchemy.session import find_session, lock_session
 from silbo.stores.sqlalchemy.status import read_status
@@ -52,20 +53,26 @@ class SQLAlchemyStore:
 
     Args:
         engine: The host's engine, which the host disposes of. PostgreSQL, or SQLite 3.35 or later.
+        notify: True lets a relay hear of each commit at once, by PostgreSQL's ``NOTIFY``, which lets one transaction of the
+            whole server commit at a time. Give it to the programs that store and to the relay; asyncpg only. A relay keeps
+            one connection for it. A relay that does not hear looks often enough.
 
     Raises:
-        StoreInvalid: the engine is for another database, or has one connection for everybody.
+        StoreInvalid: the engine is for another database or driver, or has one connection for everybody.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, notify: bool = False) -> None:
         name = engine.dialect.name
         if name not in ("postgresql", "sqlite"):
             raise StoreInvalid(describe_url(engine.url), f"an outbox can be in PostgreSQL or SQLite, not in {name}")
         if isinstance(engine.pool, StaticPool):
             problem = "has one connection for everybody, so that each commit is everybody's: use a file"
             raise StoreInvalid(describe_url(engine.url), problem)
+        if notify:
+            check_driver(engine)
         self.id = ""
         self.partitions = 0
+        self.notifies = notify
         self.on_commit: Callable[[], object] | None = None
         self._locks_keys = name == "postgresql"
         # Whatever the host's default is: after the wait for a lock, the store must see what was committed meanwhile.
@@ -138,6 +145,8 @@ class SQLAlchemyStore:
             if not is_refusal_of_data(error):
                 raise
             raise _refuse(messages[0], error) from error
+        if self.notifies:
+            await notify(connection)
         key_locks = key_locks_of(messages) if self._locks_keys else ()
         order_at_commit(session.sync_session, rows, key_locks, self.on_commit)
 
@@ -181,6 +190,8 @@ class SQLAlchemyStore:
                     errors.append(None)
                     stored.append(addition)
             messages = [message for addition in stored for message in addition.messages]
+            if self.notifies:
+                await notify(connection)
             if self._locks_keys and (key_locks := key_locks_of(messages)):
                 await lock_keys(connection, key_locks)
             if apart:
@@ -230,6 +241,16 @@ class SQLAlchemyStore:
         view = await self._transact(sql.look, leads, self.partitions)
         self._due.update(view.due)
         return view
+
+    async def listen(self, heard: Callable[[], object]) -> None:
+        """See :class:`~silbo.outbox.rows.SharedStore`."""
+        self._binding.enter()
+        try:
+            await listen(self._engine, heard)
+        except Exception as error:
+            raise StoreUnavailable(
+                f"{describe_url(self._engine.url)}: {_describe(error, self._engine.url.host)}; commits are not heard of"
+            ) from error
 
     async def take(
         self, lead: Lead, limit: int, *, sent: Collection[int] = (), dead: Mapping[int, str] = NOTHING
