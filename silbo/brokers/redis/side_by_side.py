@@ -123,6 +123,8 @@ class SideBySide:
     """
 
     skips_own_instance = False
+    together = 1
+    """Parts that have many messages fetch so many times ``limit`` together, and each one at most ``limit``."""
 
     def __init__(self, parts: Iterable[Part], *, group: str, keep_every: float, ack_delay: float) -> None:
         self.keep_every: float | None = keep_every
@@ -198,7 +200,7 @@ class SideBySide:
     async def receive_batches(self, limit: int) -> Sequence[_Item]:
         """Return what any part has, in turn; see :class:`~silbo.protocols.BatchReceiver`.
 
-        All parts together fetch about twice ``limit`` at most. A call that is cancelled loses nothing: the reads go on.
+        All parts together fetch about ``together`` + 1 times ``limit`` at most. A call that is cancelled loses nothing: the reads go on.
 
         Raises:
             BrokerUnavailable: no part can be read.
@@ -220,11 +222,12 @@ class SideBySide:
             self._check_readable()
 
     def _start_fetching(self, limit: int) -> None:
-        """Let all parts be read of which nothing waits to be taken. Those that had something the last time share the limit."""
+        """Let all parts be read of which nothing waits to be taken. Those that had something the last time share what is fetched."""
         busy = sum(reading.is_busy for reading in self._readings)
         for reading in self._readings:
             if reading.fetching is None and not reading.part.has_fetched:
-                reading.start_fetching(max(1, limit // (busy if reading.is_busy else len(self._readings))))
+                share = self.together * limit // busy if reading.is_busy else limit // len(self._readings)
+                reading.start_fetching(max(1, min(limit, share)))
 
     def _check_readable(self) -> None:
         """Report the parts that can't be read, or can be read again.

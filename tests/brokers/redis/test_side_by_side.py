@@ -165,6 +165,34 @@ async def test_a_full_stream_leaves_the_others_their_turn(streams: RedisStreams)
         await receiver.aclose()
 
 
+@pytest.mark.parametrize(("together", "each"), [(1, 10), (2, 20), (8, 40)])
+async def test_full_streams_share_what_is_fetched(streams: RedisStreams, together: int, each: int) -> None:
+    """Four of them, and a limit of 40: none fetches more than the limit, whatever all may fetch together."""
+    names = ["one", "two", "three", "four"]
+    await streams.publish(*[message(n, to=name) for n in range(200) for name in names])
+    parts = [StreamReceiver(streams.group("billing", start="oldest", streams=[name])) for name in names]
+    receiver = SideBySide(parts, group="billing", keep_every=10.0, ack_delay=0.005)
+    receiver.together = together
+    try:
+        reading = asyncio.create_task(receiver.receive(40))  # from now on all are known to be full
+        await asyncio.sleep(0)
+        reading.cancel()
+
+        async def are_fetched() -> bool:
+            return all(part.has_fetched for part in parts)
+
+        await eventually(are_fetched)
+        most = taken = 0
+        while taken < 400:
+            items = [item for item in await receiver.receive(40) if isinstance(item, Delivery)]
+            taken += len(items)
+            most = max(most, *(part.in_hand for part in parts))
+            await receiver.ack(*items)
+        assert most == each
+    finally:
+        await receiver.aclose()
+
+
 async def test_a_cancelled_read_loses_nothing(streams: RedisStreams) -> None:
     """A consumer that stops cancels it at any moment."""
     receiver = await streams.group("billing", start="oldest", streams=["one", "two"]).open_side_by_side()
