@@ -433,6 +433,10 @@ class Consumer:
             tasks.raise_error()
         finally:
             self.stop()
+            if isinstance(
+                receiver, SharedReceiver
+            ):  # also after an error or a cancellation: it may be closed much later
+                receiver.leave()
             try:
                 await tasks.end_all()
                 await acks.finish(GRACE)

@@ -138,7 +138,7 @@ class ShardedReceiver(SideBySide):
         return tuple(key for leadership in self._leaderships for key in leadership.leads)
 
     async def open(self) -> None:
-        """Make the groups of all shards, and begin to take part.
+        """Make the groups of all shards. It takes part from its first read on: until then its shards would stand still.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
@@ -149,7 +149,7 @@ class ShardedReceiver(SideBySide):
     async def receive_batches(self, limit: int) -> Sequence[Delivery | Batch | Gap]:
         """See :class:`~silbo.brokers.redis.side_by_side.SideBySide`."""
         for leadership in self._leaderships:
-            leadership.raise_defect()
+            leadership.begin()
         return await super().receive_batches(limit)
 
     def doubt(self, address: str, epoch: int) -> None:
@@ -235,9 +235,8 @@ class Leadership:
     # -- the life -------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Make the groups of all shards, so that none misses what is published from now on; begin to take part."""
+        """Make the groups of all shards, so that none misses what is published from now on."""
         await self._create_groups()
-        self._task = asyncio.create_task(self._run())
 
     async def _create_groups(self) -> None:
         start = {"new": b"$", "oldest": b"0"}.get(self._group.start, self._group.start.encode())
@@ -245,9 +244,11 @@ class Leadership:
         calls = [ScriptCall.of(CREATE, [key, build_given_key(key)], self._name, start) for key in keys]
         await ask(self._connection, *calls)
 
-    def raise_defect(self) -> None:
-        """Raise the error that has ended the task, if one has: it is a mistake in silbo."""
-        if self._task is not None and self._task.done() and not self._task.cancelled():
+    def begin(self) -> None:
+        """Take part, from the first call on. Raise the error that has ended the task, if one has: it is a mistake in silbo."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        elif self._task.done() and not self._task.cancelled():
             self._task.result()
 
     def leave(self) -> None:

@@ -392,6 +392,19 @@ async def test_consumer_that_leaves_gives_its_shards_away_at_once(sharded: Redis
             assert len(two.got) == 1
 
 
+async def test_consumer_that_does_not_run_keeps_no_shard(sharded: RedisStreams) -> None:
+    """It is entered and waits for the rest of its program, or its run was cancelled and it is not left yet: the others read all."""
+    idle = Consumer(AsyncEventDispatcher(), sharded.group("billing", start="oldest"), events=[PAID])
+    async with idle, member(sharded) as one:
+        await sharded.publish(*[keyed(find_key(shard)) for shard in range(2)])
+        await eventually(lambda: _is(len(one.got) == 2))
+        running = asyncio.create_task(idle.run())
+        await eventually(lambda: _is(one.leads == len(idle.health().leads or ()) == 1))
+        running.cancel()
+        await asyncio.wait([running])
+        await eventually(lambda: _is(one.leads == 2))
+
+
 @pytest.mark.long
 async def test_shard_is_not_kept_by_a_delivery_that_waits_for_its_next_attempt(
     admin: Redis, sharded: RedisStreams, monkeypatch: pytest.MonkeyPatch
@@ -606,6 +619,7 @@ async def test_member_that_leaves_while_the_number_is_changed_takes_nothing(
     async with opened(sharded.group("billing", start="oldest")) as receiver:
         assert isinstance(receiver, ShardedReceiver)
         (leadership,) = receiver._leaderships
+        await receiver.receive(1)
         await eventually(lambda: _is(len(receiver.leads) == 2))
         monkeypatch.setattr(Leadership, "_create_groups", create_slowly)
         await admin.hset("silbo:{events}:shards", "shards", 4)
