@@ -19,11 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-__all__ = ["KafkaMock"]
+__all__ = ["OFFSET_COMMIT", "KafkaMock"]
 
 PRODUCER: Final = 0
 PRODUCE: Final = 0
 """Kafka's number of the request that brings messages."""
+OFFSET_COMMIT: Final = 8
+"""Kafka's number of the request that commits offsets."""
 BROKER: Final = 1
 
 
@@ -43,6 +45,7 @@ class KafkaMock:
         if not self._client:
             raise RuntimeError(f"librdkafka: {problem.value.decode()}")
         self._cluster = library.rd_kafka_mock_cluster_new(self._client, 1)
+        library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)  # by default a group begins after 3 s
         return self
 
     def __exit__(
@@ -69,10 +72,10 @@ class KafkaMock:
         """Answer every request only after so long; carried out it is at once."""
         self._check(self._library.rd_kafka_mock_broker_set_rtt(self._cluster, BROKER, int(seconds * 1000)))
 
-    def refuse(self, *codes: int) -> None:
-        """Answer the next requests that bring messages with these errors, and store nothing of them."""
+    def refuse(self, *codes: int, request: int = PRODUCE) -> None:
+        """Answer the next requests of a kind with these errors, and store nothing of them."""
         errors = (ctypes.c_int * len(codes))(*codes)
-        self._library.rd_kafka_mock_push_request_errors_array(self._cluster, PRODUCE, len(codes), errors)
+        self._library.rd_kafka_mock_push_request_errors_array(self._cluster, request, len(codes), errors)
 
     def _check(self, code: int) -> None:
         if code:
@@ -98,6 +101,7 @@ def _library() -> Any:
         "rd_kafka_mock_cluster_new": (pointer, [pointer, integer]),
         "rd_kafka_mock_cluster_destroy": (None, [pointer]),
         "rd_kafka_mock_cluster_bootstraps": (text, [pointer]),
+        "rd_kafka_mock_group_initial_rebalance_delay_ms": (None, [pointer, ctypes.c_int32]),
         "rd_kafka_mock_broker_set_down": (integer, [pointer, ctypes.c_int32]),
         "rd_kafka_mock_broker_set_up": (integer, [pointer, ctypes.c_int32]),
         "rd_kafka_mock_broker_set_rtt": (integer, [pointer, ctypes.c_int32, integer]),
