@@ -120,8 +120,9 @@ class ShardedReceiver(SideBySide):
     def __init__(self, group: StreamGroup, numbers: Mapping[bytes, int]) -> None:
         plain = [key.decode() for key, shards in numbers.items() if not shards]
         who = name_consumer()
+        self._plain = [StreamReceiver(replace(group, keys=(key,)), who=who) for key in plain]
         super().__init__(
-            [StreamReceiver(replace(group, keys=(key,)), who=who) for key in plain],
+            self._plain,
             group=group.name,
             keep_every=group.claim_after / 3,
             ack_delay=StreamReceiver.ack_delay,
@@ -138,11 +139,13 @@ class ShardedReceiver(SideBySide):
         return tuple(key for leadership in self._leaderships for key in leadership.leads)
 
     async def open(self) -> None:
-        """Make the groups of all shards. It takes part from its first read on: until then its shards would stand still.
+        """Make the groups of all streams. It takes part from its first read on: until then its shards would stand still.
 
         Raises:
             BrokerUnavailable: Redis can't be reached, or refuses; safe to repeat.
         """
+        for receiver in self._plain:
+            await receiver.open()
         for leadership in self._leaderships:
             await leadership.open()
 

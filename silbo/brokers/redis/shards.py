@@ -116,7 +116,7 @@ class FixedShards:
             BrokerUnavailable: Redis did not answer, or refused.
         """
         whole, _, shard = address.rpartition(".")
-        if whole and shard.isdecimal() and int(shard) < (shards := await self.read(whole)):
+        if whole and shard.isdecimal() and shard in map(str, range(shards := await self.read(whole))):
             raise ShardAddressed(address, whole=whole, shards=shards)
 
     async def find_unfixed(self, wanted: Collection[_Shards]) -> dict[_Shards, BrokerUnavailable]:

@@ -479,6 +479,14 @@ async def test_addresses_with_and_without_shards(sharded: RedisStreams) -> None:
         assert await subscription.read_lag() == 0
 
 
+async def test_group_that_is_open_misses_nothing_of_an_address_without_shards(sharded: RedisStreams) -> None:
+    """Its group is made when the subscription is opened, as that of each shard, and not by the first read."""
+    await sharded.publish(keyed("a"))
+    async with opened(sharded.group("billing", start="new", streams=["events", "audit"])) as receiver:
+        await sharded.publish(keyed("a", 1), keyed("a", 2, to="audit"))
+        assert {number(each) for each in await receive(receiver, 2)} == {1, 2}
+
+
 async def test_group_learns_the_number_from_redis(streams: RedisStreams, sharded: RedisStreams) -> None:
     await sharded.publish(keyed("a"))
     async with member(streams) as one:
@@ -493,8 +501,8 @@ async def test_shard_is_no_address_of_a_group(streams: RedisStreams, sharded: Re
         ShardAddressed, match=r"'events.1' is one of the 2 shards of 'events': write streams=\['events'\]"
     ):
         await streams.group("audit", start="oldest", streams=["events.1"]).open()
-    async with opened(streams.group("audit", start="oldest", streams=["events.2"])):
-        """An address like any other."""
+    async with opened(streams.group("audit", start="oldest", streams=["events.2", "events.01"])):
+        """Addresses like any other."""
 
 
 async def test_group_that_is_first_says_the_number(streams: RedisStreams, sharded: RedisStreams) -> None:
