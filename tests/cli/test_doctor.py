@@ -382,7 +382,7 @@ async def test_sender_and_consumers_with_different_prefixes_are_a_danger(redis: 
     )
     assert "replay" not in (lost.mend or ""), "what comes meanwhile would not be in it"
     assert f"1. restart the relay or the program that sends there, with --prefix {asked}\n2. " in (lost.mend or "")
-    (fed,) = [each for each in consumers if each.check == "prefixes"]
+    (fed,) = [each for each in consumers if each.check == "prefixes" and prefix in each.text]
     assert fed.level == "danger" and f"no group reads {other}:{{events}}, and groups without new" in fed.text
     assert f"{asked}:{{events}}" in fed.text and fed.mend == f"give the consumers --prefix {other}"
     notes = [each.level for each in consumers if each.text == "no group reads it"]

@@ -94,6 +94,7 @@ def test_policy_that_makes_no_sense_is_refused(run: Run, words: list[str], why: 
     assert refused.code == 2 and why in refused.err
 
 
+@pytest.mark.one_server
 async def test_doctor_tells_if_the_user_may_not_trim(redis: Redis, redis_url: str, prefix: str) -> None:
     """Redis can be asked from 7 on."""
     if int((await redis.info("server"))["redis_version"].split(".")[0]) < 7:

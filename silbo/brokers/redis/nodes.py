@@ -20,6 +20,8 @@ Address: TypeAlias = "tuple[str, int]"
 ASK_WITHIN: Final = 1.0
 """A node that does not tell the slots within 1 second is passed over: it may be frozen. A node that was in trouble is waited
 for no longer either when it is connected to again: others may wait behind it."""
+LAST_WITHIN: Final = 5.0
+"""The last node to ask, often the only one that is known, is waited for up to 5 seconds: it may be far away or busy."""
 # Settings of the cluster client that no connection takes, and the function with which it reads from replicas.
 _DROPPED: Final = frozenset({"connection_class", "max_connections", "redis_connect_func", "response_callbacks"})
 
@@ -134,8 +136,9 @@ class ClusterNodes:
         nodes.sort(key=self._doubted.__contains__)
         trouble = ""
         for address in nodes:
+            within = LAST_WITHIN if address == nodes[-1] else ASK_WITHIN
             try:
-                async with asyncio.timeout(ASK_WITHIN):
+                async with asyncio.timeout(within):
                     self._note_slots(await self._ask(address), address)
                 return
             except (Lost, TimeoutError) as error:

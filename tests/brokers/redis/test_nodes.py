@@ -16,7 +16,7 @@ from redis.cluster import LoadBalancingStrategy
 from redis.cluster import RedisCluster as SyncRedisCluster
 from redis.crc import key_slot
 
-from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import RedisStreams, nodes
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
 from silbo.brokers.redis.failures import Lost, Unreached
 from silbo.brokers.redis.nodes import ClusterNodes, connect_to, nodes_of
@@ -214,12 +214,27 @@ async def test_connection_to_a_key_is_one_to_its_node(
 
 async def test_node_that_was_in_trouble_is_not_chosen_by_chance(cluster_client: RedisCluster) -> None:
     """Also when the others have said again that it has slots: a call without a key would be lost one time in three."""
-    nodes = nodes_of(cluster_client)
-    away = await nodes.find_any()
-    nodes.doubt(away)
-    assert away not in [await nodes.find_any() for _ in range(50)]
-    await (await nodes.connect(away)).aclose()
-    assert away in [await nodes.find_any() for _ in range(200)]
+    found = nodes_of(cluster_client)
+    away = await found.find_any()
+    found.doubt(away)
+    assert away not in [await found.find_any() for _ in range(50)]
+    await (await found.connect(away)).aclose()
+    assert away in [await found.find_any() for _ in range(200)]
+
+
+async def test_only_node_that_is_known_is_waited_for(cluster: ClusterServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is far away, or busy: as a command finds it, which knows the node of its URL alone."""
+    monkeypatch.setattr(nodes, "ASK_WITHIN", 0.01)
+    node = cluster.nodes[0]
+    node.pause()
+    try:
+        async with calls_at(RedisCluster(startup_nodes=[Startup("127.0.0.1", node.port)])) as calls:
+            answer = asyncio.ensure_future(calls.run(Command(b"PING")))
+            await asyncio.sleep(0.2)
+            node.resume()
+            assert await answer == b"PONG"
+    finally:
+        node.resume()
 
 
 async def test_connections_to_nodes_that_have_left_are_closed(cluster: ClusterServers, prefix: str) -> None:
