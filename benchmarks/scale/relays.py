@@ -3,7 +3,8 @@
     python -m benchmarks.scale.relays
 
 Starts a PostgreSQL and a Redis of its own, and relays in processes of their own (`silbo relay`). The drain is compared in interleaved
-rounds; what counts are the ratios, and the processor time that the relays, PostgreSQL and Redis took for a message.
+rounds; what counts are the ratios, and the processor time that the relays, PostgreSQL and Redis took for a message. The medians
+go to ``points.json``.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.outbox import message
+from benchmarks.scale.points import write_points
 from benchmarks.scale.processor import cpu_of
 from silbo.outbox.rows import Packed, Quota, pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore
@@ -33,6 +35,8 @@ from tools.postgres import PostgresServer
 from tools.redis_server import RedisServer
 
 PARTITIONS: Final = 8
+TOGETHER: Final = 100
+"""Messages in one commit, as by so many requests at once."""
 KEYS: Final = 1000
 RELAYS: Final = (1, 2, 4)
 RATES: Final = (2, 20, 200)
@@ -57,7 +61,7 @@ class Scene:
         self.postgres, self.redis, self.client, self.store = postgres, redis, client, store
 
     @asynccontextmanager
-    async def relays(self, number: int, *options: str) -> AsyncIterator[list[int]]:
+    async def relays(self, number: int, *options: str) -> AsyncGenerator[list[int]]:
         """Start so many relays, and wait until they have divided the partitions. Yields their pids."""
         command = [sys.executable, "-m", "silbo", "relay", "--store", self.postgres.url, "--redis", self.redis.url]
         command += options
@@ -82,10 +86,12 @@ class Scene:
                 await process.wait()
 
     async def drain(self, relays: int, messages: int) -> tuple[float, dict[str, float]]:
-        """Commit messages while no relay runs, then let so many send them. Return the seconds, and processor time by program."""
+        """Commit messages while no relay runs, then let so many send them. Return the rate, and processor time by program."""
         await self.client.delete(STREAM)
-        for start in range(0, messages, 2000):
-            await self.store.add([a_message(number) for number in range(start, start + 2000)], QUOTA)
+        mine, of_postgres = process_time(), cpu_of([self.postgres.pid])
+        for start in range(0, messages, TOGETHER):
+            await self.store.add([a_message(number) for number in range(start, start + TOGETHER)], QUOTA)
+        stored = {"publisher": process_time() - mine, "postgres, to add": cpu_of([self.postgres.pid]) - of_postgres}
         async with AsyncExitStack() as stack:
             # The relays divide the partitions while they drain: what is measured is the second half of the backlog.
             pids = await stack.enter_async_context(self.relays(relays))
@@ -97,7 +103,12 @@ class Scene:
             seconds = perf_counter() - began
             used = {name: cpu_of(its) - before[name] for name, its in parts.items()}
             done = messages - begun_with
-        return done / seconds, {name: 1e6 * taken / done for name, taken in used.items()}
+        of_postgres = cpu_of([self.postgres.pid])
+        while await self.store.forget(keep_sent=0.0):
+            pass
+        stored["postgres, to delete"] = cpu_of([self.postgres.pid]) - of_postgres
+        added = {name: 1e6 * taken / messages for name, taken in stored.items()}
+        return done / seconds, added | {name: 1e6 * taken / done for name, taken in used.items()}
 
     async def _until_sent(self, messages: int) -> None:
         async with asyncio.timeout(300):
@@ -126,8 +137,8 @@ def describe(values: Sequence[float]) -> str:
     return f"p50 {statistics.median(ordered):.0f} ms, p99 {ordered[int(0.99 * (len(ordered) - 1))]:.0f} ms"
 
 
-async def run(rounds: int, messages: int) -> None:
-    """Measure the drains, then the latencies."""
+async def run(rounds: int, messages: int, seconds: float) -> None:
+    """Measure the latencies for so many seconds each, then the drains."""
     with PostgresServer() as postgres, RedisServer() as redis:
         engine = create_async_engine(postgres.url)
         store = SQLAlchemyStore(engine)
@@ -135,12 +146,12 @@ async def run(rounds: int, messages: int) -> None:
         await store.open(PARTITIONS)
         async with Redis.from_url(redis.url) as client:
             scene = Scene(postgres, redis, client, store)
-            for notify in (False, True):
+            for notify in (False, True) if seconds else ():
                 other = SQLAlchemyStore(engine, notify=notify)
                 await other.open()
                 async with scene.relays(1, *(["--notify"] if notify else [])):
                     for rate in RATES:
-                        taken = describe(await scene.latencies(other, rate, 10.0))
+                        taken = describe(await scene.latencies(other, rate, seconds))
                         print(f"{rate} commits a second{', NOTIFY' if notify else ''}: {taken}", flush=True)
                 await other.aclose()
             figures: dict[int, list[float]] = {relays: [] for relays in RELAYS}
@@ -150,18 +161,20 @@ async def run(rounds: int, messages: int) -> None:
                     rate, used = await scene.drain(relays, messages)
                     figures[relays].append(rate)
                     costs[relays].append(used)
+            points: dict[str, dict[str, float]] = {}
             for relays in RELAYS:
                 ratio = statistics.median(
                     mine / one for mine, one in zip(figures[relays], figures[RELAYS[0]], strict=True)
                 )
-                cost = ", ".join(
-                    f"{name} {statistics.median(each[name] for each in costs[relays]):.0f} us"
-                    for name in costs[relays][0]
-                )
+                names = costs[relays][0]
+                medians = {name: round(statistics.median(each[name] for each in costs[relays]), 2) for name in names}
+                points[f"{relays} relays"] = medians
+                cost = ", ".join(f"{name} {taken:.0f} us" for name, taken in medians.items())
                 print(
                     f"{relays} relays: {statistics.median(figures[relays]):,.0f} messages a second, {ratio:.2f} of one; {cost} each",
                     flush=True,
                 )
+            write_points("relays", points)
         await store.aclose()
         await engine.dispose()
 
@@ -171,8 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.relays", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--messages", type=int, default=60_000, help="in each drain")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each of the latencies; 0 leaves them out")
     options = parser.parse_args()
-    asyncio.run(run(options.rounds, options.messages))
+    asyncio.run(run(options.rounds, options.messages, options.seconds))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""One publisher, one stream and one consumer: the processor time that a message takes in each program.
+"""One publisher, one consumer, on one stream and on others: the processor time that a message takes in each program.
 
     python -m benchmarks.scale.stream
 
-Starts a Redis of its own. Processor time carries over to a busy machine, and to another number of cores; seconds do not.
+Starts a Redis of its own, then a Redis Cluster. Measured are three sizes of message; publishes one at a time; a listener that waits; an
+inbox; 16 shards; and the shards on one and on three nodes of a cluster. Processor time carries over to a busy machine, and to
+another number of cores; seconds do not. The medians go to ``points.json``.
 """
 
 from __future__ import annotations
@@ -10,77 +12,202 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from dataclasses import dataclass
-from time import process_time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from time import perf_counter, process_time
+from typing import Any, Final
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from benchmarks.outbox import message
+from benchmarks.scale.points import write_points
 from benchmarks.scale.processor import cpu_of
-from silbo import AsyncEventDispatcher, Consumer, EventName, NotificationEvent
-from silbo.brokers.redis import RedisStreams
+from silbo import AsyncEventDispatcher, Consumer, EventName, Message, NotificationEvent
+from silbo.brokers.redis import RedisInbox, RedisStreams
+from tools.redis_cluster import ClusterServers
 from tools.redis_server import RedisServer
 
-BATCH = 100
-"""Messages that are published at once, as by a hundred requests."""
+SIZES: Final = (100, 1000, 10_000)
+"""Bytes of text that an event has, beside its two numbers."""
+KEYS: Final = 1000
 
 
 @dataclass
 class Joined(NotificationEvent):
-    """The event of the benchmarks."""
+    """The event of the benchmarks, with a text."""
 
     meeting_id: int
     user_id: int
+    text: str = ""
 
 
-JOINED = EventName("meeting.joined", Joined)
+JOINED = EventName("meeting.joined", Joined, key="user_id")
 
 
-async def measure(url: str, server: int, messages: int) -> dict[str, float]:
-    """Publish messages, then let a consumer handle them. Return microseconds of processor time for each."""
+@dataclass(frozen=True)
+class Case:
+    """One way to use a stream.
+
+    Attributes:
+        size: Bytes of text in each event.
+        messages: How many.
+        together: Messages that are published at once, as by so many requests.
+        live: True if the consumer runs while messages are published, each after the one before was handled.
+        wait: Seconds that the listener waits; 0 if it does nothing.
+        nodes: The masters of a cluster; 0 for one Redis.
+    """
+
+    size: int = 100
+    messages: int = 30_000
+    together: int = 100
+    live: bool = False
+    wait: float = 0.0
+    inbox: bool = False
+    shards: int = 0
+    nodes: int = 0
+
+
+CASES: Final[Mapping[str, Case]] = {
+    **{f"{size} bytes": Case(size=size, messages=8_000 if size > 1000 else 30_000) for size in SIZES},
+    "4000 bytes": Case(size=4000, messages=15_000),  # this and the next check the model, which does not read them
+    "10 together": Case(messages=15_000, together=10),
+    "alone": Case(messages=3_000, together=1),
+    "trickle": Case(messages=2_000, together=1, live=True),
+    "listener that waits": Case(messages=15_000, wait=0.001),
+    "inbox": Case(messages=20_000, inbox=True),
+    "16 shards": Case(shards=16),
+    "16 shards, 10 together": Case(shards=16, messages=15_000, together=10),  # a check, too
+    "16 shards, 1 node": Case(shards=16, nodes=1),
+    "16 shards, 3 nodes": Case(shards=16, nodes=3),
+}
+
+
+def make_message(number: int, size: int, key: int | None = None) -> Message:
+    """Return a message with a text of so many bytes; its key is one of a thousand if none is given."""
+    made = message(number)
+    headers = {**made.headers, "key": str(number % KEYS if key is None else key)}
+    return replace(made, payload={**made.payload, "text": "x" * size}, headers=headers)
+
+
+@dataclass
+class Used:
+    """Processor time of this process and of Redis, since the last look."""
+
+    servers: Collection[int]
+    _before: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def take(self, messages: int) -> tuple[float, float]:
+        """Return the microseconds of processor time for each message: of this process, and of Redis."""
+        now = process_time(), cpu_of(self.servers)
+        mine, of_redis = (1e6 * (after - before) / messages for after, before in zip(now, self._before, strict=True))
+        self._before = now
+        return mine, of_redis
+
+
+async def read_memory(client: Any, nodes: int) -> int:
+    """Return the bytes that Redis has in use, over all nodes."""
+    if not nodes:
+        return int((await client.info("memory"))["used_memory"])
+    infos = await client.info("memory", target_nodes=RedisCluster.PRIMARIES)
+    return sum(int(info["used_memory"]) for info in (infos.values() if nodes > 1 else [infos]))
+
+
+async def measure(case: Case, client: Any, servers: Collection[int]) -> dict[str, float]:
+    """Publish messages, then let a consumer handle them. Return microseconds of processor time, and bytes, for each."""
     heard = 0
+    published_at = 0.0
+    latencies: list[float] = []
+    was_heard = asyncio.Event()
     dispatcher = AsyncEventDispatcher()
 
-    @dispatcher.listen(JOINED)
     async def count(event: Joined) -> None:
         nonlocal heard
+        if case.wait:
+            await asyncio.sleep(case.wait)
         heard += 1
-        if heard == messages:
+        if case.live:
+            latencies.append(perf_counter() - published_at)
+            was_heard.set()
+        if heard == case.messages:
             consumer.stop()
 
-    async with Redis.from_url(url) as client:
+    dispatcher.add_listener(JOINED, count)
+    async with AsyncExitStack() as stack:
+        used = Used(servers)
         await client.flushall()
-        made = [message(number) for number in range(messages)]
-        streams = RedisStreams(client, app="web")
-        before, redis_before = process_time(), cpu_of([server])
-        for start in range(0, messages, BATCH):
-            await asyncio.gather(*(streams.publish(each) for each in made[start : start + BATCH]))
-        published, redis_published = process_time() - before, cpu_of([server]) - redis_before
-        await streams.aclose()
-        group = RedisStreams(client, app="billing").group("billing", start="oldest")
-        before, redis_before = process_time(), cpu_of([server])
-        async with Consumer(dispatcher, group, events=[JOINED]) as consumer:
+        made = [make_message(number, case.size) for number in range(case.messages)]
+        streams = (
+            RedisStreams(client, app="web", shards=case.shards) if case.shards else RedisStreams(client, app="web")
+        )
+        await stack.enter_async_context(streams)
+        group = RedisStreams(client, app="billing").group("billing", start="oldest", shards=case.shards)
+        inbox = await stack.enter_async_context(RedisInbox(client)) if case.inbox else None
+        consumer = Consumer(dispatcher, group, events=[JOINED], inbox=inbox, concurrency=100 if case.wait else 1)
+        if case.live:
+            async with consumer:
+                running = asyncio.create_task(consumer.run())
+                used.take(1)
+                for each in made:
+                    was_heard.clear()
+                    published_at = perf_counter()
+                    await streams.publish(each)
+                    await was_heard.wait()
+                mine, of_redis = used.take(case.messages)
+                await running
+            return {"all": mine, "redis": of_redis, "latency": 1e3 * statistics.median(latencies)}
+        empty = await read_memory(client, case.nodes)
+        used.take(1)
+        for start in range(0, case.messages, case.together):
+            await asyncio.gather(*map(streams.publish, made[start : start + case.together]))
+        publisher, add = used.take(case.messages)
+        filled = await read_memory(client, case.nodes)
+        used.take(1)
+        async with consumer:
             await consumer.run()
-        consumed, redis_consumed = process_time() - before, cpu_of([server]) - redis_before
-    return {
-        "publisher": 1e6 * published / messages,
-        "redis, to add": 1e6 * redis_published / messages,
-        "consumer": 1e6 * consumed / messages,
-        "redis, to read and acknowledge": 1e6 * redis_consumed / messages,
-    }
+        consumed, read = used.take(case.messages)
+        after = await read_memory(client, case.nodes)
+    found = {"publisher": publisher, "add": add, "consumer": consumed, "read": read}
+    found["memory"] = (filled - empty) / case.messages
+    if case.inbox:
+        found["inbox memory"] = (after - filled) / case.messages
+    return found
+
+
+def run_case(case: Case, rounds: int) -> list[dict[str, float]]:
+    """Measure one case with servers of its own."""
+
+    async def run(make: Callable[[], Any], servers: Collection[int]) -> dict[str, float]:
+        async with make() as client:
+            return await measure(case, client, servers)
+
+    if case.nodes:
+        with ClusterServers(masters=case.nodes) as cluster:
+            pids = [node.pid for node in cluster.nodes]
+            return [asyncio.run(run(cluster.client, pids)) for _ in range(rounds)]
+    with RedisServer() as server:
+        return [asyncio.run(run(lambda: Redis.from_url(server.url), [server.pid])) for _ in range(rounds)]
+
+
+def find_medians(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each figure over the rounds."""
+    return {name: round(statistics.median(each[name] for each in found), 2) for name in found[0]}
 
 
 def main() -> None:
     """Read the arguments, and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.stream", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--messages", type=int, default=50_000)
+    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)}; a part writes no points")
     options = parser.parse_args()
-    with RedisServer() as server:
-        found = [asyncio.run(measure(server.url, server.pid, options.messages)) for _ in range(options.rounds)]
-    for name in found[0]:
-        values = sorted(each[name] for each in found)
-        print(f"{name}: {statistics.median(values):.1f} us a message ({values[0]:.1f} to {values[-1]:.1f})", flush=True)
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no such case: {', '.join(unknown)}; the cases are {', '.join(CASES)}")
+    points = {}
+    for name in options.cases or CASES:
+        points[name] = find_medians(run_case(CASES[name], options.rounds))
+        print(f"{name}: " + ", ".join(f"{what} {value:.1f}" for what, value in points[name].items()), flush=True)
+    if not options.cases:
+        write_points("stream", points)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The measured points, in one file: the programs that measure write them, the model and the simulation read them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from tools.redis_binary import find_binary
+
+__all__ = ["FILE", "MissingPoint", "find_point", "find_setting", "write_points"]
+
+FILE: Final = Path(__file__).with_name("points.json")
+
+
+class MissingPoint(LookupError):
+    """A point that no program has measured yet."""
+
+    def __init__(self, part: str, name: str) -> None:
+        super().__init__(part, name)
+        self.part, self.name = part, name
+
+    def __str__(self) -> str:
+        return f"{FILE.name} has no point {self.name!r}; measure it: python -m benchmarks.scale.{self.part}"
+
+
+def write_points(part: str, points: Mapping[str, object]) -> None:
+    """Write what one program has measured, with its setting; the other programs' points stay."""
+    setting = {
+        "on": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "redis": str(find_binary()),
+        "system": platform.platform(),
+    }
+    parts = _read() | {part: {"setting": setting, **points}}
+    FILE.write_text(json.dumps({name: parts[name] for name in sorted(parts)}, indent=1) + "\n")
+
+
+def find_point(part: str, name: str) -> Any:
+    """Return a point by the program that measured it, and its name.
+
+    Raises:
+        MissingPoint: it was not measured.
+    """
+    try:
+        return _read()[part][name]
+    except KeyError:
+        raise MissingPoint(part, name) from None
+
+
+def find_setting() -> Mapping[str, Any]:
+    """Return the day, the Python and the Redis of each program's points."""
+    return {part: points["setting"] for part, points in _read().items()}
+
+
+def _read() -> dict[str, Any]:
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
