@@ -1,1 +1,1 @@
-"""Measured points beyond one process: one stream, an outbox's relays, its table."""
+"""Beyond one process: measured points of a stream, an outbox and its table; a model that adds them up, and a simulation."""

@@ -160,11 +160,13 @@ def find_costs(load: Load, setup: SetUp) -> Costs:
     together = 100 if load.outbox else load.together  # a relay sends full batches
 
     def to_send(what: str) -> float:
-        """A flush is a call for each shard that its messages go to. The cost of both: from flushes of 1 on one stream, and of 100 on 16 shards."""
-        call = 100 * more("16 shards", what) / (count_calls(100, 16) - 1)
-        flush = max(0.0, more("alone", what) - call)
-        calls = count_calls(together, max(1, setup.shards))
-        return of_size(what) + flush * (1 / together - 0.01) + call * (calls / together - 0.01)
+        """A flush is a call for each shard that its messages go to. The cost of both: from flushes of 1 on one stream, and of 10 on 16 shards."""
+        of_both = more("alone", what)
+        calls = count_calls(10, 16) / 10
+        call = (more("16 shards, 10 together", what) - 0.1 * of_both) / (calls - 0.1)
+        call = min(max(0.0, call), of_both)
+        flushes, calls = 1 / together, count_calls(together, max(1, setup.shards)) / together
+        return of_size(what) + (of_both - call) * (flushes - 0.01) + call * (calls - 0.01)
 
     publisher, add, read, consumer = to_send("publisher"), to_send("add"), of_size("read"), of_size("consumer")
     if setup.shards:
@@ -213,6 +215,10 @@ def shard_shares(keys: int, skew: float, shards: int) -> Sequence[float]:
     if not keys or not shards:
         return [1 / max(1, shards)] * max(1, shards)
     found = [0.0] * shards
+    if shards < MOST_SHARDS and MOST_SHARDS % shards == 0:  # hash all keys only once
+        for shard, share in enumerate(shard_shares(keys, skew, MOST_SHARDS)):
+            found[shard % shards] += share
+        return found
     for number, share in enumerate(key_shares(keys, skew)):
         found[spread(str(number), shards)] += share
     return found
@@ -319,15 +325,22 @@ def plan(load: Load) -> Plan:
         MissingPoint: a point that it takes was not measured.
     """
 
-    def worst(setup: SetUp) -> float:
-        return max(share for name, share in find_uses(load, setup).items() if name != HOT_KEY)
+    def worst(setup: SetUp, parts: Sequence[str] = (*NODE_USES, *CONSUMER_USES)) -> float:
+        uses = find_uses(load, setup)
+        return max(uses[part] for part in parts)
 
-    setups = [
-        _grow(load, _grow(load, SetUp(shards), "nodes", NODE_USES), "consumers", CONSUMER_USES)
-        for shards in (0, *(1 << power for power in range(4, MOST_SHARDS.bit_length())))
-    ]
-    enough = [setup for setup in setups if worst(setup) <= FULL]
-    best = min(enough, key=lambda setup: (setup.nodes, setup.shards)) if enough else min(setups, key=worst)
+    setups: list[SetUp] = []
+    for shards in (0, *(1 << power for power in range(4, MOST_SHARDS.bit_length()))):
+        setup = _grow(load, SetUp(shards), "nodes", NODE_USES)
+        if worst(setup, NODE_USES) <= FULL:
+            setup = _grow(load, setup, "consumers", CONSUMER_USES)
+        setups.append(setup)
+        if setup.nodes == 1 and worst(setup) <= FULL:
+            break
+    if enough := [setup for setup in setups if worst(setup) <= FULL]:
+        best = min(enough, key=lambda setup: (setup.nodes, setup.shards))
+    else:
+        best = _grow(load, min(setups, key=lambda setup: worst(setup, NODE_USES)), "consumers", CONSUMER_USES)
     costs = find_costs(load, best)
     in_hand = load.rate * (load.listener + costs.consumer / 1e6) / best.consumers
     return Plan(
@@ -355,7 +368,7 @@ def _grow(load: Load, setup: SetUp, what: str, uses: Sequence[str]) -> SetUp:
 
     one_stream = 1 if load.keys or what == "nodes" else 1 << 20
     most = setup.shards // EVEN or one_stream
-    number = best = 1
+    number = best = min(most, max(1, math.ceil(share_of(1) / FULL)))  # with even shares it is enough
     least = share = share_of(number)
     while share > FULL and number < most:
         number = min(most, max(number + 1, math.floor(number * min(share / FULL, 1.5))))
@@ -376,7 +389,7 @@ ROWS: Final = (
     Load(rate=10_000, groups=2),
     Load(rate=50_000, groups=2, keep=0),
     Load(rate=100_000, groups=3, keep=0),
-    Load(rate=300_000, groups=3, keep=0, size=100),
+    Load(rate=200_000, groups=3, keep=0, size=100),
 )
 """The loads of the table; `keep=0` stands for as long as there is room, and that is no less than 10 minutes."""
 
@@ -422,7 +435,9 @@ def table() -> Iterator[str]:
         extras = [("a week to replay", load.keep), ("an outbox in PostgreSQL", load.outbox), ("an inbox", load.inbox)]
         sent = ", ".join([f"{load.rate:,.0f}, {load.size:,}, {load.groups}", *(name for name, used in extras if used)])
         use = describe(found.setup)
-        if found.setup.nodes > MOST_NODES or not found.fits:
+        if not found.fits:
+            use = "**Kafka**"
+        elif found.setup.nodes > MOST_NODES:
             use = f"**Kafka**; it would be {use}"
         relays = f" and {found.relays} relay{'s' * (found.relays > 1)}" if load.outbox else ""
         cores = found.cores()

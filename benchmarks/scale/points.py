@@ -6,12 +6,13 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from tools.redis_binary import find_binary
 
-__all__ = ["FILE", "MissingPoint", "find_point", "find_setting", "write_points"]
+__all__ = ["FILE", "MissingPoint", "find_point", "write_points"]
 
 FILE: Final = Path(__file__).with_name("points.json")
 
@@ -35,7 +36,8 @@ def write_points(part: str, points: Mapping[str, object]) -> None:
         "redis": str(find_binary()),
         "system": platform.platform(),
     }
-    parts = _read() | {part: {"setting": setting, **points}}
+    parts = _read(FILE) | {part: {"setting": setting, **points}}
+    _read.cache_clear()
     FILE.write_text(json.dumps({name: parts[name] for name in sorted(parts)}, indent=1) + "\n")
 
 
@@ -46,15 +48,11 @@ def find_point(part: str, name: str) -> Any:
         MissingPoint: it was not measured.
     """
     try:
-        return _read()[part][name]
+        return _read(FILE)[part][name]
     except KeyError:
         raise MissingPoint(part, name) from None
 
 
-def find_setting() -> Mapping[str, Any]:
-    """Return the day, the Python and the Redis of each program's points."""
-    return {part: points["setting"] for part, points in _read().items()}
-
-
-def _read() -> dict[str, Any]:
-    return json.loads(FILE.read_text()) if FILE.exists() else {}
+@lru_cache
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -158,8 +158,8 @@ async def run(rounds: int, messages: int, seconds: float) -> None:
             costs: dict[int, list[dict[str, float]]] = {relays: [] for relays in RELAYS}
             for round_ in range(rounds):
                 for relays in random.Random(round_).sample(RELAYS, len(RELAYS)):
-                    rate, used = await scene.drain(relays, messages)
-                    figures[relays].append(rate)
+                    drained, used = await scene.drain(relays, messages)
+                    figures[relays].append(drained)
                     costs[relays].append(used)
             points: dict[str, dict[str, float]] = {}
             for relays in RELAYS:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from time import perf_counter, process_time
@@ -21,7 +21,7 @@ from typing import Any, Final
 from redis.asyncio import Redis, RedisCluster
 
 from benchmarks.outbox import message
-from benchmarks.scale.points import write_points
+from benchmarks.scale.points import find_point, write_points
 from benchmarks.scale.processor import cpu_of
 from silbo import AsyncEventDispatcher, Consumer, EventName, Message, NotificationEvent
 from silbo.brokers.redis import RedisInbox, RedisStreams
@@ -31,6 +31,13 @@ from tools.redis_server import RedisServer
 SIZES: Final = (100, 1000, 10_000)
 """Bytes of text that an event has, beside its two numbers."""
 KEYS: Final = 1000
+COSTS: Final = {
+    "publisher": "publisher",
+    "add": "Redis, to add",
+    "consumer": "consumer",
+    "read": "Redis, for each group",
+}
+"""The measured costs, in a reader's words."""
 
 
 @dataclass
@@ -70,14 +77,14 @@ class Case:
 
 CASES: Final[Mapping[str, Case]] = {
     **{f"{size} bytes": Case(size=size, messages=8_000 if size > 1000 else 30_000) for size in SIZES},
-    "4000 bytes": Case(size=4000, messages=15_000),  # this and the next check the model, which does not read them
+    "4000 bytes": Case(size=4000, messages=15_000),
     "10 together": Case(messages=15_000, together=10),
     "alone": Case(messages=3_000, together=1),
     "trickle": Case(messages=2_000, together=1, live=True),
     "listener that waits": Case(messages=15_000, wait=0.001),
     "inbox": Case(messages=20_000, inbox=True),
     "16 shards": Case(shards=16),
-    "16 shards, 10 together": Case(shards=16, messages=15_000, together=10),  # a check, too
+    "16 shards, 10 together": Case(shards=16, messages=15_000, together=10),
     "16 shards, 1 node": Case(shards=16, nodes=1),
     "16 shards, 3 nodes": Case(shards=16, nodes=3),
 }
@@ -194,14 +201,29 @@ def find_medians(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(each[name] for each in found), 2) for name in found[0]}
 
 
+def table() -> Iterator[str]:
+    """Return the lines of the page's table of measured points, in Markdown."""
+    yield f"| | {' | '.join(COSTS.values())} | bytes in Redis |"
+    yield "|---|---|---|---|---|---|"
+    for name, case in CASES.items():
+        if not case.live:
+            point = find_point("stream", name)
+            costs = (f"{point[what]:.0f} us" for what in COSTS)
+            yield f"| {name} | {' | '.join(costs)} | {point['memory']:,.0f} |"
+
+
 def main() -> None:
     """Read the arguments, and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.stream", description=__doc__)
+    parser.add_argument("--table", action="store_true", help="measure nothing: print the points that were measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)}; a part writes no points")
     options = parser.parse_args()
     if unknown := set(options.cases) - CASES.keys():
         parser.error(f"no such case: {', '.join(unknown)}; the cases are {', '.join(CASES)}")
+    if options.table:
+        print("\n".join(table()))
+        return
     points = {}
     for name in options.cases or CASES:
         points[name] = find_medians(run_case(CASES[name], options.rounds))

@@ -1,4 +1,4 @@
-"""A real run beside what the simulation says of it: consumer processes over shards, with keys of which some are hot.
+"""What the model and the simulation say, beside what was measured; and a real run: consumer processes over shards, with keys of which some are hot.
 
     python -m benchmarks.scale.trial
 
@@ -15,17 +15,17 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from benchmarks.scale.model import Load, SetUp
-from benchmarks.scale.points import write_points
+from benchmarks.scale.model import Load, SetUp, find_costs
+from benchmarks.scale.points import find_point, write_points
 from benchmarks.scale.simulate import find_percentiles, make_arrivals, simulate
-from benchmarks.scale.stream import JOINED, Joined, make_message
+from benchmarks.scale.stream import COSTS, JOINED, Joined, make_message
 from silbo import AsyncEventDispatcher, Consumer
 from silbo.brokers.redis import RedisStreams
 from tools.redis_server import RedisServer
@@ -120,12 +120,38 @@ async def run(messages: int) -> dict[str, Any]:
     }
 
 
-def compare(measured: dict[str, Any]) -> None:
-    """Print what was simulated beside it."""
+CHECKS: Final = {
+    "4000 bytes": (
+        Load(rate=1, size=4000, together=100, listener=0),
+        SetUp(),
+        ("publisher", "add", "consumer", "read"),
+    ),
+    "10 together": (Load(rate=1, size=100, together=10, listener=0), SetUp(), ("publisher", "add")),
+    "16 shards": (Load(rate=1, size=100, together=100, listener=0), SetUp(16), ("publisher", "add")),
+}
+"""Measured costs that the model does not read, and the loads that they are of."""
+
+
+def list_checks() -> Iterator[tuple[str, float, float]]:
+    """Return each thing that the model or the simulation says, beside what was measured."""
+    for case, (load, setup, costs) in CHECKS.items():
+        for what in costs:
+            yield f"{case}: {COSTS[what]}, us", getattr(find_costs(load, setup), what), find_point("stream", case)[what]
+    measured = find_point("trial", "run")
     load = replace(LOAD, listener=measured["listener"])  # as long as its timer really took
     result = simulate(load, SETUP, messages=measured["messages"], seed=SEED)
-    for name, said in [("p50", result.p50), ("p99", result.p99), ("hottest shard", result.shard)]:
-        print(f"{name}: simulated {said:.3g}, measured {measured[name]:.3g} ({measured[name] / said - 1:+.0%})")
+    yield "simulated: p50, ms", result.p50, measured["p50"]
+    yield "simulated: p99, ms", result.p99, measured["p99"]
+    yield "simulated: the hottest shard has, %", 100 * result.shard, 100 * measured["hottest shard"]
+
+
+def table() -> Iterator[str]:
+    """Return the lines of the page's table, in Markdown."""
+    yield "| | predicted | measured | deviation |"
+    yield "|---|---|---|---|"
+    for what, predicted, measured in list_checks():
+        deviation = f"{measured / predicted - 1:+.0%}".replace("-0%", "+0%")
+        yield f"| {what} | {predicted:.3g} | {measured:.3g} | {deviation} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,15 +159,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.trial", description=__doc__)
     parser.add_argument("--messages", type=int, default=800)
     parser.add_argument("--rounds", type=int, default=3, help="the one on the quietest machine counts")
+    parser.add_argument("--table", action="store_true", help="run nothing: print what was predicted and measured")
     parser.add_argument("--consume", metavar="URL", help="be one of the consumers")
     options = parser.parse_args(arguments)
+    if options.table:
+        print("\n".join(table()))
+        return
     if options.consume:
         asyncio.run(consume(options.consume, LOAD.listener, SETUP.shards, SETUP.consumers))
         return
     rounds = [asyncio.run(run(options.messages)) for _ in range(options.rounds)]
     measured = min(rounds, key=lambda each: each["listener"])  # a timer is late where the machine is busy
     write_points("trial", {"load": asdict(LOAD), "setup": asdict(SETUP), "seed": SEED, "run": measured})
-    compare(measured)
+    print("\n".join(table()))
 
 
 if __name__ == "__main__":

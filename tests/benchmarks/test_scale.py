@@ -10,39 +10,26 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scale import model, points, simulate, trial
-from benchmarks.scale.model import FULL, HOT_KEY, Load, SetUp, find_costs, find_uses, plan
+from benchmarks.scale.model import FULL, HOT_KEY, Load, SetUp, find_uses, plan
 from benchmarks.scale.points import find_point, write_points
 from benchmarks.scale.simulate import consume
 
 Main = Callable[[Sequence[str]], int]
 
 
-@pytest.mark.parametrize(
-    ("case", "load", "shards"),
-    [
-        ("4000 bytes", Load(rate=1, size=4000, together=100, listener=0), 0),
-        ("10 together", Load(rate=1, size=100, together=10, listener=0), 0),
-        ("16 shards, 10 together", Load(rate=1, size=100, together=10, listener=0), 16),
-    ],
-)
-def test_model_meets_points_that_it_does_not_read(case: str, load: Load, shards: int) -> None:
-    """Between the measured sizes, and for another number of messages in a flush: within two fifths, and 5 us."""
-    costs = find_costs(load, SetUp(shards))
-    measured = find_point("stream", case)
-    for what in ("publisher", "add", "read", "consumer", "memory"):
-        assert getattr(costs, what) == pytest.approx(measured[what], rel=0.4, abs=5), what
+def test_model_and_simulation_meet_what_was_measured() -> None:
+    """Points between those that the model is made of, within a quarter or 3 us; and a real run with a hot key, within a tenth."""
+    checks = list(trial.list_checks())
+    assert len(checks) == 11
+    for what, predicted, measured in checks:
+        is_simulated = what.startswith("simulated")
+        rel, least = (0.1, 0.0) if is_simulated else (0.25, 3.0)
+        assert predicted == pytest.approx(measured, rel=rel, abs=least), what
 
 
-def test_simulation_meets_the_measured_run() -> None:
-    """Four processes over 16 shards, and a key that is busy for most of the time: the same arrivals, really sent and simulated."""
+def test_the_real_run_had_a_key_that_was_busy_for_most_of_the_time() -> None:
     measured = find_point("trial", "run")
-    load = replace(trial.LOAD, listener=measured["listener"])
-    result = simulate.simulate(load, trial.SETUP, messages=measured["messages"], seed=trial.SEED)
-    assert not result.grows
-    assert result.p50 == pytest.approx(measured["p50"], rel=0.2)
-    assert result.p99 == pytest.approx(measured["p99"], rel=0.2)
-    assert result.shard == pytest.approx(measured["hottest shard"], abs=0.001)
-    assert result.key > 0.6
+    assert simulate.simulate(trial.LOAD, trial.SETUP, messages=measured["messages"], seed=trial.SEED).key > 0.6
 
 
 @pytest.mark.parametrize("setup", [SetUp(), SetUp(16, 1, 4), SetUp(64, 4, 8)])
@@ -52,7 +39,7 @@ def test_simulation_has_the_loads_of_the_model(setup: SetUp) -> None:
     result = simulate.simulate(load, setup, messages=10_000)
     assert result.node == pytest.approx(uses["a core of a Redis node"], rel=0.05)
     assert result.consumer == pytest.approx(uses["a consumer process"], rel=0.05)
-    assert result.key == pytest.approx(uses[HOT_KEY], rel=0.05)
+    assert result.key == pytest.approx(uses[HOT_KEY], rel=0.1)
 
 
 def test_simulated_queue_waits_as_theory_says() -> None:

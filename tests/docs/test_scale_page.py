@@ -1,4 +1,4 @@
-"""The page on scale has the tables that the model and the simulation print."""
+"""The page on scale has the tables that the commands of `benchmarks/scale` print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import model, simulate
+from benchmarks.scale import model, simulate, stream, trial
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "scale.md"
 
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("model", model.table), pytest.param("simulate", simulate.table, marks=pytest.mark.long)],
+    [
+        ("stream", stream.table),
+        ("trial", trial.table),
+        ("model", model.table),
+        pytest.param("simulate", simulate.table, marks=pytest.mark.long),
+    ],
 )
 def test_table_is_what_the_command_prints(name: str, table: Callable[[], Iterable[str]]) -> None:
-    """Else: `python -m benchmarks.scale.model --table`, or `...simulate --table`, between the page's two comments."""
+    """Else: put what `python -m benchmarks.scale.<name> --table` prints between the page's two comments."""
     shown = PAGE.read_text().partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0]
     assert shown.splitlines() == list(table())
