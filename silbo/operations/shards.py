@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import uuid4
 
 from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
@@ -14,7 +15,7 @@ from silbo.brokers.redis.in_hand import build_given_key
 from silbo.brokers.redis.scripts import CREATE
 from silbo.brokers.redis.shards import build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
-from silbo.errors import StreamMissing
+from silbo.errors import ShardsMismatch, StreamMissing
 from silbo.operations.redis import opened
 from silbo.shards import check_shards
 
@@ -52,7 +53,7 @@ async def change_shards(
 
     From the first moment on every publish to the address is refused, with :class:`~silbo.errors.ShardsMismatch`, so that no key is on two
     shards; an outbox keeps what waits. Consumers go on, and take part in the new shards by themselves. If it is cancelled or fails the
-    address stays closed: call it again, also with the old number.
+    address stays closed: call it again, also with the old number. A call that has begun later ends one that still waits.
 
     Args:
         client: The program's client; its user may run DEL.
@@ -64,6 +65,7 @@ async def change_shards(
 
     Raises:
         StreamMissing: the address has no shards.
+        ShardsMismatch: another call has begun since, or has ended.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
     check_shards(shards)
@@ -77,9 +79,18 @@ async def change_shards(
         if before == shards and int(fixed[0]):
             return
         keys = [build_shard_key(root, shard) for shard in range(before)]
-        await ask(connection, Command(b"HSET", build_shards_key(root), b"shards", b"0", b"was", b"%d" % before))
+        mine = uuid4().hex.encode()
+        closed = [b"shards", b"0", b"was", b"%d" % before, b"change", mine]
+        await ask(connection, Command(b"HSET", build_shards_key(root), *closed))
         await ask(connection, *[Command(b"HSET", build_shards_key(key), b"shards", b"0") for key in keys])
-        while undrained := [each for key in keys for each in await _find_undrained(connection, key)]:
+        while True:
+            undrained = [each for key in keys for each in await _find_undrained(connection, key)]
+            (found,) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"change"))
+            # Else it would open what another call has closed, or change what that one has opened.
+            if found != [b"0", mine]:
+                raise ShardsMismatch(address, fixed=int(found[0] or 0), wanted=shards)
+            if not undrained:
+                break
             if on_wait is not None:
                 on_wait(undrained)
             await asyncio.sleep(LOOK_EVERY)

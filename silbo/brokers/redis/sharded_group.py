@@ -31,7 +31,7 @@ from silbo.brokers.redis.scripts import BEAT, CREATE
 from silbo.brokers.redis.shard_receiver import ShardReceiver
 from silbo.brokers.redis.shards import FixedShards, build_shard_key, build_shards_key
 from silbo.brokers.redis.side_by_side import SideBySide
-from silbo.errors import BrokerUnavailable, Gap
+from silbo.errors import BrokerUnavailable, Gap, ShardsMismatch
 from silbo.message import Batch, Delivery
 
 __all__ = ["LEASE", "GroupSharding", "ShardedReceiver", "build_members_key"]
@@ -97,9 +97,15 @@ class GroupSharding:
             numbers: dict[bytes, int] = {}
             for address, said in self.said.items():
                 await fixed.refuse_shard(address)
+                shards = said
                 if said and fixes:
-                    await fixed.fix(address, said)
-                numbers[self.find_key(address).encode()] = said or await fixed.read(address)
+                    try:
+                        await fixed.fix(address, said)
+                    except ShardsMismatch as mismatch:
+                        if mismatch.fixed:
+                            raise
+                        shards = 0  # it is being changed, which waits for consumers of the number before
+                numbers[self.find_key(address).encode()] = shards or await fixed.read(address)
             return numbers
         finally:
             await connection.aclose()

@@ -588,6 +588,24 @@ async def test_number_is_changed_and_no_new_group_misses_anything(
             await eventually(lambda: _is(len(two.got) == 20))
 
 
+async def test_later_change_of_the_number_ends_the_one_before(admin: Redis, streams_client: Redis) -> None:
+    """Else that one would change the number once more, while messages wait on shards that its number does not have.
+
+    A consumer that says the number of before, and opens meanwhile, handles what is waited for.
+    """
+    waited: list[Undrained] = []
+    async with RedisStreams(streams_client, app="web", shards=4) as before:
+        async with opened(before.group("billing", start="oldest")):
+            await before.publish(keyed("a"))
+        first = asyncio.create_task(change_shards(admin, "events", 2, on_wait=waited.extend))
+        await eventually(lambda: _is(bool(waited)))
+        async with member(before):
+            await change_shards(admin, "events", 8)
+            with pytest.raises(ShardsMismatch, match="'events' (has 8 shards|is being changed)"):
+                await first
+        assert await admin.hget("silbo:{events}:shards", "shards") == b"8"
+
+
 async def test_consumer_that_opens_while_the_number_is_changed(
     admin: Redis, streams: RedisStreams, streams_client: Redis
 ) -> None:
