@@ -186,6 +186,11 @@ class Membership:
         return {shard: lease.epoch for shard, lease in self._leases.items() if lease.state is _State.LED}
 
     @property
+    def held(self) -> Mapping[int, int]:
+        """The epoch of each shard whose lease is this member's, as far as it knows: it reads it, or gives it away."""
+        return {shard: lease.epoch for shard, lease in self._leases.items()}
+
+    @property
     def is_over(self) -> bool:
         """True if the member has left and has given everything away."""
         return self._has_left and not self._leases and not any(isinstance(call, Take) for call in self._sent_at)

@@ -275,9 +275,9 @@ class Leadership:
             await asyncio.wait(tasks)
 
     async def aclose(self) -> None:
-        """Release what is still led, and leave the members. What is in hand stays pending for the next leaders."""
+        """Release what is still held, and leave the members. What is in hand stays pending for the next leaders."""
         calls: list[Any] = [Command(b"ZREM", build_members_key(self._key, self._name), self._member)]
-        calls += [self._make_lease(shard, epoch).make_release_call() for shard, epoch in self._parts]
+        calls += [self._make_lease(shard, epoch).make_release_call() for shard, epoch in self._membership.held.items()]
         try:
             with suppress(BrokerUnavailable, TimeoutError):
                 async with asyncio.timeout(GOODBYE):

@@ -392,6 +392,30 @@ async def test_consumer_that_leaves_gives_its_shards_away_at_once(sharded: Redis
             assert len(two.got) == 1
 
 
+async def test_shard_is_released_though_the_end_comes_while_it_is_given_away(
+    admin: Redis, sharded: RedisStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next leader would wait for a whole lease."""
+    closing = 0
+
+    async def never(_: ShardReceiver) -> None:
+        nonlocal closing
+        closing += 1
+        await asyncio.Event().wait()
+
+    async with opened(sharded.group("billing", start="oldest", claim_after=LONG)) as receiver:
+        assert isinstance(receiver, ShardedReceiver)
+        await receiver.receive(1)
+        await eventually(lambda: _is(len(receiver.leads) == 2))
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardReceiver, "aclose", never)
+            receiver.leave()
+            await eventually(lambda: _is(closing == 2))
+        await receiver.aclose()
+        leases = [build_lease_key(b"silbo:{events.%d}" % shard, b"billing") for shard in range(2)]
+        assert [await admin.hget(lease, "until") for lease in leases] == [b"0", b"0"]
+
+
 async def test_consumer_that_does_not_run_keeps_no_shard(sharded: RedisStreams) -> None:
     """It is entered and waits for the rest of its program, or its run was cancelled and it is not left yet: the others read all."""
     idle = Consumer(AsyncEventDispatcher(), sharded.group("billing", start="oldest"), events=[PAID])
