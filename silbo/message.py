@@ -176,6 +176,7 @@ class _Draft(Headed):
         headers: Mapping[str, str],
         to: str | None,
         class_name: str,
+        shards: int,
     ) -> None:
         self.message_type = message_type
         self.message_name = message_name
@@ -184,7 +185,7 @@ class _Draft(Headed):
         self.headers = headers
         self.to = to
         self.class_name = class_name
-        self.shards = 0
+        self.shards = shards
 
 
 def make_message(
@@ -195,12 +196,13 @@ def make_message(
     headers: Mapping[str, str],
     to: str | None = None,
     class_name: str = "",
+    shards: int = 0,
 ) -> Message:
     """Return a Message, in a third of the time of ``Message(...)``.
 
     The ``__init__`` of a frozen dataclass calls ``object.__setattr__`` for each field: a sixth of the bridge's time.
     """
-    draft: Any = _Draft(message_type, message_name, message_id, payload, headers, to, class_name)
+    draft: Any = _Draft(message_type, message_name, message_id, payload, headers, to, class_name, shards)
     draft.__class__ = Message
     message: Message = draft
     return message

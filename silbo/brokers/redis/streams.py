@@ -280,10 +280,12 @@ class RedisStreams(AsyncCloseable):
             return messages
         wanted = {find_shards(each.message, DEFAULT_ADDRESS) for each in messages if each.message.shards}
         errors = await self._fixed.find_unfixed(wanted)
+        if not errors:
+            return messages
         for each in messages:
             if each.message.shards and (error := errors.get(find_shards(each.message, DEFAULT_ADDRESS))) is not None:
                 each.mark_unsent(str(error))
-        return [each for each in messages if each.outcome is None] if errors else messages
+        return [each for each in messages if each.outcome is None]
 
     def _encode(self, message: Message) -> bytes:
         if message.to is not None:
