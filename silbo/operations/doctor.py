@@ -82,6 +82,8 @@ NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """The time of the entries of an empty stream."""
 DEAD_LOOKED_AT: Final = 1_000
 """The errors of the newest 1,000 dead letters of a stream are counted."""
+NAMED: Final = 5
+"""A danger of several groups names 5 of them."""
 LOOKED_AT: Final = 100
 """The first 100 streams under other prefixes are looked at."""
 REDIS_CLI: Final = "\0redis-cli"
@@ -214,18 +216,21 @@ async def _examine_redis(
                 raise
             yield Finding("streams", "danger", str(error), BRING_BACK)
             keys = []
+        left: list[GroupStatus] = []
         for key in keys:
             try:
                 server = (await connection.node_of(key.encode())).server
                 if server in away:
                     continue
                 info = infos.get(server, info)
-                async for finding in _check_stream(connection, key, info, retain, silent_after):
+                async for finding in _check_stream(connection, key, info, retain, silent_after, left):
                     yield finding
             except BrokerUnavailable as error:
                 if not (isinstance(client, RedisCluster) and is_away(error)):
                     raise
                 yield Finding(key, "danger", f"can't be examined: {error}", BRING_BACK)
+        for finding in _check_newer(left):
+            yield finding
         if keys:
             for finding in await _check_prefixes(connection, prefix, keys):
                 yield finding
@@ -626,8 +631,14 @@ async def _look_at(connection: CallConnection, keys: Sequence[str], now: datetim
 
 
 async def _check_stream(
-    connection: CallConnection, key: str, info: dict[str, str], retain: float | None, silent_after: float
+    connection: CallConnection,
+    key: str,
+    info: dict[str, str],
+    retain: float | None,
+    silent_after: float,
+    left: list[GroupStatus],
 ) -> AsyncIterator[Finding]:
+    """Yield what is found of a stream and its groups; add the groups that wait for newer consumers to ``left``."""
     try:
         policy, _ = await read_policy(connection, key.encode())
         if policy is not None:
@@ -644,6 +655,7 @@ async def _check_stream(
     if not groups:
         mend = "start its consumers: the first one of a group makes it; or look for another prefix= in their programs"
         yield Finding(f"{key} groups", "note", "no group reads it", mend)
+    left += [group for group in groups if group.newer]
     standing = await _find_standing(connection, key, groups)
     for group in groups:
         for finding in _check_group(group, retain, policy, stands=group.group in standing):
@@ -769,8 +781,6 @@ def _check_group(
     elif retain is not None and age > NEAR * retain:
         text = f"its next message is {format_seconds(age)} old, and after {format_seconds(retain)} it may be dropped"
         found.append(Finding(check, "danger", text, "start more consumers, or a longer RedisStreams(retain=...)"))
-    if group.newer:
-        found.append(_describe_newer(group, group.newer))
     if group.retrying and group.oldest and group.oldest.attempts:
         text = f"{group.retrying:,} in hand failed before; {group.oldest.entry}: {group.oldest.error or 'its attempt did not end'}"
         found.append(Finding(check, "note", text, None))
@@ -779,7 +789,7 @@ def _check_group(
         text = f"{hanging.entry} is in work for {format_age(hanging.since, group.read_at)} at {hanging.where}: a listener may hang"
         mend = "its log names the listener; restart that process, and give the listener a timeout="
         found.append(Finding(check, "danger" if is_long else "note", text, mend))
-    if not any(finding.level == "danger" for finding in found):
+    if not (group.newer or any(finding.level == "danger" for finding in found)):
         live = sum(not consumer.is_silent for consumer in group.consumers)
         text = f"lag {group.lag:,}, {group.in_hand:,} in hand, {live} consumer{'' if live == 1 else 's'} alive"
         if group.waiting_since and age > WAITING:
@@ -823,17 +833,34 @@ def _of_letters(command: str, group: GroupStatus) -> str:
     return f"silbo dead {command}{REDIS}{_of_prefix(prefix)}{of_stream} --group {quote(group.group)}"
 
 
-def _describe_newer(group: GroupStatus, newer: LeftToNewer) -> Finding:
-    """Return the danger that messages become dead letters because no consumer knows their version."""
-    now = group.read_at
+def _check_newer(groups: Sequence[GroupStatus]) -> Sequence[Finding]:
+    """Return the dangers that messages become dead letters because no consumer knows their version: one for each version."""
+    by_version: dict[str, list[tuple[GroupStatus, LeftToNewer]]] = {}
+    for group in groups:
+        if group.newer:
+            by_version.setdefault(group.newer.wanted, []).append((group, group.newer))
+    return [_describe_newer(left) for left in by_version.values()]
+
+
+def _describe_newer(left: Sequence[tuple[GroupStatus, LeftToNewer]]) -> Finding:
+    group, newer = min(left, key=lambda each: each[1].since)
+    now, count = group.read_at, sum(each.count for _, each in left)
     due_at = newer.since + timedelta(seconds=NEWER_VERSION_WAIT)
     due = f"in {_format_wait((due_at - now).total_seconds())}" if due_at > now else "after newer_version_wait"
     text = (
-        f"{newer.count:,} {'waits' if newer.count == 1 else 'wait'} for {newer.wanted}, the first for "
+        f"{count:,} {'waits' if count == 1 else 'wait'} for {newer.wanted}, the first for "
         f"{format_age(newer.since, now)}; it becomes a dead letter {due} (newer_version_wait is 5 min by default)"
     )
-    mend = f"deploy the newer consumers; what is a dead letter by then: {_of_letters('retry', group)}"
-    return Finding(f"{group.stream} {group.group}", "danger", text, mend)
+    mend = "deploy the newer consumers; what is a dead letter by then:"
+    if len(left) == 1:
+        return Finding(f"{group.stream} {group.group}", "danger", text, f"{mend} {_of_letters('retry', group)}")
+    names = sorted({each.group for each, _ in left})
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    streams = format_count(len({each.stream for each, _ in left}), "stream")
+    lines = [_of_letters("retry", each) for each, _ in left[:NAMED]]
+    if len(left) > NAMED:
+        lines.append("and so for the others")
+    return Finding("newer versions", "danger", f"{shown} at {streams}: {text}", "\n".join([mend, *lines]))
 
 
 def _format_wait(seconds: float) -> str:

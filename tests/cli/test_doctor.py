@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -339,6 +340,32 @@ async def test_messages_that_wait_for_a_newer_consumer_are_a_danger(redis: Redis
     (place,) = why_json.object["entries"][0]["groups"]
     assert place["state"] == "newer" and place["left_at"] and "waits for a newer version" in why.out
     assert one.newer is not None and one.newer.count == 1 and none.newer is again.newer is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "shown"), [(2, "group-0, group-1 at 2 streams"), (7, "group-4 and 2 more at 2 streams")]
+)
+async def test_groups_that_wait_for_one_version_are_one_danger(
+    groups: int, shown: str, redis: Redis, prefix: str
+) -> None:
+    """As after a deploy in the wrong order: every group of every stream waits for the same consumer."""
+    newer = Message("notification_event", "order.paid", new_id(), {}, {"publication": "p", "version": "2"})
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        await streams.publish(newer, replace(newer, to="orders"))
+    for key in (f"{prefix}:{{events}}", f"{prefix}:{{orders}}"):
+        ((entry, _),) = await redis.xrange(key)
+        for each in range(groups):
+            await redis.xgroup_create(key, f"group-{each}", "0")
+            await redis.xreadgroup(f"group-{each}", "web-1:4711:0123456789ab-1", {key: ">"})
+            await redis.zadd(f"{key}:offered:group-{each}", {entry: time.time() * 1000 - 90_000})
+    found = await all_findings(redis, prefix=prefix)
+    (danger,) = [each for each in found if "knows version 2" in each.text]
+    assert danger.level == "danger" and shown in danger.text
+    assert f": {2 * groups} wait for a consumer that knows version 2 of order.paid, the first for 90 s" in danger.text
+    first, *lines = (danger.mend or "").splitlines()
+    assert first.startswith("deploy the newer consumers")
+    assert len(lines) == min(2 * groups, 6) and " --group group-0" in lines[0]
+    assert not any(each.level == "ok" and each.check.endswith("group-0") for each in found)
 
 
 async def test_version_that_can_not_be_read_is_a_newer_one(redis: Redis, prefix: str) -> None:
