@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.outbox import message
-from benchmarks.scale.points import write_points
+from benchmarks.scale.points import find_point, write_points
 from benchmarks.scale.processor import cpu_of
 from silbo.outbox.rows import Packed, Quota, pack
 from silbo.stores.sqlalchemy import SQLAlchemyStore
@@ -179,13 +179,39 @@ async def run(rounds: int, messages: int, seconds: float) -> None:
         await engine.dispose()
 
 
+PROGRAMS: Final = {
+    "publisher": "publisher, a hundred messages in a commit",
+    "postgres, to add": "PostgreSQL, to add it",
+    "relays": "relay",
+    "postgres": "PostgreSQL, to take and to settle it",
+    "redis": "Redis",
+    "postgres, to delete": "PostgreSQL, to delete it later",
+}
+"""The measured costs, in a reader's words."""
+
+
+def table() -> Iterator[str]:
+    """Return the lines of the page's table of measured points, in Markdown."""
+    yield f"| processor time of a message | {' | '.join(f'{relays} relays' for relays in RELAYS)} |".replace(
+        "1 relays", "1 relay"
+    )
+    yield f"|---|{'---|' * len(RELAYS)}"
+    for name, words in PROGRAMS.items():
+        costs = (find_point("relays", f"{relays} relays")[name] for relays in RELAYS)
+        yield f"| {words} | {' | '.join(f'{cost:.0f} us' for cost in costs)} |"
+
+
 def main() -> None:
     """Read the arguments, and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.relays", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--messages", type=int, default=60_000, help="in each drain")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each of the latencies; 0 leaves them out")
+    parser.add_argument("--table", action="store_true", help="measure nothing: print the points that were measured")
     options = parser.parse_args()
+    if options.table:
+        print("\n".join(table()))
+        return
     asyncio.run(run(options.rounds, options.messages, options.seconds))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import model, simulate, stream, trial
+from benchmarks.scale import model, relays, simulate, stream, trial
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "scale.md"
 
@@ -16,6 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "scale.md"
     ("name", "table"),
     [
         ("stream", stream.table),
+        ("relays", relays.table),
         ("trial", trial.table),
         ("model", model.table),
         pytest.param("simulate", simulate.table, marks=pytest.mark.long),
