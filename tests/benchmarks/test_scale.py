@@ -46,9 +46,17 @@ def test_simulated_queue_waits_as_theory_says() -> None:
     """Pollaczek and Khinchine: one server, random arrivals, constant service, 80 % in use."""
     load = Load(rate=800, keys=0)
     queue = [(at, at, key) for at, key in simulate.make_arrivals(load, 30_000, seed=3)]
-    latencies, _ = consume(queue, 0.001, 0.0, concurrency=1)
+    latencies, _ = consume(queue, 0.001, 0.0, concurrency=100)
     waited = sum(latencies) / len(latencies) - 0.001
     assert waited == pytest.approx(0.8 * 0.001 / (2 * (1 - 0.8)), rel=0.1)
+
+
+def test_simulated_node_that_is_too_busy_falls_behind() -> None:
+    load = Load(rate=30_000, keys=0, together=1)
+    setup = SetUp(consumers=8)
+    uses = find_uses(load, setup)
+    assert uses["a core of a Redis node"] > 1 > uses["a consumer process"]
+    assert simulate.simulate(load, setup, messages=5000).grows
 
 
 def test_simulated_key_waits_for_itself_alone() -> None:
@@ -75,7 +83,13 @@ def test_no_number_of_shards_helps_one_hot_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "load", [Load(rate=10, keep=60), Load(rate=20_000, groups=2, keep=60), Load(rate=60_000, size=100, keep=60)]
+    "load",
+    [
+        Load(rate=10, keep=60),
+        Load(rate=20_000, groups=2, keep=60),
+        Load(rate=60_000, size=100, keep=60),
+        Load(rate=15_000, keys=0, keep=60, together=100),
+    ],
 )
 def test_plan_is_no_larger_than_needed(load: Load) -> None:
     found = plan(load)
