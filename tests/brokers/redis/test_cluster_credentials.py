@@ -173,6 +173,8 @@ async def test_sharded_channels_of_all_nodes_are_heard_while_tokens_are_renewed(
     tokens: Tokens, cluster: ClusterServers, prefix: str
 ) -> None:
     """At each node a new connection is subscribed before the former one is left: there is no gap, and nothing is missed."""
+    if cluster.nodes[0].binary.version.startswith("6."):
+        return  # sharded channels came with Redis 7
     names = [f"order.{each}" for each in range(10)]
     client = RedisCluster("127.0.0.1", cluster.nodes[0].port, credential_provider=tokens)
     if isinstance(tokens, StreamedTokens):
