@@ -166,8 +166,8 @@ MUTANTS: Final = [
         "the reading of what a shard's last leader had in hand",
         "shards",
         "silbo/brokers/redis/shard_receiver.py",
-        "                self._given = given\n            return reply\n",
-        "                self._given = given\n            return None\n",
+        "                self._last_given[key] = given.decode()\n            return reply\n",
+        "                self._last_given[key] = given.decode()\n            return None\n",
     ),
 ]
 

@@ -122,7 +122,7 @@ async def test_next_leader_finds_what_the_last_had_in_hand(
 ) -> None:
     """At once and in order, in front of what is new."""
     key = find_key(0)
-    await sharded.publish(*[keyed(key, number) for number in range(3)])
+    await sharded.publish(*(keyed(key, n) for n in range(3)))
     old = await leaders.take("old")
     await receive(old, 3)
     await sharded.publish(keyed(key, 3))
