@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter, process_time
@@ -157,7 +157,7 @@ def _subtract(after: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, 
 
 
 @asynccontextmanager
-async def open_consumers(servers: ShardServers, backlog: int, number: int) -> AsyncIterator[ShardConsumers]:
+async def open_consumers(servers: ShardServers, backlog: int, number: int) -> AsyncGenerator[ShardConsumers]:
     """Publish a backlog, and start so many processes; end them at the end."""
     await servers.publish_backlog(backlog)
     words = [sys.executable, "-m", "benchmarks.shard_consumers", *servers.words]

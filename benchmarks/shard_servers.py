@@ -7,7 +7,7 @@ round begins with full shards and consumers that have their places, and what the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,7 +73,7 @@ class ShardServers:
         self._nodes = [Redis.from_url(node.url) for node in nodes]
 
     @contextmanager
-    def connected(self) -> Iterator[ShardServers]:
+    def connected(self) -> Generator[ShardServers]:
         """Close the connections at the end."""
         try:
             yield self
