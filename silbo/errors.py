@@ -20,6 +20,7 @@ __all__ = [
     "BrokerUnavailable",
     "CircularWait",
     "ClassUnreadable",
+    "ClusterClientNeeded",
     "ContainerMissing",
     "DeliveryGivenUp",
     "DeliveryUnknown",
@@ -684,6 +685,23 @@ class BrokerUnavailable(PublishError, ConnectionError):
 
 class BrokerRefused(BrokerUnavailable):
     """The broker answers, and refuses one step, as storing while its memory is full. Safe to repeat; other steps may pass."""
+
+
+@dataclass(eq=False)
+class ClusterClientNeeded(BrokerUnavailable, TypeError):
+    """The program's client is for a single server, and the server is one of the nodes of a Redis Cluster; nothing was done.
+
+    Attributes:
+        server: The node, as ``Redis at 10.0.0.1:6379``.
+    """
+
+    server: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server} is one of the nodes of a Redis Cluster, and has a part of the streams; nothing was done. Give a "
+            "redis.asyncio.RedisCluster in place of the redis.asyncio.Redis"
+        )
 
 
 @dataclass(eq=False)

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from silbo.cli.arguments import Time, UsageError, find_moment
-from silbo.errors import StoreInvalid
+from silbo.errors import BrokerUnavailable, ClusterClientNeeded, StoreInvalid
 from silbo.outbox.rows import OutboxStore
 from silbo.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from silbo.brokers.redis.connection import Client
 
-__all__ = ["find_redis_moment", "make_redis", "make_store", "open_store"]
+__all__ = ["find_redis_moment", "make_redis", "make_store", "open_store", "refuse_node"]
 
 FILE: Final = "sqlite:///"
 """The beginning of the URL of an SQLite file without SQLAlchemy."""
 REDIS_FORM: Final = "write redis://user:password@host:6379/0, rediss://... or unix://..."
 STORE_FORM: Final = "write postgresql+asyncpg://user:password@host:5432/database"
 ESCAPES: Final = "in a password write %2F for /, %23 for #, %3F for ? and %40 for @"
+LOOK_WITHIN: Final = 1.0
+"""It is looked for at most 1 second if Redis is a node of a cluster."""
 DRIVERS: Final = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 """URL schemes without a driver, with the scheme to suggest."""
 
@@ -127,6 +129,23 @@ async def find_redis_moment(client: Client, time: Time) -> datetime:
 
     async with opened(client, 5.0) as connection:
         return find_moment(time, await read_clock(connection))
+
+
+async def refuse_node(client: Client) -> None:
+    """Refuse one of the nodes of a cluster at once, for a command that takes a trouble with Redis as something to wait for or to show.
+
+    Raises:
+        ClusterClientNeeded: the client is for a single server.
+    """
+    from silbo.operations.redis import opened, read_clock  # here: as in make_redis
+
+    try:
+        async with opened(client, LOOK_WITHIN) as connection:
+            await read_clock(connection)
+    except ClusterClientNeeded:
+        raise
+    except BrokerUnavailable:  # the command itself tells it
+        pass
 
 
 @asynccontextmanager

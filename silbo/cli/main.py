@@ -19,7 +19,7 @@ import silbo
 from silbo._checks import suggest_name
 from silbo.cli.arguments import UsageError
 from silbo.cli.output import StdoutClosed, print_note
-from silbo.errors import AppFailed, SilboError
+from silbo.errors import AppFailed, ClusterClientNeeded, SilboError
 
 __all__ = ["main", "make_parser"]
 
@@ -114,6 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(asyncio.run(options.run(options)))
     except UsageError as error:
         _print_error(error)
+        return 2
+    except ClusterClientNeeded as error:
+        _discard_stdout()
+        print_note(f"silbo: {error.server} is one of the nodes of a Redis Cluster: add --cluster")
         return 2
     except StdoutClosed:  # by `| head`, for one
         _discard_stdout()

@@ -18,7 +18,7 @@ from silbo.cli.arguments import (
     add_redis_options,
     add_store_option,
 )
-from silbo.cli.connect import make_redis, open_store
+from silbo.cli.connect import make_redis, open_store, refuse_node
 from silbo.cli.groups import add_silent_option
 from silbo.cli.output import print_as_it_is, print_note
 
@@ -70,6 +70,8 @@ async def write_page(options: argparse.Namespace) -> int:
         raise UsageError("a page is for a browser: write it into a file, silbo page APP --output page.html")
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(make_redis(options)) if options.redis else None
+        if client is not None:
+            await refuse_node(client)
         store = await stack.enter_async_context(open_store(options.store)) if options.store else None
         app = await stack.enter_async_context(open_app_of(options))
         overview = await read_overview(

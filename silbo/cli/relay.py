@@ -23,7 +23,7 @@ from silbo.cli.arguments import (
     parse_retention,
     parse_seconds,
 )
-from silbo.cli.connect import make_redis, make_store
+from silbo.cli.connect import make_redis, make_store, refuse_node
 from silbo.cli.health import HEALTH, add_health_options, check_health_options, showing_health
 from silbo.cli.log import log_figures, log_to_stderr
 from silbo.cli.metrics import add_metrics_option, showing_metrics
@@ -110,6 +110,7 @@ async def run_relay(options: argparse.Namespace) -> int:
             retain=options.retain,
         )
         relay = Relay(store, streams, keep_sent=options.keep_sent, lease=options.lease, drain=options.drain)
+        await refuse_node(client)
         with stop_at_signals(relay.stop):
             async with relay:
                 stream = build_stream_key(DEFAULT_ADDRESS, options.prefix)  # a user who forgot --prefix sees it here

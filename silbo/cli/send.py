@@ -19,7 +19,7 @@ from silbo.cli.arguments import (
     add_redis_options,
     parse_address,
 )
-from silbo.cli.connect import make_redis
+from silbo.cli.connect import make_redis, refuse_node
 from silbo.cli.output import print_note, print_outcome
 from silbo.errors import BrokerUnavailable
 
@@ -85,10 +85,15 @@ async def send(options: argparse.Namespace) -> int:
     """Send one message."""
     from silbo.brokers.redis import RedisPubSub, RedisStreams
     from silbo.brokers.redis.connection import describe_server
+    from silbo.brokers.redis.streams import DEFAULT_ADDRESS
+    from silbo.shards import place
 
     message = await _make_message(options)
     format_ = FORMATS[options.format]
     async with make_redis(options) as client:
+        await refuse_node(client)
+        if not options.pubsub and (shards := await _find_shards(client, _stream_of(message, options.prefix))):
+            message = place(message, message.to or DEFAULT_ADDRESS, shards)
         given: dict[str, Any] = {"app": options.app, "prefix": options.prefix, "format": format_}
         broker = RedisPubSub(client, **given) if options.pubsub else RedisStreams(client, **given)
         async with broker:
@@ -133,6 +138,17 @@ def _stream_of(message: Message, prefix: str) -> str:
     from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 
     return build_stream_key(message.to or DEFAULT_ADDRESS, prefix)
+
+
+async def _find_shards(client: Client, stream: str) -> int:
+    """Return the number of shards of the address that has this stream without them; 0 for none, or if that can't be asked."""
+    from silbo.operations.redis import opened, read_shards
+
+    async with opened(client, ANSWER_WITHIN) as connection:
+        try:
+            return await read_shards(connection, stream.encode())
+        except BrokerUnavailable:  # sending tells why
+            return 0
 
 
 async def _has_groups(client: Client, stream: str) -> bool:

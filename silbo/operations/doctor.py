@@ -21,7 +21,7 @@ from silbo.brokers.redis.connection import Client, Refused
 from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS
-from silbo.errors import BrokerUnavailable, StoreUnavailable, StreamMissing
+from silbo.errors import BrokerUnavailable, ClusterClientNeeded, StoreUnavailable, StreamMissing
 from silbo.operations.failing import count_failed, find_failing
 from silbo.operations.formatting import format_age, format_count, format_seconds, format_size
 from silbo.operations.groups import (
@@ -300,7 +300,7 @@ async def _ask_or_none(connection: CallConnection, *calls: Command) -> list[Any]
         try:
             replies += await ask(connection, call)
         except BrokerUnavailable as error:
-            if is_away(error):
+            if is_away(error) or isinstance(error, ClusterClientNeeded):
                 raise
             replies.append(None)
     return replies

@@ -25,6 +25,7 @@ __all__ = [
     "opened",
     "read_clock",
     "read_each",
+    "read_shards",
     "time_of_entry",
 ]
 
@@ -92,9 +93,8 @@ async def choose_streams(
         key = build_stream_key(stream, prefix)
         (kind,) = await ask(connection, Command(b"TYPE", key.encode()))
         if kind == b"none":
-            (shards,) = await ask(connection, Command(b"HGET", build_shards_key(key.encode()), b"shards"))
-            if shards is not None and int(shards):
-                return [build_shard_key(key.encode(), shard).decode() for shard in range(int(shards))]
+            if shards := await read_shards(connection, key.encode()):
+                return [build_shard_key(key.encode(), shard).decode() for shard in range(shards)]
             raise StreamMissing(key, await _find_or_none(connection))
         return [key]
     away: list[AwayNode] = []
@@ -187,6 +187,12 @@ async def _find_or_none(connection: CallConnection) -> Sequence[str]:
         return await find_streams(connection)
     except BrokerUnavailable:
         return ()
+
+
+async def read_shards(connection: CallConnection, key: bytes) -> int:
+    """Return the number of shards of the address that has this key without them; 0 if it has none, or it is being changed."""
+    (shards,) = await ask(connection, Command(b"HGET", build_shards_key(key), b"shards"))
+    return int(shards or 0)
 
 
 async def read_clock(connection: CallConnection) -> datetime:

@@ -10,9 +10,9 @@ from silbo._checks import check_address
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key
-from silbo.brokers.redis.shards import build_shard_key, build_shards_key
+from silbo.brokers.redis.shards import build_shard_key
 from silbo.brokers.redis.streams import build_stream_key
-from silbo.operations.redis import AwayHook, choose_streams, opened, read_each
+from silbo.operations.redis import AwayHook, choose_streams, opened, read_each, read_shards
 from silbo.operations.scripts import SET_POLICY
 
 __all__ = ["StreamRetention", "read_policy", "read_retentions", "set_retention"]
@@ -87,8 +87,7 @@ async def set_retention(
     """
     key = build_stream_key(stream, check_address(prefix, "a prefix")).encode()
     async with opened(client, timeout) as connection:
-        (shards,) = await ask(connection, Command(b"HGET", build_shards_key(key), b"shards"))
-        number = int(shards or 0)
+        number = await read_shards(connection, key)
         keys = [build_shard_key(key, shard) for shard in range(number)] if number > 1 else [key]
         found = [await _read(connection, each) for each in keys]
         for each in keys:

@@ -10,13 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from redis.asyncio import RedisCluster
+from redis.asyncio import Redis, RedisCluster
 
 from silbo import AsyncEventDispatcher
-from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis import RedisInbox, RedisPubSub, RedisStreams
 from silbo.brokers.redis.streams import build_stream_key
+from silbo.errors import BrokerUnavailable, ClusterClientNeeded
 from silbo.message import Delivery
 from silbo.operations.tail import follow_streams
+from silbo.stores.sqlite import SQLiteStore
 from tests.support.command_line import Run, message, silbo
 from tests.support.redis_streams import opened, receive
 from tools.redis_cluster import ClusterServers
@@ -146,6 +148,78 @@ async def test_what_can_be_reached_is_shown_while_a_node_is_down(prefix: str) ->
         assert letters.code == 1 and str(down.port) in letters.err, letters
         one = await silbo("groups", addresses[0], *where)
         assert one.code == 1 and str(down.port) in one.err, one
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("groups",),
+        ("groups", "{here}"),
+        ("retention", "show"),
+        ("retention", "set", "--max-messages", "5", "--stream", "{here}", "--yes"),
+        ("why", "01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3"),
+        ("tail",),
+        ("tail", "--pubsub"),
+        ("top", "--limit", "1", "--json"),
+        ("doctor",),
+        ("rewind", "billing", "--since", "1h", "--yes"),
+        ("send", "order.paid", "{}", "--to", "{here}"),
+        ("dead", "list", "--stream", "{here}"),
+        ("dead", "count", "--stream", "{here}"),
+        ("dead", "retry", "--all", "--stream", "{here}", "--yes"),
+        ("page", "tests.cli.test_cluster:HOST"),
+        ("send", "order.paid", "{}", "--pubsub"),
+    ],
+    ids=" ".join,
+)
+def test_a_node_alone_is_refused(run: Run, words: tuple[str, ...], cluster: ClusterServers, prefix: str) -> None:
+    """It would show a part as all of it; so also for a stream that it has."""
+    here = next(
+        address
+        for address in find_addresses(cluster, prefix)
+        if cluster.node_of(build_stream_key(address, prefix)) is cluster.nodes[0]
+    )
+    done = run(*(word.replace("{here}", here) for word in words), "--redis", cluster.url, "--prefix", prefix)
+    assert done.code == 2 and not done.out, done
+    node = cluster.url.replace("redis://", "Redis at ")
+    assert done.err == f"silbo: {node} is one of the nodes of a Redis Cluster: add --cluster\n"
+
+
+async def test_relay_ends_at_a_node_alone(cluster: ClusterServers, prefix: str, tmp_path: Path) -> None:
+    """It waits for a Redis that is away, and this one is not."""
+    store = SQLiteStore(tmp_path / "outbox.db")
+    await store.open()
+    await store.aclose()
+    async with asyncio.timeout(60):
+        done = await silbo("relay", "--store", str(tmp_path / "outbox.db"), "--redis", cluster.url, "--prefix", prefix)
+    assert done.code == 2 and done.err.endswith("add --cluster\n"), done
+
+
+async def test_a_plain_client_at_a_node_learns_it_from_its_first_call(cluster: ClusterServers, prefix: str) -> None:
+    """Also where the node has the stream of that call: the next one may be elsewhere."""
+    here = next(
+        address
+        for address in find_addresses(cluster, prefix)
+        if cluster.node_of(build_stream_key(address, prefix)) is cluster.nodes[0]
+    )
+    async with (
+        Redis.from_url(cluster.url) as plain,
+        RedisStreams(plain, app="shop", prefix=prefix) as streams,
+        RedisPubSub(plain, app="shop", prefix=prefix) as pubsub,
+        RedisInbox(plain, prefix=prefix) as inbox,
+    ):
+        with pytest.raises(BrokerUnavailable, match="RedisCluster"):
+            await streams.publish(replace(message(1), to=here))
+        with pytest.raises(BrokerUnavailable, match="RedisCluster"):
+            await pubsub.publish(message(1))
+        with pytest.raises(ClusterClientNeeded):
+            async with opened(streams.group("billing", start="new", streams=[here])):
+                pass
+        with pytest.raises(ClusterClientNeeded):
+            async with opened(pubsub.subscribe("*")):
+                pass
+        with pytest.raises(ClusterClientNeeded):
+            await inbox.find_handled("billing", [str(uuid4())])
 
 
 @pytest.mark.parametrize("url", ["unix:///tmp/redis.sock", "http://x"])

@@ -12,9 +12,11 @@ from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer
 from silbo.brokers.redis import RedisPubSub, RedisStreams
+from silbo.shards import place
 from tests.cli.conftest import Run
 from tests.support.app_files import SHOP, write
 from tests.support.command_line import SILBO, silbo
+from tests.support.redis_streams import message
 
 
 async def test_message_reaches_a_group(redis: Redis, redis_url: str, prefix: str, tmp_path: Path) -> None:
@@ -85,3 +87,19 @@ def test_what_is_wrong_is_one_line(arguments: list[str], code: int, hint: str, r
 
 def _start(work: Any) -> Any:
     return asyncio.get_running_loop().create_task(work)
+
+
+async def test_message_to_an_address_with_shards_goes_to_the_shard_of_its_key(
+    redis: Redis, redis_url: str, prefix: str
+) -> None:
+    """The number is read from Redis: a message by hand goes where the program puts its key."""
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        keyed = message(1)
+        keyed.headers["key"] = "7"
+        await streams.publish(place(keyed, "orders", 4))
+    ((key,),) = [[each async for each in redis.scan_iter(f"{prefix}:{{*}}", _type="stream")]]
+    done = await silbo(
+        "send", "order.paid", "{}", "--to", "orders", "--key", "7", "--redis", redis_url, "--prefix", prefix
+    )
+    assert done.code == 0 and key.decode() in done.out, done
+    assert await redis.xlen(key) == 2

@@ -20,6 +20,7 @@ from silbo.brokers.redis.connection import (
     describe_server,
     find_trouble,
     pack_words,
+    to_unavailable,
 )
 from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.key_types import find_wrong_types
@@ -359,7 +360,8 @@ class CallConnection:
         except Lost as error:
             raise BrokerUnavailable(f"{self.server} can't be reached ({error}); nothing was done") from error
         except Refused as refusal:
-            raise BrokerUnavailable(f"{self.server} refused the connection: {refusal}; nothing was done") from refusal
+            text = f"{self.server} refused the connection: {refusal}; nothing was done"
+            raise to_unavailable(refusal, self.server, text) from refusal
 
     async def _open(self) -> Connection:
         if self._node is None:

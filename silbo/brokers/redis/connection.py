@@ -16,8 +16,9 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from silbo._loops import describe_lookup
 from silbo.brokers.redis.credentials import ShownCredentials
-from silbo.brokers.redis.failures import Lost, Refused
+from silbo.brokers.redis.failures import Lost, OneOfMany, Refused
 from silbo.brokers.redis.incoming import Progress, ReplyStream, wait_for_news
+from silbo.errors import BrokerUnavailable, ClusterClientNeeded
 
 __all__ = [
     "Client",
@@ -30,6 +31,7 @@ __all__ = [
     "find_trouble",
     "open_connection",
     "pack_words",
+    "to_unavailable",
     "wait_for_any",
 ]
 
@@ -117,6 +119,11 @@ def find_trouble(client: Client) -> str:
     return describe_lookup(*(each.connection_kwargs.get("host") for each in pools))
 
 
+def to_unavailable(error: BaseException, server: str, text: str) -> BrokerUnavailable:
+    """Return the error for a caller whose connection could not be made: one with this text, or the one that names the client to give."""
+    return ClusterClientNeeded(server) if isinstance(error, OneOfMany) else BrokerUnavailable(text)
+
+
 def pack_words(words: Iterable[bytes]) -> bytes:
     """Return the words as the Redis protocol writes them, without the head that counts them."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
@@ -130,7 +137,8 @@ async def connect(client: Redis) -> Connection:
 
     Raises:
         Lost: Redis can't be reached, or is not ready yet; safe to repeat.
-        Refused: wrong credentials, no such database, or a certificate that is not trusted; repeating does not help.
+        Refused: wrong credentials, no such database, a certificate that is not trusted, or one of several nodes of a cluster;
+            repeating does not help.
     """
     pool = client.connection_pool
     return await open_connection(pool.connection_class, pool.connection_kwargs)
@@ -153,6 +161,10 @@ async def open_connection(connection_class: Any, settings: Mapping[str, Any], *,
         await connection.drop()
         raise
     return connection
+
+
+_GREETING_OF_NODE: Final = b"*1\r\n$4\r\nPING\r\n"
+_GREETING: Final = _GREETING_OF_NODE + b"*1\r\n$5\r\nHELLO\r\n"
 
 
 class Connection:
@@ -182,14 +194,43 @@ class Connection:
                 raise Lost(str(error) or repr(error)) from error
             raise refusal from error
         self._transport = self._current_transport()
+        # In one write: every user may run HELLO, which tells if this is a node of a cluster.
+        await self.write(_GREETING_OF_NODE if self._is_node else _GREETING)
+        refusal = None
         try:
-            await self.execute(b"PING")
-        except Refused as refusal:
+            await self.read()
+        except Refused as error:
+            refusal = error
+        mode = b"" if self._is_node else await self._read_mode()
+        if refusal is not None:
             if refusal.code == "NOAUTH":
-                raise
+                raise refusal
             if str(refusal).startswith(_NOT_YET):
                 raise Lost(str(refusal)) from refusal
             # MISCONF, NOPERM and the like: Redis has answered.
+        if mode == b"cluster" and await self._is_one_of_many():
+            raise OneOfMany(
+                "this is one of the nodes of a Redis Cluster: give redis.asyncio.RedisCluster, or --cluster"
+            )
+
+    async def _read_mode(self) -> bytes:
+        """Return the mode in the reply to HELLO; empty from a server or a proxy that does not tell it."""
+        try:
+            hello = await self.read()
+        except Refused:
+            return b""
+        fields = hello if isinstance(hello, list) else []
+        return next(
+            (bytes(value) for name, value in zip(fields[::2], fields[1::2], strict=False) if name == b"mode"), b""
+        )
+
+    async def _is_one_of_many(self) -> bool:
+        """Return True if other nodes serve slots too: a part of the keys is not here. A proxy before a cluster has all."""
+        try:
+            rows = await self.execute(b"CLUSTER", b"SLOTS")
+        except Refused as refusal:
+            return refusal.code == "NOPERM"
+        return len({(host, port) for _, _, (host, port, *_), *_ in rows}) > 1
 
     async def execute(self, *words: bytes) -> Any:
         """Send one command and return its reply, in the shapes of RESP2; texts are bytes.
@@ -235,7 +276,9 @@ class Connection:
         except (RedisError, OSError) as error:
             refusal = _find_refusal(error)
             if refusal is not None and not self._is_node and refusal.code in _OF_CLUSTER:
-                refusal = Refused(f"{refusal} (this is a node of a Redis Cluster: give redis.asyncio.RedisCluster)")
+                refusal = Refused(
+                    f"{refusal} (this is a node of a Redis Cluster: give redis.asyncio.RedisCluster, or --cluster)"
+                )
             raise refusal or Lost(str(error) or repr(error)) from error
 
     async def read_all(self, limit: int, wait: float) -> list[Any]:

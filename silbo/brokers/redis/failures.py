@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["Lost", "Refused", "Unreached"]
+__all__ = ["Lost", "OneOfMany", "Refused", "Unreached"]
 
 # Errors of a server that refuses every write.
 _OF_SERVER: Final = frozenset(
@@ -57,6 +57,10 @@ class Refused(Exception):
     def is_of_server(self) -> bool:
         """True if the server refuses every write for now, not only this one."""
         return self.code in _OF_SERVER
+
+
+class OneOfMany(Refused):
+    """The server is one of several nodes of a cluster, and the connection is for a single server: most keys are not there."""
 
 
 class Unreached(Refused):

@@ -20,7 +20,15 @@ from silbo._process import name_process
 from silbo._reports import Outage, RateLimitedLog
 from silbo._retry import Backoff
 from silbo.brokers.redis.calls import CallConnection, MakeCall, ScriptCall, run_call, run_calls
-from silbo.brokers.redis.connection import Client, Connection, Lost, Refused, describe_server, find_trouble
+from silbo.brokers.redis.connection import (
+    Client,
+    Connection,
+    Lost,
+    Refused,
+    describe_server,
+    find_trouble,
+    to_unavailable,
+)
 from silbo.brokers.redis.in_hand import DeliveriesInHand, build_attempts_key, build_given_key
 from silbo.brokers.redis.key_types import WrongType, find_wrong_types
 from silbo.brokers.redis.lag import read_lag
@@ -452,7 +460,7 @@ class StreamReceiver:
             await self._drop()
             doubt_node(self._description.client, self._description.keys[0].encode())
             why = str(error) or trouble or f"no answer within {self._timeout:g} s"
-            raise BrokerUnavailable(f"can't {what} {self._server}: {why}") from error
+            raise to_unavailable(error, self._server, f"can't {what} {self._server}: {why}") from error
         except BaseException:
             await self._drop()
             raise

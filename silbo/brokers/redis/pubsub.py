@@ -18,6 +18,7 @@ from silbo.brokers.redis.connection import (
     Refused,
     check_client,
     find_trouble,
+    to_unavailable,
 )
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.pubsub_receiver import PubSubReceiver
@@ -241,7 +242,7 @@ class _Receiver(PubSubReceiver):
             self._connection = await self._open()
         except (Lost, Refused, TimeoutError) as error:
             why = str(error) or find_trouble(self._client) or f"no answer within {self._timeout:g} s"
-            raise BrokerUnavailable(f"can't subscribe at {self._server}: {why}") from error
+            raise to_unavailable(error, self._server, f"can't subscribe at {self._server}: {why}") from error
         self._heard_at = asyncio.get_running_loop().time()
         self._pinged_at = None
 
