@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -56,7 +56,7 @@ async def change_shards(
     address stays closed: call it again, also with the old number. A call that has begun later ends one that still waits.
 
     Args:
-        client: The program's client; its user may run DEL.
+        client: The program's client; its user may run DEL and HGETALL.
         address: As ``orders``.
         shards: The new number.
         prefix: The broker's prefix.
@@ -96,6 +96,7 @@ async def change_shards(
             await asyncio.sleep(LOOK_EVERY)
         new = [build_shard_key(root, shard) for shard in range(shards)]
         await _create_groups(connection, keys, new)
+        await _begin_sequences(connection, {*keys, *new}, new)
         gone = [Command(b"DEL", build_shards_key(key)) for key in keys[shards:]]
         number = b"%d" % shards
         await ask(connection, *gone, *[Command(b"HSET", build_shards_key(key), b"shards", number) for key in new])
@@ -113,6 +114,23 @@ async def _create_groups(connection: CallConnection, old: Sequence[bytes], new: 
         connection,
         *[ScriptCall.of(CREATE, [key, build_given_key(key)], group, b"$") for key in new for group in sorted(groups)],
     )
+
+
+async def _begin_sequences(connection: CallConnection, known: Collection[bytes], new: Sequence[bytes]) -> None:
+    """Let the sequences of each outbox begin anew on the new shards; its epochs go on.
+
+    Messages that waited meanwhile may have come to a shard that has had later ones of the same outbox, of other keys: it would take them for
+    known.
+    """
+    epochs: dict[bytes, int] = {}
+    for flat in await ask(connection, *[Command(b"HGETALL", b"%b:outbox" % key) for key in known]):
+        for source, record in zip(flat[::2], flat[1::2], strict=True):
+            epoch, _, sequence = record.partition(b":")
+            if epoch.isdigit() and sequence.isdigit():
+                epochs[source] = max(int(epoch), epochs.get(source, 0))
+    words = [word for source, epoch in epochs.items() for word in (source, b"%d:0" % epoch)]
+    if words:
+        await ask(connection, *[Command(b"HSET", b"%b:outbox" % key, *words) for key in new])
 
 
 async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:

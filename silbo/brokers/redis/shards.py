@@ -56,16 +56,18 @@ class FixedShards:
     def __init__(self, connection: CallConnection, build_key: Callable[[str], bytes]) -> None:
         self._connection = connection
         self._build_key = build_key
-        self._fixed: set[_Shards] = set()
+        self._fixed: dict[str, int] = {}  # by address
         self.mismatches: dict[_Shards, ShardsMismatch] = {}  # found by the last attempt
 
-    def is_fixed(self, shards: _Shards) -> bool:
-        """Return True if the number is known to be fixed."""
-        return shards in self._fixed
+    @property
+    def knows_any(self) -> bool:
+        """True if an address is known to have shards."""
+        return bool(self._fixed)
 
-    def forget(self, known: Iterable[_Shards]) -> None:
+    def forget(self, addresses: Iterable[str]) -> None:
         """Look again before the next message: Redis may have lost its data, or the number may be another by now."""
-        self._fixed.difference_update(known)
+        for address in addresses:
+            self._fixed.pop(address, None)
 
     async def explain(self, said: Collection[_Shards], error: BrokerUnavailable) -> None:
         """Raise the reason of an error if it is another number of shards than what was said; look again before the next message.
@@ -73,7 +75,7 @@ class FixedShards:
         Raises:
             ShardsMismatch: another number is fixed.
         """
-        self.forget(said)
+        self.forget(address for address, _ in said)
         for address, shards in said:
             if (address, shards) in self.mismatches:
                 raise self.mismatches[address, shards] from error
@@ -87,7 +89,7 @@ class FixedShards:
             ShardsMismatch: another number is fixed.
             BrokerUnavailable: Redis did not answer, or refused; safe to repeat.
         """
-        if (address, shards) in self._fixed:
+        if self._fixed.get(address) == shards:
             return
         self.mismatches.pop((address, shards), None)
         root = self._build_key(address)
@@ -96,7 +98,29 @@ class FixedShards:
         await self._check(address, shards, [ScriptCall.of(FIX_SHARDS, [build_shards_key(root), root], number)])
         calls = [ScriptCall.of(FIX_SHARDS, [build_shards_key(key)], number) for key in keys]
         await self._check(address, shards, calls)
-        self._fixed.add((address, shards))
+        self._fixed[address] = shards
+
+    async def follow(self, address: str, said: int) -> int:
+        """Return the number that is fixed for an address, whichever is said; fix the one that is said if there is none.
+
+        Without a number that is said, 0 if none is known.
+
+        Raises:
+            ShardsMismatch: the number is being changed, or the address is a stream without shards.
+            BrokerUnavailable: Redis did not answer, or refused; safe to repeat.
+        """
+        known = self._fixed.get(address, 0)
+        if known or not said:
+            return known
+        try:
+            await self.fix(address, said)
+        except ShardsMismatch as mismatch:
+            self.mismatches.pop((address, said), None)
+            if mismatch.fixed < 2:
+                raise
+            await self.fix(address, mismatch.fixed)
+            return mismatch.fixed
+        return said
 
     async def read(self, address: str) -> int:
         """Return the number of an address's shards: the number of before while it is being changed; 0 if there is none.

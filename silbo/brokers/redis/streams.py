@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import RedisCluster
 
 from silbo._checks import check_address, check_seconds
 from silbo._closing import AsyncCloseable
+from silbo._reports import RateLimitedLog
 from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES, OutgoingMessage
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
@@ -18,13 +21,15 @@ from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender, StreamsClusterSender
 from silbo.brokers.redis.sharded_group import LEASE, GroupSharding
 from silbo.brokers.redis.shards import FixedShards, build_shards_key, find_shards, to_mismatch
-from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused
+from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused, ShardsMismatch
 from silbo.message import Format, Message, own_origin
 from silbo.protocols import Promises, Sequenced
 from silbo.shards import build_shard_address, check_shards, place
 from silbo.wire.formats import JSON
 
 __all__ = ["DEFAULT_ADDRESS", "RedisStreams", "build_stream_key"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS: Final = "events"
 """The address of messages for which no route chose one."""
@@ -385,21 +390,21 @@ class SequencedSender:
         self._find_key = find_key
         self._default = default
         self._retention = retention
+        self._log = RateLimitedLog(logger, every=60.0)
 
     async def publish(self, source: str, epoch: int, messages: Sequence[tuple[int, Message]]) -> Sequenced:
         """Add the messages that the streams do not have: see :class:`~silbo.protocols.SequencedPublisher`."""
         _check_sequences(epoch, messages)
         call = _SequencedCall(self._connection, source, epoch, self._retention)
-        wanted = {find_shards(message, DEFAULT_ADDRESS) for _, message in messages if message.shards}
+        numbers, unfixed = await self._find_numbers(messages)
         if not messages:
             call.batches[self._default] = []
             if self._shards:
-                call.shards[self._default] = self._shards
-                wanted = {(DEFAULT_ADDRESS, self._shards)}
-        unfixed = await self._fixed.find_unfixed(wanted) if wanted else {}
-        if unfixed and not messages:
-            raise next(iter(unfixed.values()))
-        for sequence, message in messages:
+                if unfixed:
+                    raise unfixed[DEFAULT_ADDRESS]
+                call.shards[self._default] = numbers[DEFAULT_ADDRESS]
+        for sequence, said in messages:
+            message = self._follow(said, numbers) if numbers else said
             try:
                 argument = self._encode(message)
             except MessageRefused as error:
@@ -410,16 +415,102 @@ class SequencedSender:
                 key = self._find_key(message)
                 if message.shards:
                     call.shards[key] = message.shards
-                    if (mismatch := unfixed.get(find_shards(message, DEFAULT_ADDRESS))) is not None:
+                    if (mismatch := unfixed.get(find_shards(message, DEFAULT_ADDRESS)[0])) is not None:
                         call.failures[key] = mismatch
                 call.add(key, sequence, argument)
         await call.flush()
         if call.failures:
-            self._fixed.forget(wanted)
+            self._fixed.forget([*numbers, *unfixed])
+            if learned := await self._learn(call.failures.values()):
+                return await self._publish_again(call, source, epoch, messages, learned)
         if call.failures and len(call.unsent) + len(call.refused) == len(messages):
             failures = call.failures.values()
-            raise next((error for error in failures if isinstance(error, DeliveryUnknown)), next(iter(failures)))
+            if len({str(error) for error in failures}) == 1 or not any(
+                isinstance(error, ShardsMismatch) for error in failures
+            ):  # else each message has an error of its own, and a person reads that
+                raise next((error for error in failures if isinstance(error, DeliveryUnknown)), next(iter(failures)))
         return Sequenced(call.known, call.refused, max(call.last.values(), default=0), call.unsent)
+
+    async def _find_numbers(
+        self, messages: Sequence[tuple[int, Message]]
+    ) -> tuple[dict[str, int], dict[str, BrokerUnavailable]]:
+        """Return the numbers of shards that messages are sent to, by address, and the errors of addresses that have none now.
+
+        All messages of an address go by one number, whichever they say: they were stored before and after a change of it, or by programs
+        of two versions, and those of a key keep their order.
+        """
+        said: dict[str, int] = {}
+        if not messages and self._shards:
+            said[DEFAULT_ADDRESS] = self._shards
+        if self._fixed.knows_any or any(message.shards for _, message in messages):
+            for _, message in messages:
+                address, shards = find_shards(message, DEFAULT_ADDRESS)
+                said[address] = said.get(address) or shards
+        numbers: dict[str, int] = {}
+        errors: dict[str, BrokerUnavailable] = {}
+        for address, shards in said.items():
+            try:
+                if number := await self._fixed.follow(address, shards):
+                    numbers[address] = number
+            except BrokerUnavailable as error:
+                errors[address] = error
+        return numbers, errors
+
+    def _follow(self, message: Message, numbers: Mapping[str, int]) -> Message:
+        """Return the message with its shard of the number that is fixed."""
+        address, said = find_shards(message, DEFAULT_ADDRESS)
+        number = numbers.get(address, 0)
+        if not number or number == said:
+            return message
+        self._log.write(
+            "messages of %s in the outbox say %s, and Redis has %d: they are sent to those. Is a program that stores them still to be deployed?",
+            None,
+            address,
+            f"{said} shards" if said else "no shards",
+            number,
+            address=address,
+            said=said,
+            fixed=number,
+        )
+        return place(message, address, number)
+
+    async def _learn(self, failures: Iterable[Exception]) -> set[str]:
+        """Look after the numbers of which a script has said that they are fixed; return the addresses of which one is known now."""
+        learned: set[str] = set()
+        for error in failures:
+            if isinstance(error, ShardsMismatch) and error.fixed > 1:
+                with suppress(BrokerUnavailable):
+                    await self._fixed.fix(error.address, error.fixed)
+                    learned.add(error.address)
+        return learned
+
+    async def _publish_again(
+        self,
+        call: _SequencedCall,
+        source: str,
+        epoch: int,
+        messages: Sequence[tuple[int, Message]],
+        addresses: Collection[str],
+    ) -> Sequenced:
+        """Publish what was not sent to these addresses to the numbers that are fixed; return the result of both calls.
+
+        All of an address at once, whichever its error: a later message that went ahead could come to the same new shard, which would take the
+        earlier one for known.
+        """
+        again = [
+            (sequence, message)
+            for sequence, message in messages
+            if sequence in call.unsent and find_shards(message, DEFAULT_ADDRESS)[0] in addresses
+        ]
+        repeated = {sequence for sequence, _ in again}
+        unsent = {sequence: error for sequence, error in call.unsent.items() if sequence not in repeated}
+        answer = await self.publish(source, epoch, again)
+        return Sequenced(
+            known={*call.known, *answer.known},
+            refused={**call.refused, **answer.refused},
+            last=max(answer.last, *call.last.values(), 0),
+            unsent={**unsent, **answer.unsent},
+        )
 
     async def aclose(self) -> None:
         """Wait for the call under way, within its deadline, and close the connection. May be called twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,11 +15,13 @@ from redis.asyncio import Redis
 from silbo import AsyncEventDispatcher, Bridge, EventName, Route
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisPubSub, RedisStreams
-from silbo.errors import BrokerUnavailable, ShardsMismatch
+from silbo.errors import BrokerUnavailable, Fenced, ShardsMismatch
 from silbo.event import ECSTEvent
 from silbo.message import Message, new_publication
+from silbo.operations.shards import change_shards
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.rows import pack, unpack
+from silbo.protocols import Sequenced
 from silbo.shards import MOST_SHARDS, place
 from silbo.stores.sqlite import SQLiteStore
 from tests.support.redis_streams import eventually
@@ -67,11 +70,60 @@ async def test_other_number_is_refused_and_nothing_added(
             with pytest.raises(ShardsMismatch, match="'events' has 4 shards in Redis") as caught:
                 await broker.publish(*[keyed(f"k{number}") for number in range(20)])
             assert (caught.value.address, caught.value.fixed, caught.value.wanted) == ("events", 4, said)
-            answer = await broker.publish_sequenced("box/0", 1, [(1, keyed("a")), (2, keyed("a", to="orders"))])
-            assert isinstance(answer.unsent[1], ShardsMismatch)
-            assert list(answer.unsent) == [1]
-    assert {*await admin.keys()} == {*before, b"silbo:{orders}", b"silbo:{orders}:outbox"}
+    assert {*await admin.keys()} == {*before}
     assert sum(await lengths(admin)) == 1
+
+
+async def test_relay_sends_to_the_number_that_is_fixed(
+    admin: Redis, sharded: RedisStreams, streams: RedisStreams, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever number its rows say: programs of before and after a change may have stored them."""
+    await sharded.publish(keyed("b"))
+    saying = [
+        keyed("a"),
+        place(keyed("a"), "events", 8),
+        place(keyed("a"), "events", 4),
+        place(keyed("a"), "events", 2),
+    ]
+    rows = [(number, replace(each, payload={"n": number})) for number, each in enumerate(saying, 1)]
+    assert await streams.publish_sequenced("box/0", 1, rows[:1]) == Sequenced(known=set())
+    assert not (await streams.publish_sequenced("box/0", 1, rows)).unsent
+    entries: Any = await admin.xrange(f"silbo:{{events.{crc32(b'a') % 4}}}")
+    numbers = [sharded.format.decode(fields[b"message"]).payload["n"] for _, fields in entries]
+    assert [number for number in numbers if number] == [1, 2, 3, 4]
+    assert sum(await lengths(admin, shards=8)) == 5
+    assert "say no shards, and Redis has 4" in caplog.text
+
+
+async def test_mismatch_is_told_of_its_own_rows(streams: RedisStreams, admin: Redis) -> None:
+    """A stream without shards takes what says none; what says a number waits for a person, and nothing else waits with it."""
+    await streams.publish(keyed("a"))
+    rows = [(1, keyed("a")), (2, place(keyed("a"), "events", 4)), (3, keyed("a", to="orders")), (4, keyed("b"))]
+    answer = await streams.publish_sequenced("box/0", 1, rows)
+    assert [(sequence, type(error)) for sequence, error in answer.unsent.items()] == [(2, ShardsMismatch)]
+    await admin.hset("silbo:{places}:shards", "shards", 0)
+    rows = [(5, place(keyed("a"), "events", 4)), (6, place(keyed("a"), "places", 4))]
+    answer = await streams.publish_sequenced("box/0", 1, rows)
+    assert [str(answer.unsent[sequence]).partition("'")[2].partition("'")[0] for sequence in (5, 6)] == [
+        "events",
+        "places",
+    ]
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+async def test_rows_that_waited_for_a_change_are_not_taken_for_known(
+    admin: Redis, sharded: RedisStreams, streams: RedisStreams, shards: int
+) -> None:
+    """A later row of another key may have gone ahead, on a shard that is now the row's own."""
+    for number in range(20):
+        await streams.publish_sequenced("box/0", 3, [(100 + number, place(keyed(str(number)), "events", 4))])
+    await change_shards(admin, "events", shards)
+    late = [(number + 1, place(keyed(str(number)), "events", 4)) for number in range(20)]
+    answer = await streams.publish_sequenced("box/0", 3, late)
+    assert (list(answer.known), answer.unsent) == ([], {})
+    assert sum(await lengths(admin, shards=8)) == 40
+    with pytest.raises(Fenced):
+        await streams.publish_sequenced("box/0", 2, late)
 
 
 async def test_number_is_checked_inside_of_the_scripts(
@@ -86,10 +138,9 @@ async def test_number_is_checked_inside_of_the_scripts(
         with pytest.raises(BrokerUnavailable, match="SHARDS 8"):
             await sharded.publish(keyed("a"))
         with pytest.raises(ShardsMismatch):
-            await relay.publish_sequenced("box/0", 1, [(2, keyed("a"))])
-        with pytest.raises(ShardsMismatch):
             await sharded.publish(keyed("a"))
-    assert sum(await lengths(admin)) == 2
+        await relay.publish_sequenced("box/0", 1, [(2, keyed("a"))])
+    assert sum(await lengths(admin, shards=8)) == 3
 
 
 async def test_stream_is_not_spread_by_a_program_that_says_so(streams: RedisStreams, streams_client: Redis) -> None:
@@ -143,7 +194,7 @@ async def test_route_says_the_number(admin: Redis, streams_client: Redis) -> Non
 
 @pytest.mark.one_server
 async def test_number_goes_through_the_outbox(admin: Redis, streams_client: Redis, tmp_path: Path) -> None:
-    """The relay checks it as a publish does, and its rows keep what it refuses."""
+    """Its rows wait while the number is changed, and then go to the new one."""
     broker = RedisStreams(streams_client, app="web")
     async with Outbox(SQLiteStore(tmp_path / "outbox.db"), broker, partitions=2) as outbox:
         dispatcher = AsyncEventDispatcher()
@@ -156,17 +207,23 @@ async def test_number_goes_through_the_outbox(admin: Redis, streams_client: Redi
 
         await eventually(lambda: arrived(20))
         for key in await admin.keys("*:shards"):
-            await admin.hset(key, "shards", 8)
+            await admin.hset(key, "shards", 0)
         await dispatcher.adispatch(PAID, Paid("a"))
 
         async def refused() -> bool:
             error = outbox.health().last_error
-            return error is not None and "8 shards" in error.text
+            return error is not None and "is being changed" in error.text
 
         await eventually(refused)
         for key in await admin.keys("*:shards"):
             await admin.hset(key, "shards", 4)
-        await eventually(lambda: arrived(21))
+        await change_shards(admin, "orders", 8)
+        await dispatcher.adispatch(PAID, Paid("b"))
+
+        async def all_arrived() -> bool:
+            return sum(await lengths(admin, "orders", 8)) == 22
+
+        await eventually(all_arrived)
     await broker.aclose()
 
 
