@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from silbo.brokers.redis import RedisStreams
 from silbo.brokers.redis.connection import describe_server
+from silbo.brokers.redis.retention import NOT_GIVEN
 from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.cli.arguments import (
     FORMATS,
@@ -63,8 +64,8 @@ def add_to(commands: Commands) -> None:
         "--retain",
         metavar="TIME",
         type=parse_retention,
-        default=7 * 86400.0,
-        help="how long Redis keeps an entry of a stream, or forever (7d)",
+        default=NOT_GIVEN,
+        help="how long Redis keeps an entry of a stream, or forever (as the policy beside the stream; 7d)",
     )
     parser.add_argument(
         "--keep-sent",

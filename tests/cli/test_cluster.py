@@ -159,7 +159,6 @@ async def test_what_can_be_reached_is_shown_while_a_node_is_down(prefix: str) ->
         ("retention", "set", "--max-messages", "5", "--stream", "{here}", "--yes"),
         ("why", "01976c3e-5f0a-7c4e-8f14-46d3a8aa17b3"),
         ("tail",),
-        ("tail", "--pubsub"),
         ("top", "--limit", "1", "--json"),
         ("doctor",),
         ("rewind", "billing", "--since", "1h", "--yes"),

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from silbo._checks import check_count, check_seconds
@@ -16,12 +17,33 @@ from silbo.brokers.redis.in_hand import build_given_key
 from silbo.brokers.redis.scripts import TRIM
 from silbo.errors import RetentionConflict
 
-__all__ = ["DEFAULT", "WEEK", "Retention", "RetentionPolicy", "Trim", "build_retention_key", "build_trim", "pack_keep"]
+__all__ = [
+    "DEFAULT",
+    "NOT_GIVEN",
+    "WEEK",
+    "NotGiven",
+    "Retention",
+    "RetentionPolicy",
+    "Trim",
+    "build_retention_key",
+    "build_trim",
+    "pack_keep",
+]
 
 logger = logging.getLogger(__name__)
 
 Trim: TypeAlias = Literal["age", "acknowledged"]
 """The rule of removal: entries older than ``retain`` go, or also those that every group has acknowledged."""
+
+
+class NotGiven(Enum):
+    """The type of :data:`NOT_GIVEN`."""
+
+    NOT_GIVEN = "not given"
+
+
+NOT_GIVEN: Final = NotGiven.NOT_GIVEN
+"""The value of ``retain`` for a program that does not state it: None states that nothing is removed."""
 
 WEEK: Final = 7 * 24 * 3600.0
 """By default a stream keeps its entries for 7 days, in seconds."""
@@ -153,12 +175,12 @@ class Retention:
     The calls that it returns go in the same write as a publish, in front of it: where memory is full they make room.
 
     Args:
-        stated: The policy of the program.
+        stated: The policy of the program; None if it states none.
     """
 
-    def __init__(self, stated: RetentionPolicy) -> None:
-        self.stated: Final = stated
-        self._text = b"" if stated == DEFAULT else stated.to_text()
+    def __init__(self, stated: RetentionPolicy | None) -> None:
+        self.stated: Final = stated or DEFAULT
+        self._text = b"" if stated is None else stated.to_text()
         self._kept: dict[bytes, _Kept] = {}
         self._log = RateLimitedLog(logger, every=60.0)
 

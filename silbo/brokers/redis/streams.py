@@ -16,7 +16,15 @@ from silbo.brokers._sender import BATCH_BYTES, BATCH_MESSAGES, OutgoingMessage
 from silbo.brokers.redis.calls import CallConnection, ScriptCall
 from silbo.brokers.redis.connection import Client, Lost, Refused, check_client, pack_words
 from silbo.brokers.redis.group import StreamGroup, check_start
-from silbo.brokers.redis.retention import WEEK, Retention, RetentionPolicy, Trim, pack_keep
+from silbo.brokers.redis.retention import (
+    NOT_GIVEN,
+    WEEK,
+    NotGiven,
+    Retention,
+    RetentionPolicy,
+    Trim,
+    pack_keep,
+)
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender, StreamsClusterSender
 from silbo.brokers.redis.sharded_group import LEASE, GroupSharding
@@ -66,8 +74,9 @@ class RedisStreams(AsyncCloseable):
         shards: The number of shards of the default address, ``{prefix}:{events.0}`` and so on; 0 for one stream. Other addresses
             have theirs from their :class:`~silbo.bridge.Route`.
 
-    ``retain`` to ``max_messages`` are the *retention policy* of the streams. One other than the default is kept beside the stream,
-    and holds for every program; a program that states none follows it.
+    ``retain`` to ``max_messages`` are the *retention policy* of the streams: 7 days by age if none is given. A program that gives one of them
+    states a policy, also with the values of the default. It is kept beside the stream, and holds for every program; a program that
+    states none follows it.
 
     Attributes:
         retention: The policy that this program states.
@@ -88,17 +97,17 @@ class RedisStreams(AsyncCloseable):
         prefix: str = "silbo",
         format: Format = JSON,  # noqa: A002  # the word of every broker
         timeout: float = 5.0,
-        retain: float | None = WEEK,
-        trim: Trim = "age",
-        keep_at_least: float = 0.0,
+        retain: float | NotGiven | None = NOT_GIVEN,
+        trim: Trim | None = None,
+        keep_at_least: float | None = None,
         max_bytes: int | None = None,
         max_messages: int | None = None,
         shards: int = 0,
     ) -> None:
         self.retention: Final = RetentionPolicy(
-            retain=retain,
-            trim=trim,
-            keep_at_least=keep_at_least,
+            retain=WEEK if retain is NOT_GIVEN else retain,
+            trim="age" if trim is None else trim,
+            keep_at_least=0.0 if keep_at_least is None else keep_at_least,
             max_bytes=max_bytes,
             max_messages=max_messages,
         )
@@ -122,7 +131,9 @@ class RedisStreams(AsyncCloseable):
             CallConnection(client, timeout, owner="RedisStreams"),
             lambda address: build_stream_key(address, prefix).encode(),
         )
-        kept = Retention(self.retention)
+        others = (trim, keep_at_least, max_bytes, max_messages)
+        is_stated = retain is not NOT_GIVEN or any(value is not None for value in others)
+        kept = Retention(self.retention if is_stated else None)
         default = self._keys.default
         if self._shards:
             default = build_stream_key(build_shard_address(DEFAULT_ADDRESS, 0), prefix).encode()

@@ -346,6 +346,21 @@ async def test_program_that_states_no_policy_follows_the_stream(admin: Redis, st
         assert await stored(admin) == [1]
 
 
+@pytest.mark.parametrize("policy", [{"retain": 7 * 86400.0}, {"trim": "age"}, {"keep_at_least": 0.0}])
+async def test_program_that_states_the_values_of_the_default_states_a_policy(
+    admin: Redis, streams_client: Redis, policy: dict[str, Any]
+) -> None:
+    """It is refused where another one holds, and is kept where there is none; it gives way to nothing."""
+    async with by_need(streams_client) as first, RedisStreams(streams_client, app="mail", **policy) as second:
+        await first.publish(message(1))
+        with pytest.raises(RetentionConflict):
+            await second.publish(message(2))
+        assert await stored(admin) == [1]
+        await admin.delete(KEY, POLICY)
+        await second.publish(message(3))
+        assert await admin.hget(POLICY, "policy") == b"retain=604800000 trim=age keep_at_least=0"
+
+
 async def test_consumer_follows_the_stream_too(streams_client: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """It warns by the time that the stream has, and not by its own program's."""
     async with (
