@@ -690,7 +690,17 @@ class StreamReceiver:
     # -- groups ---------------------------------------------------------------------------------------------
 
     async def _create(self, connection: Connection, key: bytes, start: str) -> bool:
-        """Make the group, and its stream if there is none; False if the group exists."""
+        """Make the group, and its stream if there is none; False if the group exists.
+
+        Raises:
+            BrokerUnavailable: the address has shards by now, which this receiver does not read.
+        """
+        if self._epoch is None and (
+            shards := int(await connection.execute(b"HGET", b"%b:shards" % key, b"shards") or 0)
+        ):
+            raise BrokerUnavailable(
+                f"{key.decode()} has {shards} shards by now, and this consumer reads it as one stream: start the consumer again"
+            )
         keys = [key, build_given_key(key)]
         return bool(await run_call(connection, self._make_call(CREATE, keys, self._group, start.encode())))
 

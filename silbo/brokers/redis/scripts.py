@@ -22,6 +22,7 @@ __all__ = [
     "COUNT_AFTER",
     "CREATE",
     "FIX_SHARDS",
+    "GIVE_WAY",
     "HANDLED",
     "KEEP",
     "LEAVE",
@@ -900,17 +901,50 @@ their number, the last one's id.
 
 # -- shards ---------------------------------------------------------------------------------------------------
 
-FIX_SHARDS: Final = Script("""
-local fixed = redis.call('HGET', KEYS[1], 'shards')
-if fixed then return fixed end
-if KEYS[2] and not redis.pcall('XINFO', 'STREAM', KEYS[2]).err then return '1' end
-redis.call('HSET', KEYS[1], 'shards', ARGV[1])
-return ARGV[1]
-""")
+# A stream that a group alone has made, before the first message, gives way to shards. Its groups are made on the shards first, and then
+# they end here: so it is done again by the next program if this one ends in between.
+FIX_SHARDS: Final = Script(
+    _MAPPING
+    + """
+local fixed, reply = redis.call('HGET', KEYS[1], 'shards'), {}
+local stream = KEYS[2] and redis.pcall('XINFO', 'STREAM', KEYS[2]) or {err = ''}
+if not stream.err then
+  if mapping(stream)['last-generated-id'] ~= '0-0' then return {fixed or '1'} end
+  for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+    local group = mapping(row)
+    reply[#reply + 1] = group['name']
+    reply[#reply + 1] = group['last-delivered-id']
+  end
+end
+if not fixed then
+  redis.call('HSET', KEYS[1], 'shards', ARGV[1])
+  fixed = ARGV[1]
+end
+return {fixed, unpack(reply)}
+"""
+)
 """Fixes the number of shards of an address, unless it is fixed.
 
 Keys: the hash beside a shard; or the hash beside the stream that the address has without shards, and that stream. Argument: the
-number. Reply: the number that is fixed now: ``1`` if there is a stream without shards, ``0`` while the number is being changed.
+number. Reply: the number that is fixed now: ``1`` if there is a stream without shards, ``0`` while the number is being changed; then the
+groups of such a stream to which nothing was ever added, and the last id that each was given.
+"""
+
+GIVE_WAY: Final = Script(
+    _MAPPING
+    + """
+local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if stream.err or mapping(stream)['last-generated-id'] ~= '0-0' then return 0 end
+for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  redis.call('XGROUP', 'DESTROY', KEYS[1], mapping(row)['name'])
+end
+redis.pcall('DEL', KEYS[1])
+return 1
+"""
+)
+"""Ends the groups of a stream to which nothing was ever added, and the stream if the user may.
+
+Key: the stream. Reply: 0 if there is no such stream.
 """
 
 # The times are Redis's. A time to come was written before its clock was set back: it counts as now, or a member that was killed

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeAlias
 
-from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall
+from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask
 from silbo.brokers.redis.connection import Lost, Refused
-from silbo.brokers.redis.scripts import FIX_SHARDS
+from silbo.brokers.redis.in_hand import build_given_key
+from silbo.brokers.redis.scripts import CREATE, FIX_SHARDS, GIVE_WAY
 from silbo.errors import BrokerUnavailable, ShardAddressed, ShardsMismatch
 from silbo.message import Message
 
@@ -95,9 +96,17 @@ class FixedShards:
         root = self._build_key(address)
         keys = [build_shard_key(root, shard) for shard in range(shards)]
         number = b"%d" % shards
-        await self._check(address, shards, [ScriptCall.of(FIX_SHARDS, [build_shards_key(root), root], number)])
+        groups = await self._check(address, shards, [ScriptCall.of(FIX_SHARDS, [build_shards_key(root), root], number)])
         calls = [ScriptCall.of(FIX_SHARDS, [build_shards_key(key)], number) for key in keys]
         await self._check(address, shards, calls)
+        if groups:
+            made = [
+                ScriptCall.of(CREATE, [key, build_given_key(key)], name, after)
+                for key in keys
+                for name, after in zip(groups[::2], groups[1::2], strict=True)
+            ]
+            await ask(self._connection, *made)
+            await ask(self._connection, ScriptCall.of(GIVE_WAY, [root]))
         self._fixed[address] = shards
 
     async def follow(self, address: str, said: int) -> int:
@@ -153,14 +162,18 @@ class FixedShards:
                 errors[address, shards] = error
         return errors
 
-    async def _check(self, address: str, shards: int, calls: list[ScriptCall]) -> None:
+    async def _check(self, address: str, shards: int, calls: list[ScriptCall]) -> list[bytes]:
+        """Raise the error of a reply; return what follows the number in the last one."""
+        rest: list[bytes] = []
         for reply in await self._connection.run_all(*calls):
             if isinstance(reply, Lost | Refused):
                 raise BrokerUnavailable(f"can't fix the shards of {address!r}: {reply}") from reply
-            if (fixed := int(reply)) != shards:
+            number, *rest = reply
+            if (fixed := int(number)) != shards:
                 error = ShardsMismatch(address, fixed=fixed, wanted=shards)
                 self.mismatches[address, shards] = error
                 raise error
+        return rest
 
     async def aclose(self) -> None:
         """Close the connection. May be called twice."""

@@ -53,7 +53,8 @@ CALLS: Final[dict[str, tuple[Sequence[str], Sequence[object]]]] = {
     "REWIND": (["s", GIVEN], ["g", "2-1", 0, "c"]),
     "SET_POLICY": ([RETENTION], [POLICY]),
     "TRIM": (["s", GIVEN, RETENTION], [POLICY, 0]),
-    "FIX_SHARDS": ([SHARDS, "s"], [4]),
+    "FIX_SHARDS": (["awaited:shards", "awaited"], [4]),
+    "GIVE_WAY": (["awaited"], []),
     "BEAT": ([MEMBERS, SHARDS], ["me", 60_000]),
     "TAKE": ([LEASE], ["me", 3000]),
     "RENEW": ([LEASE], ["me", 1, 3000]),
@@ -86,6 +87,7 @@ async def test_keys_that_scripts_use_are_declared(own_redis: RedisServer, admin:
     for entry in range(1, 7):
         await admin.xadd("s", {"message": "m"}, id=f"{entry}-1")
     await admin.xgroup_create("s", "g", "0")
+    await admin.xgroup_create("awaited", "g", "0", mkstream=True)
     await admin.xreadgroup("g", "c", {"s": ">"}, count=3)
     undeclared: dict[str, set[str]] = {}
     calls = CallConnection(admin, 30.0)
@@ -117,7 +119,7 @@ def test_keys_in_the_texts_of_scripts_are_declared_ones(name: str) -> None:
     for script in (SCRIPTS[name], SCRIPTS[name].fenced, SCRIPTS[name].led):
         text = script.pack_call([], b"", 0, by_source=True).decode()
         used = re.findall(
-            r"redis\.p?call\(\s*(?:'(\w+)'|ARGV\[1\])(?:, '(?:GROUPS|STREAM|CONSUMERS|CREATE|SETID|DELCONSUMER|USAGE)')?,?\s*([^,)\n]*)",
+            r"redis\.p?call\(\s*(?:'(\w+)'|ARGV\[1\])(?:, '(?:GROUPS|STREAM|CONSUMERS|CREATE|SETID|DELCONSUMER|DESTROY|USAGE)')?,?\s*([^,)\n]*)",
             text,
         )
         for command, key in used:

@@ -537,6 +537,25 @@ async def test_group_that_is_first_says_the_number(streams: RedisStreams, sharde
         await streams.group("billing", start="new", shards=4).open()
 
 
+async def test_group_that_was_there_before_any_publisher_gives_way(
+    admin: Redis, streams: RedisStreams, sharded: RedisStreams
+) -> None:
+    """Its stream, to which nothing was ever added, does not keep the address from having shards; it says that it has to be started again.
+
+    Then it misses nothing of what was published since it was opened.
+    """
+    async with opened(streams.group("billing", start="new")) as receiver:
+        await receiver.receive(1)
+        await sharded.publish(keyed("a"))
+        with pytest.raises(BrokerUnavailable, match="has 2 shards by now, .* start the consumer again"):
+            async with asyncio.timeout(30):
+                while True:
+                    await receiver.receive(1)
+    async with member(streams, start="new") as one:
+        await eventually(lambda: _is(len(one.got) == 1))
+        assert one.leads == 2
+
+
 async def test_new_group_misses_nothing_of_a_shard_that_nobody_leads_yet(admin: Redis, sharded: RedisStreams) -> None:
     """It begins when it is opened, at all shards, and not when one of them is led."""
     async with opened(sharded.group("billing", start="new")):
