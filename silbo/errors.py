@@ -22,6 +22,7 @@ __all__ = [
     "ClassUnreadable",
     "ClusterClientNeeded",
     "ContainerMissing",
+    "DeadLetterAmbiguous",
     "DeliveryGivenUp",
     "DeliveryUnknown",
     "DispatcherClosed",
@@ -804,6 +805,25 @@ class StreamMissing(SilboError, LookupError):
             return f"there is no stream {self.stream}: nothing was sent there yet, or the prefix is another one; or Redis refuses writes: silbo doctor tells"
         shown = ", ".join([*self.found[:10], *(["..."] if self.found[10:] else [])])
         return f"there is no stream {self.stream}; there are {shown}: give that prefix and stream"
+
+
+@dataclass(eq=False)
+class DeadLetterAmbiguous(SilboError, LookupError):
+    """Several shards of an address have a dead letter of this id; nothing was done.
+
+    Attributes:
+        id: The id.
+        address: The address.
+    """
+
+    id: str
+    address: str
+
+    def __str__(self) -> str:
+        return (
+            f"several shards of {self.address} have a dead letter {self.id}; nothing was done. `silbo dead list --json` shows "
+            f"their streams: name the shard, as --stream {self.address}.0"
+        )
 
 
 @dataclass(eq=False)

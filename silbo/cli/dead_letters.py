@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
-from silbo.brokers.redis import DeadLetter, DeadLetters
+from silbo.brokers.redis import DeadLetter
 from silbo.brokers.redis.dead_letters import is_letter_id
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.cli.arguments import (
@@ -32,6 +32,7 @@ from silbo.cli.output import print_as_it_is, print_json, print_line, print_note,
 from silbo.cli.rich_output import print_table, show_progress
 from silbo.errors import MessageInvalid, StreamMissing
 from silbo.message import Message
+from silbo.operations.dead_letters import AddressLetters, open_dead_letters
 from silbo.operations.formatting import explain_missing, format_count, format_time, message_to_fields
 
 __all__ = ["add_to"]
@@ -42,16 +43,16 @@ PAGE: Final = 100
 
 
 @asynccontextmanager
-async def _open_dead_letters(options: argparse.Namespace) -> AsyncGenerator[DeadLetters]:
-    """Open the dead letters of the stream that the options name."""
+async def _open_dead_letters(options: argparse.Namespace) -> AsyncGenerator[AddressLetters]:
+    """Open the dead letters of the address that the options name."""
     async with (
         make_redis(options) as client,
-        DeadLetters(client, prefix=options.prefix, stream=options.stream, format=FORMATS[options.format]) as dead,
+        open_dead_letters(client, prefix=options.prefix, stream=options.stream, format=FORMATS[options.format]) as dead,
     ):
         yield dead
 
 
-async def _report_unknown_name(dead: DeadLetters, options: argparse.Namespace, group: str | None = None) -> bool:
+async def _report_unknown_name(dead: AddressLetters, options: argparse.Namespace, group: str | None = None) -> bool:
     """Tell the user if the stream or group does not exist. Return True if so.
 
     Called when nothing was found: a mistaken name must not look as if there were no dead letters.
@@ -90,13 +91,13 @@ async def list_letters(options: argparse.Namespace) -> int:
 
 
 async def _read_letters(
-    dead: DeadLetters, group: str | None, after: str | None, limit: int
+    dead: AddressLetters, group: str | None, after: str | None, limit: int
 ) -> AsyncGenerator[DeadLetter]:
     """Yield at most ``limit`` dead letters, read in pages."""
     while limit and (page := await dead.list(group=group, after=after, limit=min(limit, PAGE))):
         for letter in page:
             yield letter
-        after, limit = page[-1].id, limit - len(page)
+        after, limit = page[-1].id, max(0, limit - len(page))
 
 
 async def count_letters(options: argparse.Namespace) -> int:
@@ -255,7 +256,9 @@ def add_to(silbo: Commands) -> None:
 
 def _add_stream_options(parser: argparse.ArgumentParser) -> None:
     add_redis_options(parser)
-    parser.add_argument("--stream", type=parse_address, default="events", help="the stream's address (events)")
+    parser.add_argument(
+        "--stream", type=parse_address, default="events", help="the stream's address; with shards, of all (events)"
+    )
     add_format_option(parser)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections import Counter
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from chaos.faketime import wound
+from silbo._process import find_process
 from silbo.brokers.redis import RedisStreams
-from silbo.message import Delivery
+from silbo.message import Delivery, Message
 from silbo.protocols import Receiver
+from silbo.shards import place
 from tests.support.command_line import SILBO, Done, Run, message, silbo, terminal
 from tests.support.faketime import require_faketime
+from tests.support.redis_streams import opened, receive
 
 
 class Dead:
@@ -271,3 +276,50 @@ async def test_entry_of_another_program_is_listed_shown_and_purged(dead: Dead) -
     assert (retried.code, "it was not written by silbo" in retried.err) == (1, True)
     assert (await dead("purge", foreign, "--yes")).code == 0
     assert await dead.ids() == [own]
+
+
+async def test_letters_of_all_shards_are_those_of_the_address(redis: Redis, redis_url: str, prefix: str) -> None:
+    """The user knows `orders`, and not on which shard a key is; so does an alarm that counts."""
+    where = ("--stream", "orders", "--redis", redis_url, "--prefix", prefix)
+    async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
+        group = streams.group("billing", start="oldest", streams=["orders"], shards=4)
+        async with opened(group) as receiver:
+            await streams.publish(*(place(keyed(number), "orders", 4) for number in range(8)))
+            items = [item for item in await receive(receiver, 8) if isinstance(item, Delivery)]
+            for item in items:
+                assert await receiver.bury(item, error="ValueError: no", attempts=1)
+    counted = await silbo("dead", "count", *where)
+    assert (counted.code, counted.out) == (0, "8\n"), counted
+    listed = await silbo("dead", "list", *where, "--json")
+    letters = listed.objects
+    assert len({letter["stream"] for letter in letters}) > 1
+    assert [letter["id"] for letter in letters] == sorted(letter["id"] for letter in letters)
+    processes = [find_process(letter["consumer"]) for letter in letters]
+    assert all(process and process.pid == os.getpid() for process in processes), letters
+    ids = Counter(letter["id"] for letter in letters)
+    one = next(letter for letter in reversed(letters) if ids[letter["id"]] == 1)["id"]
+    shown = await silbo("dead", "show", one, *where, "--json")
+    assert shown.object["id"] == one
+    assert (await silbo("dead", "retry", one, *where)).code == 0
+    assert (await silbo("dead", "show", one, *where)).code == 1
+    assert (await silbo("dead", "purge", "--before", "now", "--yes", *where)).out == "7 dead letters deleted\n"
+    misspelt = await silbo("dead", "count", *where[2:], "--stream", "ordres")
+    assert misspelt.code == 1 and "there is no stream" in misspelt.err
+
+
+async def test_id_that_several_shards_have_is_refused(redis: Redis, redis_url: str, prefix: str) -> None:
+    """Another message than the one that was meant would be deleted for good."""
+    await redis.hset(f"{prefix}:{{orders}}:shards", "shards", "2")  # type: ignore[misc]  # redis-py has no types there
+    for shard in (0, 1):
+        await redis.xadd(f"{prefix}:{{orders.{shard}}}:dead", {"message": b"x"}, id="7-0")
+    where = ("--redis", redis_url, "--prefix", prefix, "--yes")
+    done = await silbo("dead", "purge", "7-0", "--stream", "orders", *where)
+    assert done.code == 1 and "orders.0" in done.err, done
+    assert (await silbo("dead", "purge", "7-0", "--stream", "orders.1", *where)).code == 0
+    assert (await silbo("dead", "purge", "7-0", "--stream", "orders", *where)).code == 0
+
+
+def keyed(number: int) -> Message:
+    made = message(number)
+    made.headers["key"] = str(number)
+    return made

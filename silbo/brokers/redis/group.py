@@ -187,7 +187,7 @@ class StreamReceiver:
     _claim_script = CLAIM
     _epoch: int | None = None
 
-    def __init__(self, group: StreamGroup, *, who: bytes | None = None) -> None:
+    def __init__(self, group: StreamGroup, *, who: bytes | None = None, signed: bytes | None = None) -> None:
         self._description = group
         self._server = describe_server(group.client)
         self._timeout = group.timeout
@@ -203,6 +203,7 @@ class StreamReceiver:
             group.app,
             claim_after=group.claim_after,
             who=who,
+            signed=signed or self._consumer,
             make_call=self._make_call,
         )
         self._signs = SignsOfLife(

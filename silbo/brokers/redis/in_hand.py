@@ -59,6 +59,7 @@ class DeliveriesInHand:
         app: The program's name, for dead letters.
         claim_after: Seconds after which another consumer may take over a delivery that was not kept.
         who: Tells this consumer from another of the same name.
+        signed: The consumer's name in a dead letter, for people.
         make_call: Makes its calls.
     """
 
@@ -71,6 +72,7 @@ class DeliveriesInHand:
         *,
         claim_after: float,
         who: bytes,
+        signed: bytes,
         make_call: MakeCall = ScriptCall.of,
     ) -> None:
         self._connection = connection
@@ -80,6 +82,7 @@ class DeliveriesInHand:
         self._app = app.encode()
         self._claim_after = claim_after
         self._who = who
+        self._signed = signed
         # By address and id, the loop's time when it surely was this consumer's.
         self._confirmed_at: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self._attempts: dict[_Entry, int] = {}  # known before a count whose reply has not come
@@ -271,7 +274,7 @@ class DeliveriesInHand:
         key = delivery.address.encode()
         keys = [key, build_attempts_key(key, self._group), key + b":dead", build_offered_key(key, self._group)]
         who = [self._group, self._consumer, delivery.id.encode(), b"%d" % DEAD_FOR]
-        what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app]
+        what = [delivery.raw, error.encode(errors="replace"), b"%d" % attempts, self._app, self._signed]
         leaving = self._leaving[delivery.address]
         leaving.add(delivery.id)
         try:

@@ -611,7 +611,7 @@ local now = redis.call('TIME')
 local time = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('XADD', KEYS[3], 'MINID', '~', string.format('%.0f', math.max(0, time - ARGV[4])), '*',
   'message', ARGV[5], 'group', ARGV[1], 'stream', KEYS[1], 'id', ARGV[3], 'error', ARGV[6], 'attempts', ARGV[7],
-  'app', ARGV[8], 'consumer', ARGV[2], 'time', string.format('%.0f', time))
+  'app', ARGV[8], 'consumer', ARGV[9], 'time', string.format('%.0f', time))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.pcall('HDEL', KEYS[2], ARGV[3])
 redis.pcall('ZADD', KEYS[4], 'XX', 0, ARGV[3])
@@ -620,7 +620,7 @@ return 1
 """Makes an entry a dead letter, and acknowledges it.
 
 Keys: the stream, the attempts, the dead letters, the offered: a dead letter that is retried is offered anew. Arguments: group,
-consumer, id, milliseconds to keep dead letters, message, error, attempts, app. Reply: 0 if the consumer does not have the entry in hand, else 1.
+consumer, id, milliseconds to keep dead letters, message, error, attempts, app, the consumer's name for people. Reply: 0 if the consumer does not have the entry in hand, else 1.
 """
 
 # XGROUP CREATE is refused above maxmemory, also for a group that exists: so that is looked at first. Redis 7 can't know how

@@ -53,7 +53,7 @@ class ShardReceiver(StreamReceiver):
         self._given = b""  # the last id that the group was given, as this reader knows
         self._seen = "0"  # the last id that ended a wait
         self._is_exhausted = False  # true if the last read gave all that there was: then it waits first, which saves a third of the calls
-        super().__init__(replace(group, consumer=None), who=LEADER)
+        super().__init__(replace(group, consumer=None), who=LEADER, signed=lease.member)
 
     @property
     def epoch(self) -> int:

@@ -38,7 +38,7 @@ CALLS: Final[dict[str, tuple[Sequence[str], Sequence[object]]]] = {
     "CLAIM": (["s", ATTEMPTS], ["g", "d", 0, "0-0", 1]),
     "ADOPT": (["s", ATTEMPTS], ["g", "e", 0, "0-0", 9]),
     "READ": (["s"], ["g", "e", 1, ">"]),
-    "BURY": (["s", ATTEMPTS, DEAD, OFFERED], ["g", "e", "1-1", 60_000, "m", "ValueError", 2, "web"]),
+    "BURY": (["s", ATTEMPTS, DEAD, OFFERED], ["g", "e", "1-1", 60_000, "m", "ValueError", 2, "web", "host:7:ab"]),
     "COUNT_DEAD": ([DEAD], ["-", 100]),
     "READ_DEAD_ERRORS": ([DEAD], ["g", 100]),
     "RETRY": (["s", DEAD], ["1", "silbo-retry", "LETTER", "9-9"]),
