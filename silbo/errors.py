@@ -749,7 +749,7 @@ class ShardsMismatch(BrokerUnavailable, ValueError):
 
 @dataclass(eq=False)
 class ShardAddressed(SilboError, ValueError):
-    """A group names a shard as its address. The shards of an address are shared out among the processes of a group, never named.
+    """A shard is named as an address, by a group, a route or a command. Messages find their shard by their key, and groups share them out.
 
     Attributes:
         address: The shard, as ``orders.3``.
@@ -763,7 +763,7 @@ class ShardAddressed(SilboError, ValueError):
     shards: int
 
     def __str__(self) -> str:
-        return f"{self.address!r} is one of the {self.shards} shards of {self.whole!r}: write streams=[{self.whole!r}]"
+        return f"{self.address!r} is one of the {self.shards} shards of {self.whole!r}: write streams=[{self.whole!r}], or to={self.whole!r}, shards={self.shards}"
 
 
 @dataclass(eq=False)

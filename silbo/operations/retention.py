@@ -10,7 +10,7 @@ from silbo._checks import check_address
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.retention import RetentionPolicy, build_retention_key
-from silbo.brokers.redis.shards import build_shard_key
+from silbo.brokers.redis.shards import FixedShards, build_shard_key
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.operations.redis import AwayHook, choose_streams, opened, read_each, read_shards
 from silbo.operations.scripts import SET_POLICY
@@ -83,10 +83,12 @@ async def set_retention(
         The streams as they were.
 
     Raises:
+        ShardAddressed: the stream is a shard of another address.
         BrokerUnavailable: Redis can't be reached, or refuses; of several shards, the first ones may have it.
     """
     key = build_stream_key(stream, check_address(prefix, "a prefix")).encode()
     async with opened(client, timeout) as connection:
+        await FixedShards(connection, lambda each: build_stream_key(each, prefix).encode()).refuse_shard(stream)
         number = await read_shards(connection, key)
         keys = [build_shard_key(key, shard) for shard in range(number)] if number > 1 else [key]
         found = [await _read(connection, each) for each in keys]

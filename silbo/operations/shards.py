@@ -13,7 +13,7 @@ from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, 
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.in_hand import build_given_key
 from silbo.brokers.redis.scripts import CREATE
-from silbo.brokers.redis.shards import build_shard_key, build_shards_key
+from silbo.brokers.redis.shards import FixedShards, build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.errors import ShardsMismatch, StreamMissing
 from silbo.operations.redis import opened
@@ -65,6 +65,7 @@ async def change_shards(
 
     Raises:
         StreamMissing: the address has no shards.
+        ShardAddressed: the address is a shard of another one.
         ShardsMismatch: another call has begun since, or has ended.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
@@ -72,6 +73,7 @@ async def change_shards(
     check_seconds("timeout", timeout)
     root = build_stream_key(address, prefix).encode()
     async with opened(client, timeout) as connection:
+        await FixedShards(connection, lambda each: build_stream_key(each, prefix).encode()).refuse_shard(address)
         (fixed,) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"was"))
         before = int(fixed[0] or 0) or int(fixed[1] or 0)
         if not before:

@@ -158,6 +158,7 @@ end
 # moves, a cluster refuses a script one of whose keys does not exist.
 _CHECK_SHARDS: Final = """
 local function check_shards(said)
+  if said == '0' then said = '' end
   local key = KEYS[#KEYS]
   if key ~= KEYS[1] .. ':shards' then return {err = 'DECLARE ' .. KEYS[1] .. ':shards'} end
   local fixed = redis.pcall('HGET', key, 'shards') or ''
@@ -268,7 +269,7 @@ return result(#ARGV - 2)
 """Adds messages to a stream, or to a shard.
 
 Keys: the stream; for a shard, and if it asks for it, the hash with their number. Arguments: milliseconds to keep entries or nothing, the number of shards
-of its address or nothing, then each message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
+of its address, or nothing, or 0 for a stream that may not be a shard; then each message. Reply: what failed; or the error ``SHARDS``, with the number that is fixed, if any: nothing was added then.
 """
 
 # The first HSET is there to fail: after it, neither a key of another type, nor memory, nor a missing permission can keep

@@ -19,7 +19,7 @@ from silbo.brokers.redis.failures import Unreached
 from silbo.brokers.redis.nodes import connect_to
 from silbo.brokers.redis.retention import Retention
 from silbo.brokers.redis.scripts import Script
-from silbo.brokers.redis.shards import build_shards_key
+from silbo.brokers.redis.shards import build_shards_key, is_like_a_shard
 from silbo.errors import BrokerUnavailable, MessageRefused
 from silbo.message import Message
 
@@ -60,7 +60,9 @@ class BatchCall(DeclaringCall):
         self._script = script
         self._messages = messages
         self._is_written = False
-        self.keys = (*keys, build_shards_key(keys[0])) if messages[0].message.shards else keys
+        first = messages[0].message
+        checks_shards = bool(keys) and (first.shards or is_like_a_shard(first.to))
+        self.keys = (*keys, build_shards_key(keys[0])) if checks_shards else keys
         self.reply = UNANSWERED
 
     def pack(self, *, by_source: bool) -> bytes:

@@ -12,7 +12,7 @@ from silbo.brokers.redis.scripts import CREATE, FIX_SHARDS, GIVE_WAY
 from silbo.errors import BrokerUnavailable, ShardAddressed, ShardsMismatch
 from silbo.message import Message
 
-__all__ = ["FixedShards", "build_shard_key", "build_shards_key", "find_shards", "to_mismatch"]
+__all__ = ["FixedShards", "build_shard_key", "build_shards_key", "find_shards", "is_like_a_shard", "to_mismatch"]
 
 _Shards: TypeAlias = tuple[str, int]
 """An address and its number of shards, as a program says it."""
@@ -32,6 +32,11 @@ def find_shards(message: Message, default: str) -> _Shards:
     """Return the address of a message, without its shard, and the number of shards that it says; 0 for none."""
     address = message.to or default
     return (address.rpartition(".")[0], message.shards) if message.shards else (address, 0)
+
+
+def is_like_a_shard(address: str | None) -> bool:
+    """Return True if an address may be a shard of another one: it ends as ``orders.3`` does."""
+    return address is not None and address[-1:].isdecimal() and address.rpartition(".")[2].isdecimal()
 
 
 def to_mismatch(key: bytes, said: int, refusal: Refused) -> ShardsMismatch | None:
@@ -75,11 +80,14 @@ class FixedShards:
 
         Raises:
             ShardsMismatch: another number is fixed.
+            ShardAddressed: an address is a shard of another one.
         """
         self.forget(address for address, _ in said)
         for address, shards in said:
             if (address, shards) in self.mismatches:
                 raise self.mismatches[address, shards] from error
+            if not shards:
+                await self.refuse_shard(address)
             if not shards and (fixed := await self.read(address)):
                 raise ShardsMismatch(address, fixed=fixed, wanted=1) from error
 
@@ -93,6 +101,10 @@ class FixedShards:
         if self._fixed.get(address) == shards:
             return
         self.mismatches.pop((address, shards), None)
+        try:
+            await self.refuse_shard(address)
+        except ShardAddressed as error:
+            raise BrokerUnavailable(f"{error}; not sent") from error
         root = self._build_key(address)
         keys = [build_shard_key(root, shard) for shard in range(shards)]
         number = b"%d" % shards

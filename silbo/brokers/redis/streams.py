@@ -28,8 +28,15 @@ from silbo.brokers.redis.retention import (
 from silbo.brokers.redis.scripts import ADD, ADD_SEQUENCED
 from silbo.brokers.redis.sender import BatchScript, RedisSender, StreamsClusterSender
 from silbo.brokers.redis.sharded_group import LEASE, GroupSharding
-from silbo.brokers.redis.shards import FixedShards, build_shards_key, find_shards, to_mismatch
-from silbo.errors import AddressInvalid, BrokerUnavailable, DeliveryUnknown, Fenced, MessageRefused, ShardsMismatch
+from silbo.brokers.redis.shards import FixedShards, build_shards_key, find_shards, is_like_a_shard, to_mismatch
+from silbo.errors import (
+    AddressInvalid,
+    BrokerUnavailable,
+    DeliveryUnknown,
+    Fenced,
+    MessageRefused,
+    ShardsMismatch,
+)
 from silbo.message import Format, Message, own_origin
 from silbo.protocols import Promises, Sequenced
 from silbo.shards import build_shard_address, check_shards, place
@@ -169,6 +176,7 @@ class RedisStreams(AsyncCloseable):
             DeliveryUnknown: some or all may have been added; to repeat may double them.
             LoopConflict: another event loop uses this broker.
             ShardsMismatch: an address has another number of shards; nothing was added.
+            ShardAddressed: an address is a shard of another one; nothing was added to it.
         """
         if self._shards:
             messages = tuple(map(self._place, messages))
@@ -329,10 +337,13 @@ def build_stream_key(address: str, prefix: str) -> str:
 
 def _pack_number_of_shards(message: Message) -> bytes:
     """Return the number of shards of a message's address as a packed argument: nothing for a stream without shards."""
-    return pack_words([b"%d" % message.shards]) if message.shards else _NO_SHARDS
+    if message.shards:
+        return pack_words([b"%d" % message.shards])
+    return _NOT_OF_SHARDS if is_like_a_shard(message.to) else _NO_SHARDS
 
 
 _NO_SHARDS: Final = pack_words([b""])
+_NOT_OF_SHARDS: Final = pack_words([b"0"])  # it is looked if the stream is a shard, also if there are entries
 
 
 class _StreamKeys:
@@ -647,6 +658,9 @@ class _SequencedCall:
         if key in self.shards:
             keys.append(build_shards_key(key))
             shards = pack_words([b"%d" % self.shards[key]])
+        elif is_like_a_shard(key.decode().rstrip("}")):
+            keys.append(build_shards_key(key))
+            shards = _NOT_OF_SHARDS
         arguments = self._retention.keep_for(key) + self._head + shards + numbered
         return ScriptCall(ADD_SEQUENCED, keys, arguments, 4 + 2 * len(batch))
 

@@ -15,9 +15,11 @@ from redis.asyncio import Redis
 from silbo import AsyncEventDispatcher, Bridge, EventName, Route
 from silbo.brokers.memory import MemoryBroker
 from silbo.brokers.redis import RedisPubSub, RedisStreams
-from silbo.errors import BrokerUnavailable, Fenced, ShardsMismatch
+from silbo.brokers.redis.retention import RetentionPolicy
+from silbo.errors import BrokerUnavailable, Fenced, ShardAddressed, ShardsMismatch
 from silbo.event import ECSTEvent
 from silbo.message import Message, new_publication
+from silbo.operations.retention import set_retention
 from silbo.operations.shards import change_shards
 from silbo.outbox.outbox import Outbox
 from silbo.outbox.rows import pack, unpack
@@ -141,6 +143,26 @@ async def test_number_is_checked_inside_of_the_scripts(
             await sharded.publish(keyed("a"))
         await relay.publish_sequenced("box/0", 1, [(2, keyed("a"))])
     assert sum(await lengths(admin, shards=8)) == 3
+
+
+async def test_shard_is_no_address(admin: Redis, streams: RedisStreams, sharded: RedisStreams) -> None:
+    """What is sent to it, also by an outbox, would lie on a shard that is not that of its key; and a shard has no shards of its own."""
+    for key in map(str, range(20)):
+        await sharded.publish(keyed(key))
+    before = {*await admin.keys()}
+    named = keyed("a", to="events.1")
+    with pytest.raises(ShardAddressed, match="is one of the 4 shards of 'events': write"):
+        await streams.publish(named)
+    answer = await streams.publish_sequenced("box/0", 1, [(1, named), (2, keyed("a", to="orders.1"))])
+    assert list(answer.unsent) == [1]
+    with pytest.raises(ShardAddressed):
+        await change_shards(admin, "events.1", 2)
+    with pytest.raises(ShardAddressed):
+        await set_retention(admin, RetentionPolicy(retain=60), stream="events.1")
+    with pytest.raises(BrokerUnavailable, match="is one of the 4 shards of 'events'"):
+        await streams.publish(place(named, "events.1", 4))
+    assert {*await admin.keys()} - before == {b"silbo:{orders.1}", b"silbo:{orders.1}:outbox"}
+    assert sum(await lengths(admin)) == 20
 
 
 async def test_stream_is_not_spread_by_a_program_that_says_so(streams: RedisStreams, streams_client: Redis) -> None:
