@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from silbo.cli.arguments import (
     Commands,
+    UsageError,
     add_command,
     add_json_option,
     add_redis_options,
@@ -56,6 +57,9 @@ def add_to(commands: Commands) -> None:
         help="a stream's address, as events or orders (all streams under the prefix)",
     )
     add_redis_options(parser)
+    parser.add_argument(
+        "--stream", dest="named", type=parse_address, help="the same as STREAM, as other commands have it"
+    )
     add_silent_option(parser)
     add_json_option(parser, "one JSON object for each group")
 
@@ -71,6 +75,13 @@ def add_silent_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choose_stream(options: argparse.Namespace) -> str | None:
+    if options.stream and options.named and options.stream != options.named:
+        raise UsageError(f"which stream? {options.stream}, or --stream {options.named}: give one of them")
+    chosen: str | None = options.stream or options.named
+    return chosen
+
+
 async def show_groups(options: argparse.Namespace) -> int:
     """Print the groups of a stream, or of all."""
     away = AwayNodes()
@@ -78,7 +89,7 @@ async def show_groups(options: argparse.Namespace) -> int:
         groups = await read_groups(
             client,
             prefix=options.prefix,
-            stream=options.stream,
+            stream=_choose_stream(options),
             silent_after=options.silent_after,
             on_away=away,
         )

@@ -773,9 +773,12 @@ def _check_group(
         if policy is not None and policy.trim == "acknowledged":
             until = "for ever" if retain is None else f"until it is {format_seconds(retain)} old"
             text += f"; what is behind them stays in the stream, {until}"
+        rest = "the stream stays as large as it is"
+        if policy is not None and policy.trim == "acknowledged":
+            rest = "what no other group waits for is removed"
         mend = (
             f"start its consumers. Only if nobody needs the group: {REDIS_CLI} XGROUP DESTROY {quote(group.stream)} {quote(group.group)} "
-            f"(its {format_count(waits, 'unread message')} will never be handled, and the stream stays as large as it is)"
+            f"(its {format_count(waits, 'unread message')} will never be handled, and {rest})"
         )
         found.append(Finding(check, "danger", text, mend))
     elif retain is not None and age > NEAR * retain:

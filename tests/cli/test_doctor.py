@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from silbo import AsyncEventDispatcher, Consumer, Outbox
 from silbo.brokers.redis import RedisStreams
+from silbo.brokers.redis.retention import RetentionPolicy
 from silbo.cli.doctor import build_redis_cli, build_redis_options
 from silbo.event import new_id
 from silbo.message import Delivery, Message
@@ -169,7 +170,13 @@ async def test_abandoned_group_and_one_that_falls_behind(redis: Redis, prefix: s
     assert abandoned.level == "danger" and "no consumer is alive, and 1 message waits" in abandoned.text
     mend = abandoned.mend or ""
     assert mend.startswith("start its consumers. Only if nobody needs the group: redis-cli XGROUP DESTROY")
-    assert f"'{key}' abandoned (its 1 unread message will never be handled" in mend
+    assert (
+        f"'{key}' abandoned (its 1 unread message will never be handled, and the stream stays as large as it is)"
+        in mend
+    )
+    await redis.hset(f"{key}:retention", "policy", RetentionPolicy(trim="acknowledged").to_text())  # type: ignore[misc]
+    by_need = (await findings(redis, prefix=prefix))[f"{key} abandoned"].mend or ""
+    assert "what no other group waits for is removed" in by_need
     assert behind.level == "danger" and "days old, and after 7 days it may be dropped" in behind.text
 
 

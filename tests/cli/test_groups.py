@@ -16,12 +16,20 @@ from silbo.brokers.redis import lag as module
 from silbo.message import Delivery
 from silbo.operations.groups import read_groups
 from silbo.protocols import Receiver
-from tests.support.command_line import SILBO, message, silbo
+from tests.support.command_line import SILBO, Run, message, silbo
 from tests.support.redis_streams import eventually, opened, receive
 from tools.redis_binary import Binary
 from tools.redis_server import RedisServer
 
 HOST = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
+
+
+def test_groups_takes_its_stream_as_other_commands_do(run: Run) -> None:
+    """As an option too; two that differ are refused."""
+    done = run("groups", "events", "--stream", "orders", "--redis", "redis://127.0.0.1:1")
+    assert done.code == 2 and "which stream?" in done.err
+    done = run("groups", "--stream", "orders", "--redis", "redis://127.0.0.1:1")
+    assert done.code == 1 and "can't be reached" in done.err
 
 
 async def deliveries(receiver: Receiver, many: int) -> list[Delivery]:
