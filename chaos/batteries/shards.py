@@ -88,7 +88,7 @@ async def shards(
         stage.note(name, many)
     stage.note("effects of old epochs refused", keeper.refused)
     stage.zero("stuck", stuck)
-    _check_ledger(stage, safe, keeper.effects, group.struck)
+    _check_ledger(stage, safe, keeper.effects, group.struck, stalls.longest)
     charged = {entry.event for stream in streams for entry in stream if entry.name == str(CHARGED)}
     check_effects(stage, charged, effects)
     check_standstill(stage, keeper.effects, group.struck, begins, stalls.longest, judges_times=judges_times)
@@ -188,8 +188,13 @@ class Group:
 # -- what must be there afterwards --------------------------------------------------------------------------
 
 
-def _check_ledger(stage: Stage, safe: Given, effects: Sequence[Effect], struck: Sequence[tuple[float, str]]) -> None:
-    """Each event had its effect, and those of a lane in their order. A second effect of one is due to a kill or freeze alone."""
+def _check_ledger(
+    stage: Stage, safe: Given, effects: Sequence[Effect], struck: Sequence[tuple[float, str]], stalled: float
+) -> None:
+    """Each event had its effect, and those of a lane in their order. A second effect of one is due to a kill or freeze alone.
+
+    A frozen member goes on when the machine lets it: as late as it let this process wait, twice, for its thawing and for itself.
+    """
     first: dict[str, Effect] = {}
     last: dict[str, int] = {}
     inversions = by_move = 0
@@ -198,7 +203,7 @@ def _check_ledger(stage: Stage, safe: Given, effects: Sequence[Effect], struck: 
             inversions += effect.number < last.get(effect.lane, -1)
             last[effect.lane] = effect.number
         else:
-            by_move += not any(before.at - FREEZE < at < effect.at for at, _ in struck)
+            by_move += not any(before.at - FREEZE - 2 * stalled < at < effect.at for at, _ in struck)
     stage.note("given", len(safe))
     stage.note("redelivered", len(effects) - len(first))
     stage.zero("redelivered though nobody was killed or frozen", by_move)
