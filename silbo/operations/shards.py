@@ -12,11 +12,13 @@ from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.in_hand import build_given_key
+from silbo.brokers.redis.retention import build_retention_key
 from silbo.brokers.redis.scripts import CREATE
 from silbo.brokers.redis.shards import FixedShards, build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
 from silbo.errors import ShardsMismatch, StreamMissing
 from silbo.operations.redis import opened
+from silbo.operations.scripts import SET_POLICY
 from silbo.shards import check_shards
 
 __all__ = ["Undrained", "change_shards"]
@@ -64,9 +66,9 @@ async def change_shards(
         on_wait: Called again and again with what is waited for. A group that nobody needs any more has to be destroyed.
 
     Raises:
-        StreamMissing: the address has no shards.
+        StreamMissing: the address has no stream.
         ShardAddressed: the address is a shard of another one.
-        ShardsMismatch: another call has begun since, or has ended.
+        ShardsMismatch: another call has begun since, or has ended; or the address is a stream without shards.
         BrokerUnavailable: Redis can't be reached, or refuses.
     """
     check_shards(shards)
@@ -77,6 +79,9 @@ async def change_shards(
         (fixed,) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"was"))
         before = int(fixed[0] or 0) or int(fixed[1] or 0)
         if not before:
+            (kind,) = await ask(connection, Command(b"TYPE", root))
+            if kind == b"stream":
+                raise ShardsMismatch(address, fixed=1, wanted=shards)
             raise StreamMissing(root.decode())
         if before == shards and int(fixed[0]):
             return
@@ -99,6 +104,7 @@ async def change_shards(
         new = [build_shard_key(root, shard) for shard in range(shards)]
         await _create_groups(connection, keys, new)
         await _begin_sequences(connection, {*keys, *new}, new)
+        await _carry_over_policy(connection, keys[0], [key for key in new if key not in keys])
         gone = [Command(b"DEL", build_shards_key(key)) for key in keys[shards:]]
         number = b"%d" % shards
         await ask(connection, *gone, *[Command(b"HSET", build_shards_key(key), b"shards", number) for key in new])
@@ -133,6 +139,13 @@ async def _begin_sequences(connection: CallConnection, known: Collection[bytes],
     words = [word for source, epoch in epochs.items() for word in (source, b"%d:0" % epoch)]
     if words:
         await ask(connection, *[Command(b"HSET", b"%b:outbox" % key, *words) for key in new])
+
+
+async def _carry_over_policy(connection: CallConnection, old: bytes, new: Sequence[bytes]) -> None:
+    """Keep the retention policy of an old shard, if it has one, beside each new one."""
+    (policy,) = await ask(connection, Command(b"HGET", build_retention_key(old), b"policy"))
+    if policy:
+        await ask(connection, *[ScriptCall.of(SET_POLICY, [build_retention_key(key)], policy) for key in new])
 
 
 async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:

@@ -86,7 +86,14 @@ class FixedShards:
         for address, shards in said:
             if (address, shards) in self.mismatches:
                 raise self.mismatches[address, shards] from error
-            if not shards:
+            if shards:
+                try:
+                    await self.fix(address, shards)
+                except ShardsMismatch as mismatch:
+                    raise mismatch from error
+                except BrokerUnavailable:
+                    pass  # the first error tells more
+            else:
                 await self.refuse_shard(address)
             if not shards and (fixed := await self.read(address)):
                 raise ShardsMismatch(address, fixed=fixed, wanted=1) from error

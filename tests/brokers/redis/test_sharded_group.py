@@ -599,7 +599,7 @@ async def test_number_is_changed_while_all_goes_on(admin: Redis, streams_client:
         changing = asyncio.create_task(change_shards(admin, "events", 4, on_wait=waited.extend))
         await eventually(lambda: _is(bool(waited)))
         for broker in (before, after):
-            with pytest.raises(BrokerUnavailable, match=r"SHARDS 0|is being changed"):
+            with pytest.raises(BrokerUnavailable, match="is being changed"):
                 await broker.publish(keyed("late"))
         assert not changing.done()
         gate.set()

@@ -137,7 +137,7 @@ async def test_number_is_checked_inside_of_the_scripts(
         await relay.publish_sequenced("box/0", 1, [(1, keyed("a"))])
         for key in await admin.keys("*:shards"):
             await admin.hset(key, "shards", 8)
-        with pytest.raises(BrokerUnavailable, match="SHARDS 8"):
+        with pytest.raises(BrokerUnavailable, match="has 8 shards in Redis"):
             await sharded.publish(keyed("a"))
         with pytest.raises(ShardsMismatch):
             await sharded.publish(keyed("a"))
@@ -163,6 +163,27 @@ async def test_shard_is_no_address(admin: Redis, streams: RedisStreams, sharded:
         await streams.publish(place(named, "events.1", 4))
     assert {*await admin.keys()} - before == {b"silbo:{orders.1}", b"silbo:{orders.1}:outbox"}
     assert sum(await lengths(admin)) == 20
+
+
+async def test_change_carries_the_retention_over_and_says_why_it_refuses(
+    admin: Redis, streams: RedisStreams, sharded: RedisStreams
+) -> None:
+    await sharded.publish(keyed("a"))
+    await set_retention(admin, RetentionPolicy(retain=60), stream="events")
+    await change_shards(admin, "events", 8)
+    policies = {await admin.hget(f"silbo:{{events.{shard}}}:retention", "policy") for shard in range(8)}
+    assert policies == {RetentionPolicy(retain=60).to_text()}
+    await streams.publish(keyed("a", to="orders"))
+    with pytest.raises(ShardsMismatch, match="'orders' has one stream, without shards"):
+        await change_shards(admin, "orders", 8)
+
+
+async def test_first_publish_to_a_closed_address_is_told_why(admin: Redis, sharded: RedisStreams) -> None:
+    await sharded.publish(keyed("a"))
+    for key in await admin.keys("*:shards"):
+        await admin.hset(key, "shards", 0)
+    with pytest.raises(ShardsMismatch, match="is being changed"):
+        await sharded.publish(keyed("a"))
 
 
 async def test_stream_is_not_spread_by_a_program_that_says_so(streams: RedisStreams, streams_client: Redis) -> None:
