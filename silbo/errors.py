@@ -740,9 +740,9 @@ class ShardsMismatch(BrokerUnavailable, ValueError):
         said = f"shards={self.wanted}" if self.wanted > 1 else "no shards"
         if not self.fixed:
             return f"the number of shards of {self.address!r} is being changed, and this program says {said}; it goes on afterwards"
-        known = f"{self.fixed} shards" if self.fixed > 1 else "one stream, without shards"
+        known = f"has {self.fixed} shards" if self.fixed > 1 else "is one stream without shards"
         return (
-            f"{self.address!r} has {known} in Redis, and this program says {said}. Say the same number everywhere; to change it, "
+            f"{self.address!r} {known} in Redis, and this program says {said}. Say the same number everywhere; to change it, "
             "see the manual, 'Change the number of shards'"
         )
 

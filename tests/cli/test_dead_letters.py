@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -321,5 +322,4 @@ async def test_id_that_several_shards_have_is_refused(redis: Redis, redis_url: s
 
 def keyed(number: int) -> Message:
     made = message(number)
-    made.headers["key"] = str(number)
-    return made
+    return replace(made, headers={**made.headers, "key": str(number)})

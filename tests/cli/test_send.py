@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ async def test_message_to_an_address_with_shards_goes_to_the_shard_of_its_key(
     """The number is read from Redis: a message by hand goes where the program puts its key."""
     async with RedisStreams(redis, app="shop", prefix=prefix) as streams:
         keyed = message(1)
-        keyed.headers["key"] = "7"
+        keyed = replace(keyed, headers={**keyed.headers, "key": "7"})
         await streams.publish(place(keyed, "orders", 4))
     ((key,),) = [[each async for each in redis.scan_iter(f"{prefix}:{{*}}", _type="stream")]]
     done = await silbo(
