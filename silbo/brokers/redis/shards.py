@@ -8,6 +8,7 @@ from typing import TypeAlias
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask
 from silbo.brokers.redis.connection import Lost, Refused
 from silbo.brokers.redis.in_hand import build_given_key
+from silbo.brokers.redis.retention import build_retention_key, build_trim
 from silbo.brokers.redis.scripts import CREATE, FIX_SHARDS, GIVE_WAY
 from silbo.errors import BrokerUnavailable, ShardAddressed, ShardsMismatch
 from silbo.message import Message
@@ -126,6 +127,10 @@ class FixedShards:
             ]
             await ask(self._connection, *made)
             await ask(self._connection, ScriptCall.of(GIVE_WAY, [root]))
+        # A policy that was set before there were shards lies beside the stream without shards. TRIM keeps one that a shard has.
+        (policy,) = await self._connection.run_all(Command(b"HGET", build_retention_key(root), b"policy"))
+        if isinstance(policy, bytes):
+            await ask(self._connection, *[build_trim(key, policy) for key in keys])
         self._fixed[address] = shards
 
     async def follow(self, address: str, said: int) -> int:

@@ -178,6 +178,13 @@ async def test_change_carries_the_retention_over_and_says_why_it_refuses(
         await change_shards(admin, "orders", 8)
 
 
+async def test_shards_get_the_retention_that_was_set_before_them(admin: Redis, sharded: RedisStreams) -> None:
+    await set_retention(admin, RetentionPolicy(retain=60), stream="events")
+    await sharded.publish(keyed("a"))
+    policies = {await admin.hget(f"silbo:{{events.{shard}}}:retention", "policy") for shard in range(4)}
+    assert policies == {RetentionPolicy(retain=60).to_text()}
+
+
 async def test_first_publish_to_a_closed_address_is_told_why(admin: Redis, sharded: RedisStreams) -> None:
     await sharded.publish(keyed("a"))
     for key in await admin.keys("*:shards"):
