@@ -25,6 +25,7 @@ from silbo.errors import (
     LeadLost,
     MessageInvalid,
     PublishError,
+    ShardsMismatch,
     StopIncomplete,
 )
 from silbo.health import LastError, to_moment
@@ -291,7 +292,10 @@ class Outage(Availability):
         self.answered(caller)
 
     def _log_failure(self, error: BaseException, withheld: int) -> None:
-        values = (self._service, self._state, describe_error(error))
+        # The service answers, and the next attempt is refused as well, until somebody corrects the program or the number.
+        needs_person = isinstance(error, ShardsMismatch) and error.fixed > 0
+        state = "refuses, and somebody has to act" if needs_person else self._state
+        values = (self._service, state, describe_error(error))
         extra = {"withheld": withheld, **self._extra}
         _log(self._logger, logging.WARNING, "%s %s, trying again: %s", values, error, extra)
 

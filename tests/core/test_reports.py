@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from silbo._reports import ErrorReporter, Outage, RateLimitedLog, describe_error
-from silbo.errors import BrokerUnavailable, StoreUnavailable
+from silbo.errors import BrokerUnavailable, ShardsMismatch, StoreUnavailable
 
 logger = logging.getLogger("silbo.tests.reporting")
 
@@ -159,3 +159,12 @@ async def test_hook_gets_every_failure_of_an_outage_and_the_log_none(caplog: Any
 def test_hook_is_something_to_call() -> None:
     with pytest.raises(TypeError, match="on_error is a function, sync or async, or None for the log, not 'log'"):
         ErrorReporter("log", logger)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fixed", "state"), [(4, "refuses, and somebody has to act"), (0, "unavailable")])
+def test_number_of_shards_that_differs_is_told_as_work_for_a_person(
+    fixed: int, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the number is being changed it passes by itself."""
+    Outage(logging.getLogger("silbo"), "broker").failed(1, ShardsMismatch("orders", fixed=fixed, wanted=8))
+    assert f"broker {state}, trying again: " in caplog.text
