@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, Final, get_args
 
+from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.retention import WEEK, RetentionPolicy, Trim
 from silbo.cli.arguments import (
     Commands,
@@ -25,6 +27,7 @@ from silbo.cli.confirmation import add_yes_option, confirm
 from silbo.cli.connect import make_redis
 from silbo.cli.output import print_json, print_outcome
 from silbo.cli.rich_output import print_table
+from silbo.errors import StreamMissing
 from silbo.operations.formatting import format_size
 from silbo.operations.retention import StreamRetention, read_retentions, set_retention
 
@@ -49,6 +52,7 @@ the programs, and do so before the next change.
 examples:
   silbo retention set --trim acknowledged --retain 7d --keep-at-least 10m
   silbo retention set --stream orders --retain 1d --max-bytes 500mb
+  silbo retention set --stream invoices --retain 30d --new
 """
 
 
@@ -83,6 +87,9 @@ def add_to(silbo: Commands) -> None:
     )
     parser.add_argument("--max-bytes", metavar="SIZE", type=parse_size, help="the most memory, as 500mb (any)")
     parser.add_argument("--max-messages", metavar="N", type=make_count_parser(1), help="the most messages (any)")
+    parser.add_argument(
+        "--new", action="store_true", help="the stream may not exist yet: it has the policy from the first on"
+    )
     add_yes_option(parser)
     add_json_option(parser, "one JSON object for each stream")
 
@@ -113,16 +120,32 @@ async def set_policy(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     address = f"{options.prefix}:{{{options.stream}}}"
-    question = f"Keep the messages of {address} by {policy}? What it does not keep is deleted."
-    if not confirm(question, yes=options.yes):
-        return 1
     async with make_redis(options) as client:
+        kept = {str(each.policy) for each in await _read_kept(client, options) if each.policy}
+        before = f" It was {' and '.join(sorted(kept))}." if kept else ""
+        question = f"Keep the messages of {address} by {policy}?{before} What it does not keep is deleted."
+        if not confirm(question, yes=options.yes):
+            return 1
         found = await set_retention(client, policy, prefix=options.prefix, stream=options.stream)
     for each in found:
         fields = {"stream": each.stream, "policy": _policy_to_fields(policy), "before": _policy_to_fields(each.policy)}
         before = "there was none" if each.policy is None else f"it was {each.policy}"
         print_outcome(fields, f"{each.stream}: {policy} ({before})", as_json=options.json)
     return 0
+
+
+async def _read_kept(client: Client, options: argparse.Namespace) -> Sequence[StreamRetention]:
+    """Return the stream, or its shards, as they are; nothing of one that is said to be new.
+
+    Raises:
+        StreamMissing: there is no such stream, and it is not said to be new.
+    """
+    try:
+        return await read_retentions(client, prefix=options.prefix, stream=options.stream)
+    except StreamMissing:
+        if options.new:
+            return ()
+        raise
 
 
 def _to_fields(found: StreamRetention) -> dict[str, Any]:

@@ -42,7 +42,7 @@ async def test_policy_may_be_there_before_the_first_message_and_for_each_shard(
 ) -> None:
     """So a relay, which states none, follows it from the beginning."""
     where = ("--redis", redis_url, "--prefix", prefix, "--yes")
-    one = await silbo("retention", "set", "--max-messages", "5", "--max-bytes", "2mb", *where)
+    one = await silbo("retention", "set", "--max-messages", "5", "--max-bytes", "2mb", "--new", *where)
     assert one.code == 0 and "max_bytes=2097152, max_messages=5 (there was none)" in one.out, one.err
     async with RedisStreams(redis, app="shop", prefix=prefix) as relay:
         await relay.publish_sequenced("box/0", 1, [(n, message(n)) for n in range(1, 10)])
@@ -110,3 +110,25 @@ async def test_doctor_tells_if_the_user_may_not_trim(redis: Redis, redis_url: st
         await redis.acl_deluser(user)
     told = found[f"{prefix}:{{events}} retention"]
     assert told.level == "danger" and told.mend == f"redis-cli ACL SETUSER {user} +xtrim"
+
+
+async def test_policy_is_not_kept_beside_a_stream_that_is_misspelt(redis: Redis, redis_url: str, prefix: str) -> None:
+    """Nobody would notice: the messages would go on by the policy of before. One that is to come is said to be new."""
+    words = (
+        "retention",
+        "set",
+        "--retain",
+        "1h",
+        "--stream",
+        "ordres",
+        "--yes",
+        "--redis",
+        redis_url,
+        "--prefix",
+        prefix,
+    )
+    done = await silbo(*words)
+    assert done.code == 1 and "there is no stream" in done.err, done
+    assert not await redis.exists(f"{prefix}:{{ordres}}:retention")
+    assert (await silbo(*words, "--new")).code == 0
+    assert await redis.exists(f"{prefix}:{{ordres}}:retention")
