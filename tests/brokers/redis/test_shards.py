@@ -174,7 +174,7 @@ async def test_change_carries_the_retention_over_and_says_why_it_refuses(
     policies = {await admin.hget(f"silbo:{{events.{shard}}}:retention", "policy") for shard in range(8)}
     assert policies == {RetentionPolicy(retain=60).to_text()}
     await streams.publish(keyed("a", to="orders"))
-    with pytest.raises(ShardsMismatch, match="'orders' has one stream, without shards"):
+    with pytest.raises(ShardsMismatch, match="'orders' is one stream without shards"):
         await change_shards(admin, "orders", 8)
 
 
