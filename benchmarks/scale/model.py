@@ -168,21 +168,23 @@ def find_costs(load: Load, setup: SetUp) -> Costs:
         flushes, calls = 1 / together, count_calls(together, max(1, setup.shards)) / together
         return of_size(what) + (of_both - call) * (flushes - 0.01) + call * (calls - 0.01)
 
+    waits = ", listener that waits" if load.listener else ""
+    plain = "listener that waits" if load.listener else "100 bytes"
     publisher, add, read, consumer = to_send("publisher"), to_send("add"), of_size("read"), of_size("consumer")
+    read += more(plain, "read")
+    consumer += more(plain, "consumer")
+    memory = of_size("memory")
     if setup.shards:
-        read += more("16 shards", "read")
-        consumer += more("16 shards", "consumer")
+        read += more(f"16 shards{waits}", "read", plain)
+        consumer += more(f"16 shards{waits}", "consumer", plain)
     if setup.nodes > 1:
         publisher, add, read, consumer = (
             cost + more("16 shards, 3 nodes", what, "16 shards")
             for cost, what in [(publisher, "publisher"), (add, "add"), (read, "read"), (consumer, "consumer")]
         )
-    if load.listener:
-        consumer += more("listener that waits", "consumer")
-    memory = of_size("memory")
     if load.inbox:
-        consumer += more("inbox", "consumer")
-        read += more("inbox", "read")
+        read += more(f"inbox{waits}", "read", plain)
+        consumer += more(f"inbox{waits}", "consumer", plain)
         memory += load.groups * point("inbox", "inbox memory")
     relay = postgres = 0.0
     if load.outbox:

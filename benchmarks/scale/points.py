@@ -29,14 +29,15 @@ class MissingPoint(LookupError):
 
 
 def write_points(part: str, points: Mapping[str, object]) -> None:
-    """Write what one program has measured, with its setting; the other programs' points stay."""
+    """Write what a program has measured, with its setting; its other points stay, and those of other programs."""
     setting = {
         "on": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "redis": str(find_binary()),
         "system": platform.platform(),
     }
-    parts = _read(FILE) | {part: {"setting": setting, **points}}
+    parts = _read(FILE)
+    parts |= {part: {**parts.get(part, {}), "setting": setting, **points}}
     _read.cache_clear()
     FILE.write_text(json.dumps({name: parts[name] for name in sorted(parts)}, indent=1) + "\n")
 

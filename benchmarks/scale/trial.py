@@ -128,6 +128,7 @@ CHECKS: Final = {
     ),
     "10 together": (Load(rate=1, size=100, together=10, listener=0), SetUp(), ("publisher", "add")),
     "16 shards": (Load(rate=1, size=100, together=100, listener=0), SetUp(16), ("publisher", "add")),
+    "all of it": (Load(rate=1, inbox=True), SetUp(16), ("publisher", "add", "consumer", "read")),
 }
 """Measured costs that the model does not read, and the loads that they are of."""
 

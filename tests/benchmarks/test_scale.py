@@ -18,13 +18,13 @@ Main = Callable[[Sequence[str]], int]
 
 
 def test_model_and_simulation_meet_what_was_measured() -> None:
-    """Points between those that the model is made of, within a quarter or 3 us; and a real run with a hot key, within a tenth."""
+    """Points between those that the model is made of, within 30 % or 3 us; and a real run with a hot key, within a tenth."""
     checks = list(trial.list_checks())
-    assert len(checks) == 11
+    assert len(checks) == 15
     for what, predicted, measured in checks:
         is_simulated = what.startswith("simulated")
-        rel, least = (0.1, 0.0) if is_simulated else (0.25, 3.0)
-        assert predicted == pytest.approx(measured, rel=rel, abs=least), what
+        rel, least = (0.1, 0.0) if is_simulated else (0.3, 3.0)
+        assert measured == pytest.approx(predicted, rel=rel, abs=least), what
 
 
 def test_the_real_run_had_a_key_that_was_busy_for_most_of_the_time() -> None:
@@ -52,8 +52,8 @@ def test_simulated_queue_waits_as_theory_says() -> None:
 
 
 def test_simulated_node_that_is_too_busy_falls_behind() -> None:
-    load = Load(rate=30_000, keys=0, together=1)
-    setup = SetUp(consumers=8)
+    load = Load(rate=45_000, keys=0, together=1)
+    setup = SetUp(consumers=16)
     uses = find_uses(load, setup)
     assert uses["a core of a Redis node"] > 1 > uses["a consumer process"]
     assert simulate.simulate(load, setup, messages=5000).grows
@@ -161,7 +161,9 @@ def test_missing_point_names_the_program_that_measures_it(
 
 def test_points_of_one_program_leave_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(points, "FILE", tmp_path / "points.json")
-    write_points("stream", {"alone": {"add": 1}})
+    write_points("stream", {"alone": {"add": 1}, "inbox": {"add": 2}})
     write_points("trial", {"run": {"p50": 2}})
+    write_points("stream", {"inbox": {"add": 3}})
     assert find_point("stream", "alone") == {"add": 1}
+    assert find_point("stream", "inbox") == {"add": 3}
     assert find_point("trial", "run") == {"p50": 2}
