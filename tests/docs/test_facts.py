@@ -83,6 +83,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "in_thread": silbo.in_thread,
 }
 CONSTANTS = {
+    "`RedisStreams(retain=)`": retention.WEEK,  # where no policy is given
     "a lock of an SQLite file": connection.LOCK_TIMEOUT,
     "a transaction of `SQLAlchemyStore`": store.TIMEOUT,
     "messages that wait to be sent": _sender.QUEUE_MESSAGES,
