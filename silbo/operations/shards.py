@@ -12,7 +12,8 @@ from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client
 from silbo.brokers.redis.in_hand import build_given_key
-from silbo.brokers.redis.retention import build_retention_key
+from silbo.brokers.redis.leases import build_lease_key
+from silbo.brokers.redis.retention import DEFAULT, RetentionPolicy, build_retention_key
 from silbo.brokers.redis.scripts import CREATE
 from silbo.brokers.redis.shards import FixedShards, build_shard_key, build_shards_key
 from silbo.brokers.redis.streams import build_stream_key
@@ -57,8 +58,11 @@ async def change_shards(
     shards; an outbox keeps what waits. Consumers go on, and take part in the new shards by themselves. If it is cancelled or fails the
     address stays closed: call it again, also with the old number. A call that has begun later ends one that still waits.
 
+    The stream of a shard that is no longer used expires when its entries are older than its retention policy keeps them; its dead letters
+    stay. Under a policy that keeps entries for ever it stays, too.
+
     Args:
-        client: The program's client; its user may run DEL and HGETALL.
+        client: The program's client; its user may run DEL, HGETALL, PEXPIRE and PERSIST.
         address: As ``orders``.
         shards: The new number.
         prefix: The broker's prefix.
@@ -102,10 +106,12 @@ async def change_shards(
                 on_wait(undrained)
             await asyncio.sleep(LOOK_EVERY)
         new = [build_shard_key(root, shard) for shard in range(shards)]
+        await _persist(connection, new)
         await _create_groups(connection, keys, new)
         await _begin_sequences(connection, {*keys, *new}, new)
         await _carry_over_policy(connection, keys[0], [key for key in new if key not in keys])
         gone = [Command(b"DEL", build_shards_key(key)) for key in keys[shards:]]
+        await _expire(connection, keys[shards:])
         number = b"%d" % shards
         await ask(connection, *gone, *[Command(b"HSET", build_shards_key(key), b"shards", number) for key in new])
         # The last one: programs that say the new number look at this one first.
@@ -146,6 +152,32 @@ async def _carry_over_policy(connection: CallConnection, old: bytes, new: Sequen
     (policy,) = await ask(connection, Command(b"HGET", build_retention_key(old), b"policy"))
     if policy:
         await ask(connection, *[ScriptCall.of(SET_POLICY, [build_retention_key(key)], policy) for key in new])
+
+
+async def _persist(connection: CallConnection, keys: Sequence[bytes]) -> None:
+    """Keep the streams of shards that an earlier change has let expire, and what is beside them."""
+    names = [name for key in keys for name in await _name_parts(connection, key)]
+    await ask(connection, *[Command(b"PERSIST", name) for name in names])
+
+
+async def _expire(connection: CallConnection, keys: Sequence[bytes]) -> None:
+    """Let the streams of shards, and what is beside them, expire when the newest entry is older than the policy keeps it."""
+    for key in keys:
+        (text,) = await ask(connection, Command(b"HGET", build_retention_key(key), b"policy"))
+        retain = (RetentionPolicy.of_text(text) if text else DEFAULT).retain
+        if retain is not None:
+            names = await _name_parts(connection, key)
+            await ask(connection, *[Command(b"PEXPIRE", name, b"%d" % (retain * 1000)) for name in names])
+
+
+async def _name_parts(connection: CallConnection, key: bytes) -> list[bytes]:
+    """Return the keys of a shard's stream and of what is beside it, without the dead letters and what expires by itself."""
+    names = [key, build_given_key(key), build_retention_key(key), b"%b:outbox" % key]
+    (kind,) = await ask(connection, Command(b"TYPE", key))
+    if kind != b"none":
+        (rows,) = await ask(connection, Command(b"XINFO", b"GROUPS", key))
+        names += [build_lease_key(key, to_mapping(row)["name"]) for row in rows]
+    return names
 
 
 async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:

@@ -26,7 +26,7 @@ from silbo.outbox.rows import pack, unpack
 from silbo.protocols import Sequenced
 from silbo.shards import MOST_SHARDS, place
 from silbo.stores.sqlite import SQLiteStore
-from tests.support.redis_streams import eventually
+from tests.support.redis_streams import eventually, opened
 
 pytestmark = pytest.mark.every_redis
 
@@ -176,6 +176,36 @@ async def test_change_carries_the_retention_over_and_says_why_it_refuses(
     await streams.publish(keyed("a", to="orders"))
     with pytest.raises(ShardsMismatch, match="'orders' is one stream without shards"):
         await change_shards(admin, "orders", 8)
+
+
+async def test_shards_that_are_no_longer_used_expire(
+    admin: Redis, sharded: RedisStreams, streams_client: Redis
+) -> None:
+    """After the policy's time, with what is beside them but for their dead letters; and no more if they are used again."""
+    await sharded.publish(*[keyed(str(key)) for key in range(20)])
+    await sharded.publish_sequenced("box/0", 1, [(n, place(keyed(str(n)), "events", 4)) for n in range(1, 20)])
+    async with opened(sharded.group("billing", start="new")):
+        pass
+    await set_retention(admin, RetentionPolicy(retain=60), stream="events")
+    await admin.hset("silbo:{events.3}:lease:billing", "epoch", 1)
+    await admin.xadd("silbo:{events.3}:dead", {"message": b""})
+    beside = ["", ":retention", ":outbox", ":lease:billing"]
+    expiring = [f"silbo:{{events.3}}{each}" for each in beside]
+
+    await change_shards(admin, "events", 2)
+    assert [0 < await admin.pttl(key) <= 60_000 for key in expiring] == [True] * len(expiring)
+    assert await admin.pttl("silbo:{events.3}:dead") == -1
+    assert await admin.pttl("silbo:{events.1}") == -1
+
+    await change_shards(admin, "events", 4)
+    assert [await admin.pttl(key) for key in expiring] == [-1] * len(expiring)
+
+
+async def test_shards_that_are_kept_for_ever_do_not_expire(admin: Redis, sharded: RedisStreams) -> None:
+    await sharded.publish(*[keyed(str(key)) for key in range(20)])
+    await set_retention(admin, RetentionPolicy(retain=None), stream="events")
+    await change_shards(admin, "events", 2)
+    assert await admin.pttl("silbo:{events.3}") == -1
 
 
 async def test_shards_get_the_retention_that_was_set_before_them(admin: Redis, sharded: RedisStreams) -> None:
