@@ -28,6 +28,7 @@ from tools.redis_server import RedisServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.every_redis]
 
+ONE_OF_MANY = r"one of the nodes of a Redis Cluster.*[gG]ive (a )?redis\.asyncio\.RedisCluster"
 ADD = Script("redis.call('XADD', KEYS[1], '*', 'message', ARGV[1]) return {}")
 ADD_AND_COUNT = Script(
     "redis.call('XADD', KEYS[1], '*', 'message', 'x') return redis.call('HINCRBY', KEYS[2], 'many', 1)"
@@ -305,16 +306,16 @@ async def test_call_that_looks_for_its_node_while_it_is_closed_opens_nothing(
 
 
 async def test_plain_client_at_a_node_says_so(cluster: ClusterServers, prefix: str) -> None:
-    """For MOVED, and for keys in several slots."""
+    """Whatever key it asks for."""
     keys = keys_of_each_node(cluster, prefix)
     async with Redis(port=cluster.nodes[0].port) as client, calls_at(client) as calls:
         for call in (add(keys[1], b"1"), ScriptCall.of(ADD_AND_COUNT, keys[:2])):
-            with pytest.raises(BrokerUnavailable, match=r"(MOVED|CROSSSLOT).*give redis\.asyncio\.RedisCluster"):
+            with pytest.raises(BrokerUnavailable, match=ONE_OF_MANY):
                 await calls.run(call)
         async with RedisStreams(client, app="web", prefix=prefix) as streams:
             address = keys[1].decode().partition("{")[2].removesuffix("}")
-            with pytest.raises(BrokerUnavailable, match=r"give redis\.asyncio\.RedisCluster"):
+            with pytest.raises(BrokerUnavailable, match=ONE_OF_MANY):
                 await streams.publish(message(1, to=address))
-            with pytest.raises(BrokerUnavailable, match=r"give redis\.asyncio\.RedisCluster"):
+            with pytest.raises(BrokerUnavailable, match=ONE_OF_MANY):
                 async with opened(streams.group("g", start="oldest", streams=[address])):
                     pass
