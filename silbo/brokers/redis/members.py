@@ -200,6 +200,10 @@ class Membership:
         lease = self._find(shard, epoch)
         return lease is not None and now < lease.renewed_at + self._lease
 
+    def wants(self, shard: int) -> bool:
+        """Return True if this member leads the shard, gives it away, or is to take it."""
+        return shard in self._leases or (not self._leaves and shard in self._mine)
+
     def leave(self) -> None:
         """Give all shards away, and take none any more."""
         if not self._leaves:

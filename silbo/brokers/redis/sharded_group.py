@@ -292,6 +292,7 @@ class Leadership:
         while True:
             self._news.clear()
             await self._carry_out(self._membership.step(loop.time()))
+            self._forget_others()
             if self._membership.is_over:
                 if self._is_leaving:
                     return
@@ -346,18 +347,22 @@ class Leadership:
             replies = await self._connection.run_all(*[call for _, call in calls], deadline=deadline)
         except BrokerUnavailable as error:
             replies = [Lost(str(error))] * len(calls)
-        trouble: Exception | None = None
         for (command, _), reply in zip(calls, replies, strict=True):
+            caller = "beat" if isinstance(command, Beat) else command.shard
             if isinstance(reply, Lost | Refused):
-                trouble = reply
+                self._outage.failed(caller, BrokerUnavailable(str(reply)))
                 self._membership.note_lost(command, loop.time())
                 continue
+            self._outage.answered(caller)
             for following in self._note_reply(command, reply, loop.time()):
                 self._carry_out_here(following)
-        if trouble is None:
-            self._outage.answered("lead")
-        else:
-            self._outage.failed("lead", trouble)
+
+    def _forget_others(self) -> None:
+        """End the trouble with shards that are not this member's concern any more: nobody here asks for them again."""
+        if self._outage.is_on:
+            for shard in range(self._shards):
+                if not self._membership.wants(shard):
+                    self._outage.answered(shard)
 
     def _make_beat_call(self, command: Beat) -> Any:
         members = build_members_key(self._key, self._name)

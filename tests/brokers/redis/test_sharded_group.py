@@ -826,3 +826,28 @@ async def test_nothing_in_hand_is_forgotten_while_redis_is_silent(
             for wanted in keys:
                 numbers = [number for key, number, _ in dict.fromkeys(one.got) if key == wanted]
                 assert numbers == sorted(numbers)
+
+
+async def test_trouble_with_one_shard_is_logged_once(
+    admin: Redis, sharded: RedisStreams, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other shards' leases are renewed meanwhile, and do not end it; no class of silbo's own is named."""
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "group billing at" in record.getMessage()]
+
+    caplog.set_level("WARNING", "silbo.brokers.redis.sharded_group")
+    broken, sound = [build_lease_key(b"silbo:{events.%d}" % shard, b"billing") for shard in range(2)]
+    await admin.set(broken, "none of silbo's")
+    async with member(sharded, claim_after=0.6) as one:
+        await eventually(lambda: _is(one.leads == 1 and bool(told())))
+        renewed: set[Any] = set()
+        while len(renewed) < 4:  # each in a pass of its own
+            renewed.add(await admin.hget(sound, "until"))
+        (began,) = told()
+        assert "can't renew all leases" in began
+        assert "WRONGTYPE" in began
+        assert "Refused:" not in began
+        await admin.delete(broken)
+        await eventually(lambda: _is(one.leads == 2 and len(told()) == 2))
+        assert "back after" in told()[1]
