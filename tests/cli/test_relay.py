@@ -101,17 +101,17 @@ async def test_second_relay_takes_over_from_a_killed_one(
     redis: Redis, redis_url: str, prefix: str, store: Path
 ) -> None:
     """kill -9 in the middle of work, several partitions: nothing is lost, doubled or out of order."""
-    many, keys = 20_000, 7
-    await fill(store, many, keys=keys, partitions=3)
+    many, keys = 40_000, 7
+    await fill(store, 0, partitions=3)
     arguments = ("--store", store, "--redis", redis_url, "--prefix", prefix, "--lease", "1s")
-    async with relay(*arguments) as first:
+    async with relay(*arguments) as first, relay(*arguments) as second:
+        await fill(store, many, keys=keys, partitions=3)
         await eventually(lambda: _has(redis, prefix, 1000))
-        async with relay(*arguments) as second:
-            first.kill()
-            await first.communicate()
-            assert (await counts(store))["sent"] < many, "killed in the middle"
-            await eventually(lambda: _has(redis, prefix, many), 20)
-            await stopped(second)
+        first.kill()
+        await first.communicate()
+        assert (await counts(store))["sent"] < many, "killed in the middle"
+        await eventually(lambda: _has(redis, prefix, many), 20)
+        await stopped(second)
     assert in_order_and_once(numbers(await redis.xrange(f"{prefix}:{{events}}")), many, keys)
 
 
