@@ -18,6 +18,12 @@ CONFIG = {"stream-node-max-entries": 1, "maxmemory": 0}
 """Trimming goes to the entry."""
 
 
+def configure(cluster: ClusterServers) -> None:
+    for node in cluster.nodes:
+        for setting, value in CONFIG.items():
+            node.run("CONFIG", "SET", setting, value)
+
+
 @pytest.fixture
 def own_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer | ClusterServers]:
     """A server of this test's own that knows the documented users, also after a restart; with --cluster an emptied cluster."""
@@ -26,11 +32,11 @@ def own_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisS
         for node in cluster.nodes:
             for name, rules in ACL.items():
                 node.run("ACL", "SETUSER", name, "reset", *rules.split(), "+cluster|slots", "+cluster|info")
-            for setting, value in CONFIG.items():
-                node.run("CONFIG", "SET", setting, value)
+        configure(cluster)
         for node in cluster.find_masters():
             node.run("FLUSHALL")
         yield cluster
+        configure(cluster)  # for those who share it
         return
     users = tmp_path / "users.acl"
     lines = [f"user {name} {rules}" for name, rules in ACL.items()]

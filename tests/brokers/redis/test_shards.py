@@ -128,6 +128,7 @@ async def test_rows_that_waited_for_a_change_are_not_taken_for_known(
         await streams.publish_sequenced("box/0", 2, late)
 
 
+@pytest.mark.one_server  # KEYS of a cluster's client are those of one node
 async def test_number_is_checked_inside_of_the_scripts(
     admin: Redis, sharded: RedisStreams, streams_client: Redis
 ) -> None:
@@ -145,6 +146,7 @@ async def test_number_is_checked_inside_of_the_scripts(
     assert sum(await lengths(admin, shards=8)) == 3
 
 
+@pytest.mark.one_server
 async def test_shard_is_no_address(admin: Redis, streams: RedisStreams, sharded: RedisStreams) -> None:
     """What is sent to it, also by an outbox, would lie on a shard that is not that of its key; and a shard has no shards of its own."""
     for key in map(str, range(20)):
