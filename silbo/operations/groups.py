@@ -279,6 +279,7 @@ async def _read_group(
         if lease and consumer["name"] == LEADER
         else _to_consumer(consumer, signs, now, silent_after)
         for consumer in consumers
+        if not _has_left(consumer, lease)
     ]
     return GroupStatus(
         stream=key.decode(),
@@ -344,6 +345,11 @@ def _to_leader(row: dict[str, Any], lease: Mapping[bytes, bytes], now: datetime)
         is_silent=until <= now,
         epoch=int(lease[b"epoch"]),
     )
+
+
+def _has_left(row: dict[str, Any], lease: Mapping[bytes, bytes]) -> bool:
+    """Return True if the leader of a shard has released it, and has left nothing in hand for the next one."""
+    return lease.get(b"until") == b"0" and row["name"] == LEADER and not row["pending"]
 
 
 def split_attempts(noted: bytes | None) -> tuple[int, str | None]:
