@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "groups": "silbo.cli.groups",
     "rewind": "silbo.cli.rewind",
     "retention": "silbo.cli.retention",
+    "shards": "silbo.cli.shards",
     "why": "silbo.cli.why",
     "tail": "silbo.cli.tail",
     "top": "silbo.cli.top",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -19,8 +20,9 @@ from silbo._checks import check_seconds
 from silbo.brokers.redis.calls import CallConnection, Command, ScriptCall, ask, to_mapping
 from silbo.brokers.redis.connection import Client, Refused
 from silbo.brokers.redis.retention import RetentionPolicy
+from silbo.brokers.redis.shards import build_shard_key, build_shards_key
 from silbo.brokers.redis.signs_of_life import SIGN_EVERY, build_signs_key
-from silbo.brokers.redis.streams import DEFAULT_ADDRESS
+from silbo.brokers.redis.streams import DEFAULT_ADDRESS, build_stream_key
 from silbo.errors import BrokerUnavailable, ClusterClientNeeded, StoreUnavailable, StreamMissing
 from silbo.operations.failing import count_failed, find_failing
 from silbo.operations.formatting import format_age, format_count, format_seconds, format_size
@@ -35,6 +37,7 @@ from silbo.operations.groups import (
 from silbo.operations.redis import choose_streams, find_streams, is_away, opened, read_clock, time_of_entry
 from silbo.operations.retention import read_policy
 from silbo.operations.scripts import READ_DEAD_ERRORS
+from silbo.operations.shards import find_undrained
 from silbo.outbox.rows import OutboxStore
 
 __all__ = ["Finding", "Level", "examine"]
@@ -231,9 +234,33 @@ async def _examine_redis(
                 yield Finding(key, "danger", f"can't be examined: {error}", BRING_BACK)
         for finding in _check_newer(left):
             yield finding
+        async for finding in _check_closed(connection, prefix, keys):
+            yield finding
         if keys:
             for finding in await _check_prefixes(connection, prefix, keys):
                 yield finding
+
+
+async def _check_closed(connection: CallConnection, prefix: str, keys: Sequence[str]) -> AsyncIterator[Finding]:
+    """Yield the addresses with shards that are closed, as their number is changed or a change was given up halfway."""
+    addresses = {found[1] for key in keys if (found := re.search(r":\{(.+)\.\d+\}$", key))}
+    for address in sorted(addresses):
+        root = build_stream_key(address, prefix).encode()
+        try:
+            ((shards, before),) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"was"))
+            if shards != b"0":
+                continue
+            shard_keys = [build_shard_key(root, shard) for shard in range(int(before or 0))]
+            waits = [each for key in shard_keys for each in await find_undrained(connection, key)]
+        except BrokerUnavailable as error:
+            if is_away(error):
+                continue  # the node that is away is a danger already
+            raise
+        text = f"closed for a change of its {int(before or 0)} shards: publishes to it are refused"
+        if waits:
+            text += f"; waits for {waits[0].group} at {waits[0].stream}, {waits[0].in_hand} in hand"
+        mend = f"silbo shards change{REDIS}{_of_prefix(prefix)} {quote(address)} {int(before or 0)}, which opens it as it was, or with another number"
+        yield Finding(root.decode(), "danger", text, mend)
 
 
 # -- the server ---------------------------------------------------------------------------------------------

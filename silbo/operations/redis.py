@@ -190,9 +190,9 @@ async def _find_or_none(connection: CallConnection) -> Sequence[str]:
 
 
 async def read_shards(connection: CallConnection, key: bytes) -> int:
-    """Return the number of shards of the address that has this key without them; 0 if it has none, or it is being changed."""
-    (shards,) = await ask(connection, Command(b"HGET", build_shards_key(key), b"shards"))
-    return int(shards or 0)
+    """Return the number of shards of the address that has this key without them, while it is changed that of before; 0 if it has none."""
+    ((shards, before),) = await ask(connection, Command(b"HMGET", build_shards_key(key), b"shards", b"was"))
+    return int(shards or 0) or int(before or 0)
 
 
 async def read_clock(connection: CallConnection) -> datetime:

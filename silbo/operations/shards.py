@@ -22,7 +22,7 @@ from silbo.operations.redis import opened
 from silbo.operations.scripts import SET_POLICY
 from silbo.shards import check_shards
 
-__all__ = ["Undrained", "change_shards"]
+__all__ = ["Sharding", "Undrained", "change_shards", "find_undrained", "read_sharding"]
 
 LOOK_EVERY: Final = 0.2
 """Every 0.2 seconds it is looked if the groups have handled everything."""
@@ -41,6 +41,34 @@ class Undrained:
     stream: str
     group: str
     in_hand: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """The shards of an address.
+
+    Attributes:
+        shards: Their number; while it is changed that of before.
+        is_closed: True while it is changed, or if a change was given up halfway: publishes are refused.
+    """
+
+    shards: int
+    is_closed: bool
+
+
+async def read_sharding(
+    client: Client, address: str, *, prefix: str = "silbo", timeout: float = 5.0
+) -> Sharding | None:
+    """Return the shards of an address; None if it has none.
+
+    Raises:
+        BrokerUnavailable: Redis can't be reached, or refuses.
+    """
+    key = build_shards_key(build_stream_key(address, prefix).encode())
+    async with opened(client, timeout) as connection:
+        ((shards, before),) = await ask(connection, Command(b"HMGET", key, b"shards", b"was"))
+    number = int(shards or 0) or int(before or 0)
+    return Sharding(number, is_closed=shards == b"0") if number else None
 
 
 async def change_shards(
@@ -95,7 +123,7 @@ async def change_shards(
         await ask(connection, Command(b"HSET", build_shards_key(root), *closed))
         await ask(connection, *[Command(b"HSET", build_shards_key(key), b"shards", b"0") for key in keys])
         while True:
-            undrained = [each for key in keys for each in await _find_undrained(connection, key)]
+            undrained = [each for key in keys for each in await find_undrained(connection, key)]
             (found,) = await ask(connection, Command(b"HMGET", build_shards_key(root), b"shards", b"change"))
             # Else it would open what another call has closed, or change what that one has opened.
             if found != [b"0", mine]:
@@ -180,7 +208,7 @@ async def _name_parts(connection: CallConnection, key: bytes) -> list[bytes]:
     return names
 
 
-async def _find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:
+async def find_undrained(connection: CallConnection, key: bytes) -> list[Undrained]:
     """Return the groups of a shard that have not handled everything."""
     (kind,) = await ask(connection, Command(b"TYPE", key))
     if kind == b"none":
