@@ -15,7 +15,7 @@ from tests.support.redis_streams import opened
 
 async def publish(redis: Redis, prefix: str, shards: int, *numbers: int) -> None:
     async with RedisStreams(redis, app="web", prefix=prefix, shards=shards) as streams:
-        await streams.publish(*(message(n, key=f"k{n}") for n in numbers))
+        await streams.publish(*(message(n, key=n) for n in numbers))
 
 
 async def test_number_is_changed_by_one_command(redis: Redis, redis_url: str, prefix: str) -> None:
