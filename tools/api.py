@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import silbo
 
@@ -122,7 +122,7 @@ def _describe(value: Any) -> str:
         return "property"
     if inspect.isclass(value) and issubclass(value, enum.Enum):
         return "enum"
-    if not callable(value):
+    if not callable(value) or get_origin(value) is not None:  # Pythons describe Callable[...] differently
         return ""
     try:
         signature = inspect.signature(value)
